@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention/backend.h>
+#include <attend/attention/detail/problem.h>
+#include <attend/attention/options.h>
+#include <attend/attention/reference.h>
+#include <attend/attention/sdpa.h>
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <optional>
+#include <string>
+
+namespace attend {
+namespace detail {
+
+/// One backend, as the choice sees it.
+struct BackendEntry {
+  Backend backend;
+  std::optional<std::string> (*why_not)(const Problem&);  // nothing if it can run, else a sentence
+  std::string (*copies)(const Problem&);
+  at::Tensor (*run)(const Problem&);
+};
+
+template <class B>
+inline constexpr BackendEntry kEntry{B::kBackend, &B::why_not, &B::copies, &B::run};
+
+/// All backends, the fastest first. The last one can do everything.
+inline constexpr BackendEntry kBackends[] = {kEntry<Sdpa>, kEntry<Reference>};
+
+struct Choice {
+  const BackendEntry* entry;
+  std::string why_not_faster;
+};
+
+inline Choice choose(const Problem& problem, Backend wanted) {
+  Choice choice{nullptr, ""};
+  for (const BackendEntry& entry : kBackends) {
+    if (wanted != Backend::kAuto && wanted != entry.backend) continue;
+    choice.entry = &entry;
+    const std::optional<std::string> reason = entry.why_not(problem);
+    if (!reason) return choice;
+    TORCH_CHECK_NOT_IMPLEMENTED(wanted == Backend::kAuto, "attend::attention: cannot use the backend asked for. ",
+                                *reason);
+    choice.why_not_faster += (choice.why_not_faster.empty() ? "" : "; ") + *reason;
+  }
+  TORCH_CHECK_VALUE(choice.entry != nullptr, "attend::attention: there is no ", c10::str(wanted));
+  return choice;
+}
+
+}  // namespace detail
+
+/// Attention: each query's output is an average of the values, weighted by how well it matches each key.
+///
+/// output = softmax(scale · q·kᵀ + mask) v for every batch entry and head; query head h reads key and value head
+/// h·G/H, so that G < H is grouped-query and G = 1 multi-query attention. The softmax is computed in float32, and in
+/// float64 for float64. A query that may attend to nothing, or S = 0, gives zeros and zero gradients.
+///
+/// Shapes: query (N, H, L, D), key (N, G, S, D), value (N, G, S, Dv) → (N, H, L, Dv). N, L and S may be 0; any strides.
+/// Differs from torch's scaled_dot_product_attention: the causal diagonal ends at the last key for every L and S, a mask
+/// may come together with is_causal on every device, and no dense fall-back is taken unnoticed: see explain().
+/// Throws c10::ValueError, c10::TypeError for wrong shapes, dtypes and devices; c10::NotImplementedError if a backend
+/// asked for by name cannot do what is asked, with the reason.
+/// Source: Vaswani et al., "Attention is all you need", 2017; grouped heads: Ainslie et al., "GQA", 2023.
+///
+/// Example:
+///   torch::Tensor y = attend::attention(q, k, v, attend::AttentionOptions().is_causal(true));
+inline at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                            const AttentionOptions& options = {}) {
+  const detail::Problem problem = detail::attention_problem(query, key, value, options);
+  return detail::choose(problem, options.backend()).entry->run(problem);
+}
+
+/// The weights of attention(), by the dense way: it allocates the (N, H, L, S) tensor that the fused kernels avoid.
+/// For looking at a map, not for computing with it. Options and errors as in attention(); the backend is not used.
+///
+/// Shapes: query (N, H, L, D), key (N, G, S, D) → (N, H, L, S). Rows sum to 1, or to 0 where nothing may be attended.
+inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& key,
+                                    const AttentionOptions& options = {}) {
+  return detail::Reference::weights(detail::scores_problem(query, key, options));
+}
+
+/// Which backend attention() takes for these arguments, and why not a faster one. Computes nothing.
+///
+/// Example:
+///   std::cout << attend::explain(q, k, v) << '\n';    // kSdpa
+inline Explanation explain(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                           const AttentionOptions& options = {}) {
+  const detail::Problem problem = detail::attention_problem(query, key, value, options);
+  const detail::Choice choice = detail::choose(problem, options.backend());
+  return {choice.entry->backend, choice.why_not_faster, choice.entry->copies(problem)};
+}
+
+}  // namespace attend

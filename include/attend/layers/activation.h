@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <torch/enum.h>
+#include <torch/types.h>
+
+#include <c10/util/Exception.h>
+
+#include <concepts>
+#include <functional>
+#include <ostream>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+namespace attend {
+
+/// The type of kGELUTanh.
+struct GELUTanh {};
+
+/// GELU in its tanh form, as `torch.nn.GELU(approximate="tanh")`; `torch::kGELU` is the exact one.
+inline constexpr GELUTanh kGELUTanh;
+
+/// What a layer applies to every element: torch::kReLU, torch::kGELU, attend::kGELUTanh, torch::kSiLU, torch::kTanh, or any
+/// function from tensor to tensor.
+///
+/// Example:
+///   attend::Activation leaky([](const torch::Tensor& x) { return torch::leaky_relu(x, 0.1); });
+class Activation {
+ public:
+  Activation(torch::enumtype::kReLU) : name_("ReLU"), function_([](const torch::Tensor& x) { return at::relu(x); }) {}
+  Activation(torch::enumtype::kGELU) : name_("GELU"), function_([](const torch::Tensor& x) { return at::gelu(x); }) {}
+  Activation(GELUTanh) : name_("GELUTanh"), function_([](const torch::Tensor& x) { return at::gelu(x, "tanh"); }) {}
+  Activation(torch::enumtype::kSiLU) : name_("SiLU"), function_([](const torch::Tensor& x) { return at::silu(x); }) {}
+  Activation(torch::enumtype::kTanh) : name_("Tanh"), function_([](const torch::Tensor& x) { return at::tanh(x); }) {}
+
+  template <class F>
+    requires(!std::same_as<std::remove_cvref_t<F>, Activation> && std::is_invocable_r_v<torch::Tensor, F&, const torch::Tensor&>)
+  Activation(F&& function) : name_("a function"), function_(std::forward<F>(function)) {
+    TORCH_CHECK_VALUE(function_, "attend::Activation: the function must not be empty");
+  }
+
+  torch::Tensor operator()(const torch::Tensor& x) const { return function_(x); }
+
+  friend std::ostream& operator<<(std::ostream& stream, const Activation& activation) {
+    return stream << activation.name_;
+  }
+
+ private:
+  std::string name_;
+  std::function<torch::Tensor(const torch::Tensor&)> function_;
+};
+
+}  // namespace attend

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention.h>
+#include <attend/layers/detail/check_signal.h>
+
+#include <torch/arg.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+
+#include <cstdint>
+#include <ostream>
+
+namespace attend {
+
+/// Options of SelfAttention1d.
+///
+/// Example:
+///   attend::SelfAttention1dOptions(64, 64, 64).num_heads(4).scale(attend::kInverseSqrt)
+struct SelfAttention1dOptions {
+  SelfAttention1dOptions(std::int64_t in_channels, std::int64_t out_channels, std::int64_t key_channels)
+      : in_channels_(in_channels), out_channels_(out_channels), key_channels_(key_channels) {}
+
+  /// Channels of x.
+  TORCH_ARG(std::int64_t, in_channels);
+  /// Channels of the values and of y, all heads together.
+  TORCH_ARG(std::int64_t, out_channels);
+  /// Channels of the queries and keys, all heads together.
+  TORCH_ARG(std::int64_t, key_channels);
+  /// Heads; must divide key_channels and out_channels. Default: 1.
+  TORCH_ARG(std::int64_t, num_heads) = 1;
+  /// The factor before q·k: a number, or kInverseSqrt for 1/√(key_channels / num_heads). Default: 1.
+  TORCH_ARG(Scale, scale) = 1.0;
+  /// Who computes the attention. Default: kAuto.
+  TORCH_ARG(Backend, backend) = Backend::kAuto;
+};
+
+/// Self-attention over the positions of a 1-d signal: each output position is an average of the values, weighted by
+/// how well its query matches each key.
+///
+/// y = softmax(scale · QᵀK) Vᵀ with Q = W_q x, K = W_k x, V = W_v x (1×1 convolutions without bias). With several heads,
+/// head h works on the h-th share of the key and value channels.
+///
+/// Parameters: `query.weight`, `key.weight` (key_channels, in_channels, 1), `value.weight` (out_channels, in_channels, 1).
+/// Shapes: x (N, in_channels, L) → (N, out_channels, L). Any L ≥ 1; N may be 0.
+/// Differs from torch.nn.MultiheadAttention: channels first, no output projection, no bias, and scale = 1 by default
+/// (the experiment's layer is unscaled).
+/// Throws c10::ValueError, c10::TypeError if x is not 3-d or differs from the weights in channels, dtype or device.
+/// Source: F. Fleuret, Deep Learning course, handout 13.2.
+///
+/// Example:
+///   attend::SelfAttention1d layer(attend::SelfAttention1dOptions(64, 64, 64));
+///   torch::Tensor y = layer(x);
+class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
+ public:
+  SelfAttention1dImpl(std::int64_t in_channels, std::int64_t out_channels, std::int64_t key_channels)
+      : SelfAttention1dImpl(SelfAttention1dOptions(in_channels, out_channels, key_channels)) {}
+
+  explicit SelfAttention1dImpl(const SelfAttention1dOptions& options_) : options(options_) { reset(); }
+
+  void reset() override {
+    constexpr const char* kName = "attend::SelfAttention1d";
+    detail::check_positive(kName, "in_channels", options.in_channels());
+    detail::check_positive(kName, "out_channels", options.out_channels());
+    detail::check_positive(kName, "key_channels", options.key_channels());
+    detail::check_positive(kName, "num_heads", options.num_heads());
+    TORCH_CHECK_VALUE(options.key_channels() % options.num_heads() == 0, kName, ": key_channels (",
+                      options.key_channels(), ") must be divisible by num_heads (", options.num_heads(), ")");
+    TORCH_CHECK_VALUE(options.out_channels() % options.num_heads() == 0, kName, ": out_channels (",
+                      options.out_channels(), ") must be divisible by num_heads (", options.num_heads(), ")");
+    query = register_module("query", projection(options.key_channels()));
+    key = register_module("key", projection(options.key_channels()));
+    value = register_module("value", projection(options.out_channels()));
+  }
+
+  /// Draws new weights, as Conv1d does.
+  void reset_parameters() {
+    query->reset_parameters();
+    key->reset_parameters();
+    value->reset_parameters();
+  }
+
+  void pretty_print(std::ostream& stream) const override {
+    stream << "attend::SelfAttention1d(" << options.in_channels() << ", " << options.out_channels() << ", "
+           << options.key_channels() << ", num_heads=" << options.num_heads() << ", scale=" << options.scale() << ")";
+  }
+
+  torch::Tensor forward(const torch::Tensor& x) {
+    check(x);
+    const torch::Tensor y = attention(heads(query, x), heads(key, x), heads(value, x), attention_options());
+    return y.transpose(1, 2).flatten(2).transpose(1, 2);  // (N, H, L, Dv) -> (N, L, out_channels) -> (N, out_channels, L)
+  }
+
+  /// The weights with which each position averages all positions: (N, num_heads, L, L), query positions first; rows
+  /// sum to 1. Computed the dense way.
+  torch::Tensor attention_map(const torch::Tensor& x) {
+    check(x);
+    return attention_weights(heads(query, x), heads(key, x), attention_options());
+  }
+
+  /// Which backend forward(x) takes, and why not a faster one.
+  Explanation explain(const torch::Tensor& x) {
+    check(x);
+    return attend::explain(heads(query, x), heads(key, x), heads(value, x), attention_options());
+  }
+
+  /// The options that the layer was made with.
+  SelfAttention1dOptions options;
+
+  /// The projections; 1×1 convolutions, so that the parameters have Conv1d's shapes and start as Conv1d's do.
+  torch::nn::Conv1d query{nullptr}, key{nullptr}, value{nullptr};
+
+ private:
+  torch::nn::Conv1d projection(std::int64_t channels) const {
+    return torch::nn::Conv1d(torch::nn::Conv1dOptions(options.in_channels(), channels, 1).bias(false));
+  }
+
+  void check(const torch::Tensor& x) const {
+    detail::check_signal("attend::SelfAttention1d", x, options.in_channels(), query->weight);
+  }
+
+  AttentionOptions attention_options() const {
+    return AttentionOptions().scale(options.scale()).backend(options.backend());
+  }
+
+  /// Projects x and splits the channels into heads: (N, in_channels, L) -> (N, H, L, channels / H).
+  ///
+  /// A matrix product from the right, not the convolution: its result has the channels last, which the fused kernels
+  /// read without a copy, where the convolution's channels-first result would send them to their dense path.
+  torch::Tensor heads(const torch::nn::Conv1d& projection, const torch::Tensor& x) const {
+    const torch::Tensor projected = at::linear(x.transpose(1, 2), projection->weight.squeeze(2));  // (N, L, channels)
+    return projected.unflatten(2, {options.num_heads(), -1}).transpose(1, 2);
+  }
+};
+
+TORCH_MODULE(SelfAttention1d);
+
+}  // namespace attend

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The trainer, what it is made of, and the callbacks that come with it.
+
+// Training
+#include <attend/training/adam.h>
+#include <attend/training/history.h>
+#include <attend/training/step.h>
+#include <attend/training/trainer.h>
+#include <attend/training/training_state.h>
+
+// Callbacks
+#include <attend/training/callbacks/csv_log.h>
+#include <attend/training/callbacks/progress_bar.h>
+#include <attend/training/callbacks/stop_on_interrupt.h>

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_foreach_add.h>
+#include <ATen/ops/_fused_adam.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/GradMode.h>
+#include <c10/util/Exception.h>
+#include <torch/optim/adam.h>
+#include <torch/types.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace attend {
+
+/// Adam in one fused call for all parameters, with everything that changes from step to step kept on the device.
+///
+/// The same options, state and archive as torch::optim::Adam, and the same update up to rounding:
+///   m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²,  p ← p − lr · (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε).
+///
+/// Differs from torch::optim::Adam: about eight calls a parameter become one for all; t and the learning rate are tensors on
+/// the parameters' device, so that a step reads no host value that changes and can be captured in a CUDA graph. Set the rate
+/// by `param_groups()[i].options().set_lr(rate)`, as schedulers do; a write to `AdamOptions::lr` is not seen.
+/// Throws c10::Error for options out of range, c10::NotImplementedError for a sparse gradient or a parameter
+/// that is a view with gaps.
+/// Source: D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015.
+///
+/// Example:
+///   attend::Adam optimizer(model->parameters(), torch::optim::AdamOptions(1e-3));
+class Adam : public torch::optim::Adam {
+ public:
+  explicit Adam(std::vector<torch::optim::OptimizerParamGroup> groups, torch::optim::AdamOptions defaults = {})
+      : torch::optim::Adam(std::move(groups), std::move(defaults)) {}
+
+  explicit Adam(std::vector<torch::Tensor> parameters, torch::optim::AdamOptions defaults = {})
+      : Adam(std::vector{torch::optim::OptimizerParamGroup(std::move(parameters))}, std::move(defaults)) {}
+
+  torch::Tensor step(LossClosure closure = nullptr) override {
+    torch::Tensor loss;
+    if (closure) {
+      const at::AutoGradMode with_gradients(true);
+      loss = closure();
+    }
+    const c10::NoGradGuard no_grad;
+    for (auto& group : param_groups_) {
+      Options& options = options_of(group);
+      // The fused call wants one device and one dtype.
+      std::map<std::tuple<c10::DeviceType, c10::DeviceIndex, c10::ScalarType>, Tensors> kinds;
+      for (const torch::Tensor& parameter : group.params()) {
+        if (!parameter.grad().defined()) continue;
+        kinds[{parameter.device().type(), parameter.device().index(), parameter.scalar_type()}].add(
+            parameter, state_of(parameter, options));
+      }
+      for (auto& [kind, tensors] : kinds) {
+        at::_foreach_add_(tensors.steps, 1);
+        at::_fused_adam_(tensors.parameters, tensors.gradients, tensors.exp_avgs, tensors.exp_avg_sqs,
+                         tensors.max_exp_avg_sqs, tensors.steps, options.learning_rate_on(tensors.parameters[0].device()),
+                         std::get<0>(options.betas()), std::get<1>(options.betas()), options.weight_decay(),
+                         options.eps(), options.amsgrad(), /*maximize=*/false);
+      }
+    }
+    return loss;
+  }
+
+  /// Writes the archive that torch::optim::Adam writes.
+  void save(torch::serialize::OutputArchive& archive) const override {
+    for (const auto& entry : state_) {
+      auto& state = static_cast<State&>(*entry.second);
+      state.step(state.device_step.item<std::int64_t>());
+    }
+    torch::optim::Adam::save(archive);
+  }
+
+  /// Reads an archive of this class or of torch::optim::Adam.
+  void load(torch::serialize::InputArchive& archive) override {
+    torch::optim::Adam::load(archive);
+    for (auto& entry : state_) {
+      const auto& loaded = static_cast<const torch::optim::AdamParamState&>(*entry.second);
+      entry.second = std::make_unique<State>(loaded);
+    }
+    for (auto& group : param_groups_) keep_rate_on_the_device(group);
+  }
+
+ private:
+  /// torch's options, with the learning rate as a 0-d tensor beside the number.
+  struct Options : torch::optim::AdamOptions {
+    explicit Options(const torch::optim::AdamOptions& options) : torch::optim::AdamOptions(options) {}
+
+    std::unique_ptr<torch::optim::OptimizerOptions> clone() const override {
+      return std::make_unique<Options>(static_cast<const torch::optim::AdamOptions&>(*this));
+    }
+
+    void set_lr(const double rate) override {
+      torch::optim::AdamOptions::set_lr(rate);
+      for (auto& [device, tensor] : learning_rates) tensor.fill_(rate);
+    }
+
+    /// float64 where the kernel takes any dtype; the CUDA kernel reads float32.
+    const torch::Tensor& learning_rate_on(c10::Device device) {
+      torch::Tensor& tensor = learning_rates[device];
+      if (!tensor.defined())
+        tensor = at::full({}, lr(), at::device(device).dtype(device.is_cpu() ? at::kDouble : at::kFloat));
+      return tensor;
+    }
+
+    std::unordered_map<c10::Device, torch::Tensor> learning_rates;
+  };
+
+  /// torch's state, with the number of steps as a 0-d tensor; `step` is up to date only in an archive.
+  struct State : torch::optim::AdamParamState {
+    State() = default;
+    explicit State(const torch::optim::AdamParamState& state) : torch::optim::AdamParamState(state) {
+      device_step = at::full({}, static_cast<double>(step()), exp_avg().options().dtype(at::kFloat));
+    }
+
+    std::unique_ptr<torch::optim::OptimizerParamState> clone() const override {
+      auto copy = std::make_unique<State>(*this);
+      copy->device_step = device_step.clone();
+      return copy;
+    }
+
+    torch::Tensor device_step;
+  };
+
+  /// The arguments of the fused call.
+  struct Tensors {
+    void add(const torch::Tensor& parameter, State& state) {
+      torch::Tensor gradient = parameter.grad();
+      TORCH_CHECK_NOT_IMPLEMENTED(!gradient.is_sparse(), "attend::Adam: sparse gradients are not supported");
+      TORCH_CHECK_NOT_IMPLEMENTED(parameter.is_non_overlapping_and_dense(),
+                                  "attend::Adam: a parameter must be dense in memory, got sizes ", parameter.sizes(),
+                                  " with strides ", parameter.strides());
+      if (gradient.strides() != parameter.strides())  // the kernel walks all tensors in the order of memory
+        gradient = at::empty_like(parameter).copy_(gradient);
+      parameters.push_back(parameter);
+      gradients.push_back(gradient);
+      exp_avgs.push_back(state.exp_avg());
+      exp_avg_sqs.push_back(state.exp_avg_sq());
+      if (state.max_exp_avg_sq().defined()) max_exp_avg_sqs.push_back(state.max_exp_avg_sq());
+      steps.push_back(state.device_step);
+    }
+
+    std::vector<at::Tensor> parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps;
+  };
+
+  State& state_of(const torch::Tensor& parameter, const Options& options) {
+    auto& entry = state_[parameter.unsafeGetTensorImpl()];
+    if (!entry) {
+      auto state = std::make_unique<State>();
+      state->exp_avg(at::zeros_like(parameter));
+      state->exp_avg_sq(at::zeros_like(parameter));
+      if (options.amsgrad()) state->max_exp_avg_sq(at::zeros_like(parameter));
+      state->device_step = at::zeros({}, parameter.options().dtype(at::kFloat));
+      entry = std::move(state);
+    }
+    return static_cast<State&>(*entry);
+  }
+
+  /// The group's options; those of a group that is new to a step are torch's and become ours here.
+  static Options& options_of(torch::optim::OptimizerParamGroup& group) {
+    if (dynamic_cast<Options*>(&group.options()) == nullptr) keep_rate_on_the_device(group);
+    return static_cast<Options&>(group.options());
+  }
+
+  static void keep_rate_on_the_device(torch::optim::OptimizerParamGroup& group) {
+    group.set_options(std::make_unique<Options>(static_cast<const torch::optim::AdamOptions&>(group.options())));
+  }
+};
+
+}  // namespace attend

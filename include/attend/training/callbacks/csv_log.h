@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/training/training_state.h>
+
+#include <c10/util/Exception.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <string>
+#include <utility>
+
+namespace attend {
+
+/// A callback that writes a line of comma-separated values after each epoch, at once, so that an interrupted run loses nothing.
+///
+/// Columns: epoch (from 0), train_loss, last_batch_loss, validation_loss (nan without a validation set), learning_rate, seconds.
+/// Throws c10::ValueError if the file cannot be opened: when the log is made, so before any training; c10::Error if a line cannot
+/// be written.
+///
+/// Example:
+///   trainer.fit(train_set, validation_set, attend::CsvLog("history.csv"));
+class CsvLog {
+ public:
+  /// Opens the file and replaces what is in it.
+  explicit CsvLog(std::string path) : path_(std::move(path)), file_(path_) {
+    TORCH_CHECK_VALUE(file_.is_open(), "attend::CsvLog: cannot write \"", path_, "\": ", std::strerror(errno));
+    file_.precision(std::numeric_limits<double>::max_digits10);
+    file_ << "epoch,train_loss,last_batch_loss,validation_loss,learning_rate,seconds" << std::endl;
+  }
+
+  void on_epoch_end(TrainingState& state) {
+    const EpochRecord& record = state.history.epochs().back();
+    file_ << state.epoch << ',' << record.train_loss << ',' << record.last_batch_loss << ',' << record.validation_loss
+          << ',' << state.learning_rate() << ',' << record.seconds << std::endl;
+    TORCH_CHECK(file_.good(), "attend::CsvLog: cannot write a line to \"", path_, "\": ", std::strerror(errno));
+  }
+
+ private:
+  std::string path_;
+  std::ofstream file_;
+};
+
+}  // namespace attend

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/training/training_state.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <iostream>
+#include <string>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+
+namespace attend {
+
+/// A callback that shows how far the training is: one line an epoch, and in a terminal a moving bar below them.
+///
+///   epoch  3/50  [==========>             ]  4352/10000  loss 0.00612  2104 samples/s  3:51 left
+///
+/// The bar is drawn at most five times a second, and only then is the loss read from the device. Losses are in the loss
+/// function's unit; the time left is that of the whole fit.
+///
+/// Example:
+///   trainer.fit(train_set, validation_set, attend::ProgressBar());
+class ProgressBar {
+ public:
+  /// To the standard error stream; with a bar if that is a terminal.
+  ProgressBar() : ProgressBar(std::cerr, error_stream_is_a_terminal()) {}
+
+  /// To any stream, with or without the bar. The stream must outlive the callback.
+  ProgressBar(std::ostream& stream, bool with_bar) : stream_(&stream), with_bar_(with_bar) {}
+
+  void on_fit_begin(TrainingState& state) {
+    first_epoch_ = state.epoch;
+    last_drawn_ = 0.0;
+  }
+
+  void on_batch_end(TrainingState& state) {
+    if (!with_bar_ || state.seconds - last_drawn_ < kSecondsBetweenDraws) return;
+    last_drawn_ = state.seconds;
+    constexpr std::int64_t kWidth = 24;
+    const std::int64_t filled = kWidth * state.samples / state.samples_per_epoch;
+    std::string bar(filled, '=');
+    bar += '>';
+    bar.resize(kWidth, ' ');
+    const double epochs_done = static_cast<double>(state.epoch - first_epoch_) +
+                               static_cast<double>(state.samples) / static_cast<double>(state.samples_per_epoch);
+    const double samples_done = epochs_done * static_cast<double>(state.samples_per_epoch);
+    const double epochs_left = static_cast<double>(state.epochs - first_epoch_) - epochs_done;
+    rewrite(title(state) + "  [" + bar + "]  " + std::to_string(state.samples) + '/' +
+            std::to_string(state.samples_per_epoch) + "  loss " + number(state.loss.item<double>()) + "  " +
+            std::to_string(std::llround(samples_done / state.seconds)) + " samples/s  " +
+            clock(state.seconds / epochs_done * epochs_left) + " left");
+  }
+
+  void on_epoch_end(TrainingState& state) {
+    const EpochRecord& record = state.history.epochs().back();
+    std::string line = title(state) + "  loss " + number(record.train_loss);
+    if (!std::isnan(record.validation_loss)) line += "  validation " + number(record.validation_loss);
+    char seconds[32];
+    std::snprintf(seconds, sizeof seconds, "  %.1f s", record.seconds);
+    rewrite(line + seconds);
+    *stream_ << std::endl;
+    shown_ = 0;
+  }
+
+ private:
+  static constexpr double kSecondsBetweenDraws = 0.2;
+
+  static bool error_stream_is_a_terminal() {
+#if defined(__unix__) || defined(__APPLE__)
+    return ::isatty(STDERR_FILENO) == 1;
+#else
+    return false;
+#endif
+  }
+
+  static std::string title(const TrainingState& state) {
+    const std::string epochs = std::to_string(state.epochs);
+    std::string epoch = std::to_string(state.epoch + 1);
+    epoch.insert(0, epochs.size() - std::min(epochs.size(), epoch.size()), ' ');
+    return "epoch " + epoch + '/' + epochs;
+  }
+
+  static std::string number(double loss) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.3g", loss);
+    return text;
+  }
+
+  /// Minutes and seconds, with hours in front when there are any.
+  static std::string clock(double seconds) {
+    const long long s = std::llround(seconds);
+    char text[48];
+    if (s < 3600)
+      std::snprintf(text, sizeof text, "%lld:%02lld", s / 60, s % 60);
+    else
+      std::snprintf(text, sizeof text, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
+    return text;
+  }
+
+  /// Writes over the line that is shown; blanks cover what was longer before.
+  void rewrite(const std::string& line) {
+    if (shown_ > 0) *stream_ << '\r';
+    *stream_ << line << std::string(shown_ > line.size() ? shown_ - line.size() : 0, ' ') << std::flush;
+    shown_ = line.size();
+  }
+
+  std::ostream* stream_;
+  bool with_bar_;
+  std::int64_t first_epoch_ = 0;
+  double last_drawn_ = 0.0;
+  std::size_t shown_ = 0;
+};
+
+}  // namespace attend

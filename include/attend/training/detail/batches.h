@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <attend/detail/philox.h>
+
+#include <c10/util/ArrayRef.h>
+#include <c10/util/Exception.h>
+#include <torch/data/example.h>
+#include <torch/types.h>
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace attend::detail {
+
+/// Data that is there as two tensors, samples first.
+template <class Data>
+concept TensorData = requires(const Data& data) {
+  { data.inputs() } -> std::convertible_to<torch::Tensor>;
+  { data.targets() } -> std::convertible_to<torch::Tensor>;
+};
+
+/// A torch::data dataset that can be asked for any samples: batches are vectors of examples, or stacked already.
+template <class Data>
+concept TorchDataset = !TensorData<Data> && requires(Data& data, std::vector<std::size_t> indices) {
+  { data.size() } -> std::same_as<std::optional<std::size_t>>;
+  requires std::same_as<std::remove_cvref_t<decltype(data.get_batch(indices))>, torch::data::Example<>> ||
+               std::same_as<std::remove_cvref_t<decltype(data.get_batch(indices))>,
+                            std::vector<torch::data::Example<>>>;
+};
+
+template <class Data>
+concept TrainingData = TensorData<std::remove_cvref_t<Data>> || TorchDataset<std::remove_cvref_t<Data>>;
+
+/// Batches of a data set on a device. Tensors move there once, as a whole; a dataset's batches one by one.
+template <class Data>
+class Batches {
+ public:
+  Batches(const char* name, Data& data, torch::Device device) : data_(data), device_(device) {
+    if constexpr (TensorData<Data>) {
+      const torch::Tensor inputs = data.inputs(), targets = data.targets();
+      TORCH_CHECK_VALUE(inputs.defined() && targets.defined() && inputs.dim() >= 1 && targets.dim() >= 1,
+                        "attend::Trainer: ", name, " must have inputs() and targets() with samples as the first dimension");
+      TORCH_CHECK_VALUE(inputs.size(0) == targets.size(0), "attend::Trainer: ", name, " must have as many targets (",
+                        targets.size(0), ") as inputs (", inputs.size(0), ")");
+      size_ = inputs.size(0);
+      inputs_ = inputs.to(device);
+      targets_ = targets.to(device);
+    } else {
+      const std::optional<std::size_t> size = data.size();
+      TORCH_CHECK_VALUE(size.has_value(), "attend::Trainer: ", name, " must know its size()");
+      size_ = static_cast<std::int64_t>(*size);
+    }
+    TORCH_CHECK_VALUE(size_ >= 1, "attend::Trainer: ", name, " must not be empty");
+  }
+
+  std::int64_t size() const { return size_; }
+
+  /// The samples of these indices: a CPU tensor (batch) of int64.
+  std::pair<torch::Tensor, torch::Tensor> gather(const torch::Tensor& indices) const {
+    if constexpr (TensorData<Data>) {
+      const torch::Tensor rows = indices.to(device_, /*non_blocking=*/true);
+      return {inputs_.index_select(0, rows), targets_.index_select(0, rows)};
+    } else {
+      const auto* first = indices.const_data_ptr<std::int64_t>();
+      const std::vector<std::size_t> samples(first, first + indices.numel());
+      auto batch = data_.get_batch(samples);
+      if constexpr (std::is_same_v<decltype(batch), torch::data::Example<>>) {
+        return {batch.data.to(device_), batch.target.to(device_)};
+      } else {
+        std::vector<torch::Tensor> inputs, targets;
+        for (auto& example : batch) {
+          inputs.push_back(std::move(example.data));
+          targets.push_back(std::move(example.target));
+        }
+        return {at::stack(inputs).to(device_), at::stack(targets).to(device_)};
+      }
+    }
+  }
+
+ private:
+  Data& data_;
+  torch::Device device_;
+  std::int64_t size_ = 0;
+  torch::Tensor inputs_, targets_;
+};
+
+/// The order of the samples in one epoch, a function of seed and epoch alone: (samples), int64, on the CPU.
+inline torch::Tensor shuffled(std::int64_t samples, std::uint64_t seed, std::int64_t epoch) {
+  const PhiloxBlock block = philox(seed, static_cast<std::uint64_t>(epoch), 0);
+  const std::uint64_t epoch_seed = (std::uint64_t{block.words[1]} << 32) | block.words[0];
+  return at::randperm(samples, at::detail::createCPUGenerator(epoch_seed), torch::kLong);
+}
+
+}  // namespace attend::detail

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/training/training_state.h>
+
+#include <concepts>
+#include <type_traits>
+#include <utility>
+
+namespace attend::detail {
+
+/// A hook returns nothing, or whether to stop.
+template <class Result>
+concept HookResult = std::is_void_v<Result> || std::same_as<Result, bool>;
+
+// For each hook: its name as a type, with how to call it and whether a class has a member of that name.
+#define ATTEND_DEFINE_HOOK(name)                                                                          \
+  struct name##_hook {                                                                                    \
+    template <class Callback>                                                                             \
+    static auto call(Callback& callback, TrainingState& state) -> decltype(callback.name(state)) {        \
+      return callback.name(state);                                                                        \
+    }                                                                                                     \
+    template <class Callback>                                                                             \
+    static constexpr bool kIsNamed = requires { &Callback::name; };                                       \
+  };
+ATTEND_DEFINE_HOOK(on_fit_begin)
+ATTEND_DEFINE_HOOK(on_epoch_begin)
+ATTEND_DEFINE_HOOK(on_before_step)
+ATTEND_DEFINE_HOOK(on_batch_end)
+ATTEND_DEFINE_HOOK(on_epoch_end)
+ATTEND_DEFINE_HOOK(on_fit_end)
+#undef ATTEND_DEFINE_HOOK
+
+template <class Hook, class Callback>
+concept HasHook = requires(Callback& callback, TrainingState& state) {
+  { Hook::call(callback, state) } -> HookResult;
+};
+
+template <class Callback, class... Hooks>
+constexpr void check_hooks() {
+  static_assert((HasHook<Hooks, Callback> || ...),
+                "attend::Trainer: a callback needs at least one of on_fit_begin, on_epoch_begin, on_before_step, "
+                "on_batch_end, on_epoch_end, on_fit_end, taking attend::TrainingState& and returning void or bool");
+  static_assert(((HasHook<Hooks, Callback> || !Hooks::template kIsNamed<Callback>) && ...),
+                "attend::Trainer: a hook of this callback has another signature than void or bool of "
+                "(attend::TrainingState&), and would never be called");
+}
+
+template <class Callback>
+constexpr void check_callback() {
+  check_hooks<Callback, on_fit_begin_hook, on_epoch_begin_hook, on_before_step_hook, on_batch_end_hook,
+              on_epoch_end_hook, on_fit_end_hook>();
+}
+
+/// Calls a hook if the callback has it; whether the callback wants to stop.
+template <class Hook, class Callback>
+bool call_hook(Callback& callback, TrainingState& state) {
+  if constexpr (!HasHook<Hook, Callback>) {
+    return false;
+  } else if constexpr (std::is_void_v<decltype(Hook::call(callback, state))>) {
+    Hook::call(callback, state);
+    return false;
+  } else {
+    return Hook::call(callback, state);
+  }
+}
+
+}  // namespace attend::detail
