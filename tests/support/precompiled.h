@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What every test needs: LibTorch, doctest and the standard library. attend's own headers stay out, so that each test
-// proves that what it includes is enough.
+// What every test needs: LibTorch, doctest and the standard library. attend's own headers stay out, so that what a test
+// includes of them is what it needs.
 
-#include <doctest/doctest.h>
 #include <torch/torch.h>
 
 #include <string>
 #include <vector>
+
+// After LibTorch, which has a CHECK of its own.
+#include <doctest/doctest.h>

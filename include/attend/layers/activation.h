@@ -21,7 +21,13 @@ struct GELUTanh {};
 /// GELU in its tanh form, as `torch.nn.GELU(approximate="tanh")`; `torch::kGELU` is the exact one.
 inline constexpr GELUTanh kGELUTanh;
 
-/// What a layer applies to every element: torch::kReLU, torch::kGELU, attend::kGELUTanh, torch::kSiLU, torch::kTanh, or any
+/// The type of kSiLU.
+struct SiLU {};
+
+/// x · sigmoid(x). `torch::kSiLU` is declared by LibTorch 2.11 but missing from its libraries.
+inline constexpr SiLU kSiLU;
+
+/// What a layer applies to every element: torch::kReLU, torch::kGELU, attend::kGELUTanh, attend::kSiLU, torch::kTanh, or any
 /// function from tensor to tensor.
 ///
 /// Example:
@@ -31,7 +37,7 @@ class Activation {
   Activation(torch::enumtype::kReLU) : name_("ReLU"), function_([](const torch::Tensor& x) { return at::relu(x); }) {}
   Activation(torch::enumtype::kGELU) : name_("GELU"), function_([](const torch::Tensor& x) { return at::gelu(x); }) {}
   Activation(GELUTanh) : name_("GELUTanh"), function_([](const torch::Tensor& x) { return at::gelu(x, "tanh"); }) {}
-  Activation(torch::enumtype::kSiLU) : name_("SiLU"), function_([](const torch::Tensor& x) { return at::silu(x); }) {}
+  Activation(SiLU) : name_("SiLU"), function_([](const torch::Tensor& x) { return at::silu(x); }) {}
   Activation(torch::enumtype::kTanh) : name_("Tanh"), function_([](const torch::Tensor& x) { return at::tanh(x); }) {}
 
   template <class F>

@@ -59,7 +59,7 @@ class Adam : public torch::optim::Adam {
       for (const torch::Tensor& parameter : group.params()) {
         if (!parameter.grad().defined()) continue;
         kinds[{parameter.device().type(), parameter.device().index(), parameter.scalar_type()}].add(
-            parameter, state_of(parameter, options));
+            parameter, state_of(parameter, options), options.amsgrad());
       }
       for (auto& [kind, tensors] : kinds) {
         at::_foreach_add_(tensors.steps, 1);
@@ -85,6 +85,7 @@ class Adam : public torch::optim::Adam {
   void load(torch::serialize::InputArchive& archive) override {
     torch::optim::Adam::load(archive);
     for (auto& entry : state_) {
+      if (dynamic_cast<State*>(entry.second.get()) != nullptr) continue;  // not in the archive: stays as it was
       const auto& loaded = static_cast<const torch::optim::AdamParamState&>(*entry.second);
       entry.second = std::make_unique<State>(loaded);
     }
@@ -134,20 +135,29 @@ class Adam : public torch::optim::Adam {
 
   /// The arguments of the fused call.
   struct Tensors {
-    void add(const torch::Tensor& parameter, State& state) {
-      torch::Tensor gradient = parameter.grad();
+    void add(const torch::Tensor& parameter, State& state, bool amsgrad) {
+      const torch::Tensor gradient = parameter.grad();
       TORCH_CHECK_NOT_IMPLEMENTED(!gradient.is_sparse(), "attend::Adam: sparse gradients are not supported");
       TORCH_CHECK_NOT_IMPLEMENTED(parameter.is_non_overlapping_and_dense(),
                                   "attend::Adam: a parameter must be dense in memory, got sizes ", parameter.sizes(),
                                   " with strides ", parameter.strides());
-      if (gradient.strides() != parameter.strides())  // the kernel walks all tensors in the order of memory
-        gradient = at::empty_like(parameter).copy_(gradient);
       parameters.push_back(parameter);
-      gradients.push_back(gradient);
+      gradients.push_back(laid_out_as(parameter, gradient));
+      // The state's layout differs if the parameter got a new one, or if an archive comes from one with another.
+      state.exp_avg(laid_out_as(parameter, state.exp_avg()));
+      state.exp_avg_sq(laid_out_as(parameter, state.exp_avg_sq()));
       exp_avgs.push_back(state.exp_avg());
       exp_avg_sqs.push_back(state.exp_avg_sq());
-      if (state.max_exp_avg_sq().defined()) max_exp_avg_sqs.push_back(state.max_exp_avg_sq());
+      if (amsgrad) {
+        state.max_exp_avg_sq(laid_out_as(parameter, state.max_exp_avg_sq()));
+        max_exp_avg_sqs.push_back(state.max_exp_avg_sq());
+      }
       steps.push_back(state.device_step);
+    }
+
+    /// The tensor, copied if its strides are not the parameter's: the kernel walks all tensors in the order of memory.
+    static at::Tensor laid_out_as(const at::Tensor& parameter, const at::Tensor& tensor) {
+      return tensor.strides() == parameter.strides() ? tensor : at::empty_like(parameter).copy_(tensor);
     }
 
     std::vector<at::Tensor> parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps;
@@ -159,11 +169,12 @@ class Adam : public torch::optim::Adam {
       auto state = std::make_unique<State>();
       state->exp_avg(at::zeros_like(parameter));
       state->exp_avg_sq(at::zeros_like(parameter));
-      if (options.amsgrad()) state->max_exp_avg_sq(at::zeros_like(parameter));
       state->device_step = at::zeros({}, parameter.options().dtype(at::kFloat));
       entry = std::move(state);
     }
-    return static_cast<State&>(*entry);
+    auto& state = static_cast<State&>(*entry);
+    if (options.amsgrad() && !state.max_exp_avg_sq().defined()) state.max_exp_avg_sq(at::zeros_like(parameter));
+    return state;
   }
 
   /// The group's options; those of a group that is new to a step are torch's and become ours here.

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 #include <limits>
+#include <locale>
 #include <string>
 #include <utility>
 
@@ -27,18 +28,24 @@ class CsvLog {
   /// Opens the file and replaces what is in it.
   explicit CsvLog(std::string path) : path_(std::move(path)), file_(path_) {
     TORCH_CHECK_VALUE(file_.is_open(), "attend::CsvLog: cannot write \"", path_, "\": ", std::strerror(errno));
+    file_.imbue(std::locale::classic());  // a point in numbers, wherever the program runs
     file_.precision(std::numeric_limits<double>::max_digits10);
     file_ << "epoch,train_loss,last_batch_loss,validation_loss,learning_rate,seconds" << std::endl;
+    check_written();
   }
 
   void on_epoch_end(TrainingState& state) {
     const EpochRecord& record = state.history.epochs().back();
     file_ << state.epoch << ',' << record.train_loss << ',' << record.last_batch_loss << ',' << record.validation_loss
           << ',' << state.learning_rate() << ',' << record.seconds << std::endl;
-    TORCH_CHECK(file_.good(), "attend::CsvLog: cannot write a line to \"", path_, "\": ", std::strerror(errno));
+    check_written();
   }
 
  private:
+  void check_written() {
+    TORCH_CHECK(file_.good(), "attend::CsvLog: cannot write a line to \"", path_, "\": ", std::strerror(errno));
+  }
+
   std::string path_;
   std::ofstream file_;
 };

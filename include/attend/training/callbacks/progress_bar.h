@@ -18,7 +18,7 @@ namespace attend {
 
 /// A callback that shows how far the training is: one line an epoch, and in a terminal a moving bar below them.
 ///
-///   epoch  3/50  [==========>             ]  4352/10000  loss 0.00612  2104 samples/s  3:51 left
+///   epoch  3/50  [==========>             ]  4352/10000  loss 0.00612  2060 samples/s  3:51 left
 ///
 /// The bar is drawn at most five times a second, and only then is the loss read from the device. Losses are in the loss
 /// function's unit; the time left is that of the whole fit.

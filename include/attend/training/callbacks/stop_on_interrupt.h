@@ -38,6 +38,9 @@ class StopOnInterrupt {
 
   bool on_batch_end(TrainingState&) { return happened(); }
 
+  /// For a signal that came after the last batch, in validation.
+  bool on_epoch_end(TrainingState&) { return happened(); }
+
  private:
   static std::atomic<int>& signal_received() {
     static_assert(std::atomic<int>::is_always_lock_free, "a signal handler may touch lock-free atomics only");
@@ -47,7 +50,8 @@ class StopOnInterrupt {
 
   static void receive(int signal) {
     signal_received() = signal;
-    std::signal(signal, SIG_DFL);
+    std::signal(SIGINT, SIG_DFL);
+    std::signal(SIGTERM, SIG_DFL);
   }
 
   using Handler = void (*)(int);

@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""attend::ShapeDataset against the notebook's rule in Python: python3 compare.py PROGRAM, the one built from main.cpp.
+
+The two run in turn; printed are the medians, as a row of a Markdown table.
+"""
+
+import random
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+SAMPLES, SIZE, MAX_HEIGHT, NOISE = 10_000, 100, 50, 0.3
+
+
+def sample():
+    """One sample by the notebook's rule: a list of shapes, drawn twice, with noise, each mapped to [0, 1]."""
+    shapes, offset = [], 0
+    while offset < SIZE:
+        base, width = random.randrange(offset, offset + 10), random.randrange(3, 10)
+        if base + width > SIZE:
+            break
+        shapes.append((base, width, random.randrange(5, MAX_HEIGHT), random.random() < 0.5))
+        offset = base + width + 10
+    heights = {kind: [h for _, _, h, k in shapes if k == kind] for kind in (False, True)}
+    signals = []
+    for use_mean in (False, True):
+        signal = np.zeros(SIZE)
+        for base, width, height, is_triangle in shapes:
+            if use_mean:
+                height = np.mean(heights[is_triangle])
+            if is_triangle:
+                top = (2 * base + width) // 2
+                signal[base : top] = np.linspace(0, height, top - base, endpoint=False, dtype=int)
+                signal[top : base + width] = np.linspace(height, 0, base + width - top, endpoint=False, dtype=int)
+            else:
+                signal[base : base + width] = height
+        signal += np.random.normal(0, NOISE, SIZE)
+        signals.append(((signal - signal.min()) / (signal.max() - signal.min())).astype(np.float32)[None])
+    return signals
+
+
+def python_milliseconds():
+    begin = time.perf_counter()
+    inputs, targets = zip(*(sample() for _ in range(SAMPLES)))
+    np.stack(inputs), np.stack(targets)
+    return 1000 * (time.perf_counter() - begin)
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    ours, theirs = [], []
+    for _ in range(5):
+        ours.append(float(subprocess.run(sys.argv[1], capture_output=True, check=True, text=True).stdout))
+        theirs.append(python_milliseconds())
+    a, b = statistics.median(ours), statistics.median(theirs)
+    print("| 10,000 samples | attend (ms) | Python and numpy (ms) | ratio |\n| --- | --- | --- | --- |")
+    print(f"| median of {len(ours)} | {a:.0f} | {b:.0f} | {b / a:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

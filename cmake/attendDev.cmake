@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+#
+# What attend's own programs are built with: warnings, sanitizers, ccache, CUDA. None of it reaches the library's users.
+
+set(ATTEND_SANITIZE "" CACHE STRING "Sanitizers for attend's own programs, for example address,undefined")
+
+if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release)
+endif()
+
+# Draws the figures and computes what tests compare with.
+if(Python3_EXECUTABLE)
+  set(ATTEND_PYTHON "${Python3_EXECUTABLE}")
+else()
+  find_program(ATTEND_PYTHON NAMES python3 python REQUIRED)
+endif()
+
+set(CMAKE_CXX_EXTENSIONS OFF) # attend is to compile as plain C++20
+
+find_program(ATTEND_CCACHE ccache)
+mark_as_advanced(ATTEND_CCACHE)
+if(ATTEND_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  # Without this, ccache does not accept precompiled headers.
+  set(CMAKE_CXX_COMPILER_LAUNCHER
+      "${CMAKE_COMMAND}" -E env "CCACHE_SLOPPINESS=pch_defines,time_macros" "${ATTEND_CCACHE}")
+endif()
+
+# Our own targets link to this one.
+add_library(attend_dev INTERFACE)
+target_link_libraries(attend_dev INTERFACE attend::attend)
+target_compile_options(attend_dev INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic>
+  # g++ 12 warns of std::string's own code when it is inlined (GCC bug 105651).
+  $<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-restrict>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>)
+if(ATTEND_SANITIZE)
+  target_compile_options(attend_dev INTERFACE
+    -fsanitize=${ATTEND_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_link_options(attend_dev INTERFACE -fsanitize=${ATTEND_SANITIZE})
+endif()
+
+# ---- CUDA, if there is a compiler and something to compile ----------------------------------------------------------
+
+set(cuda_sources)
+if(ATTEND_BUILD_TESTS)
+  file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS tests/*.cu)
+endif()
+if(ATTEND_BUILD_BENCHMARKS)
+  file(GLOB_RECURSE benchmark_sources CONFIGURE_DEPENDS benchmarks/*.cu)
+  list(APPEND cuda_sources ${benchmark_sources})
+endif()
+if(cuda_sources)
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    # Without a default of ours, CMake would build for the oldest GPU that the compiler knows.
+    if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
+      set(CMAKE_CUDA_ARCHITECTURES 80 90)
+    endif()
+    set(CMAKE_CUDA_STANDARD 20)
+    enable_language(CUDA)
+  else()
+    message(STATUS "attend: no CUDA compiler, so the .cu files are not built")
+  endif()
+endif()
+
+# ---- Header-only libraries that the tests and examples use ----------------------------------------------------------
+
+# Finds the library `package`, or provides it; the other arguments are those of attend_provision_headers.
+function(attend_need package target)
+  find_package(${package} QUIET)
+  if(TARGET ${target})
+    return()
+  endif()
+  if(ATTEND_PROVISION)
+    attend_provision_headers(${target} ${ARGN})
+  else()
+    message(FATAL_ERROR "attend: ${package} was not found, which the tests or examples need. Install it, or let attend "
+                        "fetch it by -DATTEND_PROVISION=ON.")
+  endif()
+endfunction()
+
+function(attend_need_doctest)
+  attend_need(doctest doctest::doctest
+    FOLDER doctest-2.4.9
+    INCLUDE doctest-2.4.9
+    DEBIAN_PACKAGE doctest-dev
+    URL https://github.com/doctest/doctest/archive/v2.4.9.tar.gz
+    SHA256 19b2df757f2f3703a5e63cee553d85596875f06d91a3333acd80a969ef210856)
+endfunction()
+
+function(attend_need_cli11)
+  attend_need(CLI11 CLI11::CLI11
+    FOLDER cli11-2.1.2
+    INCLUDE CLI11-2.1.2/include
+    DEBIAN_PACKAGE libcli11-dev
+    URL https://github.com/CLIUtils/CLI11/archive/v2.1.2.tar.gz
+    SHA256 26291377e892ba0e5b4972cdfd4a2ab3bf53af8dac1f4ea8fe0d1376b625c8cb)
+endfunction()

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: MIT
+#
+# Downloads what attend's own build needs and the machine lacks, into a cache folder of the user. Included only if
+# ATTEND_PROVISION is ON, as the presets set it; who merely uses attend never gets here. Nothing is written elsewhere,
+# and no administrator's rights are needed: to undo everything, delete the cache folder.
+#
+# Python with torch, numpy and matplotlib: Python3_EXECUTABLE or the one on the PATH if it has all three, otherwise a
+# virtual environment. It becomes Python3_EXECUTABLE, in which attendTorch.cmake then finds LibTorch, unless Torch_DIR
+# or CMAKE_PREFIX_PATH names another.
+#
+# Each thing is one folder of the cache that several build trees share. Who makes it holds a lock, and writes a marker
+# last, so that a folder without the marker is known to be the rest of an interrupted installation.
+
+if(DEFINED ENV{ATTEND_CACHE_DIR})
+  set(attend_CACHE "$ENV{ATTEND_CACHE_DIR}")
+elseif(DEFINED ENV{XDG_CACHE_HOME})
+  set(attend_CACHE "$ENV{XDG_CACHE_HOME}/attend")
+elseif(CMAKE_HOST_APPLE)
+  set(attend_CACHE "$ENV{HOME}/Library/Caches/attend")
+elseif(CMAKE_HOST_WIN32)
+  set(attend_CACHE "$ENV{LOCALAPPDATA}/attend")
+else()
+  set(attend_CACHE "$ENV{HOME}/.cache/attend")
+endif()
+cmake_path(CONVERT "${attend_CACHE}" TO_CMAKE_PATH_LIST attend_CACHE NORMALIZE)
+
+# The default is for the wheels for Linux on x86-64, which bring CUDA's libraries: 7.9 GB while they are installed.
+set(ATTEND_PROVISION_GIGABYTES 9 CACHE STRING "Free space in gigabytes without which nothing is downloaded")
+set(ATTEND_PROVISION_REQUIREMENTS "${CMAKE_CURRENT_LIST_DIR}/requirements.txt" CACHE FILEPATH "Python's packages")
+mark_as_advanced(ATTEND_PROVISION_GIGABYTES ATTEND_PROVISION_REQUIREMENTS)
+
+# Waits for other build trees; the lock lasts until the calling function ends. Sets `ready`. A folder that is not ready
+# does not exist afterwards.
+macro(attend_lock_folder folder)
+  file(MAKE_DIRECTORY "${attend_CACHE}")
+  file(LOCK "${folder}.lock" GUARD FUNCTION TIMEOUT 0 RESULT_VARIABLE busy)
+  if(busy)
+    message(STATUS "attend: waiting for another build that is preparing ${folder}")
+    file(LOCK "${folder}.lock" GUARD FUNCTION)
+  endif()
+  set(ready OFF)
+  if(EXISTS "${folder}/complete")
+    set(ready ON)
+  elseif(EXISTS "${folder}")
+    message(STATUS "attend: an installation was interrupted; removing ${folder} and starting again")
+    file(REMOVE_RECURSE "${folder}")
+  endif()
+endmacro()
+
+# ---- Python and LibTorch --------------------------------------------------------------------------------------------
+
+# Sets python_VERSION and, for a version that is new enough, python_EXECUTABLE (without the shims of version managers),
+# python_HOME (the installation behind a virtual environment), python_MISSING (packages) and python_TORCH (its version).
+macro(attend_probe_python command)
+  execute_process(
+    COMMAND "${command}" -c [[
+import sys
+print('%d.%d.%d' % sys.version_info[:3])
+if sys.version_info >= (3, 10):
+    import importlib.metadata, importlib.util
+    missing = [name for name in ('torch', 'numpy', 'matplotlib') if not importlib.util.find_spec(name)]
+    torch = '0' if 'torch' in missing else importlib.metadata.version('torch')
+    print(sys.executable, sys.base_prefix, ' '.join(missing), torch, sep='\n')
+]]
+    OUTPUT_VARIABLE probe ERROR_QUIET)
+  string(REPLACE "\n" ";" probe "${probe}")
+  set(lines VERSION EXECUTABLE HOME MISSING TORCH)
+  foreach(line value IN ZIP_LISTS lines probe)
+    set(python_${line} "${value}")
+  endforeach()
+endmacro()
+
+# Makes the virtual environment `folder` with `python_EXECUTABLE`.
+function(attend_make_environment folder)
+  execute_process(COMMAND "${python_EXECUTABLE}" -c "import venv, ensurepip" RESULT_VARIABLE failed ERROR_QUIET)
+  if(failed)
+    message(FATAL_ERROR
+      "attend: Python ${python_VERSION} (${python_EXECUTABLE}) cannot make a virtual environment: its module venv or "
+      "ensurepip is missing. Install it (on Debian and Ubuntu it is the package python3-venv), or name another Python, "
+      "3.10 or newer, by -DPython3_EXECUTABLE=<path>.")
+  endif()
+
+  file(MAKE_DIRECTORY "${folder}")
+  execute_process(
+    COMMAND "${python_EXECUTABLE}" -c "import shutil; print(shutil.disk_usage(r'${folder}').free // 10**9)"
+    OUTPUT_VARIABLE free OUTPUT_STRIP_TRAILING_WHITESPACE)
+  set(disk_full
+    "Make room, or put the cache on another disk: set the environment variable ATTEND_CACHE_DIR to a folder there.")
+  if(free LESS ATTEND_PROVISION_GIGABYTES)
+    file(REMOVE_RECURSE "${folder}")
+    message(FATAL_ERROR
+      "attend: ${attend_CACHE} has ${free} GB of free space, and LibTorch and Python's packages need "
+      "${ATTEND_PROVISION_GIGABYTES} GB while they are installed. ${disk_full} If pip is set up for smaller packages, "
+      "for example torch without CUDA, say how much is enough by -DATTEND_PROVISION_GIGABYTES=<number>.")
+  endif()
+
+  message(STATUS
+    "attend: found no Python with torch 2.11 or newer, numpy and matplotlib, so a virtual environment is made now, "
+    "once for all build trees.\n"
+    "     what   the packages of ${ATTEND_PROVISION_REQUIREMENTS}\n"
+    "     size   Linux on x86-64, with CUDA's libraries: 2.8 GB to download, 5.1 GB on the disk (7.9 GB meanwhile);\n"
+    "            elsewhere less than 1 GB. If pip is set up for an index with a CPU-only torch, that one is taken\n"
+    "     time   2 minutes at 50 MB/s, 6 minutes at 10 MB/s, half an hour at 2 MB/s\n"
+    "     where  ${folder}\n"
+    "     undo   delete that folder; nothing is written anywhere else")
+
+  # pip's standard output goes straight to the terminal, with its progress bars. Temporary files and pip's cache stay
+  # out of other folders, which may be small, and are gone afterwards.
+  file(MAKE_DIRECTORY "${folder}/temporary")
+  set(python "${folder}/bin/python")
+  if(CMAKE_HOST_WIN32)
+    set(python "${folder}/Scripts/python.exe")
+  endif()
+  execute_process(
+    COMMAND "${python_EXECUTABLE}" -m venv "${folder}"
+    RESULT_VARIABLE failed ERROR_VARIABLE errors OUTPUT_VARIABLE errors)
+  if(NOT failed)
+    execute_process(
+      COMMAND "${CMAKE_COMMAND}" -E env "TMPDIR=${folder}/temporary"
+              "${python}" -m pip install --no-cache-dir --no-input --disable-pip-version-check
+              --requirement "${ATTEND_PROVISION_REQUIREMENTS}"
+      RESULT_VARIABLE failed ERROR_VARIABLE errors ECHO_ERROR_VARIABLE)
+  endif()
+  if(NOT failed)
+    file(REMOVE_RECURSE "${folder}/temporary")
+    file(WRITE "${folder}/complete" "")
+    return()
+  endif()
+
+  file(REMOVE_RECURSE "${folder}")
+  set(removed "What was written is removed again.")
+  if(errors MATCHES "No space left|Errno 28|Disk quota exceeded")
+    message(FATAL_ERROR "attend: the disk became full during the installation in ${folder}. ${removed} ${disk_full}")
+  elseif(errors MATCHES "ConnectionError|ConnectTimeout|NameResolutionError|ProxyError|SSLError|timed out")
+    message(FATAL_ERROR
+      "attend: pip could not reach its package index. ${removed} Connect to the network, or set pip up for an index or "
+      "proxy that can be reached (pip config, PIP_INDEX_URL), and run this again. Without a network: name a LibTorch "
+      "that is on this machine, by -DCMAKE_PREFIX_PATH=<folder of LibTorch> and -DATTEND_PROVISION=OFF.")
+  else()
+    string(REGEX MATCH "[^\n]*\n?[^\n]*\n?[^\n]*$" errors "${errors}")
+    message(FATAL_ERROR
+      "attend: Python ${python_VERSION} (${python_EXECUTABLE}) could not install the packages of "
+      "${ATTEND_PROVISION_REQUIREMENTS}. ${removed} Its last lines:\n${errors}\n"
+      "If they name no cause, try another Python, 3.10 to 3.13, by -DPython3_EXECUTABLE=<path>.")
+  endif()
+endfunction()
+
+# Sets `result` to a Python that has the packages.
+function(attend_provision_python result)
+  set(python "${Python3_EXECUTABLE}")
+  if(NOT python)
+    if(NOT EXISTS "${ATTEND_PYTHON}")
+      unset(ATTEND_PYTHON CACHE) # the cache was deleted since the last run
+    endif()
+    find_program(ATTEND_PYTHON NAMES python3 python)
+    set(python "${ATTEND_PYTHON}")
+  endif()
+  attend_probe_python("${python}")
+  if(python_VERSION VERSION_LESS 3.10)
+    if(python_VERSION)
+      set(found "${python} is version ${python_VERSION}")
+    elseif(python)
+      set(found "${python} cannot be run")
+    else()
+      set(found "none is on the PATH")
+    endif()
+    message(FATAL_ERROR
+      "attend: Python 3.10 or newer is needed to download LibTorch, and ${found}. Install one (on Debian and Ubuntu it "
+      "is the package python3-venv), or name one by -DPython3_EXECUTABLE=<path>.")
+  endif()
+  if(NOT python_MISSING AND python_TORCH VERSION_GREATER_EQUAL 2.11)
+    set(${result} "${python_EXECUTABLE}" PARENT_SCOPE)
+    return()
+  endif()
+
+  file(READ "${ATTEND_PROVISION_REQUIREMENTS}" requirements)
+  string(SHA256 hash "${requirements}${python_VERSION}${python_HOME}")
+  string(SUBSTRING "${hash}" 0 8 hash)
+  set(folder "${attend_CACHE}/python-${python_VERSION}-${hash}")
+  attend_lock_folder("${folder}")
+  if(NOT ready)
+    attend_make_environment("${folder}")
+  endif()
+  set(${result} "${folder}/bin/python" PARENT_SCOPE)
+  if(CMAKE_HOST_WIN32)
+    set(${result} "${folder}/Scripts/python.exe" PARENT_SCOPE)
+  endif()
+endfunction()
+
+attend_provision_python(Python3_EXECUTABLE)
+set(ATTEND_PYTHON "${Python3_EXECUTABLE}" CACHE FILEPATH "Python with torch, numpy and matplotlib" FORCE)
+message(STATUS "attend: Python with torch, numpy and matplotlib: ${ATTEND_PYTHON}")
+
+# ---- Header-only libraries of the tests and examples ----------------------------------------------------------------
+
+# Makes the INTERFACE target `target` of a header-only library that the machine lacks. On Debian and its relatives
+# from the system's own package, fetched and unpacked as an ordinary user; elsewhere from the archive of its authors.
+function(attend_provision_headers target)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "FOLDER;INCLUDE;DEBIAN_PACKAGE;URL;SHA256" "")
+  set(folder "${attend_CACHE}/${arg_FOLDER}")
+  attend_lock_folder("${folder}")
+  if(NOT ready)
+    file(MAKE_DIRECTORY "${folder}")
+    find_program(apt_get apt-get NO_CACHE)
+    find_program(dpkg_deb dpkg-deb NO_CACHE)
+    if(apt_get AND dpkg_deb)
+      attend_unpack_debian_package(ready)
+    endif()
+    if(NOT ready)
+      attend_unpack_archive(ready)
+    endif()
+    if(NOT ready)
+      file(REMOVE_RECURSE "${folder}")
+      message(FATAL_ERROR
+        "attend: ${target} is not installed, and could be had neither as the system's package nor from ${arg_URL}. "
+        "Connect to the network and run this again, or install it (on Debian and Ubuntu it is the package "
+        "${arg_DEBIAN_PACKAGE}).")
+    endif()
+    file(WRITE "${folder}/complete" "")
+  endif()
+  add_library(${target} INTERFACE IMPORTED GLOBAL)
+  target_include_directories(${target} SYSTEM INTERFACE "${folder}/include")
+  message(STATUS "attend: ${target} in ${folder}")
+endfunction()
+
+# Both of the following are called by attend_provision_headers only, and see its variables.
+function(attend_unpack_debian_package result)
+  set(${result} OFF PARENT_SCOPE)
+  execute_process(
+    COMMAND "${apt_get}" download ${arg_DEBIAN_PACKAGE}
+    WORKING_DIRECTORY "${folder}" RESULT_VARIABLE failed OUTPUT_QUIET ERROR_QUIET)
+  if(failed)
+    # The system has no package lists, or old ones: fetch lists of our own. The hooks that would run after that are
+    # for the system's lists.
+    message(STATUS "attend: fetching package lists (about 10 MB) into ${folder} for ${arg_DEBIAN_PACKAGE}")
+    file(MAKE_DIRECTORY "${folder}/apt/lists/partial" "${folder}/apt/cache/archives/partial")
+    file(WRITE "${folder}/apt/configuration"
+      "#clear APT::Update::Pre-Invoke;\n#clear APT::Update::Post-Invoke;\n#clear APT::Update::Post-Invoke-Success;\n"
+      "Dir::State::Lists \"${folder}/apt/lists\";\nDir::Cache \"${folder}/apt/cache\";\nAPT::Sandbox::User \"\";\n")
+    foreach(command IN ITEMS update "download;${arg_DEBIAN_PACKAGE}")
+      execute_process(
+        COMMAND "${apt_get}" --config-file "${folder}/apt/configuration" ${command}
+        WORKING_DIRECTORY "${folder}" OUTPUT_QUIET ERROR_QUIET)
+    endforeach()
+    file(REMOVE_RECURSE "${folder}/apt")
+  endif()
+  file(GLOB package "${folder}/*.deb")
+  if(package)
+    execute_process(COMMAND "${dpkg_deb}" --extract "${package}" "${folder}" RESULT_VARIABLE failed)
+    if(NOT failed)
+      file(RENAME "${folder}/usr/include" "${folder}/include")
+      set(${result} ON PARENT_SCOPE)
+    endif()
+  endif()
+endfunction()
+
+# Not FetchContent, because that fails with pages of its own instead of one message that says what to do.
+function(attend_unpack_archive result)
+  set(${result} OFF PARENT_SCOPE)
+  set(archive "${folder}/archive.tar.gz")
+  file(DOWNLOAD "${arg_URL}" "${archive}" STATUS status INACTIVITY_TIMEOUT 60)
+  list(POP_FRONT status failed)
+  if(failed)
+    return()
+  endif()
+  file(SHA256 "${archive}" hash)
+  if(NOT hash STREQUAL arg_SHA256)
+    message(WARNING "attend: the file at ${arg_URL} is not the one that attend knows; it is not used")
+    return()
+  endif()
+  file(ARCHIVE_EXTRACT INPUT "${archive}" DESTINATION "${folder}/archive")
+  file(RENAME "${folder}/archive/${arg_INCLUDE}" "${folder}/include")
+  set(${result} ON PARENT_SCOPE)
+endfunction()

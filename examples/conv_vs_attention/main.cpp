@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: MIT
+
+// Why attention: a convolution net and an attention net learn to give every triangle and every rectangle of a signal the
+// mean height of its kind. Shapes of one kind stand far apart; convolutions of 5 positions cannot relate them, one
+// attention layer can.
+//
+// After the notebook "Attention intuition" and F. Fleuret, Deep Learning course, handout 13.2.
+
+#include <attend/attend.h>
+#include <attend/training.h>
+
+#include <torch/nn/modules/container/sequential.h>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <iomanip>
+#include <iostream>
+#include <memory>
+#include <regex>
+#include <string>
+#include <vector>
+
+namespace {
+
+constexpr int kPicturedSamples = 4;
+
+struct Settings {
+  std::int64_t epochs = 50;
+  std::int64_t batch_size = 32;
+  double learning_rate = 1e-3;
+  std::int64_t samples = 10000;
+  std::int64_t held_out_samples = 2000;
+  std::int64_t size = 100;
+  std::int64_t max_height = 50;
+  double noise_std = 0.3;
+  std::uint64_t seed = 7;
+  std::string device = "auto";
+  int threads = 0;
+  std::string output = "conv_vs_attention_output";
+};
+
+/// One of the two nets, and the records of its training.
+struct Net {
+  std::string name;
+  torch::nn::Sequential model;
+  attend::CsvLog log;
+  attend::History history = {};
+
+  std::int64_t parameters() const {
+    std::int64_t count = 0;
+    for (const torch::Tensor& parameter : model->parameters()) count += parameter.numel();
+    return count;
+  }
+};
+
+torch::nn::Sequential convolution_net() {
+  return torch::nn::Sequential(attend::ConvStack(attend::ConvStackOptions(1, 64, 1).depth(5)));
+}
+
+torch::nn::Sequential attention_net() {
+  return torch::nn::Sequential(
+      attend::ConvStack(attend::ConvStackOptions(1, 64, 64).depth(2).activation_after_last(true)),
+      attend::SelfAttention1d(attend::SelfAttention1dOptions(64, 64, 64)),
+      attend::ConvStack(attend::ConvStackOptions(64, 64, 1).depth(2)));
+}
+
+/// A callback that prints what the notebook prints: the loss of the last batch, every ten epochs.
+struct NotebookLines {
+  void on_epoch_end(attend::TrainingState& state) {
+    if (state.epoch % 10 == 0)
+      std::cout << "Epoch: " << state.epoch << ", Loss: " << state.history.epochs().back().last_batch_loss << std::endl;
+  }
+};
+
+/// The first samples of a data set.
+struct FirstSamples {
+  const attend::ShapeDataset& data;
+  std::int64_t count;
+  torch::Tensor inputs() const { return data.inputs().slice(0, 0, count); }
+  torch::Tensor targets() const { return data.targets().slice(0, 0, count); }
+};
+
+attend::TrainerOptions trainer_options(const Settings& settings, torch::Device device) {
+  return attend::TrainerOptions()
+      .epochs(settings.epochs)
+      .batch_size(settings.batch_size)
+      .learning_rate(settings.learning_rate)
+      .device(device)
+      .seed(settings.seed);
+}
+
+/// Seconds that an epoch will take: ten batches on a copy of the net, the fastest of three times.
+double estimated_epoch_seconds(const Net& net, const attend::ShapeDataset& data, const Settings& settings,
+                               torch::Device device) {
+  const std::int64_t count = std::min(settings.samples, 10 * settings.batch_size);
+  const auto copy = std::dynamic_pointer_cast<torch::nn::SequentialImpl>(net.model->clone());
+  attend::Trainer trainer(copy, trainer_options(settings, device).epochs(3));
+  const std::vector<double> seconds = trainer.fit(FirstSamples{data, count}).seconds();
+  return *std::min_element(seconds.begin(), seconds.end()) * static_cast<double>(settings.samples) / static_cast<double>(count);
+}
+
+std::string with_thousands(std::int64_t number) {
+  std::string digits = std::to_string(number);
+  for (int i = static_cast<int>(digits.size()) - 3; i > 0; i -= 3) digits.insert(i, ",");
+  return digits;
+}
+
+std::string duration(double seconds) {
+  return seconds < 90 ? std::to_string(std::llround(std::ceil(seconds))) + " s"
+                      : std::to_string(std::llround(seconds / 60)) + " minutes";
+}
+
+/// Opens a file for writing or throws.
+std::ofstream open(const std::filesystem::path& path) {
+  std::ofstream file(path);
+  if (!file) throw std::runtime_error("cannot write " + path.string());
+  file.precision(9);
+  return file;
+}
+
+/// What the nets make of the first held-out signals: a line for each position.
+void write_samples(const std::filesystem::path& folder, const std::vector<Net>& nets,
+                   const attend::ShapeDataset& held_out, torch::Device device) {
+  // The same shapes without noise and in units of height, so that a reader can tell triangles from rectangles.
+  const attend::ShapeDataset clean(attend::ShapeDatasetOptions(held_out.options())
+                                       .noise_std(0.0)
+                                       .normalize(attend::Normalization::kNone)
+                                       .max_samples(kPicturedSamples));
+  const torch::Tensor inputs = held_out.inputs().slice(0, 0, kPicturedSamples);  // (samples, 1, size)
+  std::vector<torch::Tensor> columns{clean.inputs(), inputs, held_out.targets().slice(0, 0, kPicturedSamples)};
+  std::ofstream file = open(folder / "samples.csv");
+  file << "sample,position,height,input,target";
+  for (const Net& net : nets) {
+    file << ',' << net.name;
+    columns.push_back(net.model.ptr()->forward(inputs.to(device)).cpu());
+  }
+  file << '\n';
+  for (std::int64_t sample = 0; sample < kPicturedSamples; ++sample) {
+    for (std::int64_t position = 0; position < inputs.size(2); ++position) {
+      file << sample << ',' << position;
+      for (const torch::Tensor& column : columns) file << ',' << column[sample][0][position].item<float>();
+      file << '\n';
+    }
+  }
+  if (!file.flush()) throw std::runtime_error("cannot write samples.csv");
+}
+
+/// The attention maps for the first held-out signals: one file each, a line for each query position.
+void write_maps(const std::filesystem::path& folder, const Net& net, const attend::ShapeDataset& held_out,
+                torch::Device device) {
+  const auto before = std::dynamic_pointer_cast<attend::ConvStackImpl>(net.model->ptr(0));
+  const auto attention = std::dynamic_pointer_cast<attend::SelfAttention1dImpl>(net.model->ptr(1));
+  const torch::Tensor inputs = held_out.inputs().slice(0, 0, kPicturedSamples).to(device);  // (samples, 1, size)
+  const torch::Tensor maps = attention->attention_map(before->forward(inputs)).cpu();       // (samples, 1, size, size)
+  for (std::int64_t sample = 0; sample < kPicturedSamples; ++sample) {
+    std::ofstream file = open(folder / net.name / ("map_" + std::to_string(sample) + ".csv"));
+    for (std::int64_t query = 0; query < maps.size(2); ++query) {
+      for (std::int64_t key = 0; key < maps.size(3); ++key)
+        file << (key > 0 ? "," : "") << maps[sample][0][query][key].item<float>();
+      file << '\n';
+    }
+    if (!file.flush()) throw std::runtime_error("cannot write an attention map");
+  }
+}
+
+void print_table(const std::vector<Net>& nets) {
+  std::cout << "\nnet           parameters   training loss   held-out loss   s / epoch\n" << std::fixed;
+  for (const Net& net : nets) {
+    const std::vector<double> seconds = net.history.seconds();
+    double total = 0;
+    for (const double s : seconds) total += s;
+    std::cout << std::left << std::setw(12) << net.name << std::right << std::setw(12) << with_thousands(net.parameters())
+              << std::setprecision(5) << std::setw(16) << net.history.train_loss().back() << std::setw(16)
+              << net.history.validation_loss().back() << std::setprecision(1) << std::setw(12)
+              << total / static_cast<double>(seconds.size()) << '\n';
+  }
+  std::cout << std::defaultfloat;
+}
+
+int run(const Settings& settings, torch::Device device) {
+  if (settings.threads > 0) torch::set_num_threads(settings.threads);
+  const std::filesystem::path folder = settings.output;
+  const auto data_options = attend::ShapeDatasetOptions()
+                                .size(settings.size)
+                                .max_height(settings.max_height)
+                                .noise_std(settings.noise_std);
+  attend::ShapeDataset train_set(attend::ShapeDatasetOptions(data_options).max_samples(settings.samples).seed(settings.seed));
+  attend::ShapeDataset held_out(
+      attend::ShapeDatasetOptions(data_options).max_samples(settings.held_out_samples).seed(settings.seed + 1));
+
+  torch::manual_seed(settings.seed);
+  std::vector<Net> nets;
+  for (const auto& [name, model] : {std::pair("convolution", convolution_net()), std::pair("attention", attention_net())}) {
+    std::filesystem::create_directories(folder / name);
+    nets.push_back({name, model, attend::CsvLog((folder / name / "history.csv").string())});
+  }
+  double seconds = 0;
+  for (const Net& net : nets)
+    seconds += static_cast<double>(settings.epochs) * estimated_epoch_seconds(net, train_set, settings, device);
+  std::cout << "Two nets, " << with_thousands(nets[0].parameters()) << " and " << with_thousands(nets[1].parameters())
+            << " parameters; " << settings.epochs << " epochs of " << with_thousands(settings.samples)
+            << " samples each on " << device << (device.is_cpu() ? ", " + std::to_string(torch::get_num_threads()) + " threads" : "")
+            << ": about " << duration(seconds) << ". Ctrl-C stops early and keeps what was learnt.\n";
+
+  attend::StopOnInterrupt interrupt;
+  for (std::size_t i = 0; i < nets.size(); ++i) {
+    Net& net = nets[i];
+    std::cout << "\nTraining with " << net.name << " model" << std::endl;
+    attend::Trainer trainer(net.model, trainer_options(settings, device));
+    net.history = trainer.fit(train_set, held_out, attend::ProgressBar(), NotebookLines(), net.log, interrupt);
+    net.model->eval();
+    if (interrupt.happened()) nets.erase(nets.begin() + static_cast<std::ptrdiff_t>(i) + 1, nets.end());
+  }
+
+  const torch::NoGradGuard no_grad;
+  write_samples(folder, nets, held_out, device);
+  if (nets.back().name == "attention") write_maps(folder, nets.back(), held_out, device);
+  print_table(nets);
+  if (interrupt.happened()) {
+    std::cout << "\nStopped by a signal; what was trained so far is in " << folder << '\n';
+    return 130;
+  }
+  std::cout << "\nWritten to " << folder << ". To draw the figures:\n  python3 examples/conv_vs_attention/plot.py "
+            << folder << '\n';
+  return 0;
+}
+
+/// The device of a name, or an error that says what is there.
+torch::Device device_of(const std::string& name) {
+  if (name == "auto") return torch::cuda::is_available() ? torch::kCUDA : torch::kCPU;
+  if (!std::regex_match(name, std::regex("cpu|cuda(:[0-9]{1,2})?")))
+    throw CLI::ValidationError("--device", name + " must be auto, cpu, cuda or cuda:N");
+  const torch::Device device(name);
+  const auto devices = static_cast<int>(torch::cuda::device_count());
+  if (device.is_cuda() && std::max<int>(device.index(), 0) >= devices)
+    throw CLI::ValidationError("--device", name + " is not there: this machine has " + std::to_string(devices) +
+                                               " CUDA devices");
+  return device;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Settings settings;
+  CLI::App app(
+      "Trains a convolution net and an attention net to give every triangle and every rectangle of a signal the mean\n"
+      "height of its kind, and writes losses, predictions and attention maps for plot.py to draw.\n");
+  app.option_defaults()->always_capture_default();
+  app.add_option("--epochs", settings.epochs, "how often each net sees all training samples")->check(CLI::Range(1, 1000000));
+  app.add_option("--batch", settings.batch_size, "samples in one training step")->check(CLI::Range(1, 1000000));
+  app.add_option("--rate", settings.learning_rate, "learning rate of Adam")->check(CLI::PositiveNumber);
+  app.add_option("--samples", settings.samples, "training samples")->check(CLI::Range(1, 100000000));
+  app.add_option("--held-out", settings.held_out_samples, "samples that are measured on but not trained on")->check(CLI::Range(kPicturedSamples, 100000000));
+  app.add_option("--size", settings.size, "length of a signal in positions")->check(CLI::Range(18, 100000));
+  app.add_option("--height", settings.max_height, "heights are 5 to this less one")->check(CLI::Range(6, 1000000));
+  app.add_option("--noise", settings.noise_std, "standard deviation of the noise, in units of height")->check(CLI::NonNegativeNumber);
+  app.add_option("--seed", settings.seed, "of data, weights and order");
+  app.add_option("--device", settings.device, "auto (a GPU if there is one), cpu, cuda or cuda:N");
+  app.add_option("--threads", settings.threads, "CPU threads; 0 leaves the choice to LibTorch")->check(CLI::Range(0, 4096));
+  app.add_option("--output", settings.output, "folder for the results; made if it is missing");
+  try {
+    app.parse(argc, argv);
+    const torch::Device device = device_of(settings.device);
+    std::error_code error;
+    std::filesystem::create_directories(settings.output, error);
+    if (!std::ofstream(std::filesystem::path(settings.output) / "samples.csv"))
+      throw CLI::ValidationError("--output", "cannot write to the folder " + settings.output);
+    return run(settings, device);
+  } catch (const CLI::CallForHelp& help) {
+    return app.exit(help);
+  } catch (const CLI::Error& error) {
+    std::cerr << "conv_vs_attention: " << error.what() << "\nRun with --help for the options.\n";
+    return 2;
+  } catch (const c10::Error& error) {
+    std::cerr << "conv_vs_attention: " << error.what_without_backtrace() << '\n';
+    return 1;
+  } catch (const std::exception& error) {
+    std::cerr << "conv_vs_attention: " << error.what() << '\n';
+    return 1;
+  }
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+#include <attend/data/detail/gaussian_stream.h>
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+using attend::detail::GaussianStream;
+
+TEST_CASE("the stream is standard normal: moments and distribution function of a million numbers") {
+  constexpr int kCount = 1'000'000;
+  GaussianStream stream(/*seed=*/3, /*first_counter=*/0, /*sample=*/0);
+  std::vector<double> numbers(kCount);
+  for (double& number : numbers) number = stream();
+
+  double moments[5] = {};
+  for (const double x : numbers)
+    for (int power = 1; power <= 4; ++power) moments[power] += std::pow(x, power) / kCount;
+  const double error = 5 / std::sqrt(static_cast<double>(kCount));  // five standard errors, times each moment's deviation
+  CHECK(std::abs(moments[1]) < error);
+  CHECK(std::abs(moments[2] - 1) < error * std::sqrt(2.0));
+  CHECK(std::abs(moments[3]) < error * std::sqrt(15.0));
+  CHECK(std::abs(moments[4] - 3) < error * std::sqrt(96.0));
+
+  // Kolmogorov-Smirnov: the largest distance from the normal distribution function; 1.95 is passed once in a thousand.
+  std::sort(numbers.begin(), numbers.end());
+  double distance = 0;
+  for (int i = 0; i < kCount; ++i)
+    distance = std::max(distance, std::abs(0.5 * std::erfc(-numbers[i] / std::sqrt(2.0)) - (i + 0.5) / kCount));
+  CHECK(distance * std::sqrt(static_cast<double>(kCount)) < 1.95);
+}
+
+TEST_CASE("streams of different samples, seeds and counters differ, equal ones are equal") {
+  const auto first = [](std::uint64_t seed, std::uint64_t counter, std::int64_t sample) {
+    return GaussianStream(seed, counter, sample)();
+  };
+  CHECK(first(1, 2, 3) == first(1, 2, 3));
+  CHECK(first(1, 2, 3) != first(2, 2, 3));
+  CHECK(first(1, 2, 3) != first(1, 1, 3));
+  CHECK(first(1, 2, 3) != first(1, 2, 4));
+}

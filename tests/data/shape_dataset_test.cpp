@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: MIT
+#include <attend/data/shape_dataset.h>
+
+#include "support/accuracy.h"
+#include "support/errors.h"
+
+#include <doctest/doctest.h>
+#include <torch/data/dataloader.h>
+#include <torch/data/samplers/sequential.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+using attend::Normalization;
+using attend::ShapeDataset;
+using attend::ShapeDatasetOptions;
+using attend::test::max_difference;
+using attend::test::message_of;
+
+namespace {
+
+/// A shape, read back from a signal without noise.
+struct Shape {
+  int base, width;
+  bool is_triangle;
+  double height;
+};
+
+/// The heights of one signal of a data set without noise and normalization.
+std::vector<double> row(const torch::Tensor& signals, std::int64_t index) {
+  const torch::Tensor signal = signals[index][0].to(torch::kDouble).contiguous();
+  return {signal.data_ptr<double>(), signal.data_ptr<double>() + signal.numel()};
+}
+
+/// Finds the shapes: they stand at least ten apart, and a triangle of height 5 and more is 0 at its first position alone.
+std::vector<Shape> shapes_of(const std::vector<double>& signal) {
+  std::vector<Shape> shapes;
+  for (int i = 0; i < static_cast<int>(signal.size());) {
+    if (signal[i] == 0.0) {
+      ++i;
+      continue;
+    }
+    int end = i;
+    double height = 0;
+    bool is_flat = true;
+    for (; end < static_cast<int>(signal.size()) && signal[end] != 0.0; ++end) {
+      height = std::max(height, signal[end]);
+      is_flat &= signal[end] == signal[i];
+    }
+    if (is_flat)
+      shapes.push_back({i, end - i, false, height});
+    else
+      shapes.push_back({i - 1, end - i + 1, true, height});
+    i = end;
+  }
+  return shapes;
+}
+
+ShapeDatasetOptions clean(std::int64_t samples) {
+  return ShapeDatasetOptions().noise_std(0).normalize(Normalization::kNone).max_samples(samples);
+}
+
+/// The probability of each number of shapes in a signal, by the rule itself: the sum over all bases and widths.
+std::map<int, double> exact_shape_counts(int size) {
+  std::vector<std::map<int, double>> from(size + 20);  // from[offset][count]
+  for (int offset = size + 19; offset >= 0; --offset) {
+    if (offset >= size) {
+      from[offset][0] = 1.0;
+      continue;
+    }
+    for (int base = offset; base < offset + 10; ++base) {
+      for (int width = 3; width < 10; ++width) {
+        if (base + width > size)
+          from[offset][0] += 1.0 / 70;
+        else
+          for (const auto& [count, probability] : from[base + width + 10]) from[offset][count + 1] += probability / 70;
+      }
+    }
+  }
+  return from[0];
+}
+
+/// FNV-1a over the bytes.
+std::uint64_t hash_of(const torch::Tensor& tensor) {
+  std::uint64_t hash = 0xcbf29ce484222325;
+  const auto* bytes = static_cast<const unsigned char*>(tensor.const_data_ptr());
+  for (std::size_t i = 0; i < tensor.nbytes(); ++i) hash = (hash ^ bytes[i]) * 0x100000001b3;
+  return hash;
+}
+
+}  // namespace
+
+TEST_CASE("inputs and targets are float32 (samples, 1, size) in [0, 1], each signal touching both ends") {
+  const ShapeDataset data(ShapeDatasetOptions().size(64).max_samples(50));
+  CHECK(*data.size() == 50);
+  for (const torch::Tensor& signals : {data.inputs(), data.targets()}) {
+    CHECK(signals.sizes() == torch::IntArrayRef{50, 1, 64});
+    CHECK((signals.scalar_type() == torch::kFloat));
+    CHECK(signals.amin(2).eq(0).all().item<bool>());
+    CHECK(signals.amax(2).eq(1).all().item<bool>());
+  }
+}
+
+TEST_CASE("the bits are the same on every machine: golden hashes") {
+  const ShapeDataset data(ShapeDatasetOptions().max_samples(1000).seed(7));
+  CHECK(hash_of(data.inputs()) == 17357393582354966873u);
+  CHECK(hash_of(data.targets()) == 14580403792025258695u);
+}
+
+TEST_CASE("a sample depends on seed and index alone") {
+  const ShapeDataset few(ShapeDatasetOptions().max_samples(10).seed(3));
+  const ShapeDataset many(ShapeDatasetOptions().max_samples(100).seed(3));
+  const ShapeDataset other(ShapeDatasetOptions().max_samples(10).seed(4));
+  CHECK(few.inputs().equal(many.inputs().slice(0, 0, 10)));
+  CHECK(few.targets().equal(many.targets().slice(0, 0, 10)));
+  CHECK_FALSE(few.inputs().equal(other.inputs()));
+  torch::manual_seed(1);
+  const torch::Tensor before = torch::rand({1});
+  torch::manual_seed(1);
+  const ShapeDataset again(ShapeDatasetOptions().max_samples(10).seed(3));
+  CHECK(torch::rand({1}).equal(before));  // torch's own generator is not touched
+  CHECK(again.inputs().equal(few.inputs()));
+}
+
+TEST_CASE("shapes and noise are drawn apart: noise_std and normalize do not move the shapes") {
+  const ShapeDataset plain(clean(20).seed(5));
+  const ShapeDataset noisy(clean(20).seed(5).noise_std(0.1));
+  CHECK(max_difference(plain.inputs(), noisy.inputs()) < 0.1 * 6);
+  CHECK(max_difference(plain.inputs(), noisy.inputs()) > 0.1);
+}
+
+TEST_CASE("100,000 samples have the statistics of the rule") {
+  constexpr int kSamples = 100'000;
+  const ShapeDataset data(clean(kSamples).seed(11));
+  std::map<int, int> counts, widths, heights, first_bases;
+  int one_kind_only = 0, triangles = 0, shapes_in_all = 0;
+  const torch::Tensor inputs = data.inputs().to(torch::kDouble);
+  for (int i = 0; i < kSamples; ++i) {
+    const auto* signal = inputs.const_data_ptr<double>() + i * 100;
+    const std::vector<Shape> shapes = shapes_of({signal, signal + 100});
+    ++counts[static_cast<int>(shapes.size())];
+    std::set<bool> kinds;
+    for (const Shape& shape : shapes) {
+      kinds.insert(shape.is_triangle);
+      triangles += shape.is_triangle;
+      ++shapes_in_all;
+      ++heights[static_cast<int>(shape.height)];
+    }
+    one_kind_only += kinds.size() == 1;
+    ++first_bases[shapes.front().base];
+    ++widths[shapes.front().width];
+  }
+  // Within five standard errors of a probability.
+  const auto check_share = [](int hits, int of, double probability) {
+    CAPTURE(hits);
+    CAPTURE(probability);
+    const double share = static_cast<double>(hits) / of;
+    CHECK(std::abs(share - probability) <= 5 * std::sqrt(probability * (1 - probability) / of));
+  };
+
+  SUBCASE("the number of shapes, and how often they are of one kind: against the rule summed out") {
+    double exact_one_kind_only = 0;
+    for (const auto& [count, probability] : exact_shape_counts(100)) {
+      check_share(counts[count], kSamples, probability);
+      exact_one_kind_only += probability * 2 * std::pow(0.5, count);
+    }
+    check_share(one_kind_only, kSamples, exact_one_kind_only);
+  }
+  SUBCASE("the same against the published figures, which are rounded to a tenth of a percent") {
+    const std::map<int, double> published{{4, 15.7}, {5, 77.0}, {6, 7.3}};
+    for (const auto& [count, percent] : published)
+      CHECK(std::abs(100.0 * counts[count] / kSamples - percent) < 0.5);
+    CHECK(std::abs(100.0 * one_kind_only / kSamples - 6.9) < 0.5);
+  }
+  SUBCASE("kinds, heights, the first base and width are uniform") {
+    check_share(triangles, shapes_in_all, 0.5);
+    CHECK(heights.size() == 45);
+    for (int height = 5; height < 50; ++height) check_share(heights[height], shapes_in_all, 1.0 / 45);
+    CHECK(first_bases.size() == 10);
+    for (int base = 0; base < 10; ++base) check_share(first_bases[base], kSamples, 0.1);
+    CHECK(widths.size() == 7);
+    for (int width = 3; width < 10; ++width) check_share(widths[width], kSamples, 1.0 / 7);
+  }
+}
+
+TEST_CASE("every shape is drawn as the rule says, and the target has each kind's mean height") {
+  const ShapeDataset data(clean(2000).seed(1));
+  for (int i = 0; i < 2000; ++i) {
+    const std::vector<double> input = row(data.inputs(), i), target = row(data.targets(), i);
+    const std::vector<Shape> shapes = shapes_of(input);
+    double sum[2] = {}, count[2] = {};
+    for (const Shape& shape : shapes) {
+      sum[shape.is_triangle] += shape.height;
+      count[shape.is_triangle] += 1;
+    }
+    // numpy's linspace(…, endpoint=False, dtype=int), with the steps as exact fractions
+    std::vector<double> expected_input(100), expected_target(100);
+    for (const Shape& shape : shapes) {
+      const int rise = shape.width / 2, fall = shape.width - rise;
+      const auto draw = [&](double numerator, double denominator, std::vector<double>& signal) {
+        for (int step = 0; step < rise; ++step)
+          signal[shape.base + step] = std::floor(numerator * step / (denominator * rise));
+        for (int step = 0; step < fall; ++step)
+          signal[shape.base + rise + step] = std::floor(numerator * (fall - step) / (denominator * fall));
+        if (!shape.is_triangle)
+          for (int step = 0; step < shape.width; ++step) signal[shape.base + step] = numerator / denominator;
+      };
+      draw(shape.height, 1, expected_input);
+      draw(sum[shape.is_triangle], count[shape.is_triangle], expected_target);
+    }
+    REQUIRE(input == expected_input);
+    for (int position = 0; position < 100; ++position)
+      REQUIRE(target[position] == doctest::Approx(expected_target[position]).epsilon(1e-6));
+  }
+}
+
+TEST_CASE("a small triangle, drawn by hand") {
+  // Among many samples, one with a triangle of width 5 and height 9: rise 2 steps 0, 4.5; fall 3 steps 9, 6, 3.
+  const ShapeDataset data(clean(3000));
+  int found = 0;
+  for (int i = 0; i < 3000; ++i) {
+    const std::vector<double> input = row(data.inputs(), i);
+    for (const Shape& shape : shapes_of(input)) {
+      if (!shape.is_triangle || shape.width != 5 || shape.height != 9) continue;
+      ++found;
+      const std::vector<double> drawn(input.begin() + shape.base, input.begin() + shape.base + 5);
+      CHECK(drawn == std::vector<double>{0, 4, 9, 6, 3});
+    }
+  }
+  CHECK(found > 0);
+}
+
+TEST_CASE("noise is Gaussian of the standard deviation asked for, and independent for input and target") {
+  const ShapeDataset plain(clean(2000).seed(2));
+  const ShapeDataset noisy(clean(2000).seed(2).noise_std(0.3));
+  const torch::Tensor input_noise = (noisy.inputs() - plain.inputs()).to(torch::kDouble).flatten();
+  const torch::Tensor target_noise = (noisy.targets() - plain.targets()).to(torch::kDouble).flatten();
+  const double five_errors = 5 / std::sqrt(200'000.0);
+  for (const torch::Tensor& noise : {input_noise, target_noise}) {
+    CHECK(std::abs(noise.mean().item<double>()) < 0.3 * five_errors);
+    CHECK(noise.std().item<double>() == doctest::Approx(0.3).epsilon(five_errors));
+  }
+  CHECK(std::abs((input_noise * target_noise).mean().item<double>()) < 0.09 * five_errors);
+}
+
+TEST_CASE("normalize: min_max maps each signal by itself, max_height divides") {
+  const ShapeDataset raw(ShapeDatasetOptions().max_samples(20).normalize(Normalization::kNone));
+  const ShapeDataset min_max(ShapeDatasetOptions().max_samples(20));
+  const ShapeDataset max_height(ShapeDatasetOptions().max_samples(20).normalize(Normalization::kMaxHeight));
+  const torch::Tensor low = raw.inputs().amin(2, true), high = raw.inputs().amax(2, true);
+  CHECK(max_difference(min_max.inputs(), (raw.inputs() - low) / (high - low)) < 1e-6);
+  CHECK(max_difference(max_height.inputs(), raw.inputs() / 50) < 1e-6);
+  CHECK(max_difference(max_height.targets(), raw.targets() / 50) < 1e-6);
+}
+
+TEST_CASE("the options count: size, max_height") {
+  const ShapeDataset data(clean(500).size(40).max_height(7));
+  CHECK(data.inputs().size(2) == 40);
+  CHECK(data.inputs().max().item<float>() == 6);
+  const ShapeDataset smallest(ShapeDatasetOptions().size(18).max_height(6).noise_std(0).max_samples(200));
+  CHECK(smallest.inputs().isfinite().all().item<bool>());
+}
+
+TEST_CASE("it is a torch::data dataset: get, get_batch by one gather, data loaders") {
+  ShapeDataset data(ShapeDatasetOptions().max_samples(10));
+  CHECK(data.get(3).data.equal(data.inputs()[3]));
+  CHECK(data.get(3).target.equal(data.targets()[3]));
+  CHECK(data.get(3).data.sizes() == torch::IntArrayRef{1, 100});
+  const torch::data::Example<> batch = data.get_batch(std::vector<std::size_t>{4, 0, 4});
+  CHECK(batch.data.equal(torch::stack({data.inputs()[4], data.inputs()[0], data.inputs()[4]})));
+  CHECK(batch.target.equal(torch::stack({data.targets()[4], data.targets()[0], data.targets()[4]})));
+  CHECK(data.get_batch(std::vector<std::size_t>{}).data.sizes() == torch::IntArrayRef{0, 1, 100});
+
+  auto loader = torch::data::make_data_loader<torch::data::samplers::SequentialSampler>(data, /*batch_size=*/4);
+  std::vector<torch::Tensor> seen;
+  for (const auto& example : *loader) seen.push_back(example.data);
+  CHECK(torch::cat(seen).equal(data.inputs()));
+}
+
+TEST_CASE("options out of range are refused with the rule and the value") {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const std::pair<ShapeDatasetOptions, std::string> cases[] = {
+      {ShapeDatasetOptions().size(17), "attend::ShapeDataset: size (17) must be at least 18"},
+      {ShapeDatasetOptions().size(-1), "size (-1) must be at least 18"},
+      {ShapeDatasetOptions().max_height(5), "attend::ShapeDataset: max_height (5) must be at least 6"},
+      {ShapeDatasetOptions().max_height(2'000'000), "max_height (2000000) must be at most"},
+      {ShapeDatasetOptions().noise_std(-0.1), "noise_std (-0.1) must be finite and not negative"},
+      {ShapeDatasetOptions().noise_std(nan), "noise_std (nan) must be finite and not negative"},
+      {ShapeDatasetOptions().max_samples(0), "max_samples (0) must be at least 1"},
+      {ShapeDatasetOptions().max_samples(-3), "max_samples (-3) must be at least 1"},
+  };
+  for (const auto& [options, message] : cases) {
+    CAPTURE(message);
+    const ShapeDatasetOptions& given = options;
+    CHECK(message_of<c10::ValueError>([&] { ShapeDataset data(given); }).find(message) != std::string::npos);
+  }
+}
+
+TEST_CASE("an index out of range is refused with the index and the size") {
+  ShapeDataset data(ShapeDatasetOptions().max_samples(10));
+  const std::string expected = "attend::ShapeDataset: index 10 must be below the number of samples (10)";
+  CHECK(message_of<c10::IndexError>([&] { data.get(10); }).find(expected) != std::string::npos);
+  CHECK(message_of<c10::IndexError>([&] { data.get_batch(std::vector<std::size_t>{1, 10}); }).find(expected) !=
+        std::string::npos);
+}

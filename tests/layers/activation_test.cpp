@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+#include <attend/layers/activation.h>
+
+#include "support/accuracy.h"
+#include "support/errors.h"
+
+#include <doctest/doctest.h>
+#include <torch/nn/functional/activation.h>
+
+#include <functional>
+#include <sstream>
+
+using attend::Activation;
+using attend::test::max_difference;
+using attend::test::message_of;
+
+TEST_CASE("the named activations are torch's") {
+  namespace F = torch::nn::functional;
+  const torch::Tensor x = torch::linspace(-4, 4, 101, torch::kDouble);
+  const struct {
+    Activation activation;
+    torch::Tensor expected;
+    std::string name;
+  } cases[] = {
+      {torch::kReLU, F::relu(x), "ReLU"},
+      {torch::kGELU, F::gelu(x), "GELU"},
+      {attend::kGELUTanh, F::gelu(x, F::GELUFuncOptions().approximate("tanh")), "GELUTanh"},
+      {attend::kSiLU, F::silu(x), "SiLU"},
+      {torch::kTanh, torch::tanh(x), "Tanh"},
+      {[](const torch::Tensor& t) { return t * t; }, x * x, "a function"},
+  };
+  for (const auto& [activation, expected, name] : cases) {
+    CAPTURE(name);
+    CHECK(activation(x).equal(expected));
+    std::ostringstream stream;
+    stream << activation;
+    CHECK(stream.str() == name);
+  }
+}
+
+TEST_CASE("an empty function is refused") {
+  const std::function<torch::Tensor(const torch::Tensor&)> empty;
+  CHECK(message_of<c10::ValueError>([&] { Activation activation(empty); })
+            .find("attend::Activation: the function must not be empty") != std::string::npos);
+}

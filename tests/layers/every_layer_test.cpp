@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MIT
+
+// What every layer must do, whatever it computes.
+
+#include <attend/layers/conv_stack.h>
+#include <attend/layers/self_attention1d.h>
+
+#include "support/accuracy.h"
+#include "support/errors.h"
+
+#include <ATen/autocast_mode.h>
+#include <doctest/doctest.h>
+#include <torch/cuda.h>
+#include <torch/nn/modules/container/any.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/serialize.h>
+
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+using attend::test::max_difference;
+using attend::test::message_of;
+
+namespace {
+
+struct SelfAttentionCase {
+  static constexpr const char* kName = "attend::SelfAttention1d";
+  static constexpr const char* kPrinted =
+      "attend::SelfAttention1d(4, 6, 8, num_heads=2, scale=kInverseSqrt)";
+  static attend::SelfAttention1d make() {
+    return attend::SelfAttention1d(
+        attend::SelfAttention1dOptions(4, 6, 8).num_heads(2).scale(attend::kInverseSqrt));
+  }
+};
+
+struct ConvStackCase {
+  static constexpr const char* kName = "attend::ConvStack";
+  static constexpr const char* kPrinted =
+      "attend::ConvStack(4, 5, 6, depth=3, kernel_size=4, activation=SiLU, activation_after_last=true)";
+  static attend::ConvStack make() {
+    return attend::ConvStack(attend::ConvStackOptions(4, 5, 6).depth(3).kernel_size(4).activation(attend::kSiLU)
+                                 .activation_after_last(true));
+  }
+};
+
+}  // namespace
+
+// Every case takes 4 channels to 6.
+#define EVERY_LAYER SelfAttentionCase, ConvStackCase
+
+TEST_CASE_TEMPLATE("shapes: any length from 1, batches from 0", Case, EVERY_LAYER) {
+  auto layer = Case::make();
+  for (const std::int64_t batch : {0, 1, 3})
+    for (const std::int64_t length : {1, 2, 17})
+      CHECK(layer(torch::randn({batch, 4, length})).sizes() == torch::IntArrayRef{batch, 6, length});
+}
+
+TEST_CASE_TEMPLATE("a clone computes the same and shares nothing", Case, EVERY_LAYER) {
+  auto layer = Case::make();
+  const auto clone = std::dynamic_pointer_cast<typename decltype(layer)::Impl>(layer->clone());
+  const torch::Tensor x = torch::randn({2, 4, 9});
+  const torch::Tensor y = layer(x);
+  CHECK(clone->forward(x).equal(y));
+  torch::NoGradGuard no_grad;
+  for (torch::Tensor& parameter : clone->parameters()) parameter.zero_();
+  CHECK(layer(x).equal(y));
+  CHECK_FALSE(clone->forward(x).equal(y));
+}
+
+TEST_CASE_TEMPLATE("torch::save and torch::load restore it", Case, EVERY_LAYER) {
+  auto saved = Case::make(), loaded = Case::make();
+  std::stringstream stream;
+  torch::save(saved, stream);
+  torch::load(loaded, stream);
+  const torch::Tensor x = torch::randn({2, 4, 9});
+  CHECK(loaded(x).equal(saved(x)));
+}
+
+TEST_CASE_TEMPLATE("it follows .to(dtype) and .to(device)", Case, EVERY_LAYER) {
+  auto layer = Case::make();
+  const torch::Tensor x = torch::randn({2, 4, 9});
+  const torch::Tensor y = layer(x);
+  layer->to(torch::kDouble);
+  CHECK(max_difference(layer(x.to(torch::kDouble)), y) < 1e-5);
+  layer->to(torch::kBFloat16);
+  CHECK((layer(x.to(torch::kBFloat16)).scalar_type() == torch::kBFloat16));
+  CHECK(max_difference(layer(x.to(torch::kBFloat16)), y) < 0.05);
+  if (torch::cuda::is_available()) {
+    layer->to(torch::kCUDA, torch::kFloat);
+    CHECK(max_difference(layer(x.to(torch::kCUDA)), y) < 0.05);  // the weights were rounded to bfloat16
+  }
+}
+
+TEST_CASE_TEMPLATE("it runs in Sequential and AnyModule", Case, EVERY_LAYER) {
+  auto layer = Case::make();
+  const torch::Tensor x = torch::randn({2, 4, 9});
+  torch::nn::Sequential sequential(layer);
+  CHECK(sequential->forward(x).equal(layer(x)));
+  torch::nn::AnyModule any(layer);
+  CHECK(any.forward(x).equal(layer(x)));
+}
+
+TEST_CASE_TEMPLATE("it prints its options", Case, EVERY_LAYER) {
+  std::ostringstream stream;
+  Case::make()->pretty_print(stream);
+  CHECK(stream.str() == Case::kPrinted);
+}
+
+TEST_CASE_TEMPLATE("two threads may use it at once", Case, EVERY_LAYER) {
+  auto layer = Case::make();
+  const torch::Tensor x = torch::randn({2, 4, 9});
+  const torch::Tensor y = layer(x);
+  std::vector<torch::Tensor> results(2);
+  std::vector<std::thread> threads;
+  for (torch::Tensor& result : results)
+    threads.emplace_back([&] {
+      for (int i = 0; i < 20; ++i) result = layer->forward(x);
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (const torch::Tensor& result : results) CHECK(max_difference(result, y) < 1e-6);
+}
+
+TEST_CASE_TEMPLATE("every parameter receives a gradient; reset_parameters draws new weights", Case, EVERY_LAYER) {
+  auto layer = Case::make();
+  layer(torch::randn({2, 4, 9})).pow(2).sum().backward();
+  for (const auto& parameter : layer->named_parameters()) {
+    CAPTURE(parameter.key());
+    REQUIRE(parameter->grad().defined());
+    CHECK(parameter->grad().abs().sum().template item<double>() > 0);
+  }
+  const torch::Tensor before = layer->parameters()[0].detach().clone();
+  layer->reset_parameters();
+  CHECK_FALSE(layer->parameters()[0].equal(before));
+}
+
+TEST_CASE_TEMPLATE("it runs under autocast", Case, EVERY_LAYER) {
+  auto layer = Case::make();
+  const torch::Tensor x = torch::randn({2, 4, 9});
+  const torch::Tensor y = layer(x);
+  at::autocast::set_autocast_enabled(at::kCPU, true);
+  const torch::Tensor cast = layer(x);
+  at::autocast::set_autocast_enabled(at::kCPU, false);
+  at::autocast::clear_cache();
+  CHECK((cast.scalar_type() == torch::kBFloat16));
+  CHECK(max_difference(cast, y) < 0.05);
+}
+
+TEST_CASE_TEMPLATE("signals that do not fit are refused with the rule and the values", Case, EVERY_LAYER) {
+  auto layer = Case::make();
+  const std::string name = Case::kName;
+  const auto check = [&](auto type, const torch::Tensor& x, const std::string& expected) {
+    using Error = typename decltype(type)::type;
+    const std::string message = message_of<Error>([&] { layer(x); });
+    CAPTURE(message);
+    CHECK(message.find(name + ": " + expected) != std::string::npos);
+  };
+  const std::type_identity<c10::ValueError> value_error;
+  const std::type_identity<c10::TypeError> type_error;
+  check(value_error, {}, "x must be a tensor (N, 4, L), got an undefined one");
+  check(value_error, torch::randn({4, 9}), "x must be 3-d (N, 4, L), got 2-d [4, 9]");
+  check(value_error, torch::randn({2, 3, 9}), "x must have 4 channels (N, 4, L), got [2, 3, 9]");
+  check(value_error, torch::randn({2, 4, 0}), "x must have a length of at least 1, got [2, 4, 0]");
+  check(value_error, torch::randn({2, 4, 9}).to(torch::kMeta), "x (meta) must be on the device of the weights (cpu)");
+  check(type_error, torch::randn({2, 4, 9}, torch::kDouble), "x (Double) must have the dtype of the weights (Float)");
+}

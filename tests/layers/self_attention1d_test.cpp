@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT
+#include <attend/layers/self_attention1d.h>
+
+#include "support/accuracy.h"
+#include "support/errors.h"
+#include "support/layers.h"
+#include "support/reference_data.h"
+
+#include <doctest/doctest.h>
+
+#include <map>
+#include <string>
+
+using attend::Backend;
+using attend::SelfAttention1d;
+using attend::SelfAttention1dOptions;
+using attend::test::check_as_accurate_as;
+using attend::test::check_gradients;
+using attend::test::copy_parameters;
+using attend::test::max_difference;
+using attend::test::message_of;
+using attend::test::reference_data;
+
+namespace {
+
+/// The notebook's layer, as anyone would write it.
+torch::Tensor notebook_layer(const torch::Tensor& x, const SelfAttention1d& layer) {
+  const auto project = [&x](const torch::Tensor& weight) { return torch::conv1d(x, weight); };
+  const torch::Tensor q = project(layer->query->weight), k = project(layer->key->weight);
+  return torch::matmul(q.transpose(1, 2), k).softmax(2).matmul(project(layer->value->weight).transpose(1, 2)).transpose(1, 2);
+}
+
+}  // namespace
+
+TEST_CASE("outputs, maps and gradients equal the notebook's layer in Python, with one head and with several") {
+  const std::map<std::string, torch::Tensor> data = reference_data("self_attention1d");
+  const std::pair<std::string, SelfAttention1dOptions> cases[] = {
+      {"notebook/", SelfAttention1dOptions(6, 10, 8)},
+      {"heads/", SelfAttention1dOptions(6, 8, 4).num_heads(2).scale(attend::kInverseSqrt)},
+  };
+  for (const auto& [prefix, options] : cases) {
+    for (const Backend backend : {Backend::kAuto, Backend::kReference}) {
+      CAPTURE(prefix);
+      CAPTURE(backend);
+      SelfAttention1d layer(SelfAttention1dOptions(options).backend(backend));
+      layer->to(torch::kDouble);
+      copy_parameters(data, prefix, *layer);
+      torch::Tensor x = data.at(prefix + "x").clone().requires_grad_();
+      const torch::Tensor y = layer(x);
+      CHECK(max_difference(y, data.at(prefix + "output")) < 1e-12);
+      CHECK(max_difference(layer->attention_map(x), data.at(prefix + "map")) < 1e-12);
+      y.backward(data.at(prefix + "output_gradient"));
+      CHECK(max_difference(x.grad(), data.at(prefix + "x_gradient")) < 1e-12);
+      check_gradients(data, prefix, *layer);
+    }
+  }
+}
+
+TEST_CASE("in float32 it is as accurate as the notebook's formula, at the experiment's size") {
+  SelfAttention1d layer(64, 64, 64);
+  const torch::Tensor x = torch::randn({32, 64, 100});
+  const torch::Tensor dense = notebook_layer(x, layer), ours = layer(x);
+  layer->to(torch::kDouble);
+  check_as_accurate_as(dense, ours, notebook_layer(x.to(torch::kDouble), layer));
+}
+
+TEST_CASE("the channels-first signal reaches the fused kernel, without a copy") {
+  for (const int num_heads : {1, 4}) {
+    SelfAttention1d layer(SelfAttention1dOptions(64, 64, 64).num_heads(num_heads));
+    const attend::Explanation explanation = layer->explain(torch::randn({32, 64, 100}).requires_grad_());
+    CHECK(explanation.backend == Backend::kSdpa);
+    CHECK(explanation.why_not_faster.empty());
+    CHECK(explanation.copies.empty());
+  }
+}
+
+TEST_CASE("parameters are named and shaped as Conv1d's, and the experiment's net has 54,081 with its convolutions") {
+  SelfAttention1d layer(SelfAttention1dOptions(5, 12, 8).num_heads(4));
+  const auto parameters = layer->named_parameters();
+  CHECK(parameters.size() == 3);
+  CHECK(parameters["query.weight"].sizes() == torch::IntArrayRef{8, 5, 1});
+  CHECK(parameters["key.weight"].sizes() == torch::IntArrayRef{8, 5, 1});
+  CHECK(parameters["value.weight"].sizes() == torch::IntArrayRef{12, 5, 1});
+  CHECK(layer(torch::randn({2, 5, 7})).sizes() == torch::IntArrayRef{2, 12, 7});
+  std::int64_t count = 0;
+  for (const torch::Tensor& parameter : SelfAttention1d(64, 64, 64)->parameters()) count += parameter.numel();
+  const std::int64_t convolutions = (5 * 1 * 64 + 64) + (5 * 64 * 64 + 64) + (5 * 64 * 64 + 64) + (5 * 64 * 1 + 1);
+  CHECK(count + convolutions == 54'081);
+}
+
+TEST_CASE("attention_map rows are averages, and the map of head h comes from its own channels") {
+  SelfAttention1d layer(SelfAttention1dOptions(6, 4, 8).num_heads(2));
+  const torch::Tensor x = torch::randn({2, 6, 9});
+  const torch::Tensor map = layer->attention_map(x);
+  CHECK(map.sizes() == torch::IntArrayRef{2, 2, 9, 9});
+  CHECK((map.sum(-1) - 1).abs().max().item<double>() < 1e-6);
+  torch::NoGradGuard no_grad;
+  layer->query->weight.slice(0, 0, 4).zero_();  // the first head's queries
+  const torch::Tensor uniform_first = layer->attention_map(x);
+  CHECK((uniform_first.select(1, 0) - 1.0 / 9).abs().max().item<double>() < 1e-6);
+  CHECK(max_difference(uniform_first.select(1, 1), map.select(1, 1)) < 1e-6);
+}
+
+TEST_CASE("channels that heads cannot share, and sizes below one, are refused with the rule and the value") {
+  const std::pair<SelfAttention1dOptions, std::string> cases[] = {
+      {SelfAttention1dOptions(0, 4, 4), "attend::SelfAttention1d: in_channels (0) must be at least 1"},
+      {SelfAttention1dOptions(4, -1, 4), "attend::SelfAttention1d: out_channels (-1) must be at least 1"},
+      {SelfAttention1dOptions(4, 4, 0), "attend::SelfAttention1d: key_channels (0) must be at least 1"},
+      {SelfAttention1dOptions(4, 4, 4).num_heads(0), "attend::SelfAttention1d: num_heads (0) must be at least 1"},
+      {SelfAttention1dOptions(4, 4, 10).num_heads(4),
+       "attend::SelfAttention1d: key_channels (10) must be divisible by num_heads (4)"},
+      {SelfAttention1dOptions(4, 10, 4).num_heads(4),
+       "attend::SelfAttention1d: out_channels (10) must be divisible by num_heads (4)"},
+  };
+  for (const auto& [options, message] : cases) {
+    const SelfAttention1dOptions& given = options;
+    CHECK(message_of<c10::ValueError>([&] { SelfAttention1d layer(given); }).find(message) != std::string::npos);
+  }
+}
+
+TEST_CASE("a backend asked for by name is not replaced") {
+  SelfAttention1d layer(SelfAttention1dOptions(4, 6, 4).backend(Backend::kSdpa));  // values wider than keys
+  CHECK(message_of<c10::NotImplementedError>([&] { layer(torch::randn({1, 4, 5})); })
+            .find("kSdpa: the value width (6) differs from the query width (4)") != std::string::npos);
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: MIT
+#include <attend/training/callbacks/progress_bar.h>
+#include <attend/training/trainer.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "support/errors.h"
+#include "training/support.h"
+
+namespace {
+
+using attend::ProgressBar;
+using attend::test::StateByHand;
+
+/// What a terminal shows of this text: a carriage return goes to the front of the line, and what follows covers what
+/// was there.
+std::vector<std::string> screen(const std::string& text) {
+  std::vector<std::string> lines(1);
+  std::size_t column = 0;
+  for (const char c : text) {
+    if (c == '\n') {
+      lines.emplace_back();
+      column = 0;
+    } else if (c == '\r') {
+      column = 0;
+    } else {
+      std::string& line = lines.back();
+      line.resize(std::max(line.size(), column + 1), ' ');
+      line[column++] = c;
+    }
+  }
+  for (std::string& line : lines) line.erase(line.find_last_not_of(' ') + 1);
+  return lines;
+}
+
+/// Hooks called by hand: 50 epochs of 10,000 samples.
+struct Bar : StateByHand {
+  explicit Bar(bool with_bar) : bar(stream, with_bar) {
+    state.epochs = 50;
+    state.samples_per_epoch = 10000;
+    bar.on_fit_begin(state);
+  }
+
+  /// A batch ends.
+  void batch(std::int64_t epoch, std::int64_t samples, double seconds, double loss) {
+    state.epoch = epoch;
+    state.samples = samples;
+    state.seconds = seconds;
+    state.loss = torch::full({}, loss);
+    bar.on_batch_end(state);
+  }
+
+  /// A batch ends whose loss must not be looked at: it is no tensor.
+  void unseen_batch(double seconds) {
+    state.seconds = seconds;
+    state.loss = torch::Tensor();
+    bar.on_batch_end(state);
+  }
+
+  void epoch(std::int64_t epoch, double train_loss, double validation_loss, double seconds) {
+    state.epoch = epoch;
+    history.add(
+        {.train_loss = train_loss, .last_batch_loss = 99, .validation_loss = validation_loss, .seconds = seconds});
+    bar.on_epoch_end(state);
+  }
+
+  std::string last_line() const { return screen(stream.str()).back(); }
+
+  std::ostringstream stream;
+  ProgressBar bar;
+};
+
+TEST_CASE("the bar shows the epoch, how much of it is done, the loss, the speed and the time that is left") {
+  Bar bar(/*with_bar=*/true);
+  // The line of the documentation. 24,352 samples in 11.82 s are 2060 a second; 475,648 are left: 230.9 s.
+  bar.batch(2, 4352, 11.82, 0.0061234);
+  CHECK(bar.last_line() ==
+        "epoch  3/50  [==========>             ]  4352/10000  loss 0.00612  2060 samples/s  3:51 left");
+  CHECK(bar.stream.str() == bar.last_line());  // nothing before it, and it stays open for the next
+
+  const std::vector<std::pair<std::int64_t, std::string>> bars = {
+      {32, "[>                       ]"},    {416, "[>                       ]"},  {417, "[=>                      ]"},
+      {5000, "[============>           ]"},  {9583, "[======================> ]"}, {9584, "[=======================>]"},
+      {10000, "[========================]"},
+  };
+  for (const auto& row : bars) {
+    CAPTURE(row.first);
+    bar.batch(3, row.first, bar.state.seconds + 1, 1);
+    CHECK(bar.last_line().find("epoch  4/50  " + row.second + "  " + std::to_string(row.first) + "/10000  ") == 0);
+  }
+}
+
+TEST_CASE("the time that is left has hours when there are any") {
+  // After one epoch of 50, 49 times as long is left.
+  const std::vector<std::pair<double, std::string>> times = {{1, "0:49 left"},      {2, "1:38 left"},
+                                                             {73, "59:37 left"},    {74, "1:00:26 left"},
+                                                             {100, "1:21:40 left"}, {4000, "54:26:40 left"}};
+  for (const auto& row : times) {
+    CAPTURE(row.first);
+    Bar bar(true);
+    bar.batch(0, 10000, row.first, 1);
+    const std::string line = bar.last_line();
+    CHECK(line.substr(line.find("samples/s") + 11) == row.second);
+  }
+}
+
+TEST_CASE("speed and time are those of this fit when earlier ones came before") {
+  Bar bar(true);
+  bar.state.epoch = 48;
+  bar.bar.on_fit_begin(bar.state);
+  bar.batch(49, 5000, 3, 1);  // 15,000 samples in 3 s; 5000 are left
+  CHECK(bar.last_line().find("5000 samples/s  0:01 left") != std::string::npos);
+}
+
+TEST_CASE("the loss is read only when the bar is drawn, five times a second at most") {
+  Bar bar(true);
+  for (const double seconds : {0.0, 0.05, 0.1, 0.19}) bar.unseen_batch(seconds);
+  CHECK(bar.stream.str().empty());
+  bar.batch(0, 100, 0.21, 0.5);
+  CHECK(bar.last_line().find("loss 0.5 ") != std::string::npos);
+  for (const double seconds : {0.21, 0.3, 0.4}) bar.unseen_batch(seconds);
+  bar.batch(0, 200, 0.42, 0.25);
+  CHECK(bar.last_line().find("loss 0.25 ") != std::string::npos);
+
+  Bar steady(true);
+  for (int i = 1; i <= 2000; ++i) steady.batch(0, i, 0.001 * i, 1);  // two seconds
+  const std::string text = steady.stream.str();
+  const std::ptrdiff_t draws = 1 + std::count(text.begin(), text.end(), '\r');
+  CHECK(draws >= 8);
+  CHECK(draws <= 10);
+}
+
+TEST_CASE("without a bar there is a line an epoch, no carriage return, and the loss of a batch is never read") {
+  Bar bar(/*with_bar=*/false);
+  for (const double seconds : {0.1, 1.0, 1000.0}) bar.unseen_batch(seconds);
+  CHECK(bar.stream.str().empty());
+  bar.epoch(0, 0.0123456, std::nan(""), 2.345);
+  bar.epoch(9, 0.5, 1234567, 71);
+  CHECK(bar.stream.str() ==
+        "epoch  1/50  loss 0.0123  2.3 s\n"
+        "epoch 10/50  loss 0.5  validation 1.23e+06  71.0 s\n");
+}
+
+TEST_CASE("with a bar the terminal ends up with the same lines, and nothing of the bar shines through") {
+  Bar bar(true);
+  bar.batch(0, 5000, 1, 0.5);
+  bar.batch(0, 10000, 2, 0.5);
+  bar.epoch(0, 0.0123456, std::nan(""), 2.345);
+  bar.batch(1, 10000, 4, 123456);  // long …
+  bar.batch(1, 10000, 40, 0.5);    // … then shorter
+  const std::vector<std::string> lines = screen(bar.stream.str());
+  REQUIRE(lines.size() == 2);
+  CHECK(lines[0] == "epoch  1/50  loss 0.0123  2.3 s");
+  CHECK(lines[1] == "epoch  2/50  [========================]  10000/10000  loss 0.5  500 samples/s  16:00 left");
+}
+
+TEST_CASE("a loss that is no number is shown as such") {
+  Bar bar(true);
+  bar.batch(0, 5000, 1, std::numeric_limits<double>::infinity());
+  CHECK(bar.last_line().find("loss inf ") != std::string::npos);
+  bar.batch(0, 5000, 2, std::nan(""));
+  CHECK(bar.last_line().find("loss nan ") != std::string::npos);
+}
+
+TEST_CASE("a fit with it writes a line an epoch") {
+  std::ostringstream stream;
+  attend::Trainer trainer(attend::test::linear_model(), attend::TrainerOptions().epochs(3));
+  const attend::History history = trainer.fit(attend::test::linear_samples(4), attend::test::linear_samples(4, 3),
+                                              ProgressBar(stream, /*with_bar=*/false));
+  const std::vector<std::string> lines = screen(stream.str());
+  REQUIRE(lines.size() == 4);
+  for (std::size_t epoch = 0; epoch < 3; ++epoch) {
+    std::ostringstream expected;
+    expected.precision(3);
+    expected << "epoch " << epoch + 1 << "/3  loss " << history.train_loss()[epoch] << "  validation "
+             << history.validation_loss()[epoch] << "  ";
+    CHECK(lines[epoch].find(expected.str()) == 0);
+  }
+  CHECK(lines[3].empty());
+}
+
+}  // namespace

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT
+#include <attend/training/step.h>
+
+#include <torch/nn/init.h>
+#include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/loss.h>
+#include <torch/optim/sgd.h>
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "support/errors.h"
+#include "training/support.h"
+
+namespace {
+
+using attend::test::linear_model;
+using attend::test::linear_samples;
+using attend::test::normal;
+using attend::test::Samples;
+using torch::optim::SGD;
+using torch::optim::SGDOptions;
+
+const auto kMeanSquare = [](const torch::Tensor& outputs, const torch::Tensor& targets) {
+  return (outputs - targets).square().mean();
+};
+
+/// A module without a holder.
+struct Doubler : torch::nn::Module {
+  Doubler() { factor = register_parameter("factor", torch::full({1}, 2.0, torch::kDouble)); }
+  torch::Tensor forward(const torch::Tensor& inputs) { return factor * inputs; }
+  torch::Tensor factor;
+};
+
+TEST_CASE("a step is the loop that one writes by hand: zero, forward, loss, backward, update") {
+  const Samples data = linear_samples(8);
+  const auto options = SGDOptions(0.1).momentum(0.9);  // so that a step that is left out or doubled shows later, too
+
+  torch::nn::Linear by_hand = linear_model();
+  SGD optimizer_by_hand(by_hand->parameters(), options);
+  torch::nn::Linear model = linear_model();
+  SGD optimizer(model->parameters(), options);
+  attend::TrainingStep step(model, kMeanSquare, optimizer);
+
+  for (int i = 0; i < 5; ++i) {
+    optimizer_by_hand.zero_grad();
+    const torch::Tensor expected = kMeanSquare(by_hand->forward(data.x), data.y);
+    expected.backward();
+    optimizer_by_hand.step();
+
+    const torch::Tensor loss = step(data.x, data.y);
+    CHECK(torch::equal(loss, expected));
+    CHECK(torch::equal(model->weight, by_hand->weight));
+    CHECK(torch::equal(model->bias, by_hand->bias));
+  }
+  CHECK_FALSE(torch::equal(model->weight, linear_model()->weight));
+}
+
+TEST_CASE("the two halves do what the whole does, and the first moves nothing") {
+  const Samples data = linear_samples(8);
+  torch::nn::Linear model = linear_model(), in_halves = linear_model();
+  SGD optimizer(model->parameters(), SGDOptions(0.1)), optimizer_in_halves(in_halves->parameters(), SGDOptions(0.1));
+  attend::TrainingStep step(model, kMeanSquare, optimizer), halves(in_halves, kMeanSquare, optimizer_in_halves);
+
+  const torch::Tensor loss = halves.backward(data.x, data.y);
+  CHECK(torch::equal(in_halves->weight, linear_model()->weight));
+  CHECK(torch::equal(in_halves->bias, linear_model()->bias));
+  halves.update();
+  CHECK(torch::equal(step(data.x, data.y), loss));
+  CHECK(torch::equal(in_halves->weight, model->weight));
+  CHECK(torch::equal(in_halves->bias, model->bias));
+}
+
+TEST_CASE("gradients are of the last batch alone") {
+  const Samples first = linear_samples(8, 1), second = linear_samples(8, 2);
+  torch::nn::Linear model = linear_model();
+  SGD optimizer(model->parameters(), SGDOptions(0.1));
+  attend::TrainingStep step(model, kMeanSquare, optimizer);
+  step.backward(first.x, first.y);
+  step.backward(second.x, second.y);
+  const torch::Tensor difference = model->forward(second.x) - second.y;  // (8, 1)
+  const torch::Tensor expected = 2 * (difference * second.x).mean(0, /*keepdim=*/true);
+  CHECK(torch::allclose(model->weight.grad(), expected, 0, 1e-12));
+}
+
+TEST_CASE("the loss is a 0-d tensor without a graph behind it") {
+  const Samples data = linear_samples(8);
+  torch::nn::Linear model = linear_model();
+  SGD optimizer(model->parameters(), SGDOptions(0.1));
+  attend::TrainingStep step(model, kMeanSquare, optimizer);
+  for (const torch::Tensor& loss : {step.backward(data.x, data.y), step(data.x, data.y)}) {
+    CHECK(loss.dim() == 0);
+    CHECK_FALSE(loss.requires_grad());
+    CHECK(loss.grad_fn() == nullptr);
+  }
+}
+
+TEST_CASE("the model may be a holder, a Sequential or a shared_ptr; the loss a function or a module") {
+  const torch::Tensor x = torch::ones({4, 1}, torch::kDouble), y = torch::zeros({4, 1}, torch::kDouble);
+  // factor = 2, so d(mean (factor · 1)²) = 4, and a step of rate 0.25 goes to 1.
+  const auto after_a_step = [&](auto model, auto loss, const torch::Tensor& factor) {
+    SGD optimizer({factor}, SGDOptions(0.25));
+    attend::TrainingStep step(model, loss, optimizer);
+    CHECK(step(x, y).template item<double>() == 4);
+    CHECK(factor.item<double>() == 1);
+  };
+
+  for (const bool with_module : {false, true}) {
+    CAPTURE(with_module);
+    const auto with_loss = [&](auto model, const torch::Tensor& factor) {
+      if (with_module)
+        after_a_step(model, torch::nn::MSELoss(), factor);
+      else
+        after_a_step(model, kMeanSquare, factor);
+    };
+    const auto shared = std::make_shared<Doubler>();
+    with_loss(shared, shared->factor);
+
+    const auto inside = std::make_shared<Doubler>();
+    with_loss(torch::nn::Sequential(inside, torch::nn::Identity()), inside->factor);
+
+    torch::nn::Linear holder(torch::nn::LinearOptions(1, 1).bias(false));
+    holder->to(torch::kDouble);
+    torch::nn::init::constant_(holder->weight, 2);
+    with_loss(holder, holder->weight);
+  }
+}
+
+}  // namespace

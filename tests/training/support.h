@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/training/history.h>
+#include <attend/training/training_state.h>
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <c10/core/GradMode.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/optim/sgd.h>
+#include <torch/types.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <string>
+#include <vector>
+
+namespace attend::test {
+
+/// Normally distributed numbers that depend on the seed alone and leave the global generator as it is.
+inline torch::Tensor normal(std::vector<std::int64_t> sizes, std::uint64_t seed,
+                            torch::ScalarType dtype = torch::kDouble) {
+  return at::randn(sizes, at::make_generator<at::CPUGeneratorImpl>(seed), dtype);
+}
+
+/// A data set of two tensors.
+struct Samples {
+  torch::Tensor x, y;
+
+  const torch::Tensor& inputs() const { return x; }
+  const torch::Tensor& targets() const { return y; }
+};
+
+/// Samples that a linear layer of 3 inputs can learn something about: (count, 3) -> (count, 1), float64.
+inline Samples linear_samples(std::int64_t count, std::uint64_t seed = 1) {
+  const torch::Tensor x = normal({count, 3}, seed);
+  return {x, x.sum(1, /*keepdim=*/true) + normal({count, 1}, seed + 1)};
+}
+
+/// A linear layer that fits those samples, always with the same weights.
+inline torch::nn::Linear linear_model() {
+  torch::nn::Linear model(3, 1);
+  const c10::NoGradGuard no_grad;
+  model->to(torch::kDouble);
+  model->weight.copy_(normal({1, 3}, 11));
+  model->bias.copy_(normal({1}, 12));
+  return model;
+}
+
+/// The state of a fit that nobody runs: tests call hooks by hand and set what the hooks shall see.
+struct StateByHand {
+  torch::nn::Linear model = linear_model();
+  torch::optim::SGD optimizer{model->parameters(), torch::optim::SGDOptions(0.1)};
+  History history;
+  TrainingState state{*model, optimizer, history};
+};
+
+/// A folder of the test's own, gone with the object.
+///
+/// Without std::filesystem: the wheel's libtorch.so exports its own std::filesystem::remove_all, which a program linked
+/// to it gets instead of the standard library's, and which calls a null pointer (LibTorch 2.11).
+class TemporaryFolder {
+ public:
+  TemporaryFolder() {
+    const char* parent = std::getenv("TMPDIR");
+    path_ = std::string(parent != nullptr ? parent : "/tmp") + "/attend_test_XXXXXX";
+    TORCH_CHECK(::mkdtemp(path_.data()) != nullptr, "cannot make a temporary folder ", path_);
+  }
+  ~TemporaryFolder() {
+    for (const std::string& file : files_) std::remove(file.c_str());
+    std::remove(path_.c_str());
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+
+  const std::string& path() const { return path_; }
+
+  /// The path of a file in it, which is removed with the folder.
+  std::string file(const std::string& name) {
+    files_.push_back(path_ + '/' + name);
+    return files_.back();
+  }
+
+ private:
+  std::string path_;
+  std::vector<std::string> files_;
+};
+
+/// The lines of a file, as they are on the disk now.
+inline std::vector<std::string> lines_of(const std::string& path) {
+  std::ifstream file(path);
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(file, line);) lines.push_back(line);
+  return lines;
+}
+
+}  // namespace attend::test
