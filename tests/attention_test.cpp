@@ -91,9 +91,9 @@ TEST_CASE("results and gradients equal PyTorch's in float64, on every backend th
       if (!output) continue;
       CHECK(max_difference(*output, tensor("output")) < 1e-12);
       output->backward(tensor("output_gradient"));
-      for (const auto& [name, leaf] : leaves) {
-        CAPTURE(name);
-        CHECK(max_difference(leaf.grad(), tensor(name + "_gradient")) < 1e-12);
+      for (const auto& leaf : leaves) {
+        CAPTURE(leaf.first);
+        CHECK(max_difference(leaf.second.grad(), tensor(leaf.first + "_gradient")) < 1e-12);
       }
     }
   }
@@ -150,7 +150,8 @@ TEST_CASE("a row that may attend to nothing gives zeros and zero gradients, on e
 }
 
 TEST_CASE("a mask and is_causal go together") {
-  const torch::Tensor query = torch::randn({2, 2, 6, 4}, torch::kDouble), key = torch::randn({2, 2, 6, 4}, torch::kDouble);
+  const torch::Tensor query = torch::randn({2, 2, 6, 4}, torch::kDouble),
+                      key = torch::randn({2, 2, 6, 4}, torch::kDouble);
   const torch::Tensor value = torch::randn({2, 2, 6, 4}, torch::kDouble);
   const torch::Tensor mask = torch::rand({6, 6}) < 0.7;
   const torch::Tensor both = attend::attention(query, key, value, AttentionOptions().is_causal(true).attn_mask(mask));
@@ -162,16 +163,16 @@ TEST_CASE("empty and single sizes") {
   struct Sizes {
     std::int64_t batch, length, keys;
   };
-  for (const auto& [batch, length, keys] : {Sizes{0, 3, 3}, Sizes{2, 0, 3}, Sizes{2, 3, 0}, Sizes{1, 1, 1}}) {
-    CAPTURE(batch);
-    CAPTURE(length);
-    CAPTURE(keys);
-    torch::Tensor query = torch::randn({batch, 2, length, 4}).requires_grad_();
-    torch::Tensor key = torch::randn({batch, 2, keys, 4}).requires_grad_();
-    torch::Tensor value = torch::randn({batch, 2, keys, 4}).requires_grad_();
+  for (const Sizes& n : {Sizes{0, 3, 3}, Sizes{2, 0, 3}, Sizes{2, 3, 0}, Sizes{1, 1, 1}}) {
+    CAPTURE(n.batch);
+    CAPTURE(n.length);
+    CAPTURE(n.keys);
+    torch::Tensor query = torch::randn({n.batch, 2, n.length, 4}).requires_grad_();
+    torch::Tensor key = torch::randn({n.batch, 2, n.keys, 4}).requires_grad_();
+    torch::Tensor value = torch::randn({n.batch, 2, n.keys, 4}).requires_grad_();
     const torch::Tensor output = attend::attention(query, key, value, AttentionOptions().is_causal(true));
-    CHECK(output.sizes() == torch::IntArrayRef{batch, 2, length, 4});
-    CHECK(max_difference(output, keys == 1 ? value : torch::zeros_like(output)) == 0);
+    CHECK(output.sizes() == torch::IntArrayRef{n.batch, 2, n.length, 4});
+    CHECK(max_difference(output, n.keys == 1 ? value : torch::zeros_like(output)) == 0);
     output.sum().backward();
     CHECK(max_difference(query.grad(), torch::zeros_like(query)) == 0);
   }
@@ -180,14 +181,15 @@ TEST_CASE("empty and single sizes") {
 TEST_CASE("any strides: transposed, sliced, expanded and permuted arguments give the result of contiguous ones") {
   const torch::Tensor base = torch::randn({2, 3, 8, 10}, torch::kDouble);
   const std::map<std::string, torch::Tensor> views{
-      {"channels first", base.transpose(2, 3)},                                    // (2, 3, 10, 8)
+      {"channels first", base.transpose(2, 3)},  // (2, 3, 10, 8)
       {"sliced", torch::randn({2, 3, 20, 16}, torch::kDouble).slice(2, 0, 20, 2).slice(3, 0, 16, 2)},
       {"expanded", torch::randn({1, 1, 10, 8}, torch::kDouble).expand({2, 3, 10, 8})},
       {"heads last", torch::randn({2, 10, 3, 8}, torch::kDouble).transpose(1, 2)},
   };
-  for (const auto& [name, view] : views) {
+  for (const auto& entry : views) {
     for (const Backend backend : kAllBackends) {
-      CAPTURE(name);
+      CAPTURE(entry.first);
+      const torch::Tensor& view = entry.second;
       CAPTURE(backend);
       const AttentionOptions options = AttentionOptions().backend(backend);
       const torch::Tensor copy = view.contiguous();
@@ -218,14 +220,16 @@ TEST_CASE("gradients equal finite differences, and the reference can be differen
   const torch::Tensor second = torch::autograd::grad({(first * direction).sum()}, {point})[0];
 
   constexpr double kStep = 1e-5;
-  const torch::Tensor ahead = (at + kStep * direction).requires_grad_(), behind = (at - kStep * direction).requires_grad_();
+  const torch::Tensor ahead = (at + kStep * direction).requires_grad_(),
+                      behind = (at - kStep * direction).requires_grad_();
   const double along = (first.detach() * direction).sum().item<double>();
   CHECK((loss(ahead) - loss(behind)).item<double>() / (2 * kStep) == doctest::Approx(along).epsilon(1e-7));
   CHECK(max_difference(second, (gradient(ahead, false) - gradient(behind, false)) / (2 * kStep)) < 1e-6);
 }
 
 TEST_CASE("attention_weights: rows sum to one or to nothing, and times the values they give attention()") {
-  const torch::Tensor query = torch::randn({2, 4, 5, 8}, torch::kDouble), key = torch::randn({2, 2, 6, 8}, torch::kDouble);
+  const torch::Tensor query = torch::randn({2, 4, 5, 8}, torch::kDouble),
+                      key = torch::randn({2, 2, 6, 8}, torch::kDouble);
   const torch::Tensor value = torch::randn({2, 2, 6, 3}, torch::kDouble);
   torch::Tensor mask = torch::rand({5, 6}) < 0.6;
   mask[3] = false;
@@ -255,18 +259,34 @@ TEST_CASE("explain: which backend, why not a faster one, and what is copied") {
   const Case cases[] = {
       {plain, plain, plain, {}, Backend::kSdpa, "", ""},
       {plain, plain, plain, AttentionOptions().backend(Backend::kReference), Backend::kReference, "", ""},
-      {x({2, 4, 8, 6}).transpose(2, 3), plain, x({2, 4, 8, 6}).transpose(2, 3), {}, Backend::kSdpa, "",
+      {x({2, 4, 8, 6}).transpose(2, 3),
+       plain,
+       x({2, 4, 8, 6}).transpose(2, 3),
+       {},
+       Backend::kSdpa,
+       "",
        "kSdpa copies what is not contiguous along its last dimension: query, value"},
-      {plain, plain, x({2, 4, 6, 3}), {}, Backend::kReference,
-       "kSdpa: the value width (3) differs from the query width (8)", ""},
+      {plain,
+       plain,
+       x({2, 4, 6, 3}),
+       {},
+       Backend::kReference,
+       "kSdpa: the value width (3) differs from the query width (8)",
+       ""},
       {x({2, 4, 5, 8}), plain, plain, AttentionOptions().is_causal(true), Backend::kReference,
-       "kSdpa: for unequal lengths (L 5, S 6) ATen counts the causal diagonal from the first key, not from the last", ""},
+       "kSdpa: for unequal lengths (L 5, S 6) ATen counts the causal diagonal from the first key, not from the last",
+       ""},
       {plain, plain, plain, AttentionOptions().is_causal(true).attn_mask(torch::ones({6, 6}, torch::kBool)),
        Backend::kReference, "kSdpa: ATen's kernels take attn_mask or is_causal, not both", ""},
       {plain, plain, plain, AttentionOptions().attn_mask(torch::zeros({6, 6}).requires_grad_()), Backend::kReference,
        "kSdpa: ATen's kernels give no gradient for attn_mask", ""},
-      {x({2, 4, 0, 8}), plain, plain, {}, Backend::kReference,
-       "kSdpa: there is nothing to compute for an empty batch, query or key", ""},
+      {x({2, 4, 0, 8}),
+       plain,
+       plain,
+       {},
+       Backend::kReference,
+       "kSdpa: there is nothing to compute for an empty batch, query or key",
+       ""},
   };
   for (const Case& c : cases) {
     CAPTURE(c.reason);
@@ -282,8 +302,7 @@ TEST_CASE("kAuto computes what explain() says, to the bit") {
   const torch::Tensor narrow = x.slice(3, 0, 5);
   for (const torch::Tensor& value : {x, narrow}) {
     const Backend backend = attend::explain(x, x, value).backend;
-    CHECK(attend::attention(x, x, value).equal(
-        attend::attention(x, x, value, AttentionOptions().backend(backend))));
+    CHECK(attend::attention(x, x, value).equal(attend::attention(x, x, value, AttentionOptions().backend(backend))));
   }
 }
 
@@ -331,7 +350,8 @@ TEST_CASE("wrong arguments are refused with the rule and the values") {
         AttentionOptions().scale(std::numeric_limits<double>::quiet_NaN()));
   check(value_error, "attn_mask must be 2-d (L, S), 3-d (H, L, S) or 4-d (N, H, L, S), got 1-d [6]", good, good, good,
         mask(x({6})));
-  check(value_error, "attn_mask [5, 6] must broadcast to (N, H, L, S) = [2, 4, 6, 6]", good, good, good, mask(x({5, 6})));
+  check(value_error, "attn_mask [5, 6] must broadcast to (N, H, L, S) = [2, 4, 6, 6]", good, good, good,
+        mask(x({5, 6})));
   check(type_error, "attn_mask must be bool (true = attend) or have the dtype of query (Float), got Int", good, good,
         good, mask(torch::ones({6, 6}, torch::kInt)));
   check(value_error, "attn_mask (meta) must be on the device of query (cpu)", good, good, good,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// Why attention: a convolution net and an attention net learn to give every triangle and every rectangle of a signal the
-// mean height of its kind. Shapes of one kind stand far apart; convolutions of 5 positions cannot relate them, one
+// Why attention: a convolution net and an attention net learn to give every triangle and every rectangle of a signal
+// the mean height of its kind. Shapes of one kind stand far apart; convolutions of 5 positions cannot relate them, one
 // attention layer can.
 //
 // After the notebook "Attention intuition" and F. Fleuret, Deep Learning course, handout 13.2.
@@ -22,7 +22,10 @@
 #include <iostream>
 #include <memory>
 #include <regex>
+#include <sstream>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -85,6 +88,15 @@ struct FirstSamples {
   torch::Tensor targets() const { return data.targets().slice(0, 0, count); }
 };
 
+/// The data, with what the options do not allow as an error of the command line.
+attend::ShapeDataset data_of(const attend::ShapeDatasetOptions& options) {
+  try {
+    return attend::ShapeDataset(options);
+  } catch (const c10::ValueError& error) {
+    throw CLI::ValidationError(error.what_without_backtrace());
+  }
+}
+
 attend::TrainerOptions trainer_options(const Settings& settings, torch::Device device) {
   return attend::TrainerOptions()
       .epochs(settings.epochs)
@@ -101,7 +113,8 @@ double estimated_epoch_seconds(const Net& net, const attend::ShapeDataset& data,
   const auto copy = std::dynamic_pointer_cast<torch::nn::SequentialImpl>(net.model->clone());
   attend::Trainer trainer(copy, trainer_options(settings, device).epochs(3));
   const std::vector<double> seconds = trainer.fit(FirstSamples{data, count}).seconds();
-  return *std::min_element(seconds.begin(), seconds.end()) * static_cast<double>(settings.samples) / static_cast<double>(count);
+  return *std::min_element(seconds.begin(), seconds.end()) * static_cast<double>(settings.samples) /
+         static_cast<double>(count);
 }
 
 std::string with_thousands(std::int64_t number) {
@@ -150,6 +163,10 @@ void write_samples(const std::filesystem::path& folder, const std::vector<Net>& 
   if (!file.flush()) throw std::runtime_error("cannot write samples.csv");
 }
 
+std::filesystem::path map_file(const std::filesystem::path& folder, std::int64_t sample) {
+  return folder / ("map_" + std::to_string(sample) + ".csv");
+}
+
 /// The attention maps for the first held-out signals: one file each, a line for each query position.
 void write_maps(const std::filesystem::path& folder, const Net& net, const attend::ShapeDataset& held_out,
                 torch::Device device) {
@@ -158,7 +175,7 @@ void write_maps(const std::filesystem::path& folder, const Net& net, const atten
   const torch::Tensor inputs = held_out.inputs().slice(0, 0, kPicturedSamples).to(device);  // (samples, 1, size)
   const torch::Tensor maps = attention->attention_map(before->forward(inputs)).cpu();       // (samples, 1, size, size)
   for (std::int64_t sample = 0; sample < kPicturedSamples; ++sample) {
-    std::ofstream file = open(folder / net.name / ("map_" + std::to_string(sample) + ".csv"));
+    std::ofstream file = open(map_file(folder / net.name, sample));
     for (std::int64_t query = 0; query < maps.size(2); ++query) {
       for (std::int64_t key = 0; key < maps.size(3); ++key)
         file << (key > 0 ? "," : "") << maps[sample][0][query][key].item<float>();
@@ -174,10 +191,10 @@ void print_table(const std::vector<Net>& nets) {
     const std::vector<double> seconds = net.history.seconds();
     double total = 0;
     for (const double s : seconds) total += s;
-    std::cout << std::left << std::setw(12) << net.name << std::right << std::setw(12) << with_thousands(net.parameters())
-              << std::setprecision(5) << std::setw(16) << net.history.train_loss().back() << std::setw(16)
-              << net.history.validation_loss().back() << std::setprecision(1) << std::setw(12)
-              << total / static_cast<double>(seconds.size()) << '\n';
+    std::cout << std::left << std::setw(12) << net.name << std::right << std::setw(12)
+              << with_thousands(net.parameters()) << std::setprecision(5) << std::setw(16)
+              << net.history.train_loss().back() << std::setw(16) << net.history.validation_loss().back()
+              << std::setprecision(1) << std::setw(12) << total / static_cast<double>(seconds.size()) << '\n';
   }
   std::cout << std::defaultfloat;
 }
@@ -185,18 +202,20 @@ void print_table(const std::vector<Net>& nets) {
 int run(const Settings& settings, torch::Device device) {
   if (settings.threads > 0) torch::set_num_threads(settings.threads);
   const std::filesystem::path folder = settings.output;
-  const auto data_options = attend::ShapeDatasetOptions()
-                                .size(settings.size)
-                                .max_height(settings.max_height)
-                                .noise_std(settings.noise_std);
-  attend::ShapeDataset train_set(attend::ShapeDatasetOptions(data_options).max_samples(settings.samples).seed(settings.seed));
-  attend::ShapeDataset held_out(
-      attend::ShapeDatasetOptions(data_options).max_samples(settings.held_out_samples).seed(settings.seed + 1));
+  const auto data_options =
+      attend::ShapeDatasetOptions().size(settings.size).max_height(settings.max_height).noise_std(settings.noise_std);
+  attend::ShapeDataset train_set =
+      data_of(attend::ShapeDatasetOptions(data_options).max_samples(settings.samples).seed(settings.seed));
+  attend::ShapeDataset held_out =
+      data_of(attend::ShapeDatasetOptions(data_options).max_samples(settings.held_out_samples).seed(settings.seed + 1));
 
   torch::manual_seed(settings.seed);
   std::vector<Net> nets;
-  for (const auto& [name, model] : {std::pair("convolution", convolution_net()), std::pair("attention", attention_net())}) {
+  for (const auto& [name, model] :
+       {std::pair("convolution", convolution_net()), std::pair("attention", attention_net())}) {
     std::filesystem::create_directories(folder / name);
+    for (int i = 0; i < kPicturedSamples; ++i)
+      std::filesystem::remove(map_file(folder / name, i));  // of an earlier run
     nets.push_back({name, model, attend::CsvLog((folder / name / "history.csv").string())});
   }
   double seconds = 0;
@@ -204,8 +223,9 @@ int run(const Settings& settings, torch::Device device) {
     seconds += static_cast<double>(settings.epochs) * estimated_epoch_seconds(net, train_set, settings, device);
   std::cout << "Two nets, " << with_thousands(nets[0].parameters()) << " and " << with_thousands(nets[1].parameters())
             << " parameters; " << settings.epochs << " epochs of " << with_thousands(settings.samples)
-            << " samples each on " << device << (device.is_cpu() ? ", " + std::to_string(torch::get_num_threads()) + " threads" : "")
-            << ": about " << duration(seconds) << ". Ctrl-C stops early and keeps what was learnt.\n";
+            << " samples each on " << device
+            << (device.is_cpu() ? ", " + std::to_string(torch::get_num_threads()) + " threads" : "") << ": about "
+            << duration(seconds) << ". Ctrl-C stops early and keeps what was learnt.\n";
 
   attend::StopOnInterrupt interrupt;
   for (std::size_t i = 0; i < nets.size(); ++i) {
@@ -238,9 +258,23 @@ torch::Device device_of(const std::string& name) {
   const torch::Device device(name);
   const auto devices = static_cast<int>(torch::cuda::device_count());
   if (device.is_cuda() && std::max<int>(device.index(), 0) >= devices)
-    throw CLI::ValidationError("--device", name + " is not there: this machine has " + std::to_string(devices) +
-                                               " CUDA devices");
+    throw CLI::ValidationError("--device",
+                               name + " is not there: this machine has " + std::to_string(devices) + " CUDA devices");
   return device;
+}
+
+/// The rule that an option is a number from `least` on, or above it.
+CLI::Validator number_from(double least, bool above = false) {
+  return CLI::Validator(
+      [=](const std::string& text) {
+        std::istringstream stream(text);
+        double value = 0;
+        if (stream >> value && stream.eof() && (above ? value > least : value >= least)) return std::string();
+        std::ostringstream message;
+        message << "Value " << text << " must be a number " << (above ? "above " : "of at least ") << least;
+        return message.str();
+      },
+      "");
 }
 
 }  // namespace
@@ -251,18 +285,22 @@ int main(int argc, char** argv) {
       "Trains a convolution net and an attention net to give every triangle and every rectangle of a signal the mean\n"
       "height of its kind, and writes losses, predictions and attention maps for plot.py to draw.\n");
   app.option_defaults()->always_capture_default();
-  app.add_option("--epochs", settings.epochs, "how often each net sees all training samples")->check(CLI::Range(1, 1000000));
-  app.add_option("--batch", settings.batch_size, "samples in one training step")->check(CLI::Range(1, 1000000));
-  app.add_option("--rate", settings.learning_rate, "learning rate of Adam")->check(CLI::PositiveNumber);
-  app.add_option("--samples", settings.samples, "training samples")->check(CLI::Range(1, 100000000));
-  app.add_option("--held-out", settings.held_out_samples, "samples that are measured on but not trained on")->check(CLI::Range(kPicturedSamples, 100000000));
-  app.add_option("--size", settings.size, "length of a signal in positions")->check(CLI::Range(18, 100000));
-  app.add_option("--height", settings.max_height, "heights are 5 to this less one")->check(CLI::Range(6, 1000000));
-  app.add_option("--noise", settings.noise_std, "standard deviation of the noise, in units of height")->check(CLI::NonNegativeNumber);
-  app.add_option("--seed", settings.seed, "of data, weights and order");
-  app.add_option("--device", settings.device, "auto (a GPU if there is one), cpu, cuda or cuda:N");
-  app.add_option("--threads", settings.threads, "CPU threads; 0 leaves the choice to LibTorch")->check(CLI::Range(0, 4096));
-  app.add_option("--output", settings.output, "folder for the results; made if it is missing");
+  const auto number = [&app](const char* name, auto& value, const CLI::Validator& rule, const char* meaning) {
+    app.add_option(name, value, meaning)->type_name("N")->check(rule);
+  };
+  number("--epochs", settings.epochs, number_from(1), "how often each net sees all training samples");
+  number("--batch", settings.batch_size, number_from(1), "samples in one training step");
+  number("--rate", settings.learning_rate, number_from(0, /*above=*/true), "learning rate of Adam");
+  number("--samples", settings.samples, number_from(1), "training samples");
+  number("--held-out", settings.held_out_samples, number_from(kPicturedSamples),
+         "samples that are measured on but not trained on");
+  number("--size", settings.size, number_from(18), "length of a signal in positions, at least 18");
+  number("--height", settings.max_height, number_from(6), "heights are drawn from 5 to this less one");
+  number("--noise", settings.noise_std, number_from(0), "standard deviation of the noise, in units of height");
+  number("--seed", settings.seed, number_from(0), "of data, weights and order");
+  number("--threads", settings.threads, number_from(0), "CPU threads; 0 leaves the choice to LibTorch");
+  app.add_option("--device", settings.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->type_name("");
+  app.add_option("--output", settings.output, "folder for the results; made if it is missing")->type_name("");
   try {
     app.parse(argc, argv);
     const torch::Device device = device_of(settings.device);

@@ -31,8 +31,8 @@ COLORS = {
 def read_columns(path):
     """A CSV file with a header as arrays by column name."""
     with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+        header, *rows = csv.reader(file)
+    return {name: np.array([float(row[i]) for row in rows]) for i, name in enumerate(header)}
 
 
 def read_samples(folder):

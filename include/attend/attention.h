@@ -59,8 +59,8 @@ inline Choice choose(const Problem& problem, Backend wanted) {
 /// float64 for float64. A query that may attend to nothing, or S = 0, gives zeros and zero gradients.
 ///
 /// Shapes: query (N, H, L, D), key (N, G, S, D), value (N, G, S, Dv) → (N, H, L, Dv). N, L and S may be 0; any strides.
-/// Differs from torch's scaled_dot_product_attention: the causal diagonal ends at the last key for every L and S, a mask
-/// may come together with is_causal on every device, and no dense fall-back is taken unnoticed: see explain().
+/// Differs from torch's scaled_dot_product_attention: the causal diagonal ends at the last key for every L and S, a
+/// mask may come together with is_causal on every device, and no dense fall-back is taken unnoticed: see explain().
 /// Throws c10::ValueError, c10::TypeError for wrong shapes, dtypes and devices; c10::NotImplementedError if a backend
 /// asked for by name cannot do what is asked, with the reason.
 /// Source: Vaswani et al., "Attention is all you need", 2017; grouped heads: Ainslie et al., "GQA", 2023.

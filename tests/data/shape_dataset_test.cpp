@@ -38,7 +38,8 @@ std::vector<double> row(const torch::Tensor& signals, std::int64_t index) {
   return {signal.data_ptr<double>(), signal.data_ptr<double>() + signal.numel()};
 }
 
-/// Finds the shapes: they stand at least ten apart, and a triangle of height 5 and more is 0 at its first position alone.
+/// Finds the shapes: they stand at least ten apart, and a triangle of height 5 and more is 0 at its first position
+/// alone.
 std::vector<Shape> shapes_of(const std::vector<double>& signal) {
   std::vector<Shape> shapes;
   for (int i = 0; i < static_cast<int>(signal.size());) {
@@ -174,8 +175,7 @@ TEST_CASE("100,000 samples have the statistics of the rule") {
   }
   SUBCASE("the same against the published figures, which are rounded to a tenth of a percent") {
     const std::map<int, double> published{{4, 15.7}, {5, 77.0}, {6, 7.3}};
-    for (const auto& [count, percent] : published)
-      CHECK(std::abs(100.0 * counts[count] / kSamples - percent) < 0.5);
+    for (const auto& [count, percent] : published) CHECK(std::abs(100.0 * counts[count] / kSamples - percent) < 0.5);
     CHECK(std::abs(100.0 * one_kind_only / kSamples - 6.9) < 0.5);
   }
   SUBCASE("kinds, heights, the first base and width are uniform") {
@@ -295,10 +295,9 @@ TEST_CASE("options out of range are refused with the rule and the value") {
       {ShapeDatasetOptions().max_samples(0), "max_samples (0) must be at least 1"},
       {ShapeDatasetOptions().max_samples(-3), "max_samples (-3) must be at least 1"},
   };
-  for (const auto& [options, message] : cases) {
-    CAPTURE(message);
-    const ShapeDatasetOptions& given = options;
-    CHECK(message_of<c10::ValueError>([&] { ShapeDataset data(given); }).find(message) != std::string::npos);
+  for (const auto& c : cases) {
+    CAPTURE(c.second);
+    CHECK(message_of<c10::ValueError>([&] { ShapeDataset data(c.first); }).find(c.second) != std::string::npos);
   }
 }
 
@@ -306,6 +305,7 @@ TEST_CASE("an index out of range is refused with the index and the size") {
   ShapeDataset data(ShapeDatasetOptions().max_samples(10));
   const std::string expected = "attend::ShapeDataset: index 10 must be below the number of samples (10)";
   CHECK(message_of<c10::IndexError>([&] { data.get(10); }).find(expected) != std::string::npos);
-  CHECK(message_of<c10::IndexError>([&] { data.get_batch(std::vector<std::size_t>{1, 10}); }).find(expected) !=
-        std::string::npos);
+  CHECK(message_of<c10::IndexError>([&] {
+          data.get_batch(std::vector<std::size_t>{1, 10});
+        }).find(expected) != std::string::npos);
 }

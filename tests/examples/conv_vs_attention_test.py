@@ -40,7 +40,7 @@ class ConvVsAttention(unittest.TestCase):
         self.assertEqual(result.returncode, 0)
         for option in ("epochs", "batch", "rate", "samples", "held-out", "size", "height", "noise", "seed", "device",
                        "threads", "output"):
-            self.assertIn(f"--{option} ", result.stdout)
+            self.assertRegex(result.stdout, f"--{option}[ =]")
 
     def test_a_run_prints_what_the_notebook_prints_and_a_table(self):
         result = run(*SMALL, "--epochs", "11", "--output", self.folder)
@@ -82,7 +82,14 @@ class ConvVsAttention(unittest.TestCase):
         self.assertEqual(losses[0], losses[1])
         self.assertNotEqual(losses[0], losses[2])
 
-    def test_ctrl_c_ends_the_run_after_the_batch_with_everything_written(self):
+    def test_a_new_run_leaves_nothing_of_the_run_before(self):
+        (self.folder / "attention").mkdir(parents=True)
+        (self.folder / "attention" / "map_0.csv").write_text("old")
+        self.interrupted_run()
+        self.assertFalse((self.folder / "attention" / "map_0.csv").exists())
+
+    def interrupted_run(self):
+        """Starts a long run and ends it with Ctrl-C after the first epoch; what it printed."""
         process = subprocess.Popen([PROGRAM, *SMALL, "--epochs", "100000", "--output", self.folder],
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         for line in process.stdout:
@@ -91,6 +98,10 @@ class ConvVsAttention(unittest.TestCase):
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 130)
+        return output
+
+    def test_ctrl_c_ends_the_run_after_the_batch_with_everything_written(self):
+        output = self.interrupted_run()
         self.assertIn("Stopped by a signal; what was trained so far is in", output)
         self.assertGreaterEqual(len(rows(self.folder / "convolution" / "history.csv")), 1)
         self.assertEqual(list(rows(self.folder / "samples.csv")[0]),
@@ -99,18 +110,23 @@ class ConvVsAttention(unittest.TestCase):
         self.assertEqual(drawn.returncode, 0, drawn.stderr)
 
     def test_bad_arguments_end_with_status_2_and_name_the_rule_and_the_value(self):
-        blocked = Path(tempfile.mkdtemp()) / "file"
+        self.folder.parent.mkdir()
+        blocked = self.folder.parent / "file"
         blocked.write_text("")
         cases = {
-            ("--epochs", "0"): "--epochs: Value 0 not in range 1",
-            ("--batch", "-1"): "--batch: Value -1 not in range 1",
-            ("--rate", "0"): "--rate: Number less or equal to 0: 0",
-            ("--rate", "fast"): "--rate",
-            ("--samples", "0"): "--samples: Value 0 not in range 1",
-            ("--size", "17"): "--size: Value 17 not in range 18",
-            ("--height", "5"): "--height: Value 5 not in range 6",
-            ("--noise", "-0.1"): "--noise: Number less than 0: -0.1",
-            ("--threads", "-1"): "--threads: Value -1 not in range 0",
+            ("--epochs", "0"): "--epochs: Value 0 must be a number of at least 1",
+            ("--epochs", "1.5"): "--epochs",
+            ("--batch", "-1"): "--batch: Value -1 must be a number of at least 1",
+            ("--rate", "0"): "--rate: Value 0 must be a number above 0",
+            ("--rate", "fast"): "--rate: Value fast must be a number above 0",
+            ("--samples", "0"): "--samples: Value 0 must be a number of at least 1",
+            ("--held-out", "3"): "--held-out: Value 3 must be a number of at least 4",
+            ("--size", "17"): "--size: Value 17 must be a number of at least 18",
+            ("--height", "5"): "--height: Value 5 must be a number of at least 6",
+            ("--height", "9999999"): "attend::ShapeDataset: max_height (9999999) must be at most",
+            ("--noise", "-0.1"): "--noise: Value -0.1 must be a number of at least 0",
+            ("--noise", "inf"): "--noise: Value inf must be a number of at least 0",
+            ("--threads", "-1"): "--threads: Value -1 must be a number of at least 0",
             ("--device", "tpu"): "--device: tpu must be auto, cpu, cuda or cuda:N",
             ("--device", "cuda:99"): "--device: cuda:99 is not there: this machine has",
             ("--output", str(blocked / "x")): f"--output: cannot write to the folder {blocked}/x",

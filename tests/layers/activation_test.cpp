@@ -17,11 +17,12 @@ using attend::test::message_of;
 TEST_CASE("the named activations are torch's") {
   namespace F = torch::nn::functional;
   const torch::Tensor x = torch::linspace(-4, 4, 101, torch::kDouble);
-  const struct {
+  struct Case {
     Activation activation;
     torch::Tensor expected;
     std::string name;
-  } cases[] = {
+  };
+  const Case cases[] = {
       {torch::kReLU, F::relu(x), "ReLU"},
       {torch::kGELU, F::gelu(x), "GELU"},
       {attend::kGELUTanh, F::gelu(x, F::GELUFuncOptions().approximate("tanh")), "GELUTanh"},
@@ -29,17 +30,18 @@ TEST_CASE("the named activations are torch's") {
       {torch::kTanh, torch::tanh(x), "Tanh"},
       {[](const torch::Tensor& t) { return t * t; }, x * x, "a function"},
   };
-  for (const auto& [activation, expected, name] : cases) {
-    CAPTURE(name);
-    CHECK(activation(x).equal(expected));
+  for (const Case& c : cases) {
+    CAPTURE(c.name);
+    CHECK(c.activation(x).equal(c.expected));
     std::ostringstream stream;
-    stream << activation;
-    CHECK(stream.str() == name);
+    stream << c.activation;
+    CHECK(stream.str() == c.name);
   }
 }
 
 TEST_CASE("an empty function is refused") {
   const std::function<torch::Tensor(const torch::Tensor&)> empty;
-  CHECK(message_of<c10::ValueError>([&] { Activation activation(empty); })
-            .find("attend::Activation: the function must not be empty") != std::string::npos);
+  CHECK(message_of<c10::ValueError>([&] {
+          Activation activation(empty);
+        }).find("attend::Activation: the function must not be empty") != std::string::npos);
 }

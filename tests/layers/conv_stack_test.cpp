@@ -21,7 +21,8 @@ using attend::test::max_difference;
 using attend::test::message_of;
 using attend::test::reference_data;
 
-TEST_CASE("the state dict of Python's nn.Sequential fits, and results and gradients are its own, odd and even kernels") {
+TEST_CASE(
+    "the state dict of Python's nn.Sequential fits, and results and gradients are its own, odd and even kernels") {
   const std::map<std::string, torch::Tensor> data = reference_data("conv_stack");
   const std::map<std::string, attend::Activation> activations{{"relu", torch::kReLU},
                                                               {"gelu", torch::kGELU},
@@ -86,8 +87,6 @@ TEST_CASE("options and signals that do not fit are refused with the rule and the
       {ConvStackOptions(1, 4, 1).depth(0), "attend::ConvStack: depth (0) must be at least 1"},
       {ConvStackOptions(1, 4, 1).kernel_size(0), "attend::ConvStack: kernel_size (0) must be at least 1"},
   };
-  for (const auto& [options, message] : cases) {
-    const ConvStackOptions& given = options;
-    CHECK(message_of<c10::ValueError>([&] { ConvStack stack(given); }).find(message) != std::string::npos);
-  }
+  for (const auto& c : cases)
+    CHECK(message_of<c10::ValueError>([&] { ConvStack stack(c.first); }).find(c.second) != std::string::npos);
 }

@@ -27,11 +27,9 @@ namespace {
 
 struct SelfAttentionCase {
   static constexpr const char* kName = "attend::SelfAttention1d";
-  static constexpr const char* kPrinted =
-      "attend::SelfAttention1d(4, 6, 8, num_heads=2, scale=kInverseSqrt)";
+  static constexpr const char* kPrinted = "attend::SelfAttention1d(4, 6, 8, num_heads=2, scale=kInverseSqrt)";
   static attend::SelfAttention1d make() {
-    return attend::SelfAttention1d(
-        attend::SelfAttention1dOptions(4, 6, 8).num_heads(2).scale(attend::kInverseSqrt));
+    return attend::SelfAttention1d(attend::SelfAttention1dOptions(4, 6, 8).num_heads(2).scale(attend::kInverseSqrt));
   }
 };
 
@@ -40,7 +38,10 @@ struct ConvStackCase {
   static constexpr const char* kPrinted =
       "attend::ConvStack(4, 5, 6, depth=3, kernel_size=4, activation=SiLU, activation_after_last=true)";
   static attend::ConvStack make() {
-    return attend::ConvStack(attend::ConvStackOptions(4, 5, 6).depth(3).kernel_size(4).activation(attend::kSiLU)
+    return attend::ConvStack(attend::ConvStackOptions(4, 5, 6)
+                                 .depth(3)
+                                 .kernel_size(4)
+                                 .activation(attend::kSiLU)
                                  .activation_after_last(true));
   }
 };

@@ -27,7 +27,10 @@ namespace {
 torch::Tensor notebook_layer(const torch::Tensor& x, const SelfAttention1d& layer) {
   const auto project = [&x](const torch::Tensor& weight) { return torch::conv1d(x, weight); };
   const torch::Tensor q = project(layer->query->weight), k = project(layer->key->weight);
-  return torch::matmul(q.transpose(1, 2), k).softmax(2).matmul(project(layer->value->weight).transpose(1, 2)).transpose(1, 2);
+  return torch::matmul(q.transpose(1, 2), k)
+      .softmax(2)
+      .matmul(project(layer->value->weight).transpose(1, 2))
+      .transpose(1, 2);
 }
 
 }  // namespace
@@ -38,11 +41,12 @@ TEST_CASE("outputs, maps and gradients equal the notebook's layer in Python, wit
       {"notebook/", SelfAttention1dOptions(6, 10, 8)},
       {"heads/", SelfAttention1dOptions(6, 8, 4).num_heads(2).scale(attend::kInverseSqrt)},
   };
-  for (const auto& [prefix, options] : cases) {
+  for (const auto& c : cases) {
     for (const Backend backend : {Backend::kAuto, Backend::kReference}) {
+      const std::string& prefix = c.first;
       CAPTURE(prefix);
       CAPTURE(backend);
-      SelfAttention1d layer(SelfAttention1dOptions(options).backend(backend));
+      SelfAttention1d layer(SelfAttention1dOptions(c.second).backend(backend));
       layer->to(torch::kDouble);
       copy_parameters(data, prefix, *layer);
       torch::Tensor x = data.at(prefix + "x").clone().requires_grad_();
@@ -112,14 +116,13 @@ TEST_CASE("channels that heads cannot share, and sizes below one, are refused wi
       {SelfAttention1dOptions(4, 10, 4).num_heads(4),
        "attend::SelfAttention1d: out_channels (10) must be divisible by num_heads (4)"},
   };
-  for (const auto& [options, message] : cases) {
-    const SelfAttention1dOptions& given = options;
-    CHECK(message_of<c10::ValueError>([&] { SelfAttention1d layer(given); }).find(message) != std::string::npos);
-  }
+  for (const auto& c : cases)
+    CHECK(message_of<c10::ValueError>([&] { SelfAttention1d layer(c.first); }).find(c.second) != std::string::npos);
 }
 
 TEST_CASE("a backend asked for by name is not replaced") {
   SelfAttention1d layer(SelfAttention1dOptions(4, 6, 4).backend(Backend::kSdpa));  // values wider than keys
-  CHECK(message_of<c10::NotImplementedError>([&] { layer(torch::randn({1, 4, 5})); })
-            .find("kSdpa: the value width (6) differs from the query width (4)") != std::string::npos);
+  CHECK(message_of<c10::NotImplementedError>([&] {
+          layer(torch::randn({1, 4, 5}));
+        }).find("kSdpa: the value width (6) differs from the query width (4)") != std::string::npos);
 }

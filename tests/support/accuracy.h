@@ -9,7 +9,8 @@
 
 namespace attend::test {
 
-/// The largest difference of two tensors of the same shape, in float64; infinite where one has a NaN and the other none.
+/// The largest difference of two tensors of the same shape, in float64; infinite where one has a NaN and the other
+/// none.
 inline double max_difference(const torch::Tensor& a, const torch::Tensor& b) {
   REQUIRE(a.sizes() == b.sizes());
   if (a.numel() == 0) return 0.0;
@@ -18,8 +19,8 @@ inline double max_difference(const torch::Tensor& a, const torch::Tensor& b) {
   return (x - y).nan_to_num().abs().max().item<double>();
 }
 
-/// The rule of equality for float32 and lower: the error against the exact (float64) result is at most twice that of the
-/// plain dense formula in the same dtype, and 1e-6.
+/// The rule of equality for float32 and lower: the error against the exact (float64) result is at most twice that of
+/// the plain dense formula in the same dtype, and 1e-6.
 inline void check_as_accurate_as(const torch::Tensor& dense, const torch::Tensor& result, const torch::Tensor& exact) {
   CHECK((result.scalar_type() == dense.scalar_type()));
   CHECK(max_difference(result, exact) <= 2.0 * max_difference(dense, exact) + 1e-6);

@@ -11,7 +11,8 @@
 
 namespace attend::test {
 
-/// The message with which `action` throws exactly an Error; a failed check, and an empty message, if it does anything else.
+/// The message with which `action` throws exactly an Error; a failed check, and an empty message, if it does anything
+/// else.
 template <class Error, class Action>
 std::string message_of(Action&& action) {
   try {
@@ -24,7 +25,7 @@ std::string message_of(Action&& action) {
     else
       return error.what();
   } catch (const std::exception& error) {
-    FAIL_CHECK("another error was thrown: " << error.what());
+    FAIL_CHECK("another error was thrown: " << std::string(error.what()));
     return "";
   }
   FAIL_CHECK("nothing was thrown");

@@ -10,7 +10,7 @@ namespace attend {
 enum class Backend {
   kAuto,       ///< the fastest backend that can do what the call asks for
   kReference,  ///< the dense formula (attention/reference.h): differentiable any number of times, O(L·S) memory
-  kSdpa,       ///< ATen's fused kernels (attention/sdpa.h); asked for by name, it throws rather than go ATen's dense way
+  kSdpa,  ///< ATen's fused kernels (attention/sdpa.h); asked for by name, it throws rather than go ATen's dense way
 };
 
 /// What explain() tells of a call.
@@ -22,9 +22,12 @@ struct Explanation {
 
 inline std::ostream& operator<<(std::ostream& stream, Backend backend) {
   switch (backend) {
-    case Backend::kAuto: return stream << "kAuto";
-    case Backend::kReference: return stream << "kReference";
-    case Backend::kSdpa: return stream << "kSdpa";
+    case Backend::kAuto:
+      return stream << "kAuto";
+    case Backend::kReference:
+      return stream << "kReference";
+    case Backend::kSdpa:
+      return stream << "kSdpa";
   }
   return stream << "Backend(" << static_cast<int>(backend) << ")";
 }

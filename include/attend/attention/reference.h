@@ -27,7 +27,7 @@ struct Reference {
   static std::string copies(const Problem&) { return ""; }
 
   static at::Tensor run(const Problem& problem) {
-    const at::Tensor value = for_each_query_head(compute_dtype(problem.value), problem);  // (N, H, S, Dv)
+    const at::Tensor value = for_each_query_head(compute_dtype(problem.value), problem);   // (N, H, S, Dv)
     return at::matmul(softmax_of_scores(problem), value).to(problem.query.scalar_type());  // (N, H, L, Dv)
   }
 

@@ -47,8 +47,8 @@ struct ShapeDatasetOptions {
 ///
 /// A signal is filled from the left: a shape begins 0 to 9 positions after `offset`, is 3 to 9 wide, a triangle or a
 /// rectangle with equal chance, and `offset` moves to 10 after its end; the first shape that does not fit ends the
-/// signal. The target has the same shapes, each with the mean height of all shapes of its kind in this signal. Input and
-/// target get independent noise and are normalized each for itself. To solve it a network must relate shapes that
+/// signal. The target has the same shapes, each with the mean height of all shapes of its kind in this signal. Input
+/// and target get independent noise and are normalized each for itself. To solve it a network must relate shapes that
 /// stand far apart, which a stack of small convolutions cannot.
 ///
 /// Sample i is drawn by Philox from (seed, i) with correctly rounded arithmetic only: the same bits on every
@@ -56,8 +56,8 @@ struct ShapeDatasetOptions {
 ///
 /// Shapes: inputs() and targets() (max_samples, 1, size), float32, on the CPU.
 /// Throws c10::ValueError for options out of range, c10::IndexError for an index out of range.
-/// Source: the notebook "Attention intuition", after F. Fleuret, Deep Learning course, handout 13.2. (The notebook's class
-/// ignores its arguments and always uses the defaults; here they count.)
+/// Source: the notebook "Attention intuition", after F. Fleuret, Deep Learning course, handout 13.2. (The notebook's
+/// class ignores its arguments and always uses the defaults; here they count.)
 ///
 /// Example:
 ///   attend::ShapeDataset data(attend::ShapeDatasetOptions().max_samples(2000).seed(7));

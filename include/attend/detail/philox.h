@@ -31,8 +31,7 @@ ATTEND_HOST_DEVICE inline PhiloxBlock philox(std::uint64_t seed, std::uint64_t c
   for (int round = 0; round < kRounds; ++round) {
     const std::uint64_t product0 = std::uint64_t{kMultiplier0} * block.words[0];
     const std::uint64_t product1 = std::uint64_t{kMultiplier1} * block.words[2];
-    block = {{static_cast<std::uint32_t>(product1 >> 32) ^ block.words[1] ^ key0,
-              static_cast<std::uint32_t>(product1),
+    block = {{static_cast<std::uint32_t>(product1 >> 32) ^ block.words[1] ^ key0, static_cast<std::uint32_t>(product1),
               static_cast<std::uint32_t>(product0 >> 32) ^ block.words[3] ^ key1,
               static_cast<std::uint32_t>(product0)}};
     key0 += kWeyl0;

@@ -27,8 +27,8 @@ struct SiLU {};
 /// x · sigmoid(x). `torch::kSiLU` is declared by LibTorch 2.11 but missing from its libraries.
 inline constexpr SiLU kSiLU;
 
-/// What a layer applies to every element: torch::kReLU, torch::kGELU, attend::kGELUTanh, attend::kSiLU, torch::kTanh, or any
-/// function from tensor to tensor.
+/// What a layer applies to every element: torch::kReLU, torch::kGELU, attend::kGELUTanh, attend::kSiLU, torch::kTanh,
+/// or any function from tensor to tensor.
 ///
 /// Example:
 ///   attend::Activation leaky([](const torch::Tensor& x) { return torch::leaky_relu(x, 0.1); });
@@ -41,8 +41,9 @@ class Activation {
   Activation(torch::enumtype::kTanh) : name_("Tanh"), function_([](const torch::Tensor& x) { return at::tanh(x); }) {}
 
   template <class F>
-    requires(!std::same_as<std::remove_cvref_t<F>, Activation> && std::is_invocable_r_v<torch::Tensor, F&, const torch::Tensor&>)
-  Activation(F&& function) : name_("a function"), function_(std::forward<F>(function)) {
+  requires(!std::same_as<std::remove_cvref_t<F>, Activation> &&
+           std::is_invocable_r_v<torch::Tensor, F&, const torch::Tensor&>) Activation(F&& function)
+      : name_("a function"), function_(std::forward<F>(function)) {
     TORCH_CHECK_VALUE(function_, "attend::Activation: the function must not be empty");
   }
 

@@ -40,15 +40,14 @@ struct SelfAttention1dOptions {
 /// Self-attention over the positions of a 1-d signal: each output position is an average of the values, weighted by
 /// how well its query matches each key.
 ///
-/// y = softmax(scale · QᵀK) Vᵀ with Q = W_q x, K = W_k x, V = W_v x (1×1 convolutions without bias). With several heads,
-/// head h works on the h-th share of the key and value channels.
+/// y = softmax(scale · QᵀK) Vᵀ with Q = W_q x, K = W_k x, V = W_v x (1×1 convolutions without bias). With several
+/// heads, head h works on the h-th share of the key and value channels.
 ///
-/// Parameters: `query.weight`, `key.weight` (key_channels, in_channels, 1), `value.weight` (out_channels, in_channels, 1).
-/// Shapes: x (N, in_channels, L) → (N, out_channels, L). Any L ≥ 1; N may be 0.
-/// Differs from torch.nn.MultiheadAttention: channels first, no output projection, no bias, and scale = 1 by default
-/// (the experiment's layer is unscaled).
-/// Throws c10::ValueError, c10::TypeError if x is not 3-d or differs from the weights in channels, dtype or device.
-/// Source: F. Fleuret, Deep Learning course, handout 13.2.
+/// Parameters: `query.weight`, `key.weight` (key_channels, in_channels, 1), `value.weight` (out_channels, in_channels,
+/// 1). Shapes: x (N, in_channels, L) → (N, out_channels, L). Any L ≥ 1; N may be 0. Differs from
+/// torch.nn.MultiheadAttention: channels first, no output projection, no bias, and scale = 1 by default (the
+/// experiment's layer is unscaled). Throws c10::ValueError, c10::TypeError if x is not 3-d or differs from the weights
+/// in channels, dtype or device. Source: F. Fleuret, Deep Learning course, handout 13.2.
 ///
 /// Example:
 ///   attend::SelfAttention1d layer(attend::SelfAttention1dOptions(64, 64, 64));
@@ -90,7 +89,8 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
   torch::Tensor forward(const torch::Tensor& x) {
     check(x);
     const torch::Tensor y = attention(heads(query, x), heads(key, x), heads(value, x), attention_options());
-    return y.transpose(1, 2).flatten(2).transpose(1, 2);  // (N, H, L, Dv) -> (N, L, out_channels) -> (N, out_channels, L)
+    return y.transpose(1, 2).flatten(2).transpose(1,
+                                                  2);  // (N, H, L, Dv) -> (N, L, out_channels) -> (N, out_channels, L)
   }
 
   /// The weights with which each position averages all positions: (N, num_heads, L, L), query positions first; rows

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <limits>
 #include <vector>
 
 namespace attend {
 
 /// The figures of one epoch.
 struct EpochRecord {
-  double train_loss;       ///< mean over the samples of the epoch
-  double last_batch_loss;  ///< of the last batch alone, which is what the notebook records
-  double validation_loss;  ///< after the epoch; NaN without a validation set
-  double seconds;          ///< that the epoch took, validation included
+  double train_loss = kUnknown;       ///< mean over the samples of the epoch
+  double last_batch_loss = kUnknown;  ///< of the last batch alone, which is what the notebook records
+  double validation_loss = kUnknown;  ///< after the epoch; NaN without a validation set
+  double seconds = kUnknown;          ///< that the epoch took, validation included
+
+  static constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 };
 
 /// What a fit recorded: one entry an epoch.

@@ -178,7 +178,7 @@ class Trainer {
         call(detail::on_batch_end_hook());
       }
       if (state.samples == 0) break;  // stopped before the first batch: there is nothing to record
-      EpochRecord record{};
+      EpochRecord record;
       record.train_loss = loss_sum.item<double>() / static_cast<double>(state.samples);
       record.last_batch_loss = state.loss.item<double>();
       record.validation_loss = mean_loss(validation);

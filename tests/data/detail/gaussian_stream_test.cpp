@@ -18,7 +18,8 @@ TEST_CASE("the stream is standard normal: moments and distribution function of a
   double moments[5] = {};
   for (const double x : numbers)
     for (int power = 1; power <= 4; ++power) moments[power] += std::pow(x, power) / kCount;
-  const double error = 5 / std::sqrt(static_cast<double>(kCount));  // five standard errors, times each moment's deviation
+  const double error =
+      5 / std::sqrt(static_cast<double>(kCount));  // five standard errors, times each moment's deviation
   CHECK(std::abs(moments[1]) < error);
   CHECK(std::abs(moments[2] - 1) < error * std::sqrt(2.0));
   CHECK(std::abs(moments[3]) < error * std::sqrt(15.0));

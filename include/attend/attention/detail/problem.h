@@ -38,7 +38,8 @@ struct Problem {
 };
 
 inline void check_attention_tensor(const char* name, const at::Tensor& tensor, const char* shape) {
-  TORCH_CHECK_VALUE(tensor.defined(), "attend::attention: ", name, " must be a tensor ", shape, ", got an undefined one");
+  TORCH_CHECK_VALUE(tensor.defined(), "attend::attention: ", name, " must be a tensor ", shape,
+                    ", got an undefined one");
   TORCH_CHECK_VALUE(tensor.dim() == 4, "attend::attention: ", name, " must be 4-d ", shape, ", got ", tensor.dim(),
                     "-d ", tensor.sizes());
   TORCH_CHECK_TYPE(tensor.scalar_type() == at::kDouble || tensor.scalar_type() == at::kFloat ||

@@ -8,8 +8,8 @@
 
 namespace attend::detail {
 
-/// Standard normal numbers by Marsaglia's polar method. The sum, the logarithm and the noise are built from fma alone, so
-/// that no compiler may contract them differently, and from operations that IEEE 754 rounds in one way only.
+/// Standard normal numbers by Marsaglia's polar method. The sum, the logarithm and the noise are built from fma alone,
+/// so that no compiler may contract them differently, and from operations that IEEE 754 rounds in one way only.
 class GaussianStream {
  public:
   /// The stream of one sample, from the Philox counters (first_counter, sample) on.

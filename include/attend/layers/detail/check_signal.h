@@ -15,14 +15,15 @@ inline void check_signal(const char* layer, const torch::Tensor& x, std::int64_t
                          const torch::Tensor& weight) {
   TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor (N, ", channels, ", L), got an undefined one");
   TORCH_CHECK_VALUE(x.dim() == 3, layer, ": x must be 3-d (N, ", channels, ", L), got ", x.dim(), "-d ", x.sizes());
-  TORCH_CHECK_VALUE(x.size(1) == channels, layer, ": x must have ", channels, " channels (N, ", channels,
-                    ", L), got ", x.sizes());
+  TORCH_CHECK_VALUE(x.size(1) == channels, layer, ": x must have ", channels, " channels (N, ", channels, ", L), got ",
+                    x.sizes());
   TORCH_CHECK_VALUE(x.size(2) >= 1, layer, ": x must have a length of at least 1, got ", x.sizes());
-  TORCH_CHECK_VALUE(x.device() == weight.device(), layer, ": x (", x.device(), ") must be on the device of the weights (",
-                    weight.device(), "); move one of them with .to(device)");
-  TORCH_CHECK_TYPE(
-      x.scalar_type() == weight.scalar_type() || at::autocast::is_autocast_enabled(x.device().type()), layer, ": x (",
-      x.scalar_type(), ") must have the dtype of the weights (", weight.scalar_type(), ")");
+  TORCH_CHECK_VALUE(x.device() == weight.device(), layer, ": x (", x.device(),
+                    ") must be on the device of the weights (", weight.device(),
+                    "); move one of them with .to(device)");
+  TORCH_CHECK_TYPE(x.scalar_type() == weight.scalar_type() || at::autocast::is_autocast_enabled(x.device().type()),
+                   layer, ": x (", x.scalar_type(), ") must have the dtype of the weights (", weight.scalar_type(),
+                   ")");
 }
 
 /// A size that an option gives.

@@ -37,7 +37,7 @@ concept TorchDataset = !TensorData<Data> && requires(Data& data, std::vector<std
 };
 
 template <class Data>
-concept TrainingData = TensorData<std::remove_cvref_t<Data>> || TorchDataset<std::remove_cvref_t<Data>>;
+concept TrainingData = TensorData<std::remove_reference_t<Data>> || TorchDataset<std::remove_reference_t<Data>>;
 
 /// Batches of a data set on a device. Tensors move there once, as a whole; a dataset's batches one by one.
 template <class Data>
