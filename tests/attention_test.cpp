@@ -2,6 +2,7 @@
 #include <attend/attention.h>
 
 #include "support/accuracy.h"
+#include "support/autocast.h"
 #include "support/errors.h"
 #include "support/reference_data.h"
 
@@ -142,10 +143,52 @@ TEST_CASE("a row that may attend to nothing gives zeros and zero gradients, on e
           attend::attention(query, key, value, AttentionOptions().attn_mask(mask).backend(backend));
       CHECK(output.select(2, 1).eq(0).all().item<bool>());
       CHECK(output.select(2, 0).ne(0).all().item<bool>());
-      output.sum().backward();
+      output.pow(2).sum().backward();
       CHECK(query.grad().select(2, 1).eq(0).all().item<bool>());
-      for (const torch::Tensor& leaf : {query, key, value}) CHECK(leaf.grad().isfinite().all().item<bool>());
+
+      // The other rows' gradients are those of a call without the empty row.
+      const torch::Tensor others = torch::tensor({0, 2, 3});
+      std::vector<torch::Tensor> leaves;
+      for (const torch::Tensor& leaf : {query, key, value}) leaves.push_back(leaf.detach().requires_grad_());
+      attend::attention(leaves[0].index_select(2, others), leaves[1], leaves[2], AttentionOptions().backend(backend))
+          .pow(2)
+          .sum()
+          .backward();
+      CHECK(max_difference(query.grad(), leaves[0].grad()) < 1e-5);
+      CHECK(max_difference(key.grad(), leaves[1].grad()) < 1e-5);
+      CHECK(max_difference(value.grad(), leaves[2].grad()) < 1e-5);
     }
+  }
+}
+
+TEST_CASE("a scale that is zero or negative, with and without is_causal") {
+  const torch::Tensor x = torch::randn({1, 2, 5, 8}, torch::kDouble);
+  for (const double scale : {-1.0, 0.0}) {
+    for (const bool is_causal : {false, true}) {
+      CAPTURE(scale);
+      CAPTURE(is_causal);
+      torch::Tensor scores = scale * x.matmul(x.transpose(2, 3));
+      if (is_causal) scores = scores.masked_fill(torch::ones({5, 5}, torch::kBool).triu(1), -1e300);
+      const AttentionOptions options = AttentionOptions().scale(scale).is_causal(is_causal);
+      CHECK(max_difference(attend::attention(x, x, x, options), scores.softmax(-1).matmul(x)) < 1e-12);
+    }
+  }
+}
+
+TEST_CASE("autocast casts the arguments, on every backend alike; float64 stays") {
+  const torch::Tensor query = torch::randn({1, 2, 6, 8}), key = torch::randn({1, 2, 6, 8}).to(torch::kBFloat16);
+  const torch::Tensor value = torch::randn({1, 2, 6, 8}), mask = torch::randn({6, 6});
+  const auto half = [](const torch::Tensor& tensor) { return tensor.to(torch::kBFloat16); };
+  for (const Backend backend : kAllBackends) {
+    CAPTURE(backend);
+    const AttentionOptions options = AttentionOptions().backend(backend);
+    const torch::Tensor expected =
+        attend::attention(half(query), key, half(value), AttentionOptions(options).attn_mask(half(mask)));
+    const torch::Tensor wide = query.to(torch::kDouble);
+    const torch::Tensor expected_wide = attend::attention(wide, wide, wide, options);
+    const attend::test::Autocast autocast;
+    CHECK(attend::attention(query, key, value, AttentionOptions(options).attn_mask(mask)).equal(expected));
+    CHECK(attend::attention(wide, wide, wide, options).equal(expected_wide));
   }
 }
 
@@ -185,6 +228,7 @@ TEST_CASE("any strides: transposed, sliced, expanded and permuted arguments give
       {"sliced", torch::randn({2, 3, 20, 16}, torch::kDouble).slice(2, 0, 20, 2).slice(3, 0, 16, 2)},
       {"expanded", torch::randn({1, 1, 10, 8}, torch::kDouble).expand({2, 3, 10, 8})},
       {"heads last", torch::randn({2, 10, 3, 8}, torch::kDouble).transpose(1, 2)},
+      {"one channel", torch::randn({2, 3, 10, 4}, torch::kDouble).slice(3, 0, 1)},
   };
   for (const auto& entry : views) {
     for (const Backend backend : kAllBackends) {

@@ -20,6 +20,7 @@
 #include <fstream>
 #include <iomanip>
 #include <iostream>
+#include <iterator>
 #include <memory>
 #include <regex>
 #include <sstream>
@@ -185,16 +186,22 @@ void write_maps(const std::filesystem::path& folder, const Net& net, const atten
   }
 }
 
+/// Removes what an earlier run left, so that results of two runs never stand side by side.
+void remove_results(const std::filesystem::path& folder) {
+  std::filesystem::remove(folder / "samples.csv");
+  for (int i = 0; i < kPicturedSamples; ++i) std::filesystem::remove(map_file(folder / "attention", i));
+}
+
 void print_table(const std::vector<Net>& nets) {
   std::cout << "\nnet           parameters   training loss   held-out loss   s / epoch\n" << std::fixed;
   for (const Net& net : nets) {
-    const std::vector<double> seconds = net.history.seconds();
-    double total = 0;
-    for (const double s : seconds) total += s;
+    std::vector<double> seconds = net.history.seconds();
+    const auto median = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
+    std::nth_element(seconds.begin(), median, seconds.end());
     std::cout << std::left << std::setw(12) << net.name << std::right << std::setw(12)
               << with_thousands(net.parameters()) << std::setprecision(5) << std::setw(16)
               << net.history.train_loss().back() << std::setw(16) << net.history.validation_loss().back()
-              << std::setprecision(1) << std::setw(12) << total / static_cast<double>(seconds.size()) << '\n';
+              << std::setprecision(1) << std::setw(12) << *median << '\n';
   }
   std::cout << std::defaultfloat;
 }
@@ -210,12 +217,11 @@ int run(const Settings& settings, torch::Device device) {
       data_of(attend::ShapeDatasetOptions(data_options).max_samples(settings.held_out_samples).seed(settings.seed + 1));
 
   torch::manual_seed(settings.seed);
+  remove_results(folder);
   std::vector<Net> nets;
   for (const auto& [name, model] :
        {std::pair("convolution", convolution_net()), std::pair("attention", attention_net())}) {
     std::filesystem::create_directories(folder / name);
-    for (int i = 0; i < kPicturedSamples; ++i)
-      std::filesystem::remove(map_file(folder / name, i));  // of an earlier run
     nets.push_back({name, model, attend::CsvLog((folder / name / "history.csv").string())});
   }
   double seconds = 0;
@@ -241,13 +247,11 @@ int run(const Settings& settings, torch::Device device) {
   write_samples(folder, nets, held_out, device);
   if (nets.back().name == "attention") write_maps(folder, nets.back(), held_out, device);
   print_table(nets);
-  if (interrupt.happened()) {
-    std::cout << "\nStopped by a signal; what was trained so far is in " << folder << '\n';
-    return 130;
-  }
-  std::cout << "\nWritten to " << folder << ". To draw the figures:\n  python3 examples/conv_vs_attention/plot.py "
-            << folder << '\n';
-  return 0;
+  const bool is_complete =
+      nets.back().name == "attention" && std::ssize(nets.back().history.epochs()) == settings.epochs;
+  std::cout << (is_complete ? "\nWritten to " : "\nStopped by a signal; what was trained so far is in ") << folder
+            << ". To draw the figures:\n  " << ATTEND_PLOT_COMMAND << ' ' << folder << '\n';
+  return is_complete ? 0 : 130;
 }
 
 /// The device of a name, or an error that says what is there.
@@ -263,18 +267,23 @@ torch::Device device_of(const std::string& name) {
   return device;
 }
 
-/// The rule that an option is a number from `least` on, or above it.
-CLI::Validator number_from(double least, bool above = false) {
+/// The rule of an option that is a number; `phrase` says it.
+template <class Number>
+CLI::Validator rule(const std::string& phrase, bool (*is_kept)(Number)) {
   return CLI::Validator(
       [=](const std::string& text) {
         std::istringstream stream(text);
-        double value = 0;
-        if (stream >> value && stream.eof() && (above ? value > least : value >= least)) return std::string();
-        std::ostringstream message;
-        message << "Value " << text << " must be a number " << (above ? "above " : "of at least ") << least;
-        return message.str();
+        Number value{};
+        const bool is_good = stream >> value && stream.eof() && is_kept(value);
+        return is_good ? std::string() : "Value " + text + " must be " + phrase;
       },
       "");
+}
+
+template <std::int64_t least, std::int64_t most = 1'000'000'000>
+CLI::Validator whole() {
+  return rule<std::int64_t>("a whole number from " + std::to_string(least) + " to " + std::to_string(most),
+                            [](std::int64_t value) { return value >= least && value <= most; });
 }
 
 }  // namespace
@@ -288,17 +297,19 @@ int main(int argc, char** argv) {
   const auto number = [&app](const char* name, auto& value, const CLI::Validator& rule, const char* meaning) {
     app.add_option(name, value, meaning)->type_name("N")->check(rule);
   };
-  number("--epochs", settings.epochs, number_from(1), "how often each net sees all training samples");
-  number("--batch", settings.batch_size, number_from(1), "samples in one training step");
-  number("--rate", settings.learning_rate, number_from(0, /*above=*/true), "learning rate of Adam");
-  number("--samples", settings.samples, number_from(1), "training samples");
-  number("--held-out", settings.held_out_samples, number_from(kPicturedSamples),
+  number("--epochs", settings.epochs, whole<1>(), "how often each net sees all training samples");
+  number("--batch", settings.batch_size, whole<1>(), "samples in one training step");
+  number("--rate", settings.learning_rate, rule<double>("a number above 0", [](double rate) { return rate > 0; }),
+         "learning rate of Adam");
+  number("--samples", settings.samples, whole<1>(), "training samples");
+  number("--held-out", settings.held_out_samples, whole<kPicturedSamples>(),
          "samples that are measured on but not trained on");
-  number("--size", settings.size, number_from(18), "length of a signal in positions, at least 18");
-  number("--height", settings.max_height, number_from(6), "heights are drawn from 5 to this less one");
-  number("--noise", settings.noise_std, number_from(0), "standard deviation of the noise, in units of height");
-  number("--seed", settings.seed, number_from(0), "of data, weights and order");
-  number("--threads", settings.threads, number_from(0), "CPU threads; 0 leaves the choice to LibTorch");
+  number("--size", settings.size, whole<18>(), "length of a signal in positions, at least 18");
+  number("--height", settings.max_height, whole<6>(), "heights are drawn from 5 to this less one");
+  number("--noise", settings.noise_std, rule<double>("a number of at least 0", [](double noise) { return noise >= 0; }),
+         "standard deviation of the noise, in units of height");
+  number("--seed", settings.seed, whole<0>(), "of data, weights and order");
+  number("--threads", settings.threads, whole<0, 1024>(), "CPU threads; 0 leaves the choice to LibTorch");
   app.add_option("--device", settings.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->type_name("");
   app.add_option("--output", settings.output, "folder for the results; made if it is missing")->type_name("");
   try {
@@ -306,7 +317,7 @@ int main(int argc, char** argv) {
     const torch::Device device = device_of(settings.device);
     std::error_code error;
     std::filesystem::create_directories(settings.output, error);
-    if (!std::ofstream(std::filesystem::path(settings.output) / "samples.csv"))
+    if (!std::ofstream(std::filesystem::path(settings.output) / "samples.csv", std::ios::app))
       throw CLI::ValidationError("--output", "cannot write to the folder " + settings.output);
     return run(settings, device);
   } catch (const CLI::CallForHelp& help) {

@@ -122,8 +122,8 @@ def main():
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python3 plot.py FOLDER, the folder that conv_vs_attention wrote")
     folder = Path(sys.argv[1])
-    if not (folder / "samples.csv").is_file():
-        sys.exit(f"plot.py: {folder} has no samples.csv; run conv_vs_attention --output {folder} first")
+    if not (folder / "samples.csv").is_file() or (folder / "samples.csv").stat().st_size == 0:
+        sys.exit(f"plot.py: {folder} has no results in samples.csv; run conv_vs_attention --output {folder} to its end")
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
 
     histories = {

@@ -8,6 +8,7 @@
 #include <attend/attention/sdpa.h>
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
 #include <optional>
@@ -29,6 +30,11 @@ inline constexpr BackendEntry kEntry{B::kBackend, &B::why_not, &B::copies, &B::r
 
 /// All backends, the fastest first. The last one can do everything.
 inline constexpr BackendEntry kBackends[] = {kEntry<Sdpa>, kEntry<Reference>};
+
+/// Autocast has done its work when a problem is made; a backend computes in the dtypes that it chooses itself.
+struct WithoutAutocast {
+  c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
+};
 
 struct Choice {
   const BackendEntry* entry;
@@ -59,6 +65,7 @@ inline Choice choose(const Problem& problem, Backend wanted) {
 /// float64 for float64. A query that may attend to nothing, or S = 0, gives zeros and zero gradients.
 ///
 /// Shapes: query (N, H, L, D), key (N, G, S, D), value (N, G, S, Dv) → (N, H, L, Dv). N, L and S may be 0; any strides.
+/// Dtypes: float64, float32, bfloat16, float16, all the same; under autocast they are cast first, float64 excepted.
 /// Differs from torch's scaled_dot_product_attention: the causal diagonal ends at the last key for every L and S, a
 /// mask may come together with is_causal on every device, and no dense fall-back is taken unnoticed: see explain().
 /// Throws c10::ValueError, c10::TypeError for wrong shapes, dtypes and devices; c10::NotImplementedError if a backend
@@ -70,19 +77,24 @@ inline Choice choose(const Problem& problem, Backend wanted) {
 inline at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             const AttentionOptions& options = {}) {
   const detail::Problem problem = detail::attention_problem(query, key, value, options);
+  const detail::WithoutAutocast without_autocast;
   return detail::choose(problem, options.backend()).entry->run(problem);
 }
 
 /// The weights of attention(), by the dense way: it allocates the (N, H, L, S) tensor that the fused kernels avoid.
-/// For looking at a map, not for computing with it. Options and errors as in attention(); the backend is not used.
+/// For looking at a map, not for computing with it. Options and errors as in attention(), but that the backend is not
+/// used.
 ///
 /// Shapes: query (N, H, L, D), key (N, G, S, D) → (N, H, L, S). Rows sum to 1, or to 0 where nothing may be attended.
 inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& key,
                                     const AttentionOptions& options = {}) {
-  return detail::Reference::weights(detail::scores_problem(query, key, options));
+  const detail::Problem problem = detail::scores_problem(query, key, options);
+  const detail::WithoutAutocast without_autocast;
+  return detail::Reference::weights(problem);
 }
 
-/// Which backend attention() takes for these arguments, and why not a faster one. Computes nothing.
+/// Which backend attention() takes for these arguments, why not a faster one, and what it copies. Computes nothing.
+/// Shapes, options and errors as in attention(): it throws for a backend asked for by name that cannot run.
 ///
 /// Example:
 ///   std::cout << attend::explain(q, k, v) << '\n';    // kSdpa

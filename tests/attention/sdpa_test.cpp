@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: MIT
 #include <attend/attention/sdpa.h>
 
+#include <attend/attention/reference.h>
+
 #include "support/accuracy.h"
+#include "support/errors.h"
 
 #include <ATen/Context.h>
 #include <doctest/doctest.h>
+#include <torch/autograd.h>
 #include <torch/types.h>
+
+#include <limits>
 
 using attend::AttentionOptions;
 using attend::detail::attention_problem;
@@ -44,4 +50,17 @@ TEST_CASE("a single query is causal without a mask") {
   const auto causal = attention_problem(query, keys, keys, AttentionOptions().is_causal(true));
   CHECK_FALSE(Sdpa::why_not(causal).has_value());
   CHECK(Sdpa::run(causal).equal(Sdpa::run(attention_problem(query, keys, keys, {}))));
+}
+
+TEST_CASE("what stays ATen's: no second derivative, and zeros for a query that holds NaN") {
+  torch::Tensor x = torch::randn({1, 1, 4, 8}).requires_grad_();
+  const torch::Tensor y = Sdpa::run(attention_problem(x, x, x, {}));
+  const torch::Tensor gradient = torch::autograd::grad({y.sum()}, {x}, {}, std::nullopt, /*create_graph=*/true)[0];
+  CHECK(attend::test::message_of<c10::Error>([&] { gradient.pow(2).sum().backward(); }).find("is not implemented") !=
+        std::string::npos);
+
+  torch::Tensor query = x.detach().clone();
+  query[0][0][1][0] = std::numeric_limits<float>::quiet_NaN();
+  CHECK(Sdpa::run(attention_problem(query, x, x, {})).select(2, 1).eq(0).all().item<bool>());
+  CHECK(attend::detail::Reference::run(attention_problem(query, x, x, {})).select(2, 1).isnan().all().item<bool>());
 }

@@ -272,7 +272,7 @@ TEST_CASE("it is a torch::data dataset: get, get_batch by one gather, data loade
   CHECK(data.get(3).data.equal(data.inputs()[3]));
   CHECK(data.get(3).target.equal(data.targets()[3]));
   CHECK(data.get(3).data.sizes() == torch::IntArrayRef{1, 100});
-  const torch::data::Example<> batch = data.get_batch(std::vector<std::size_t>{4, 0, 4});
+  const torch::data::Example<> batch = data.get_batch({4, 0, 4});
   CHECK(batch.data.equal(torch::stack({data.inputs()[4], data.inputs()[0], data.inputs()[4]})));
   CHECK(batch.target.equal(torch::stack({data.targets()[4], data.targets()[0], data.targets()[4]})));
   CHECK(data.get_batch(std::vector<std::size_t>{}).data.sizes() == torch::IntArrayRef{0, 1, 100});
@@ -290,8 +290,9 @@ TEST_CASE("options out of range are refused with the rule and the value") {
       {ShapeDatasetOptions().size(-1), "size (-1) must be at least 18"},
       {ShapeDatasetOptions().max_height(5), "attend::ShapeDataset: max_height (5) must be at least 6"},
       {ShapeDatasetOptions().max_height(2'000'000), "max_height (2000000) must be at most"},
-      {ShapeDatasetOptions().noise_std(-0.1), "noise_std (-0.1) must be finite and not negative"},
-      {ShapeDatasetOptions().noise_std(nan), "noise_std (nan) must be finite and not negative"},
+      {ShapeDatasetOptions().noise_std(-0.1), "noise_std (-0.1) must be between 0 and 1e+09"},
+      {ShapeDatasetOptions().noise_std(nan), "noise_std (nan) must be between 0 and 1e+09"},
+      {ShapeDatasetOptions().noise_std(1e308), "noise_std (1e+308) must be between 0 and 1e+09"},
       {ShapeDatasetOptions().max_samples(0), "max_samples (0) must be at least 1"},
       {ShapeDatasetOptions().max_samples(-3), "max_samples (-3) must be at least 1"},
   };

@@ -16,8 +16,8 @@ PLOT = Path(__file__).parents[2] / "examples" / "conv_vs_attention" / "plot.py"
 SMALL = ["--samples", "64", "--held-out", "8", "--size", "40", "--device", "cpu", "--threads", "1"]
 
 
-def run(*arguments):
-    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True)
+def run(*arguments, folder=None):
+    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, cwd=folder)
 
 
 def rows(path):
@@ -88,12 +88,14 @@ class ConvVsAttention(unittest.TestCase):
         self.interrupted_run()
         self.assertFalse((self.folder / "attention" / "map_0.csv").exists())
 
-    def interrupted_run(self):
-        """Starts a long run and ends it with Ctrl-C after the first epoch; what it printed."""
-        process = subprocess.Popen([PROGRAM, *SMALL, "--epochs", "100000", "--output", self.folder],
+    def interrupted_run(self, epochs=100000, net="convolution"):
+        """Starts a run and ends it with Ctrl-C after the first epoch of a net; what it printed from then on."""
+        process = subprocess.Popen([PROGRAM, *SMALL, "--epochs", str(epochs), "--output", self.folder],
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        is_training = False
         for line in process.stdout:
-            if line.startswith("Epoch: 0,"):
+            is_training |= line.startswith(f"Training with {net}")
+            if is_training and line.startswith("Epoch: 0,"):
                 break
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
@@ -109,24 +111,45 @@ class ConvVsAttention(unittest.TestCase):
         drawn = plot(self.folder)
         self.assertEqual(drawn.returncode, 0, drawn.stderr)
 
+    def test_ctrl_c_in_the_second_net_keeps_both(self):
+        output = self.interrupted_run(epochs=300, net="attention")
+        self.assertIn("Stopped by a signal", output)
+        self.assertEqual(len(rows(self.folder / "convolution" / "history.csv")), 300)
+        self.assertLess(len(rows(self.folder / "attention" / "history.csv")), 300)
+        self.assertEqual(list(rows(self.folder / "samples.csv")[0])[-2:], ["convolution", "attention"])
+        self.assertTrue((self.folder / "attention" / "map_3.csv").exists())
+
+    def test_the_last_line_is_a_command_that_draws(self):
+        result = run(*SMALL, "--epochs", "1", "--output", self.folder)
+        command = result.stdout.splitlines()[-1]
+        self.assertEqual(subprocess.run(command, shell=True, capture_output=True).returncode, 0, command)
+
+    def test_refused_arguments_leave_earlier_results_alone(self):
+        self.folder.mkdir(parents=True)
+        (self.folder / "samples.csv").write_text("precious")
+        self.assertEqual(run("--height", "9999999", "--output", self.folder).returncode, 2)
+        self.assertEqual((self.folder / "samples.csv").read_text(), "precious")
+
     def test_bad_arguments_end_with_status_2_and_name_the_rule_and_the_value(self):
         self.folder.parent.mkdir()
         blocked = self.folder.parent / "file"
         blocked.write_text("")
         cases = {
-            ("--epochs", "0"): "--epochs: Value 0 must be a number of at least 1",
-            ("--epochs", "1.5"): "--epochs",
-            ("--batch", "-1"): "--batch: Value -1 must be a number of at least 1",
+            ("--epochs", "0"): "--epochs: Value 0 must be a whole number from 1 to 1000000000",
+            ("--epochs", "1.5"): "--epochs: Value 1.5 must be a whole number from 1",
+            ("--batch", "-1"): "--batch: Value -1 must be a whole number from 1",
             ("--rate", "0"): "--rate: Value 0 must be a number above 0",
             ("--rate", "fast"): "--rate: Value fast must be a number above 0",
-            ("--samples", "0"): "--samples: Value 0 must be a number of at least 1",
-            ("--held-out", "3"): "--held-out: Value 3 must be a number of at least 4",
-            ("--size", "17"): "--size: Value 17 must be a number of at least 18",
-            ("--height", "5"): "--height: Value 5 must be a number of at least 6",
+            ("--samples", "0"): "--samples: Value 0 must be a whole number from 1",
+            ("--held-out", "3"): "--held-out: Value 3 must be a whole number from 4",
+            ("--size", "17"): "--size: Value 17 must be a whole number from 18",
+            ("--height", "5"): "--height: Value 5 must be a whole number from 6",
             ("--height", "9999999"): "attend::ShapeDataset: max_height (9999999) must be at most",
             ("--noise", "-0.1"): "--noise: Value -0.1 must be a number of at least 0",
             ("--noise", "inf"): "--noise: Value inf must be a number of at least 0",
-            ("--threads", "-1"): "--threads: Value -1 must be a number of at least 0",
+            ("--noise", "1e308"): "attend::ShapeDataset: noise_std (1e+308) must be between 0 and",
+            ("--seed", "1.5"): "--seed: Value 1.5 must be a whole number from 0",
+            ("--threads", "-1"): "--threads: Value -1 must be a whole number from 0 to 1024",
             ("--device", "tpu"): "--device: tpu must be auto, cpu, cuda or cuda:N",
             ("--device", "cuda:99"): "--device: cuda:99 is not there: this machine has",
             ("--output", str(blocked / "x")): f"--output: cannot write to the folder {blocked}/x",
@@ -134,7 +157,7 @@ class ConvVsAttention(unittest.TestCase):
         }
         for arguments, message in cases.items():
             with self.subTest(arguments):
-                result = run(*arguments)
+                result = run(*arguments, folder=self.folder.parent)
                 self.assertEqual(result.returncode, 2)
                 self.assertIn(message, result.stderr)
                 self.assertEqual(result.stderr.count("\n"), 2)  # one line, and where to find the options
@@ -147,9 +170,12 @@ class ConvVsAttention(unittest.TestCase):
         self.assertNotIn("Epoch", result.stdout)
 
     def test_plot_says_what_is_missing(self):
-        result = plot("nowhere")
-        self.assertEqual(result.returncode, 1)
-        self.assertIn("nowhere has no samples.csv", result.stderr)
+        self.folder.mkdir(parents=True)
+        for _ in range(2):
+            result = plot(self.folder)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn(f"{self.folder} has no results in samples.csv", result.stderr)
+            (self.folder / "samples.csv").write_text("")  # what a run that was killed leaves
 
 
 if __name__ == "__main__":

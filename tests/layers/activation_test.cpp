@@ -6,6 +6,7 @@
 
 #include <doctest/doctest.h>
 #include <torch/nn/functional/activation.h>
+#include <torch/nn/modules/activation.h>
 
 #include <functional>
 #include <sstream>
@@ -44,4 +45,11 @@ TEST_CASE("an empty function is refused") {
   CHECK(message_of<c10::ValueError>([&] {
           Activation activation(empty);
         }).find("attend::Activation: the function must not be empty") != std::string::npos);
+}
+
+TEST_CASE("a module will do if it has no parameters; one that has is refused") {
+  const Activation leaky = torch::nn::LeakyReLU(torch::nn::LeakyReLUOptions().negative_slope(0.5));
+  CHECK(leaky(torch::full({1}, -2.0)).item<double>() == -1.0);
+  const std::string message = message_of<c10::ValueError>([] { Activation activation(torch::nn::PReLU{}); });
+  CHECK(message.find("attend::Activation: a module with parameters (torch::nn::PReLU") != std::string::npos);
 }

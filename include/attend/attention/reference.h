@@ -24,10 +24,17 @@ struct Reference {
 
   static std::optional<std::string> why_not(const Problem&) { return std::nullopt; }
 
-  static std::string copies(const Problem&) { return ""; }
+  static std::string copies(const Problem& problem) {
+    std::string copies;
+    if (compute_dtype(problem.query.scalar_type()) != problem.query.scalar_type())
+      copies = "kReference converts query, key and value to float32";
+    if (problem.num_kv_heads() != problem.num_heads())
+      copies += std::string(copies.empty() ? "" : "; ") + "kReference repeats key and value for every query head";
+    return copies;
+  }
 
   static at::Tensor run(const Problem& problem) {
-    const at::Tensor value = for_each_query_head(compute_dtype(problem.value), problem);   // (N, H, S, Dv)
+    const at::Tensor value = for_each_query_head(converted(problem.value), problem);       // (N, H, S, Dv)
     return at::matmul(softmax_of_scores(problem), value).to(problem.query.scalar_type());  // (N, H, L, Dv)
   }
 
@@ -39,9 +46,9 @@ struct Reference {
  private:
   static at::Tensor softmax_of_scores(const Problem& problem) {
     constexpr double kNever = -std::numeric_limits<double>::infinity();
-    const at::Tensor query = compute_dtype(problem.query);                            // (N, H, L, D)
-    const at::Tensor key = for_each_query_head(compute_dtype(problem.key), problem);  // (N, H, S, D)
-    at::Tensor scores = problem.scale * at::matmul(query, key.transpose(2, 3));       // (N, H, L, S)
+    const at::Tensor query = converted(problem.query);                            // (N, H, L, D)
+    const at::Tensor key = for_each_query_head(converted(problem.key), problem);  // (N, H, S, D)
+    at::Tensor scores = problem.scale * at::matmul(query, key.transpose(2, 3));   // (N, H, L, S)
     if (problem.attn_mask.defined()) {
       scores = problem.attn_mask.scalar_type() == at::kBool
                    ? scores.masked_fill(problem.attn_mask.logical_not(), kNever)
@@ -56,9 +63,9 @@ struct Reference {
     return at::_safe_softmax(scores, -1);  // a row of nothing but -inf gives zeros, and zero gradients
   }
 
-  static at::Tensor compute_dtype(const at::Tensor& tensor) {
-    return tensor.scalar_type() == at::kDouble ? tensor : tensor.to(at::kFloat);
-  }
+  static at::ScalarType compute_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+
+  static at::Tensor converted(const at::Tensor& tensor) { return tensor.to(compute_dtype(tensor.scalar_type())); }
 
   /// Query head h reads key and value head h·G/H.
   static at::Tensor for_each_query_head(const at::Tensor& tensor, const Problem& problem) {

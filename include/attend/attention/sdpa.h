@@ -6,6 +6,7 @@
 #include <ATen/SDPBackend.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_fused_sdp_choice.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <c10/util/StringUtil.h>
 
@@ -17,7 +18,8 @@ namespace attend::detail {
 /// ATen's fused kernels, for what they compute exactly as attention() promises.
 ///
 /// ATen falls back to a dense path of its own in silence; here that is a reason not to run, so whoever asks for kSdpa
-/// gets a fused kernel or an error.
+/// gets a fused kernel or an error. Two things stay ATen's: the kernels have no second derivative (torch says so when
+/// one is asked for), and on the CPU a query that holds NaN gives zeros where the reference gives NaN.
 struct Sdpa {
   static constexpr Backend kBackend = Backend::kSdpa;
 
@@ -33,9 +35,11 @@ struct Sdpa {
     if (is_causal(problem) && problem.query_length() != problem.key_length())
       return c10::str("kSdpa: for unequal lengths (L ", problem.query_length(), ", S ", problem.key_length(),
                       ") ATen counts the causal diagonal from the first key, not from the last");
-    const auto choice = static_cast<at::SDPBackend>(
-        at::_fused_sdp_choice(readable(problem.query), readable(problem.key), readable(problem.value), mask(problem),
-                              /*dropout_p=*/0.0, is_causal(problem), problem.scale, is_grouped(problem)));
+    if (problem.scale <= 0.0)  // the causal kernel for the CPU scales its -inf
+      return c10::str("kSdpa: ATen's fused kernels need a positive scale, got ", problem.scale);
+    const auto choice = static_cast<at::SDPBackend>(at::_fused_sdp_choice(
+        stand_in(problem.query), stand_in(problem.key), stand_in(problem.value), optional(stand_in(problem.attn_mask)),
+        /*dropout_p=*/0.0, is_causal(problem), problem.scale, is_grouped(problem)));
     if (choice == at::SDPBackend::math || choice == at::SDPBackend::error)
       return c10::str("kSdpa: ATen has no fused kernel for this call (", problem.query.device().type(), ", ",
                       problem.query.scalar_type(), ", width ", problem.head_width(), ")");
@@ -50,13 +54,14 @@ struct Sdpa {
     add("query", problem.query);
     add("key", problem.key);
     add("value", problem.value);
+    add("attn_mask", problem.attn_mask);
     return names.empty() ? "" : "kSdpa copies what is not contiguous along its last dimension: " + names;
   }
 
   static at::Tensor run(const Problem& problem) {
     return at::scaled_dot_product_attention(readable(problem.query), readable(problem.key), readable(problem.value),
-                                            mask(problem), /*dropout_p=*/0.0, is_causal(problem), problem.scale,
-                                            is_grouped(problem));
+                                            optional(readable(problem.attn_mask)), /*dropout_p=*/0.0,
+                                            is_causal(problem), problem.scale, is_grouped(problem));
   }
 
  private:
@@ -65,14 +70,22 @@ struct Sdpa {
 
   static bool is_grouped(const Problem& problem) { return problem.num_kv_heads() != problem.num_heads(); }
 
-  static std::optional<at::Tensor> mask(const Problem& problem) {
-    return problem.attn_mask.defined() ? std::make_optional(problem.attn_mask) : std::nullopt;
+  static std::optional<at::Tensor> optional(const at::Tensor& tensor) {
+    return tensor.defined() ? std::make_optional(tensor) : std::nullopt;
   }
 
   // Any other stride along the last dimension sends ATen to its dense path.
-  static bool is_readable(const at::Tensor& tensor) { return tensor.stride(3) == 1; }
+  static bool is_readable(const at::Tensor& tensor) { return !tensor.defined() || tensor.stride(3) == 1; }
 
-  static at::Tensor readable(const at::Tensor& tensor) { return is_readable(tensor) ? tensor : tensor.contiguous(); }
+  static at::Tensor readable(const at::Tensor& tensor) {
+    return is_readable(tensor) ? tensor : tensor.clone(at::MemoryFormat::Contiguous);
+  }
+
+  /// What readable() gives, without its contents: to ask ATen with.
+  static at::Tensor stand_in(const at::Tensor& tensor) {
+    if (is_readable(tensor)) return tensor;
+    return at::empty_like(tensor, at::MemoryFormat::Contiguous).requires_grad_(tensor.requires_grad());
+  }
 };
 
 }  // namespace attend::detail

@@ -51,8 +51,9 @@ struct ShapeDatasetOptions {
 /// and target get independent noise and are normalized each for itself. To solve it a network must relate shapes that
 /// stand far apart, which a stack of small convolutions cannot.
 ///
-/// Sample i is drawn by Philox from (seed, i) with correctly rounded arithmetic only: the same bits on every
-/// machine, compiler and thread count, and the first samples do not depend on max_samples.
+/// Sample i is drawn by Philox from (seed, i) with correctly rounded arithmetic only: the same bits on every machine
+/// with IEEE 754 arithmetic, whatever the compiler (but for -ffast-math) and the thread count; and the first samples do
+/// not depend on max_samples.
 ///
 /// Shapes: inputs() and targets() (max_samples, 1, size), float32, on the CPU.
 /// Throws c10::ValueError for options out of range, c10::IndexError for an index out of range.
@@ -72,8 +73,8 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
                       ") must be at least 6, since heights start at 5");
     TORCH_CHECK_VALUE(options.max_height() <= kLargestHeight, kName, ": max_height (", options.max_height(),
                       ") must be at most ", kLargestHeight);
-    TORCH_CHECK_VALUE(std::isfinite(options.noise_std()) && options.noise_std() >= 0.0, kName, ": noise_std (",
-                      options.noise_std(), ") must be finite and not negative");
+    TORCH_CHECK_VALUE(options.noise_std() >= 0.0 && options.noise_std() <= kLargestNoise, kName, ": noise_std (",
+                      options.noise_std(), ") must be between 0 and ", kLargestNoise);
     TORCH_CHECK_VALUE(options.max_samples() >= 1, kName, ": max_samples (", options.max_samples(),
                       ") must be at least 1");
     inputs_ = torch::empty({options.max_samples(), 1, options.size()}, torch::kFloat);
@@ -113,6 +114,7 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
 
  private:
   static constexpr std::int64_t kLargestHeight = 1 << 20;  // keeps every product below in 64 bits
+  static constexpr double kLargestNoise = 1e9;             // far from overflow
 
   struct Shape {
     std::int64_t base, width, height;

@@ -43,8 +43,11 @@ class Activation {
   template <class F>
   requires(!std::same_as<std::remove_cvref_t<F>, Activation> &&
            std::is_invocable_r_v<torch::Tensor, F&, const torch::Tensor&>) Activation(F&& function)
-      : name_("a function"), function_(std::forward<F>(function)) {
+      : name_("a function"), function_(function) {
     TORCH_CHECK_VALUE(function_, "attend::Activation: the function must not be empty");
+    if constexpr (requires { function->parameters(); })
+      TORCH_CHECK_VALUE(function->parameters().empty(), "attend::Activation: a module with parameters (",
+                        function->name(), ") would neither be trained nor moved; register it in a module of your own");
   }
 
   torch::Tensor operator()(const torch::Tensor& x) const { return function_(x); }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <attend/layers/activation.h>
-#include <attend/layers/detail/check_signal.h>
+#include <attend/layers/detail/checks.h>
 
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
@@ -57,6 +57,9 @@ struct ConvStackOptions {
 ///   torch::Tensor y = convolutions(x);
 class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
  public:
+  ConvStackImpl(std::int64_t in_channels, std::int64_t hidden_channels, std::int64_t out_channels)
+      : ConvStackImpl(ConvStackOptions(in_channels, hidden_channels, out_channels)) {}
+
   explicit ConvStackImpl(const ConvStackOptions& options_) : options(options_) { reset(); }
 
   void reset() override {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <attend/attention.h>
-#include <attend/layers/detail/check_signal.h>
+#include <attend/layers/detail/checks.h>
 
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
@@ -88,22 +88,24 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
 
   torch::Tensor forward(const torch::Tensor& x) {
     check(x);
-    const torch::Tensor y = attention(heads(query, x), heads(key, x), heads(value, x), attention_options());
-    return y.transpose(1, 2).flatten(2).transpose(1,
-                                                  2);  // (N, H, L, Dv) -> (N, L, out_channels) -> (N, out_channels, L)
+    const torch::Tensor rows = channels_last(x);  // (N, L, in_channels)
+    const torch::Tensor y = attention(heads(query, rows), heads(key, rows), heads(value, rows), attention_options());
+    return y.transpose(1, 2).flatten(2).transpose(1, 2);  // (N, H, L, Dv) to (N, out_channels, L)
   }
 
   /// The weights with which each position averages all positions: (N, num_heads, L, L), query positions first; rows
   /// sum to 1. Computed the dense way.
   torch::Tensor attention_map(const torch::Tensor& x) {
     check(x);
-    return attention_weights(heads(query, x), heads(key, x), attention_options());
+    const torch::Tensor rows = channels_last(x);
+    return attention_weights(heads(query, rows), heads(key, rows), attention_options());
   }
 
   /// Which backend forward(x) takes, and why not a faster one.
   Explanation explain(const torch::Tensor& x) {
     check(x);
-    return attend::explain(heads(query, x), heads(key, x), heads(value, x), attention_options());
+    const torch::Tensor rows = channels_last(x);
+    return attend::explain(heads(query, rows), heads(key, rows), heads(value, rows), attention_options());
   }
 
   /// The options that the layer was made with.
@@ -125,12 +127,15 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     return AttentionOptions().scale(options.scale()).backend(options.backend());
   }
 
-  /// Projects x and splits the channels into heads: (N, in_channels, L) -> (N, H, L, channels / H).
+  /// (N, channels, L) to (N, L, channels), copied once for all three projections.
+  static torch::Tensor channels_last(const torch::Tensor& x) { return x.transpose(1, 2).contiguous(); }
+
+  /// Projects and splits the channels into heads: (N, L, in_channels) to (N, H, L, channels / H).
   ///
   /// A matrix product from the right, not the convolution: its result has the channels last, which the fused kernels
   /// read without a copy, where the convolution's channels-first result would send them to their dense path.
-  torch::Tensor heads(const torch::nn::Conv1d& projection, const torch::Tensor& x) const {
-    const torch::Tensor projected = at::linear(x.transpose(1, 2), projection->weight.squeeze(2));  // (N, L, channels)
+  torch::Tensor heads(const torch::nn::Conv1d& projection, const torch::Tensor& rows) const {
+    const torch::Tensor projected = at::linear(rows, projection->weight.squeeze(2));  // (N, L, channels)
     return projected.unflatten(2, {options.num_heads(), -1}).transpose(1, 2);
   }
 };

@@ -3,6 +3,7 @@
 
 #include <attend/attention/options.h>
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/Exception.h>
@@ -55,6 +56,14 @@ inline void check_same_kind(const char* name, const at::Tensor& tensor, const at
                     ") must be on the device of query (", query.device(), ")");
 }
 
+/// The tensor as autocast wants it: cast to its dtype if autocast is on for the device. float64 is never cast.
+inline at::Tensor autocast(const at::Tensor& tensor) {
+  if (!tensor.defined()) return tensor;
+  const c10::DeviceType device = tensor.device().type();
+  const bool is_on = at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
+  return is_on ? at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device) : tensor;
+}
+
 /// The mask as 4-d: missing leading sizes become 1.
 inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem) {
   const std::int64_t full[4] = {problem.batch_size(), problem.num_heads(), problem.query_length(),
@@ -77,7 +86,9 @@ inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem) {
 }
 
 /// Checks query and key, with every rule that concerns them alone, and fills a problem without values.
-inline Problem scores_problem(const at::Tensor& query, const at::Tensor& key, const AttentionOptions& options) {
+inline Problem scores_problem(const at::Tensor& given_query, const at::Tensor& given_key,
+                              const AttentionOptions& options) {
+  const at::Tensor query = autocast(given_query), key = autocast(given_key);
   check_attention_tensor("query", query, "(N, H, L, D)");
   check_attention_tensor("key", key, "(N, G, S, D)");
   check_same_kind("key", key, query);
@@ -97,16 +108,20 @@ inline Problem scores_problem(const at::Tensor& query, const at::Tensor& key, co
   problem.is_causal = options.is_causal();
   problem.scale = options.scale().factor(query.size(3));
   TORCH_CHECK_VALUE(std::isfinite(problem.scale), "attend::attention: scale must be finite, got ", problem.scale);
-  if (options.attn_mask().defined()) problem.attn_mask = checked_mask(options.attn_mask(), problem);
+  if (options.attn_mask().defined()) {
+    const bool is_bool = options.attn_mask().scalar_type() == at::kBool;
+    problem.attn_mask = checked_mask(is_bool ? options.attn_mask() : autocast(options.attn_mask()), problem);
+  }
   return problem;
 }
 
 /// Checks a whole call.
-inline Problem attention_problem(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+inline Problem attention_problem(const at::Tensor& query, const at::Tensor& key, const at::Tensor& given_value,
                                  const AttentionOptions& options) {
   Problem problem = scores_problem(query, key, options);
+  const at::Tensor value = autocast(given_value);
   check_attention_tensor("value", value, "(N, G, S, Dv)");
-  check_same_kind("value", value, query);
+  check_same_kind("value", value, problem.query);
   TORCH_CHECK_VALUE(value.sizes().slice(0, 3) == key.sizes().slice(0, 3), "attend::attention: value ", value.sizes(),
                     " must have the batch size, heads and length of key ", key.sizes());
   problem.value = value;

@@ -9,8 +9,13 @@
 
 namespace attend::detail {
 
+/// A size that an option gives.
+inline void check_positive(const char* layer, const char* name, std::int64_t value) {
+  TORCH_CHECK_VALUE(value >= 1, layer, ": ", name, " (", value, ") must be at least 1");
+}
+
 /// The rules of every layer that takes a channels-first signal (N, channels, L): rank, channels, L ≥ 1, and the dtype
-/// and device of the layer's weights. Under autocast the dtype is autocast's business.
+/// and device of the layer's weights. Autocast may cast either, but not float64.
 inline void check_signal(const char* layer, const torch::Tensor& x, std::int64_t channels,
                          const torch::Tensor& weight) {
   TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor (N, ", channels, ", L), got an undefined one");
@@ -21,14 +26,12 @@ inline void check_signal(const char* layer, const torch::Tensor& x, std::int64_t
   TORCH_CHECK_VALUE(x.device() == weight.device(), layer, ": x (", x.device(),
                     ") must be on the device of the weights (", weight.device(),
                     "); move one of them with .to(device)");
-  TORCH_CHECK_TYPE(x.scalar_type() == weight.scalar_type() || at::autocast::is_autocast_enabled(x.device().type()),
-                   layer, ": x (", x.scalar_type(), ") must have the dtype of the weights (", weight.scalar_type(),
-                   ")");
-}
-
-/// A size that an option gives.
-inline void check_positive(const char* layer, const char* name, std::int64_t value) {
-  TORCH_CHECK_VALUE(value >= 1, layer, ": ", name, " (", value, ") must be at least 1");
+  const auto is_cast = [](const torch::Tensor& tensor) {
+    return at::autocast::is_autocast_enabled(tensor.device().type()) && tensor.is_floating_point() &&
+           tensor.scalar_type() != torch::kDouble;
+  };
+  TORCH_CHECK_TYPE(x.scalar_type() == weight.scalar_type() || (is_cast(x) && is_cast(weight)), layer, ": x (",
+                   x.scalar_type(), ") must have the dtype of the weights (", weight.scalar_type(), ")");
 }
 
 }  // namespace attend::detail
