@@ -72,11 +72,14 @@ def draw_signals(axes, sample, names):
 
 
 def attention_share(sample, weights, queries, keys):
-    """The share of their weight that the queries on one kind of shape put on another kind, on average."""
+    """The share of their weight that the tops of one kind of shape put on shapes of another kind, on average."""
     on = {"triangle": [], "rectangle": []}
+    tops = {"triangle": [], "rectangle": []}
     for first, end, kind in shapes(sample["height"]):
-        on[kind].extend(range(first, end))
-    return weights[np.ix_(on[queries], on[keys])].sum(axis=1).mean() if on[queries] else float("nan")
+        positions = np.arange(first, end)
+        on[kind].extend(positions)
+        tops[kind].extend(positions[sample["height"][first:end] == sample["height"][first:end].max()])
+    return weights[np.ix_(tops[queries], on[keys])].sum(axis=1).mean() if tops[queries] else float("nan")
 
 
 def draw_map(figure, cell, sample, weights):
@@ -162,7 +165,7 @@ def main():
             np.nanmean([attention_share(sample, weights, queries, keys) for sample, weights in zip(samples, maps)])
             for keys in (queries, others)
         )
-        print(f"queries on a {queries} put {own:.0%} of their weight on {queries}s, {other:.0%} on {others}s")
+        print(f"the top of a {queries} puts {own:.0%} of its weight on {queries}s, {other:.0%} on {others}s")
 
     figure = plt.figure(figsize=(8, 7))
     top = draw_map(figure, figure.add_gridspec(1, 1)[0], samples[0], maps[0])

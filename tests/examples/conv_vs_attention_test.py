@@ -91,7 +91,9 @@ class ConvVsAttention(unittest.TestCase):
     def interrupted_run(self, epochs=100000, net="convolution"):
         """Starts a run and ends it with Ctrl-C after the first epoch of a net; what it printed from then on."""
         process = subprocess.Popen([PROGRAM, *SMALL, "--epochs", str(epochs), "--output", self.folder],
-                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                                   # a shell starts background jobs with SIGINT ignored, which is inherited
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         is_training = False
         for line in process.stdout:
             is_training |= line.startswith(f"Training with {net}")

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: MIT
 #include <attend/training/adam.h>
 
+#include "support/errors.h"
+#include "support/reference_data.h"
+#include "training/support.h"
+
+#include <doctest/doctest.h>
 #include <torch/nn/modules/embedding.h>
 #include <torch/optim/schedulers/step_lr.h>
 #include <torch/serialize.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -16,17 +22,13 @@
 #include <utility>
 #include <vector>
 
-#include "support/errors.h"
-#include "support/reference_data.h"
-#include "training/support.h"
-
-namespace {
-
 using attend::test::message_of;
 using attend::test::normal;
 using torch::optim::AdamOptions;
 using torch::optim::OptimizerParamGroup;
 using Tensors = std::vector<torch::Tensor>;
+
+namespace {
 
 struct NamedOptions {
   std::string name;
@@ -112,6 +114,8 @@ void copy_by_archive(const From& from, To& to) {
   torch::save(from, stream);
   torch::load(to, stream);
 }
+
+}  // namespace
 
 TEST_CASE("fifty steps in float64 equal those of torch::optim::Adam, with every option") {
   for (const NamedOptions& row : kOptions) {
@@ -322,6 +326,53 @@ TEST_CASE("a rate set before the first step counts") {
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
+TEST_CASE("a rate written to the options between steps counts, also through a reference taken before the first step") {
+  const Tensors ours = parameters(), theirs = parameters();
+  attend::Adam our_optimizer(ours, AdamOptions(0.5));
+  torch::optim::Adam their_optimizer(theirs, AdamOptions(0.5));
+  auto& our_options = static_cast<AdamOptions&>(our_optimizer.param_groups()[0].options());
+  auto& their_options = static_cast<AdamOptions&>(their_optimizer.param_groups()[0].options());
+  for (int step = 0; step < 4; ++step) {
+    run(our_optimizer, ours, step, step + 1);
+    run(their_optimizer, theirs, step, step + 1);
+    CHECK(largest_difference(ours, theirs) <= kEqual);
+    our_options.lr(0.25 / (step + 1));
+    their_options.lr(0.25 / (step + 1));
+  }
+  CHECK(&our_options == &our_optimizer.param_groups()[0].options());
+}
+
+TEST_CASE("options stay where they are: those of a group, and those that an archive overwrites") {
+  const Tensors tensors = parameters();
+  std::vector<OptimizerParamGroup> groups;
+  groups.emplace_back(Tensors{tensors[0]}, std::make_unique<AdamOptions>(0.1));
+  groups.emplace_back(Tensors{tensors[1]});
+  attend::Adam optimizer(groups), written(groups);
+  optimizer.add_param_group(OptimizerParamGroup({tensors[2]}));
+  written.add_param_group(OptimizerParamGroup({tensors[2]}));
+  std::vector<torch::optim::OptimizerOptions*> before;
+  for (auto& group : optimizer.param_groups()) before.push_back(&group.options());
+  run(optimizer, {tensors[0], tensors[1], tensors[2]}, 0, 2);
+  copy_by_archive(written, optimizer);
+  for (std::size_t i = 0; i < before.size(); ++i) CHECK(&optimizer.param_groups()[i].options() == before[i]);
+}
+
+TEST_CASE("a state on another device than its parameter is refused") {
+  const Tensors here = {normal({3}, 1).requires_grad_()};
+  attend::Adam optimizer(here);
+  run(optimizer, here, 0, 1);
+  // The state of the parameter here becomes that of one elsewhere, as in model->to(elsewhere).
+  const torch::Tensor there = torch::empty({3}, torch::device(torch::kMeta).dtype(torch::kDouble)).requires_grad_();
+  there.mutable_grad() = torch::empty_like(there).detach();
+  optimizer.param_groups()[0].params() = {there};
+  auto& state = optimizer.state();
+  auto moved = std::move(state.at(here[0].unsafeGetTensorImpl()));
+  state[there.unsafeGetTensorImpl()] = std::move(moved);
+  CHECK(message_of<c10::ValueError>([&] {
+          optimizer.step();
+        }).find("attend::Adam: the state (cpu) must be on the device of its parameter (meta); ") == 0);
+}
+
 TEST_CASE("an optimizer read from its archive continues to the last bit") {
   for (const NamedOptions& row : kOptions) {
     CAPTURE(row.name);
@@ -459,5 +510,3 @@ TEST_CASE("a closure is called once, with gradients enabled, and its loss is ret
   CHECK(parameter.item<double>() == doctest::Approx(1.5).epsilon(1e-12));  // Adam's first step is the rate
   CHECK_FALSE(optimizer.step().defined());
 }
-
-}  // namespace

@@ -5,18 +5,7 @@
 
 #include <vector>
 
-namespace {
-
 using Figures = std::vector<double>;
-
-TEST_CASE("a new history is empty") {
-  const attend::History history;
-  CHECK(history.epochs().empty());
-  CHECK(history.train_loss().empty());
-  CHECK(history.last_batch_loss().empty());
-  CHECK(history.validation_loss().empty());
-  CHECK(history.seconds().empty());
-}
 
 TEST_CASE("each figure is a column of the records, in the order of the epochs") {
   attend::History history;
@@ -30,13 +19,3 @@ TEST_CASE("each figure is a column of the records, in the order of the epochs") 
   REQUIRE(history.epochs().size() == 3);
   CHECK(history.epochs()[1].last_batch_loss == 6);
 }
-
-TEST_CASE("a copy is a value of its own") {
-  attend::History history;
-  history.add({.train_loss = 1, .last_batch_loss = 2, .validation_loss = 3, .seconds = 4});
-  const attend::History copy = history;
-  history.add({.train_loss = 5, .last_batch_loss = 6, .validation_loss = 7, .seconds = 8});
-  CHECK(copy.train_loss() == Figures{1});
-}
-
-}  // namespace

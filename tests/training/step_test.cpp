@@ -1,27 +1,29 @@
 // SPDX-License-Identifier: MIT
 #include <attend/training/step.h>
 
+#include <attend/training/trainer.h>
+
+#include "support/errors.h"
+#include "training/support.h"
+
+#include <doctest/doctest.h>
 #include <torch/nn/init.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/loss.h>
 #include <torch/optim/sgd.h>
 
-#include <cstddef>
 #include <memory>
-#include <vector>
-
-#include "support/errors.h"
-#include "training/support.h"
-
-namespace {
+#include <string>
 
 using attend::test::linear_model;
 using attend::test::linear_samples;
-using attend::test::normal;
+using attend::test::message_of;
 using attend::test::Samples;
 using torch::optim::SGD;
 using torch::optim::SGDOptions;
+
+namespace {
 
 const auto kMeanSquare = [](const torch::Tensor& outputs, const torch::Tensor& targets) {
   return (outputs - targets).square().mean();
@@ -29,10 +31,14 @@ const auto kMeanSquare = [](const torch::Tensor& outputs, const torch::Tensor& t
 
 /// A module without a holder.
 struct Doubler : torch::nn::Module {
-  Doubler() { factor = register_parameter("factor", torch::full({1}, 2.0, torch::kDouble)); }
+  explicit Doubler(torch::Device device = torch::kCPU) {
+    factor = register_parameter("factor", torch::full({1}, 2.0, torch::device(device).dtype(torch::kDouble)));
+  }
   torch::Tensor forward(const torch::Tensor& inputs) { return factor * inputs; }
   torch::Tensor factor;
 };
+
+}  // namespace
 
 TEST_CASE("a step is the loop that one writes by hand: zero, forward, loss, backward, update") {
   const Samples data = linear_samples(8);
@@ -128,4 +134,27 @@ TEST_CASE("the model may be a holder, a Sequential or a shared_ptr; the loss a f
   }
 }
 
-}  // namespace
+TEST_CASE("a loss that is not 0-d is refused, in training and in validation") {
+  const Samples data = linear_samples(8);
+  torch::nn::Linear model = linear_model();
+  const auto vector_loss = [](const torch::Tensor& outputs, const torch::Tensor& targets) {
+    return (outputs - targets).square().mean().reshape({1});
+  };
+  const std::string message = "attend::TrainingStep: the loss must be a 0-d tensor, got [1]";
+  SGD optimizer(model->parameters(), SGDOptions(0.1));
+  attend::TrainingStep step(model, vector_loss, optimizer);
+  CHECK(message_of<c10::ValueError>([&] { step(data.x, data.y); }) == message);
+  CHECK(message_of<c10::ValueError>([&] { attend::Trainer(model, {}, vector_loss).evaluate(data); }) == message);
+}
+
+TEST_CASE("a step reads no number from the device: it runs where there are none") {
+  const auto meta = torch::device(torch::kMeta).dtype(torch::kDouble);
+  const auto model = std::make_shared<Doubler>(torch::kMeta);
+  SGD optimizer(model->parameters(), SGDOptions(0.1).momentum(0.9));
+  attend::TrainingStep step(model, kMeanSquare, optimizer);  // at::mse_loss has no meta kernel of its gradient
+  for (int i = 0; i < 2; ++i) {
+    const torch::Tensor loss = step(torch::empty({8, 1}, meta), torch::empty({8, 1}, meta));
+    CHECK(loss.is_meta());
+    CHECK_THROWS_AS(loss.item<double>(), c10::Error);
+  }
+}

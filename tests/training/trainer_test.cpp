@@ -6,6 +6,11 @@
 #include <attend/training/callbacks/csv_log.h>
 #include <attend/training/callbacks/progress_bar.h>
 
+#include "support/errors.h"
+#include "training/support.h"
+
+#include <ATen/record_function.h>
+#include <doctest/doctest.h>
 #include <torch/data/datasets/base.h>
 #include <torch/data/datasets/map.h>
 #include <torch/data/transforms/stack.h>
@@ -35,11 +40,6 @@
 #include <utility>
 #include <vector>
 
-#include "support/errors.h"
-#include "training/support.h"
-
-namespace {
-
 using attend::Trainer;
 using attend::TrainerOptions;
 using attend::TrainingState;
@@ -50,6 +50,8 @@ using attend::test::normal;
 using attend::test::Samples;
 using torch::data::Example;
 using Indices = std::vector<std::size_t>;
+
+namespace {
 
 // ---- The same samples, given in the ways of torch::data ----------------------------------------------------------
 
@@ -75,6 +77,14 @@ struct InBatches : torch::data::datasets::BatchDataset<InBatches, Example<>> {
     return {samples.x.index_select(0, torch::tensor(rows)), samples.y.index_select(0, torch::tensor(rows))};
   }
   std::optional<std::size_t> size() const override { return samples.x.size(0); }
+
+  Samples samples;
+};
+
+/// As two tensors that are not there before they are asked for.
+struct MadeOnDemand {
+  torch::Tensor inputs() { return samples.x; }
+  torch::Tensor targets() { return samples.y; }
 
   Samples samples;
 };
@@ -143,6 +153,8 @@ bool same(const std::vector<torch::Tensor>& a, const std::vector<torch::Tensor>&
   return std::equal(a.begin(), a.end(), b.begin(), b.end(),
                     [](const torch::Tensor& x, const torch::Tensor& y) { return torch::equal(x, y); });
 }
+
+}  // namespace
 
 // ---- What it is for ----------------------------------------------------------------------------------------------
 
@@ -263,9 +275,12 @@ TEST_CASE("the same samples give the same fit to the last bit, as tensors and as
   CHECK(fit(OneByOne(data).map(torch::data::transforms::Stack<>()),
             OneByOne(validation).map(torch::data::transforms::Stack<>())) == expected);
   CHECK(fit(InBatches(data), validation) == expected);
+  CHECK(fit(MadeOnDemand{data}, MadeOnDemand{validation}) == expected);
 }
 
 // ---- The order of the samples ------------------------------------------------------------------------------------
+
+namespace {
 
 /// The samples that each of `epochs` epochs asks for.
 std::vector<Indices> orders(const TrainerOptions& options, std::size_t samples = 12) {
@@ -276,6 +291,8 @@ std::vector<Indices> orders(const TrainerOptions& options, std::size_t samples =
     epochs.emplace_back(epoch, epoch + samples);
   return epochs;
 }
+
+}  // namespace
 
 TEST_CASE("every epoch has every sample once, in an order of its own") {
   const std::vector<Indices> epochs = orders(TrainerOptions().epochs(5).batch_size(5));
@@ -408,6 +425,8 @@ TEST_CASE("the seconds of the epochs include validation and add up to no more th
 
 // ---- Training mode and evaluation mode ---------------------------------------------------------------------------
 
+namespace {
+
 torch::nn::Sequential model_with_modes() {
   torch::manual_seed(3);
   torch::nn::Sequential model(torch::nn::Linear(3, 8), torch::nn::BatchNorm1d(8), torch::nn::Dropout(0.5),
@@ -420,6 +439,8 @@ bool everything_trains(torch::nn::Sequential model) {
   const auto modules = model->modules();
   return std::all_of(modules.begin(), modules.end(), [](const auto& module) { return module->is_training(); });
 }
+
+}  // namespace
 
 TEST_CASE("validation changes nothing: neither running statistics, nor random numbers, nor what is learnt") {
   const Samples data = linear_samples(12);
@@ -456,6 +477,23 @@ TEST_CASE("losses on validation sets are measured in evaluation mode, without gr
   trainer.fit(linear_samples(12), Hooks{.batch_end = [&](TrainingState&) { CHECK(everything_trains(model)); }});
 }
 
+TEST_CASE("parts that a callback freezes when a fit begins stay frozen, and the fit leaves the rest in training mode") {
+  torch::nn::Sequential model = model_with_modes();
+  model->eval();
+  const auto norm = model[1];
+  const auto only_the_norm_is_frozen = [&](TrainingState&) {
+    for (const auto& module : model->modules()) CHECK(module->is_training() == (module != norm));
+  };
+  Trainer trainer(model, TrainerOptions().epochs(2).batch_size(4));
+  trainer.fit(linear_samples(8), linear_samples(4, 3),
+              Hooks{.fit_begin = [&](TrainingState&) { norm->eval(); },
+                    .epoch_begin = only_the_norm_is_frozen,
+                    .before_step = only_the_norm_is_frozen,
+                    .fit_end = only_the_norm_is_frozen});
+  trainer.evaluate(linear_samples(4, 3));
+  for (const auto& module : model->modules()) CHECK(module->is_training() == (module != norm));
+}
+
 TEST_CASE("training mode returns when validation throws") {
   torch::nn::Sequential model = model_with_modes();
   Trainer trainer(model, TrainerOptions().epochs(1).batch_size(4));
@@ -468,11 +506,15 @@ TEST_CASE("training mode returns when validation throws") {
 
 // ---- Callbacks ---------------------------------------------------------------------------------------------------
 
+namespace {
+
 const std::vector<std::string> kAllCalls = {
     "fit_begin",                                                                         //
     "epoch_begin", "before_step", "batch_end", "before_step", "batch_end", "epoch_end",  // epoch 0
     "epoch_begin", "before_step", "batch_end", "before_step", "batch_end", "epoch_end",  // epoch 1
     "fit_end"};
+
+}  // namespace
 
 TEST_CASE("hooks are called in this order, and an lvalue keeps what it saw") {
   Recorder first, second;
@@ -662,9 +704,13 @@ TEST_CASE("gradients that a callback clips before the step are those that the st
 
 // ---- What goes wrong ---------------------------------------------------------------------------------------------
 
+namespace {
+
 struct OutOfPatience : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+}  // namespace
 
 TEST_CASE("what a callback, a loss or a dataset throws passes through, and the history keeps what was recorded") {
   const Samples data = linear_samples(8);
@@ -743,6 +789,8 @@ TEST_CASE("a device that is not there is refused, and the model stays where it w
   CHECK(model->weight.is_cpu());
 }
 
+namespace {
+
 /// A model on "meta", a device that every machine has: shapes without data.
 struct OnMeta : torch::nn::Module {
   OnMeta() {
@@ -751,6 +799,8 @@ struct OnMeta : torch::nn::Module {
   torch::Tensor forward(const torch::Tensor& inputs) { return inputs.matmul(weight); }
   torch::Tensor weight;
 };
+
+}  // namespace
 
 TEST_CASE("the device is the model's unless one is named, and data go there") {
   const auto model = std::make_shared<OnMeta>();
@@ -771,6 +821,28 @@ TEST_CASE("the device is the model's unless one is named, and data go there") {
 
   // A named device is where the model is moved: torch says that this one cannot be.
   CHECK_THROWS_AS(Trainer(model, TrainerOptions().device(torch::kCPU)), c10::NotImplementedError);
+}
+
+TEST_CASE(
+    "the order of an epoch goes to the device of tensors as a whole, not batch by batch; datasets ask on the CPU") {
+  const Samples data = linear_samples(8);
+  OneByOne dataset(data);
+  const torch::Tensor order = torch::arange(8);
+  CHECK(attend::detail::Batches("the tensors", data, torch::kMeta).prepared(order).is_meta());
+  CHECK(attend::detail::Batches("the dataset", dataset, torch::kMeta).prepared(order).is_cpu());
+
+  const attend::detail::Batches batches("the tensors", data, torch::kCPU);
+  static int moves = 0;
+  const auto count_moves = [](const at::RecordFunction& function) -> std::unique_ptr<at::ObserverContext> {
+    if (std::string(function.name()) == "aten::to") ++moves;
+    return nullptr;
+  };
+  const auto handle = at::addThreadLocalCallback(at::RecordFunctionCallback(count_moves));
+  const torch::Tensor prepared = batches.prepared(order);
+  CHECK(moves == 1);
+  batches.gather(prepared.slice(0, 0, 4));
+  CHECK(moves == 1);
+  at::removeCallback(handle);
 }
 
 TEST_CASE("a model without parameters is refused") {
@@ -811,5 +883,3 @@ TEST_CASE("the mean squared error is torch's, and refuses to broadcast") {
           Trainer(linear_model()).fit(Samples{normal({4, 3}, 1), normal({4}, 2)});
         }) == "attend::MeanSquaredError: outputs [4, 1] must have the sizes of targets [4]");
 }
-
-}  // namespace

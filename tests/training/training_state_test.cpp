@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: MIT
 #include <attend/training/training_state.h>
 
+#include "support/errors.h"
+#include "training/support.h"
+
+#include <doctest/doctest.h>
 #include <torch/optim/adam.h>
 #include <torch/optim/sgd.h>
 
 #include <memory>
 #include <vector>
-
-#include "support/errors.h"
-#include "training/support.h"
-
-namespace {
 
 using attend::test::StateByHand;
 using torch::optim::OptimizerParamGroup;
@@ -57,15 +56,3 @@ TEST_CASE("gradients are those of the parameters that have one, in their order, 
   CHECK(torch::equal(b, torch::ones({3})));
   CHECK(torch::equal(c, torch::full({4}, -2.0)));
 }
-
-TEST_CASE("a state that no fit has filled in is at the beginning") {
-  const StateByHand fit;
-  const attend::TrainingState& state = fit.state;
-  for (const auto count :
-       {state.epoch, state.epochs, state.batch, state.batches, state.samples, state.samples_per_epoch})
-    CHECK(count == 0);
-  CHECK(state.seconds == 0);
-  CHECK_FALSE(state.loss.defined());
-}
-
-}  // namespace

@@ -28,11 +28,12 @@ namespace attend {
 /// The same options, state and archive as torch::optim::Adam, and the same update up to rounding:
 ///   m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²,  p ← p − lr · (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε).
 ///
-/// Differs from torch::optim::Adam: about eight calls a parameter become one for all; t and the learning rate are tensors on
-/// the parameters' device, so that a step reads no host value that changes and can be captured in a CUDA graph. Set the rate
-/// by `param_groups()[i].options().set_lr(rate)`, as schedulers do; a write to `AdamOptions::lr` is not seen.
-/// Throws c10::Error for options out of range, c10::NotImplementedError for a sparse gradient or a parameter
-/// that is a view with gaps.
+/// Differs from torch::optim::Adam: about eight calls a parameter become one for all; t and the learning rate are
+/// tensors on the parameters' device, so that a step can be captured in a CUDA graph. The rate may be changed between
+/// steps by `options().set_lr(rate)`, as schedulers do, or by `AdamOptions::lr(rate)`; replays of a captured graph see
+/// the first only.
+/// Throws c10::Error for options out of range, c10::NotImplementedError for a sparse gradient or a parameter that is a
+/// view with gaps, c10::ValueError for a parameter that has left the device of its state.
 /// Source: D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015.
 ///
 /// Example:
@@ -40,7 +41,11 @@ namespace attend {
 class Adam : public torch::optim::Adam {
  public:
   explicit Adam(std::vector<torch::optim::OptimizerParamGroup> groups, torch::optim::AdamOptions defaults = {})
-      : torch::optim::Adam(std::move(groups), std::move(defaults)) {}
+      : torch::optim::Adam(std::move(groups), std::move(defaults)) {
+    // Now, so that references to options stay valid, and to the defaults, which groups without options copy.
+    defaults_ = std::make_unique<Options>(static_cast<const torch::optim::AdamOptions&>(*defaults_));
+    for (auto& group : param_groups_) options_of(group);
+  }
 
   explicit Adam(std::vector<torch::Tensor> parameters, torch::optim::AdamOptions defaults = {})
       : Adam(std::vector{torch::optim::OptimizerParamGroup(std::move(parameters))}, std::move(defaults)) {}
@@ -63,10 +68,10 @@ class Adam : public torch::optim::Adam {
       }
       for (auto& [kind, tensors] : kinds) {
         at::_foreach_add_(tensors.steps, 1);
-        at::_fused_adam_(tensors.parameters, tensors.gradients, tensors.exp_avgs, tensors.exp_avg_sqs,
-                         tensors.max_exp_avg_sqs, tensors.steps, options.learning_rate_on(tensors.parameters[0].device()),
-                         std::get<0>(options.betas()), std::get<1>(options.betas()), options.weight_decay(),
-                         options.eps(), options.amsgrad(), /*maximize=*/false);
+        at::_fused_adam_(
+            tensors.parameters, tensors.gradients, tensors.exp_avgs, tensors.exp_avg_sqs, tensors.max_exp_avg_sqs,
+            tensors.steps, options.learning_rate_on(tensors.parameters[0].device()), std::get<0>(options.betas()),
+            std::get<1>(options.betas()), options.weight_decay(), options.eps(), options.amsgrad(), /*maximize=*/false);
       }
     }
     return loss;
@@ -89,7 +94,6 @@ class Adam : public torch::optim::Adam {
       const auto& loaded = static_cast<const torch::optim::AdamParamState&>(*entry.second);
       entry.second = std::make_unique<State>(loaded);
     }
-    for (auto& group : param_groups_) keep_rate_on_the_device(group);
   }
 
  private:
@@ -103,17 +107,24 @@ class Adam : public torch::optim::Adam {
 
     void set_lr(const double rate) override {
       torch::optim::AdamOptions::set_lr(rate);
-      for (auto& [device, tensor] : learning_rates) tensor.fill_(rate);
+      write_rate();
     }
 
     /// float64 where the kernel takes any dtype; the CUDA kernel reads float32.
     const torch::Tensor& learning_rate_on(c10::Device device) {
+      if (lr() != written_rate) write_rate();  // AdamOptions::lr(rate) is not virtual, nor is what an archive assigns
       torch::Tensor& tensor = learning_rates[device];
       if (!tensor.defined())
         tensor = at::full({}, lr(), at::device(device).dtype(device.is_cpu() ? at::kDouble : at::kFloat));
       return tensor;
     }
 
+    void write_rate() {
+      for (auto& [device, tensor] : learning_rates) tensor.fill_(lr());
+      written_rate = lr();
+    }
+
+    double written_rate = lr();
     std::unordered_map<c10::Device, torch::Tensor> learning_rates;
   };
 
@@ -173,18 +184,18 @@ class Adam : public torch::optim::Adam {
       entry = std::move(state);
     }
     auto& state = static_cast<State&>(*entry);
+    TORCH_CHECK_VALUE(state.device_step.device() == parameter.device(), "attend::Adam: the state (",
+                      state.device_step.device(), ") must be on the device of its parameter (", parameter.device(),
+                      "); move the model before the optimizer's first step, and name the device in torch::load");
     if (options.amsgrad() && !state.max_exp_avg_sq().defined()) state.max_exp_avg_sq(at::zeros_like(parameter));
     return state;
   }
 
-  /// The group's options; those of a group that is new to a step are torch's and become ours here.
+  /// The group's options; those that a group was made with are torch's and become ours here.
   static Options& options_of(torch::optim::OptimizerParamGroup& group) {
-    if (dynamic_cast<Options*>(&group.options()) == nullptr) keep_rate_on_the_device(group);
+    if (dynamic_cast<Options*>(&group.options()) == nullptr)
+      group.set_options(std::make_unique<Options>(static_cast<const torch::optim::AdamOptions&>(group.options())));
     return static_cast<Options&>(group.options());
-  }
-
-  static void keep_rate_on_the_device(torch::optim::OptimizerParamGroup& group) {
-    group.set_options(std::make_unique<Options>(static_cast<const torch::optim::AdamOptions&>(group.options())));
   }
 };
 

@@ -12,6 +12,7 @@
 #include <c10/util/Exception.h>
 #include <torch/arg.h>
 #include <torch/cuda.h>
+#include <torch/nn/module.h>
 #include <torch/optim/optimizer.h>
 #include <torch/types.h>
 
@@ -19,6 +20,7 @@
 #include <chrono>
 #include <cmath>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -71,17 +73,22 @@ struct MakeAdam {
 /// optimizer keeps its state, epochs count on. Progress, logs and early ends are callbacks' business: the trainer
 /// prints nothing.
 ///
-/// Model: a module holder, a torch::nn::Sequential or a shared_ptr of a module, with `forward(inputs)`. It is shared, not copied.
+/// Model: a module holder, a torch::nn::Sequential or a shared_ptr of a module, with `forward(inputs)`. It is shared,
+/// not copied.
 /// Loss: `loss(outputs, targets)` gives a 0-d tensor, the mean over the batch. Default: MeanSquaredError.
-/// MakeOptimizer: `make(parameters, learning_rate)` gives a torch::optim::Optimizer. Default: MakeAdam.
-/// Data: anything with inputs() and targets(), samples first, which then live on the device as a whole; or a torch::data
-/// dataset of known size, whose batches are fetched one by one.
-/// Callbacks: objects with some of the hooks on_fit_begin, on_epoch_begin, on_before_step (between gradients and update),
-/// on_batch_end, on_epoch_end, on_fit_end, each taking TrainingState& and returning nothing or a bool. True ends the fit: the
-/// current batch is finished, the epoch's figures so far are recorded and the remaining end hooks run. A callback that is
-/// passed as an lvalue keeps its state.
-/// Throws c10::ValueError for options or data out of range and for a device that is not there. What a model, a loss or a
-/// callback throws passes through; the model keeps what it has learnt, and history() what was recorded.
+/// MakeOptimizer: `make(parameters, learning_rate)` gives a torch::optim::Optimizer. Default: MakeAdam. It cannot be
+/// LBFGS, whose step needs a closure.
+/// Data: anything with inputs() and targets(), samples first, which then live on the device as a whole; or a
+/// torch::data dataset of known size, not const, whose batches are fetched one by one.
+/// Callbacks: objects with some of the hooks on_fit_begin, on_epoch_begin, on_before_step (between gradients and
+/// update), on_batch_end, on_epoch_end, on_fit_end, each taking TrainingState& and returning nothing or a bool. True
+/// ends the fit: a batch that has begun is finished, and so is the epoch, with its figures so far and on_epoch_end; an
+/// epoch without a batch (after on_fit_begin or on_epoch_begin) is not recorded and has no on_epoch_end; on_fit_end
+/// always runs. A callback that is passed as an lvalue keeps its state.
+/// Modes: fit() puts the model in training mode once, before on_fit_begin, where a callback may freeze parts, and
+/// leaves it so. Validation and evaluate() give each submodule the mode back that it had.
+/// Throws c10::ValueError for options, data or a loss out of range and for a device that is not there. What a model, a
+/// loss or a callback throws passes through; the model keeps what it has learnt, and history() what was recorded.
 ///
 /// Example:
 ///   attend::Trainer trainer(model, attend::TrainerOptions().epochs(50));
@@ -99,9 +106,10 @@ class Trainer {
   /// Trains for options().epochs() epochs; see the class.
   template <class TrainSet, class... More>
   History fit(TrainSet&& train_set, More&&... validation_set_and_callbacks) {
-    static_assert(detail::TrainingData<TrainSet>,
-                  "attend::Trainer: the training set needs inputs() and targets(), or size() and get_batch(indices) as a "
-                  "torch::data dataset of Example<> has");
+    static_assert(
+        detail::TrainingData<TrainSet>,
+        "attend::Trainer: the training set needs inputs() and targets(), or size() and get_batch(indices) as a "
+        "torch::data dataset of Example<> has, which must not be const");
     const detail::Batches<std::remove_reference_t<TrainSet>> train("the training set", train_set, device_);
     return split_validation_set(train, validation_set_and_callbacks...);
   }
@@ -109,8 +117,9 @@ class Trainer {
   /// Mean loss over a data set, in evaluation mode, without gradients.
   template <class Data>
   double evaluate(Data&& data) {
-    static_assert(detail::TrainingData<Data>, "attend::Trainer: the data need inputs() and targets(), or size() and "
-                                              "get_batch(indices)");
+    static_assert(detail::TrainingData<Data>,
+                  "attend::Trainer: the data need inputs() and targets(), or size() and get_batch(indices) as a "
+                  "torch::data dataset of Example<> has, which must not be const");
     return mean_loss(detail::Batches<std::remove_reference_t<Data>>("the data set", data, device_));
   }
 
@@ -157,13 +166,13 @@ class Trainer {
     };
 
     TrainingStep step(model_, std::ref(loss_), *optimizer_);
+    model_->train();
     state.epoch = first_epoch;
     call(detail::on_fit_begin_hook());
     for (; state.epoch < state.epochs && !stop; ++state.epoch) {
       const auto epoch_begin = Clock::now();
-      const torch::Tensor order = detail::shuffled(train.size(), options_.seed(), state.epoch);
+      const torch::Tensor order = train.prepared(detail::shuffled(train.size(), options_.seed(), state.epoch));
       torch::Tensor loss_sum = at::zeros({}, at::device(device_).dtype(torch::kDouble));
-      model_->train();
       state.samples = 0;
       state.batch = 0;
       call(detail::on_epoch_begin_hook());
@@ -200,11 +209,11 @@ class Trainer {
     const c10::NoGradGuard no_grad;
     const EvaluationMode evaluation(*model_);
     torch::Tensor loss_sum = at::zeros({}, at::device(device_).dtype(torch::kDouble));
-    const torch::Tensor order = at::arange(data.size(), torch::kLong);
+    const torch::Tensor order = data.prepared(at::arange(data.size(), torch::kLong));
     for (std::int64_t begin = 0; begin < data.size(); begin += options_.batch_size()) {
       const std::int64_t end = std::min(begin + options_.batch_size(), data.size());
       const auto [inputs, targets] = data.gather(order.slice(0, begin, end));
-      loss_sum += loss_(model_->forward(inputs), targets) * (end - begin);
+      loss_sum += detail::loss_of(model_, loss_, inputs, targets) * (end - begin);
     }
     return loss_sum.item<double>() / static_cast<double>(data.size());
   }
@@ -238,17 +247,21 @@ class Trainer {
     return std::make_unique<Optimizer>(std::move(optimizer));
   }
 
-  /// Evaluation mode until the end of the scope.
+  /// Evaluation mode until the end of the scope; then each submodule's own mode again.
   struct EvaluationMode {
-    explicit EvaluationMode(torch::nn::Module& module) : module(module), was_training(module.is_training()) {
+    explicit EvaluationMode(torch::nn::Module& module) : modules(module.modules()) {
+      for (const auto& each : modules) was_training.push_back(each->is_training());
       module.eval();
     }
-    ~EvaluationMode() { module.train(was_training); }
+    ~EvaluationMode() {
+      // train() reaches down to the children, which come after their parents here and so have the last word.
+      for (std::size_t i = 0; i < modules.size(); ++i) modules[i]->train(was_training[i]);
+    }
     EvaluationMode(const EvaluationMode&) = delete;
     EvaluationMode& operator=(const EvaluationMode&) = delete;
 
-    torch::nn::Module& module;
-    bool was_training;
+    std::vector<std::shared_ptr<torch::nn::Module>> modules;
+    std::vector<bool> was_training;
   };
 
   using Clock = std::chrono::steady_clock;

@@ -33,8 +33,8 @@ struct TrainingState {
   std::int64_t samples_per_epoch = 0;  ///< samples in an epoch
   double seconds = 0.0;                ///< since the fit began
 
-  /// Loss of the current batch: a 0-d tensor on the training device. Reading its number waits for the device, so a hook
-  /// that runs after every batch should not.
+  /// Loss of the current batch: a 0-d tensor on the training device, undefined before the first batch. Reading its
+  /// number waits for the device, so a hook that runs after every batch should not.
   torch::Tensor loss = {};
 
   /// The learning rate of the first parameter group; read from the host, so it waits for nothing.

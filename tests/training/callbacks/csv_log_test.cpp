@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include <attend/training/callbacks/csv_log.h>
+
 #include <attend/training/trainer.h>
 
+#include "support/errors.h"
+#include "training/support.h"
+
 #include <unistd.h>
+
+#include <doctest/doctest.h>
 
 #include <cmath>
 #include <csignal>
@@ -14,11 +20,6 @@
 #include <string>
 #include <vector>
 
-#include "support/errors.h"
-#include "training/support.h"
-
-namespace {
-
 using attend::CsvLog;
 using attend::test::linear_model;
 using attend::test::linear_samples;
@@ -26,6 +27,8 @@ using attend::test::lines_of;
 using attend::test::message_of;
 using attend::test::StateByHand;
 using attend::test::TemporaryFolder;
+
+namespace {
 
 const std::string kHeader = "epoch,train_loss,last_batch_loss,validation_loss,learning_rate,seconds";
 
@@ -39,6 +42,8 @@ std::vector<double> numbers_in(const std::string& line) {
   }
   return numbers;
 }
+
+}  // namespace
 
 TEST_CASE("the file holds the history to the last digit, and the rate of each epoch") {
   TemporaryFolder folder;
@@ -76,11 +81,14 @@ TEST_CASE("a number of each kind is written as it reads: tiny, huge, infinite, n
   log.on_epoch_end(fit.state);
   fit.history.add({.train_loss = kInfinity, .last_batch_loss = 3, .validation_loss = 0.5, .seconds = 0.25});
   log.on_epoch_end(fit.state);
+  fit.history.add({.train_loss = -std::nan(""), .last_batch_loss = -kInfinity, .seconds = 1});
+  log.on_epoch_end(fit.state);
   CHECK(lines_of(path) == std::vector<std::string>{
                               kHeader,
                               "1234567,0.10000000000000001,4.9406564584124654e-324,nan,0.10000000000000001,"
                               "1.7976931348623157e+308",
                               "1234567,inf,3,0.5,0.10000000000000001,0.25",
+                              "1234567,nan,-inf,nan,0.10000000000000001,1",
                           });
 }
 
@@ -168,5 +176,3 @@ TEST_CASE("a line that cannot be written is an error, and the history keeps the 
   std::signal(SIGPIPE, handler);
 }
 #endif
-
-}  // namespace

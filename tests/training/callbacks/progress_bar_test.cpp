@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include <attend/training/callbacks/progress_bar.h>
+
 #include <attend/training/trainer.h>
+
+#include "support/errors.h"
+#include "training/support.h"
+
+#include <doctest/doctest.h>
 
 #include <algorithm>
 #include <cmath>
@@ -12,13 +18,10 @@
 #include <utility>
 #include <vector>
 
-#include "support/errors.h"
-#include "training/support.h"
-
-namespace {
-
 using attend::ProgressBar;
 using attend::test::StateByHand;
+
+namespace {
 
 /// What a terminal shows of this text: a carriage return goes to the front of the line, and what follows covers what
 /// was there.
@@ -78,24 +81,36 @@ struct Bar : StateByHand {
   ProgressBar bar;
 };
 
+}  // namespace
+
 TEST_CASE("the bar shows the epoch, how much of it is done, the loss, the speed and the time that is left") {
   Bar bar(/*with_bar=*/true);
   // The line of the documentation. 24,352 samples in 11.82 s are 2060 a second; 475,648 are left: 230.9 s.
   bar.batch(2, 4352, 11.82, 0.0061234);
-  CHECK(bar.last_line() ==
-        "epoch  3/50  [==========>             ]  4352/10000  loss 0.00612  2060 samples/s  3:51 left");
+  CHECK(bar.last_line() == "epoch  3/50  [======>       ]  loss 0.00612  2060 samples/s  3:51 left");
   CHECK(bar.stream.str() == bar.last_line());  // nothing before it, and it stays open for the next
 
   const std::vector<std::pair<std::int64_t, std::string>> bars = {
-      {32, "[>                       ]"},    {416, "[>                       ]"},  {417, "[=>                      ]"},
-      {5000, "[============>           ]"},  {9583, "[======================> ]"}, {9584, "[=======================>]"},
-      {10000, "[========================]"},
+      {32, "[>             ]"},   {714, "[>             ]"},  {715, "[=>            ]"},   {5000, "[=======>      ]"},
+      {9285, "[============> ]"}, {9286, "[=============>]"}, {10000, "[==============]"},
   };
   for (const auto& row : bars) {
     CAPTURE(row.first);
     bar.batch(3, row.first, bar.state.seconds + 1, 1);
-    CHECK(bar.last_line().find("epoch  4/50  " + row.second + "  " + std::to_string(row.first) + "/10000  ") == 0);
+    CHECK(bar.last_line().find("epoch  4/50  " + row.second + "  loss 1  ") == 0);
   }
+}
+
+TEST_CASE("the line with a bar fits a terminal of 80 columns") {
+  Bar bar(true);
+  bar.state.epochs = 100;
+  bar.state.epoch = 99;
+  bar.bar.on_fit_begin(bar.state);
+  const double seconds = 4321, left = 3831;  // 3831 s are 1:03:51
+  bar.state.samples_per_epoch = std::llround(123456 * (seconds + left));
+  bar.batch(99, 123456 * std::llround(seconds), seconds, 1.2345e-5);
+  CHECK(bar.last_line() == "epoch 100/100  [=======>      ]  loss 1.23e-05  123456 samples/s  1:03:51 left");
+  CHECK(bar.last_line().size() <= 79);
 }
 
 TEST_CASE("the time that is left has hours when there are any") {
@@ -159,7 +174,7 @@ TEST_CASE("with a bar the terminal ends up with the same lines, and nothing of t
   const std::vector<std::string> lines = screen(bar.stream.str());
   REQUIRE(lines.size() == 2);
   CHECK(lines[0] == "epoch  1/50  loss 0.0123  2.3 s");
-  CHECK(lines[1] == "epoch  2/50  [========================]  10000/10000  loss 0.5  500 samples/s  16:00 left");
+  CHECK(lines[1] == "epoch  2/50  [==============]  loss 0.5  500 samples/s  16:00 left");
 }
 
 TEST_CASE("a loss that is no number is shown as such") {
@@ -167,6 +182,8 @@ TEST_CASE("a loss that is no number is shown as such") {
   bar.batch(0, 5000, 1, std::numeric_limits<double>::infinity());
   CHECK(bar.last_line().find("loss inf ") != std::string::npos);
   bar.batch(0, 5000, 2, std::nan(""));
+  CHECK(bar.last_line().find("loss nan ") != std::string::npos);
+  bar.batch(0, 5000, 3, -std::nan(""));
   CHECK(bar.last_line().find("loss nan ") != std::string::npos);
 }
 
@@ -186,5 +203,3 @@ TEST_CASE("a fit with it writes a line an epoch") {
   }
   CHECK(lines[3].empty());
 }
-
-}  // namespace

@@ -1,33 +1,66 @@
 // SPDX-License-Identifier: MIT
 #include <attend/training/callbacks/stop_on_interrupt.h>
+
 #include <attend/training/trainer.h>
-
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <csignal>
-#include <cstdint>
-#include <utility>
-#include <vector>
 
 #include "support/errors.h"
 #include "training/support.h"
 
-namespace {
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <utility>
+#include <vector>
 
 using attend::StopOnInterrupt;
 using attend::TrainingState;
 using attend::test::linear_model;
 using attend::test::linear_samples;
 
-void handler_before(int) {}
+namespace {
 
-/// The handler that is installed; it stays so.
-auto current_handler(int signal) {
-  const auto handler = std::signal(signal, SIG_DFL);
-  std::signal(signal, handler);
-  return handler;
+int calls_before = 0, value_before = 0;
+
+void handler_before(int, siginfo_t* info, void*) {
+  ++calls_before;
+  value_before = info->si_value.sival_int;
 }
+
+struct sigaction action_of(int signal) {
+  struct sigaction action = {};
+  REQUIRE(::sigaction(signal, nullptr, &action) == 0);
+  return action;
+}
+
+bool is_handler_before(int signal) {
+  const struct sigaction action = action_of(signal);
+  return (action.sa_flags & SA_SIGINFO) != 0 && action.sa_sigaction == &handler_before;
+}
+
+/// For the scope, the action of SIGINT is handler_before, with what it is told about the signal, and SIGTERM is
+/// ignored.
+struct ActionsBefore {
+  ActionsBefore() {
+    calls_before = 0;
+    struct sigaction action = {};
+    action.sa_sigaction = &handler_before;
+    action.sa_flags = SA_SIGINFO;
+    ::sigaction(SIGINT, &action, &interrupt);
+    struct sigaction ignore = {};
+    ignore.sa_handler = SIG_IGN;
+    ::sigaction(SIGTERM, &ignore, &terminate);
+  }
+  ~ActionsBefore() {
+    ::sigaction(SIGINT, &interrupt, nullptr);
+    ::sigaction(SIGTERM, &terminate, nullptr);
+  }
+
+  struct sigaction interrupt, terminate;
+};
 
 /// Raises a signal before a step, and counts batches.
 struct Raise {
@@ -36,10 +69,12 @@ struct Raise {
   int batches = 0;
 
   void on_before_step(TrainingState& state) {
-    if (state.epoch == epoch && state.batch == batch) std::raise(signal);
+    if (state.epoch == epoch && state.batch == batch) ::raise(signal);
   }
   void on_batch_end(TrainingState&) { ++batches; }
 };
+
+}  // namespace
 
 TEST_CASE("a signal ends the fit after the batch, and what was trained is there") {
   for (const int signal : {SIGINT, SIGTERM}) {
@@ -62,7 +97,7 @@ TEST_CASE("a signal during validation ends the fit with that epoch") {
   attend::Trainer trainer(model, attend::TrainerOptions().epochs(3).batch_size(4),
                           [&](const torch::Tensor& outputs, const torch::Tensor& targets) {
                             if (model->is_training()) ++batches;
-                            if (!model->is_training() && !interrupt.happened()) std::raise(SIGINT);
+                            if (!model->is_training() && !interrupt.happened()) ::raise(SIGINT);
                             return (outputs - targets).square().mean();
                           });
   const attend::History history = trainer.fit(linear_samples(8), linear_samples(8, 3), interrupt);
@@ -74,7 +109,7 @@ TEST_CASE("a signal during validation ends the fit with that epoch") {
 TEST_CASE("without a signal nothing ends, and an object made after a signal starts afresh") {
   {
     const StopOnInterrupt interrupt;
-    std::raise(SIGINT);
+    ::raise(SIGINT);
     CHECK(interrupt.happened());
   }
   StopOnInterrupt interrupt;
@@ -84,22 +119,48 @@ TEST_CASE("without a signal nothing ends, and an object made after a signal star
   CHECK_FALSE(interrupt.happened());
 }
 
-TEST_CASE("the handlers that were there before return with the destructor, also after a signal") {
-  const auto outer_interrupt = std::signal(SIGINT, &handler_before);
-  const auto outer_terminate = std::signal(SIGTERM, SIG_IGN);
+TEST_CASE("the actions that were there before return with the destructor, also after a signal") {
+  const ActionsBefore before;
   for (const bool with_signal : {false, true}) {
     CAPTURE(with_signal);
     {
       const StopOnInterrupt interrupt;
-      const bool installed = current_handler(SIGINT) != &handler_before && current_handler(SIGTERM) != SIG_IGN;
-      CHECK(installed);
-      if (with_signal) std::raise(SIGTERM);
+      CHECK_FALSE(is_handler_before(SIGINT));
+      if (with_signal) ::raise(SIGINT);
+      CHECK(interrupt.happened() == with_signal);
     }
-    const bool restored = current_handler(SIGINT) == &handler_before && current_handler(SIGTERM) == SIG_IGN;
-    CHECK(restored);
+    CHECK(is_handler_before(SIGINT));
   }
-  std::signal(SIGINT, outer_interrupt);
-  std::signal(SIGTERM, outer_terminate);
+  CHECK(calls_before == 0);
+}
+
+TEST_CASE("a second signal has the effect that it had before, and is told what its sender says") {
+  const ActionsBefore before;
+  const StopOnInterrupt interrupt;
+  ::raise(SIGINT);
+  CHECK(interrupt.happened());
+  CHECK(calls_before == 0);
+  CHECK(is_handler_before(SIGINT));
+  sigval value;
+  value.sival_int = 42;
+  REQUIRE(::sigqueue(::getpid(), SIGINT, value) == 0);
+  CHECK(calls_before == 1);
+  CHECK(value_before == 42);
+}
+
+TEST_CASE("a signal that the program ignores stays ignored") {
+  const ActionsBefore before;
+  {
+    const StopOnInterrupt interrupt;
+    ::raise(SIGTERM);
+    CHECK_FALSE(interrupt.happened());
+    const bool ignored = action_of(SIGTERM).sa_handler == SIG_IGN;
+    CHECK(ignored);
+    ::raise(SIGINT);
+    CHECK(interrupt.happened());
+  }
+  const bool ignored = action_of(SIGTERM).sa_handler == SIG_IGN;
+  CHECK(ignored);
 }
 
 TEST_CASE("a second signal ends the program") {
@@ -112,10 +173,12 @@ TEST_CASE("a second signal ends the program") {
     const pid_t child = ::fork();
     REQUIRE(child >= 0);
     if (child == 0) {
+      ::signal(first, SIG_DFL);  // doctest's own would write a report
+      ::signal(second, SIG_DFL);
       const StopOnInterrupt interrupt;
-      std::raise(first);
+      ::raise(first);
       if (!interrupt.happened()) ::_exit(2);
-      std::raise(second);
+      ::raise(second);
       ::_exit(3);
     }
     int status = 0;
@@ -124,5 +187,3 @@ TEST_CASE("a second signal ends the program") {
     CHECK(ended_by_the_second);
   }
 }
-
-}  // namespace

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/training/detail/printable.h>
 #include <attend/training/training_state.h>
 
 #include <c10/util/Exception.h>
@@ -15,11 +16,13 @@
 
 namespace attend {
 
-/// A callback that writes a line of comma-separated values after each epoch, at once, so that an interrupted run loses nothing.
+/// A callback that writes a line of comma-separated values after each epoch, at once, so that an interrupted run loses
+/// nothing.
 ///
-/// Columns: epoch (from 0), train_loss, last_batch_loss, validation_loss (nan without a validation set), learning_rate, seconds.
-/// Throws c10::ValueError if the file cannot be opened: when the log is made, so before any training; c10::Error if a line cannot
-/// be written.
+/// Columns: epoch (from 0), train_loss, last_batch_loss, validation_loss (nan without a validation set), learning_rate,
+/// seconds.
+/// Throws c10::ValueError if the file cannot be opened: when the log is made, so before any training; c10::Error if a
+/// line cannot be written.
 ///
 /// Example:
 ///   trainer.fit(train_set, validation_set, attend::CsvLog("history.csv"));
@@ -36,8 +39,10 @@ class CsvLog {
 
   void on_epoch_end(TrainingState& state) {
     const EpochRecord& record = state.history.epochs().back();
-    file_ << state.epoch << ',' << record.train_loss << ',' << record.last_batch_loss << ',' << record.validation_loss
-          << ',' << state.learning_rate() << ',' << record.seconds << std::endl;
+    file_ << state.epoch;
+    for (const double loss : {record.train_loss, record.last_batch_loss, record.validation_loss})
+      file_ << ',' << detail::printable(loss);
+    file_ << ',' << state.learning_rate() << ',' << record.seconds << std::endl;
     check_written();
   }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/training/detail/printable.h>
 #include <attend/training/training_state.h>
 
 #include <algorithm>
@@ -18,10 +19,11 @@ namespace attend {
 
 /// A callback that shows how far the training is: one line an epoch, and in a terminal a moving bar below them.
 ///
-///   epoch  3/50  [==========>             ]  4352/10000  loss 0.00612  2060 samples/s  3:51 left
+///   epoch  3/50  [======>       ]  loss 0.00612  2060 samples/s  3:51 left
 ///
-/// The bar is drawn at most five times a second, and only then is the loss read from the device. Losses are in the loss
-/// function's unit; the time left is that of the whole fit.
+/// It fits a terminal of 80 columns: where a line wraps, every drawing would start a new one. The bar is drawn at most
+/// five times a second, and only then is the loss read from the device. Losses are in the loss function's unit; the
+/// time left is that of the whole fit.
 ///
 /// Example:
 ///   trainer.fit(train_set, validation_set, attend::ProgressBar());
@@ -41,7 +43,7 @@ class ProgressBar {
   void on_batch_end(TrainingState& state) {
     if (!with_bar_ || state.seconds - last_drawn_ < kSecondsBetweenDraws) return;
     last_drawn_ = state.seconds;
-    constexpr std::int64_t kWidth = 24;
+    constexpr std::int64_t kWidth = 14;
     const std::int64_t filled = kWidth * state.samples / state.samples_per_epoch;
     std::string bar(filled, '=');
     bar += '>';
@@ -50,8 +52,7 @@ class ProgressBar {
                                static_cast<double>(state.samples) / static_cast<double>(state.samples_per_epoch);
     const double samples_done = epochs_done * static_cast<double>(state.samples_per_epoch);
     const double epochs_left = static_cast<double>(state.epochs - first_epoch_) - epochs_done;
-    rewrite(title(state) + "  [" + bar + "]  " + std::to_string(state.samples) + '/' +
-            std::to_string(state.samples_per_epoch) + "  loss " + number(state.loss.item<double>()) + "  " +
+    rewrite(title(state) + "  [" + bar + "]  loss " + number(state.loss.item<double>()) + "  " +
             std::to_string(std::llround(samples_done / state.seconds)) + " samples/s  " +
             clock(state.seconds / epochs_done * epochs_left) + " left");
   }
@@ -87,7 +88,7 @@ class ProgressBar {
 
   static std::string number(double loss) {
     char text[32];
-    std::snprintf(text, sizeof text, "%.3g", loss);
+    std::snprintf(text, sizeof text, "%.3g", detail::printable(loss));
     return text;
   }
 

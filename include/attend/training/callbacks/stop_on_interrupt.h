@@ -3,15 +3,17 @@
 
 #include <attend/training/training_state.h>
 
+#include <signal.h>
+
 #include <atomic>
-#include <csignal>
 
 namespace attend {
 
 /// A callback that makes Ctrl-C end the fit after the current batch instead of ending the program.
 ///
-/// While the object lives, the first SIGINT or SIGTERM is remembered and a second one has its usual effect, so that a program
-/// that hangs can still be ended. The handlers that were there before return with the destructor. One object at a time.
+/// While the object lives, the first SIGINT or SIGTERM is remembered and a second one has the effect it had before, so
+/// that a program that hangs can still be ended; a signal that the program ignores stays ignored. The destructor
+/// restores what was there before. One object at a time. For POSIX systems only, as a second signal needs sigaction.
 ///
 /// Example:
 ///   attend::StopOnInterrupt interrupt;
@@ -20,21 +22,26 @@ namespace attend {
 class StopOnInterrupt {
  public:
   StopOnInterrupt() {
-    signal_received() = 0;
-    previous_interrupt_ = std::signal(SIGINT, &receive);
-    previous_terminate_ = std::signal(SIGTERM, &receive);
+    signal_received_ = 0;
+    struct sigaction action = {};
+    action.sa_handler = &receive;
+    action.sa_flags = SA_RESTART;
+    ::sigemptyset(&action.sa_mask);
+    // All is there before the first signal can come.
+    for (Replaced& replaced : replaced_) {
+      ::sigaddset(&action.sa_mask, replaced.signal);
+      ::sigaction(replaced.signal, nullptr, &replaced.previous);
+    }
+    set([&](const Replaced&) { return &action; });
   }
 
-  ~StopOnInterrupt() {
-    std::signal(SIGINT, previous_interrupt_);
-    std::signal(SIGTERM, previous_terminate_);
-  }
+  ~StopOnInterrupt() { restore(); }
 
   StopOnInterrupt(const StopOnInterrupt&) = delete;
   StopOnInterrupt& operator=(const StopOnInterrupt&) = delete;
 
   /// Whether a signal came.
-  bool happened() const { return signal_received() != 0; }
+  bool happened() const { return signal_received_ != 0; }
 
   bool on_batch_end(TrainingState&) { return happened(); }
 
@@ -42,20 +49,32 @@ class StopOnInterrupt {
   bool on_epoch_end(TrainingState&) { return happened(); }
 
  private:
-  static std::atomic<int>& signal_received() {
-    static_assert(std::atomic<int>::is_always_lock_free, "a signal handler may touch lock-free atomics only");
-    static constinit std::atomic<int> received{0};
-    return received;
+  struct Replaced {
+    int signal;
+    struct sigaction previous;
+  };
+
+  /// Gives each signal that is not ignored this action.
+  template <class ActionFor>
+  static void set(ActionFor action_for) {
+    for (const Replaced& replaced : replaced_) {
+      if (replaced.previous.sa_handler != SIG_IGN) ::sigaction(replaced.signal, action_for(replaced), nullptr);
+    }
   }
 
+  static void restore() {
+    set([](const Replaced& replaced) { return &replaced.previous; });
+  }
+
+  /// The handler, which may do nothing but this: write lock-free atomics and call sigaction.
   static void receive(int signal) {
-    signal_received() = signal;
-    std::signal(SIGINT, SIG_DFL);
-    std::signal(SIGTERM, SIG_DFL);
+    signal_received_ = signal;
+    restore();
   }
 
-  using Handler = void (*)(int);
-  Handler previous_interrupt_, previous_terminate_;
+  static_assert(std::atomic<int>::is_always_lock_free);
+  static inline constinit std::atomic<int> signal_received_{0};
+  static inline constinit Replaced replaced_[] = {{SIGINT, {}}, {SIGTERM, {}}};
 };
 
 }  // namespace attend

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <attend/detail/philox.h>
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
 #include <torch/data/example.h>
@@ -22,7 +22,7 @@ namespace attend::detail {
 
 /// Data that is there as two tensors, samples first.
 template <class Data>
-concept TensorData = requires(const Data& data) {
+concept TensorData = requires(Data& data) {
   { data.inputs() } -> std::convertible_to<torch::Tensor>;
   { data.targets() } -> std::convertible_to<torch::Tensor>;
 };
@@ -47,7 +47,8 @@ class Batches {
     if constexpr (TensorData<Data>) {
       const torch::Tensor inputs = data.inputs(), targets = data.targets();
       TORCH_CHECK_VALUE(inputs.defined() && targets.defined() && inputs.dim() >= 1 && targets.dim() >= 1,
-                        "attend::Trainer: ", name, " must have inputs() and targets() with samples as the first dimension");
+                        "attend::Trainer: ", name,
+                        " must have inputs() and targets() with samples as the first dimension");
       TORCH_CHECK_VALUE(inputs.size(0) == targets.size(0), "attend::Trainer: ", name, " must have as many targets (",
                         targets.size(0), ") as inputs (", inputs.size(0), ")");
       size_ = inputs.size(0);
@@ -63,11 +64,15 @@ class Batches {
 
   std::int64_t size() const { return size_; }
 
-  /// The samples of these indices: a CPU tensor (batch) of int64.
+  /// Indices on the CPU, brought where gather() wants slices of them: once an epoch, as a copy to a GPU may wait.
+  torch::Tensor prepared(const torch::Tensor& indices) const {
+    return TensorData<Data> ? indices.to(device_) : indices;
+  }
+
+  /// The samples of these indices: a slice (batch) of int64 of what prepared() returned.
   std::pair<torch::Tensor, torch::Tensor> gather(const torch::Tensor& indices) const {
     if constexpr (TensorData<Data>) {
-      const torch::Tensor rows = indices.to(device_, /*non_blocking=*/true);
-      return {inputs_.index_select(0, rows), targets_.index_select(0, rows)};
+      return {inputs_.index_select(0, indices), targets_.index_select(0, indices)};
     } else {
       const auto* first = indices.const_data_ptr<std::int64_t>();
       const std::vector<std::size_t> samples(first, first + indices.numel());
