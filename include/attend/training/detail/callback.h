@@ -14,14 +14,16 @@ template <class Result>
 concept HookResult = std::is_void_v<Result> || std::same_as<Result, bool>;
 
 // For each hook: its name as a type, with how to call it and whether a class has a member of that name.
-#define ATTEND_DEFINE_HOOK(name)                                                                          \
-  struct name##_hook {                                                                                    \
-    template <class Callback>                                                                             \
-    static auto call(Callback& callback, TrainingState& state) -> decltype(callback.name(state)) {        \
-      return callback.name(state);                                                                        \
-    }                                                                                                     \
-    template <class Callback>                                                                             \
-    static constexpr bool kIsNamed = requires { &Callback::name; };                                       \
+#define ATTEND_DEFINE_HOOK(name)                                                                   \
+  struct name##_hook {                                                                             \
+    template <class Callback>                                                                      \
+    static auto call(Callback& callback, TrainingState& state) -> decltype(callback.name(state)) { \
+      return callback.name(state);                                                                 \
+    }                                                                                              \
+    template <class Callback>                                                                      \
+    static constexpr bool kIsNamed = requires {                                                    \
+      &Callback::name;                                                                             \
+    };                                                                                             \
   };
 ATTEND_DEFINE_HOOK(on_fit_begin)
 ATTEND_DEFINE_HOOK(on_epoch_begin)
@@ -38,11 +40,12 @@ concept HasHook = requires(Callback& callback, TrainingState& state) {
 
 template <class Callback, class... Hooks>
 constexpr void check_hooks() {
-  static_assert((HasHook<Hooks, Callback> || ...),
-                "attend::Trainer: a callback needs at least one of on_fit_begin, on_epoch_begin, on_before_step, "
-                "on_batch_end, on_epoch_end, on_fit_end, taking attend::TrainingState& and returning void or bool (and a "
-                "validation set, which comes before the callbacks, needs inputs() and targets() or get_batch(indices))");
-  static_assert(((HasHook<Hooks, Callback> || !Hooks::template kIsNamed<Callback>) && ...),
+  static_assert(
+      (HasHook<Hooks, Callback> || ...),
+      "attend::Trainer: a callback needs at least one of on_fit_begin, on_epoch_begin, on_before_step, "
+      "on_batch_end, on_epoch_end, on_fit_end, taking attend::TrainingState& and returning void or bool (and a "
+      "validation set, which comes before the callbacks, needs inputs() and targets() or get_batch(indices))");
+  static_assert(((HasHook<Hooks, Callback> || !Hooks::template kIsNamed<Callback>)&&...),
                 "attend::Trainer: a hook of this callback has another signature than void or bool of "
                 "(attend::TrainingState&), and would never be called");
 }
