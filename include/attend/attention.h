@@ -97,7 +97,7 @@ inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& k
 /// Shapes, options and errors as in attention(): it throws for a backend asked for by name that cannot run.
 ///
 /// Example:
-///   std::cout << attend::explain(q, k, v) << '\n';    // kSdpa
+///   attend::Explanation plan = attend::explain(q, k, v);  // plan.backend == attend::Backend::kSdpa
 inline Explanation explain(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const AttentionOptions& options = {}) {
   const detail::Problem problem = detail::attention_problem(query, key, value, options);
