@@ -164,11 +164,11 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
     for (std::int64_t i = 0; i < shape.width; ++i) {
       double& x = signal[shape.base + i];
       if (!shape.is_triangle)
-        x = static_cast<double>(height.numerator) / height.denominator;
+        x = static_cast<double>(height.numerator) / static_cast<double>(height.denominator);
       else if (i < rise)  // the integer part of i/rise of the height
-        x = height.numerator * i / (height.denominator * rise);
+        x = static_cast<double>(height.numerator * i / (height.denominator * rise));
       else
-        x = height.numerator * (shape.width - i) / (height.denominator * fall);
+        x = static_cast<double>(height.numerator * (shape.width - i) / (height.denominator * fall));
     }
   }
 

@@ -74,7 +74,7 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
       const std::int64_t out = i == options.depth() - 1 ? options.out_channels() : options.hidden_channels();
       const auto conv_options = torch::nn::Conv1dOptions(in, out, options.kernel_size()).padding(torch::kSame);
       const std::string name = std::to_string(2 * i);  // the odd numbers are the activations'
-      convolutions.push_back(register_module(name, torch::nn::Conv1d(conv_options)));
+      convolutions.emplace_back(register_module(name, torch::nn::Conv1d(conv_options)));
     }
   }
 

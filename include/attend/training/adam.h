@@ -40,8 +40,8 @@ namespace attend {
 ///   attend::Adam optimizer(model->parameters(), torch::optim::AdamOptions(1e-3));
 class Adam : public torch::optim::Adam {
  public:
-  explicit Adam(std::vector<torch::optim::OptimizerParamGroup> groups, torch::optim::AdamOptions defaults = {})
-      : torch::optim::Adam(std::move(groups), std::move(defaults)) {
+  explicit Adam(const std::vector<torch::optim::OptimizerParamGroup>& groups, torch::optim::AdamOptions defaults = {})
+      : torch::optim::Adam(groups, std::move(defaults)) {
     // Now, so that references to options stay valid, and to the defaults, which groups without options copy.
     defaults_ = std::make_unique<Options>(static_cast<const torch::optim::AdamOptions&>(*defaults_));
     for (auto& group : param_groups_) options_of(group);
@@ -147,7 +147,7 @@ class Adam : public torch::optim::Adam {
   /// The arguments of the fused call.
   struct Tensors {
     void add(const torch::Tensor& parameter, State& state, bool amsgrad) {
-      const torch::Tensor gradient = parameter.grad();
+      const torch::Tensor& gradient = parameter.grad();
       TORCH_CHECK_NOT_IMPLEMENTED(!gradient.is_sparse(), "attend::Adam: sparse gradients are not supported");
       TORCH_CHECK_NOT_IMPLEMENTED(parameter.is_non_overlapping_and_dense(),
                                   "attend::Adam: a parameter must be dense in memory, got sizes ", parameter.sizes(),

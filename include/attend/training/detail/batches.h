@@ -45,7 +45,8 @@ class Batches {
  public:
   Batches(const char* name, Data& data, torch::Device device) : data_(data), device_(device) {
     if constexpr (TensorData<Data>) {
-      const torch::Tensor inputs = data.inputs(), targets = data.targets();
+      const torch::Tensor& inputs = data.inputs();
+      const torch::Tensor& targets = data.targets();
       TORCH_CHECK_VALUE(inputs.defined() && targets.defined() && inputs.dim() >= 1 && targets.dim() >= 1,
                         "attend::Trainer: ", name,
                         " must have inputs() and targets() with samples as the first dimension");
