@@ -22,7 +22,7 @@ struct BackendEntry {
   Backend backend;
   std::optional<std::string> (*why_not)(const Problem&);  // nothing if it can run, else a sentence
   std::string (*copies)(const Problem&);
-  at::Tensor (*run)(const Problem&);
+  AttentionResult (*run)(const Problem&);
 };
 
 template <class B>
@@ -31,17 +31,13 @@ inline constexpr BackendEntry kEntry{B::kBackend, &B::why_not, &B::copies, &B::r
 /// All backends, the fastest first. The last one can do everything.
 inline constexpr BackendEntry kBackends[] = {kEntry<Sdpa>, kEntry<Reference>};
 
-/// Autocast has done its work when a problem is made; a backend computes in the dtypes that it chooses itself.
-struct WithoutAutocast {
-  c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
-};
-
 struct Choice {
   const BackendEntry* entry;
   std::string why_not_faster;
 };
 
-inline Choice choose(const Problem& problem, Backend wanted) {
+inline Choice choose(const Problem& problem, Backend asked_for) {
+  const Backend wanted = asked_for == Backend::kAuto ? BackendGuard::current() : asked_for;
   Choice choice{nullptr, ""};
   for (const BackendEntry& entry : kBackends) {
     if (wanted != Backend::kAuto && wanted != entry.backend) continue;
@@ -56,34 +52,56 @@ inline Choice choose(const Problem& problem, Backend wanted) {
   return choice;
 }
 
+inline AttentionResult run(Problem problem, Backend asked_for) {
+  const WithoutAutocast without_autocast;
+  const Choice choice = choose(problem, asked_for);
+  if (problem.dropout > 0.0) problem.dropout_seed = draw_dropout_seed(problem.query);
+  return choice.entry->run(problem);
+}
+
 }  // namespace detail
 
 /// Attention: each query's output is an average of the values, weighted by how well it matches each key.
 ///
-/// output = softmax(scale · q·kᵀ + mask) v for every batch entry and head; query head h reads key and value head
-/// h·G/H, so that G < H is grouped-query and G = 1 multi-query attention. The softmax is computed in float32, and in
-/// float64 for float64. A query that may attend to nothing, or S = 0, gives zeros and zero gradients.
+/// output = softmax(scale · q·kᵀ) v for every batch entry and head, with what AttentionOptions adds to the scores,
+/// rules out and drops; query head h reads key and value head h·G/H, so that G < H is grouped-query and G = 1
+/// multi-query attention. The softmax is computed in float32, and in float64 for float64. A query that may attend to
+/// nothing, or S = 0, gives zeros and zero gradients.
 ///
 /// Shapes: query (N, H, L, D), key (N, G, S, D), value (N, G, S, Dv) → (N, H, L, Dv). N, L and S may be 0; any strides.
 /// Dtypes: float64, float32, bfloat16, float16, all the same; under autocast they are cast first, float64 excepted.
+/// Gradients: for query, key, value, and an attn_mask or alibi_slopes that needs one; on the CPU of any order.
 /// Differs from torch's scaled_dot_product_attention: the causal diagonal ends at the last key for every L and S, a
 /// mask may come together with is_causal on every device, and no dense fall-back is taken unnoticed: see explain().
-/// Throws c10::ValueError, c10::TypeError for wrong shapes, dtypes and devices; c10::NotImplementedError if a backend
-/// asked for by name cannot do what is asked, with the reason.
+/// Throws c10::ValueError, c10::TypeError for wrong shapes, dtypes, devices and options; c10::NotImplementedError if a
+/// backend asked for by name cannot do what is asked, with the reason.
 /// Source: Vaswani et al., "Attention is all you need", 2017; grouped heads: Ainslie et al., "GQA", 2023.
 ///
 /// Example:
 ///   torch::Tensor y = attend::attention(q, k, v, attend::AttentionOptions().is_causal(true));
 inline at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             const AttentionOptions& options = {}) {
-  const detail::Problem problem = detail::attention_problem(query, key, value, options);
-  const detail::WithoutAutocast without_autocast;
-  return detail::choose(problem, options.backend()).entry->run(problem);
+  return detail::run(detail::attention_problem(query, key, value, options), options.backend()).output;
+}
+
+/// attention(), and with it the logarithm of the sum of each row's exponentials, which merging and losses need. Shapes,
+/// options and errors as in attention(); both results may be differentiated.
+///
+/// Example:  (two halves of the keys, merged)
+///   auto [y1, lse1] = attend::attention_with_lse(q, k1, v1);
+///   auto [y2, lse2] = attend::attention_with_lse(q, k2, v2);
+///   torch::Tensor share = torch::sigmoid(lse1 - lse2).unsqueeze(3);  // (N, H, L, 1)
+///   torch::Tensor y = share * y1 + (1 - share) * y2;
+inline AttentionResult attention_with_lse(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                                          const AttentionOptions& options = {}) {
+  detail::Problem problem = detail::attention_problem(query, key, value, options);
+  problem.needs_log_sum_exp = true;
+  return detail::run(problem, options.backend());
 }
 
 /// The weights of attention(), by the dense way: it allocates the (N, H, L, S) tensor that the fused kernels avoid.
-/// For looking at a map, not for computing with it. Options and errors as in attention(), but that the backend is not
-/// used.
+/// For looking at a map, not for computing with it. Options and errors as in attention(), but that dropout and the
+/// backend are not used.
 ///
 /// Shapes: query (N, H, L, D), key (N, G, S, D) → (N, H, L, S). Rows sum to 1, or to 0 where nothing may be attended.
 inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& key,

@@ -12,8 +12,15 @@ using attend::Scale;
 TEST_CASE("the defaults are those of scaled dot product attention") {
   const AttentionOptions options;
   CHECK_FALSE(options.is_causal());
+  CHECK(options.window().left == -1);
+  CHECK(options.window().right == -1);
   CHECK_FALSE(options.attn_mask().defined());
   CHECK(options.scale().factor(64) == 0.125);
+  CHECK(options.softcap() == 0.0);
+  CHECK_FALSE(options.alibi_slopes().defined());
+  CHECK(options.dropout() == 0.0);
+  CHECK_FALSE(options.query_offsets().defined());
+  CHECK_FALSE(options.key_offsets().defined());
   CHECK(options.backend() == Backend::kAuto);
 }
 
@@ -24,4 +31,13 @@ TEST_CASE("a scale is a number or kInverseSqrt") {
   std::ostringstream stream;
   stream << Scale(0.5) << ' ' << Scale(attend::kInverseSqrt);
   CHECK(stream.str() == "0.5 kInverseSqrt");
+}
+
+TEST_CASE("a window is written in braces, and prints so") {
+  const AttentionOptions options = AttentionOptions().window({256, 0});
+  CHECK(options.window().left == 256);
+  CHECK(options.window().right == 0);
+  std::ostringstream stream;
+  stream << options.window() << ' ' << attend::Window{};
+  CHECK(stream.str() == "Window{256, 0} Window{-1, -1}");
 }

@@ -1,21 +1,27 @@
 // SPDX-License-Identifier: MIT
 #include <attend/attention/sdpa.h>
 
-#include <attend/attention/reference.h>
+#include <attend/attention.h>
 
 #include "support/accuracy.h"
-#include "support/errors.h"
 
 #include <ATen/Context.h>
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
 #include <torch/types.h>
 
+#include <cstdint>
 #include <limits>
+#include <optional>
+#include <string>
+#include <utility>
 
 using attend::AttentionOptions;
+using attend::Backend;
 using attend::detail::attention_problem;
+using attend::detail::Problem;
 using attend::detail::Sdpa;
+using attend::test::max_difference;
 
 namespace {
 
@@ -25,42 +31,195 @@ struct WithoutFlash {
   ~WithoutFlash() { at::globalContext().setSDPUseFlash(true); }
 };
 
-}  // namespace
+torch::Tensor x(at::IntArrayRef sizes) { return torch::randn(sizes); }
 
-TEST_CASE("where ATen would take its math path, the backend says that it cannot") {
-  const torch::Tensor x = torch::randn({1, 2, 8, 16});
-  CHECK_FALSE(Sdpa::why_not(attention_problem(x, x, x, {})).has_value());
-  const WithoutFlash without_flash;
-  const std::optional<std::string> reason = Sdpa::why_not(attention_problem(x, x, x, {}));
-  REQUIRE(reason.has_value());
-  CHECK(*reason == "kSdpa: ATen has no fused kernel for this call (cpu, Float, width 16)");
+Problem with_lse(Problem problem) {
+  problem.needs_log_sum_exp = true;
+  return problem;
 }
 
-TEST_CASE("a channels-first view is copied and reaches the fused kernel") {
-  const torch::Tensor view = torch::randn({1, 2, 16, 8}).transpose(2, 3);  // (1, 2, 8, 16)
-  const auto problem = attention_problem(view, view, view, {});
-  CHECK_FALSE(Sdpa::why_not(problem).has_value());
-  CHECK(Sdpa::copies(problem) == "kSdpa copies what is not contiguous along its last dimension: query, key, value");
-  const torch::Tensor copy = view.contiguous();
-  CHECK(Sdpa::run(problem).equal(Sdpa::run(attention_problem(copy, copy, copy, {}))));
+}  // namespace
+
+TEST_CASE("explain() gives the reason for every call that ATen's kernels cannot do exactly") {
+  const torch::Tensor plain = x({2, 4, 6, 8}), longer = x({2, 4, 7, 8}), one = x({1, 4, 6, 8});
+  const torch::Tensor offsets = torch::tensor({0, 2, 6}, torch::kInt);
+  struct Case {
+    torch::Tensor query, key, value;
+    AttentionOptions options;
+    std::string reason;
+  };
+  const auto of_plain = [&](const AttentionOptions& options, const std::string& reason) {
+    return Case{plain, plain, plain, options, reason};
+  };
+  const auto of_empty = [&](at::IntArrayRef query, at::IntArrayRef key) {
+    return Case{x(query), x(key), x(key), {}, "kSdpa: there is nothing to compute for an empty batch, query or key"};
+  };
+  const std::string unequal_lengths = "ATen counts the causal diagonal from the first key, not from the last";
+  const Case cases[] = {
+      of_empty({0, 4, 6, 8}, {0, 4, 6, 8}),
+      of_empty({2, 4, 0, 8}, {2, 4, 6, 8}),
+      of_empty({2, 4, 6, 8}, {2, 4, 0, 8}),
+      {plain, plain, x({2, 4, 6, 3}), {}, "kSdpa: the value width (3) differs from the query width (8)"},
+      {one, one, one, AttentionOptions().query_offsets(offsets).key_offsets(offsets),
+       "kSdpa: packed batches are not sent to ATen's kernels"},
+      of_plain(AttentionOptions().window({2, -1}), "kSdpa: ATen's kernels take a window only as an (L, S) mask"),
+      of_plain(AttentionOptions().window({-1, 1}), "kSdpa: ATen's kernels take a window only as an (L, S) mask"),
+      of_plain(AttentionOptions().window({2, 0}).is_causal(true),
+               "kSdpa: ATen's kernels take a window only as an (L, S) mask"),
+      of_plain(AttentionOptions().softcap(1.0), "kSdpa: ATen's kernels have no softcap"),
+      of_plain(AttentionOptions().alibi_slopes(torch::ones({4})),
+               "kSdpa: ATen's kernels take ALiBi only as an (H, L, S) mask"),
+      of_plain(AttentionOptions().dropout(0.1),
+               "kSdpa: ATen's kernels have no dropout on the CPU, and drop other weights elsewhere"),
+      of_plain(AttentionOptions().attn_mask(torch::zeros({6, 6}).requires_grad_()),
+               "kSdpa: ATen's kernels give no gradient for attn_mask"),
+      {plain, longer, longer, AttentionOptions().is_causal(true),
+       "kSdpa: for unequal lengths (L 6, S 7) " + unequal_lengths},
+      {longer, plain, plain, AttentionOptions().is_causal(true),
+       "kSdpa: for unequal lengths (L 7, S 6) " + unequal_lengths},
+      of_plain(AttentionOptions().scale(0.0), "kSdpa: ATen's fused kernels need a positive scale, got 0"),
+      of_plain(AttentionOptions().scale(-0.5), "kSdpa: ATen's fused kernels need a positive scale, got -0.5"),
+  };
+  for (const Case& c : cases) {
+    CAPTURE(c.reason);
+    const attend::Explanation explanation = attend::explain(c.query, c.key, c.value, c.options);
+    CHECK(explanation.backend == Backend::kReference);
+    CHECK(explanation.why_not_faster == c.reason);
+    CHECK(explanation.copies == "");
+  }
+}
+
+TEST_CASE("explain() has nothing to say against ATen's kernels where they compute what attention() promises") {
+  const torch::Tensor plain = x({2, 4, 6, 8}), grouped = x({2, 2, 6, 8}), single = x({2, 4, 1, 8});
+  const torch::Tensor mask = torch::ones({6, 6}, torch::kBool);
+  struct Case {
+    torch::Tensor query, key;
+    AttentionOptions options = {};
+    std::string copies = "";
+  };
+  const std::string makes_mask = "kSdpa makes attn_mask one that is added";
+  const Case cases[] = {
+      {plain, plain},
+      {plain, grouped},
+      {plain, x({2, 4, 9, 8})},
+      {plain, plain, AttentionOptions().is_causal(true)},
+      {plain, plain, AttentionOptions().window({-1, 0})},
+      {single, plain, AttentionOptions().is_causal(true)},
+      {plain, plain, AttentionOptions().window({5, 5}).dropout(0.0).softcap(0.0)},
+      {plain, plain, AttentionOptions().attn_mask(mask), makes_mask},
+      {plain, plain, AttentionOptions().attn_mask(x({2, 1, 6, 6}))},
+      {plain, plain, AttentionOptions().attn_mask(mask).is_causal(true), makes_mask},
+      {plain, plain, AttentionOptions().attn_mask(x({4, 1, 6})).is_causal(true).scale(2.0)},
+      {plain.to(torch::kDouble), plain.to(torch::kDouble)},
+      {plain.to(torch::kBFloat16), plain.to(torch::kBFloat16)},
+      {plain.to(torch::kHalf), plain.to(torch::kHalf)},
+  };
+  for (const Case& c : cases) {
+    CAPTURE(&c - cases);
+    const attend::Explanation explanation = attend::explain(c.query, c.key, c.key, c.options);
+    CHECK(explanation.backend == Backend::kSdpa);
+    CHECK(explanation.why_not_faster == "");
+    CHECK(explanation.copies == c.copies);
+  }
+  const torch::NoGradGuard no_grad;  // nothing can ask for the mask's gradient
+  const AttentionOptions learned = AttentionOptions().attn_mask(torch::zeros({6, 6}).requires_grad_());
+  CHECK(attend::explain(plain, plain, plain, learned).backend == Backend::kSdpa);
+  CHECK_NOTHROW(attend::attention(plain, plain, plain, learned));
+}
+
+TEST_CASE("where ATen would take its math path, the backend says that it cannot") {
+  const torch::Tensor y = x({1, 2, 8, 16});
+  CHECK_FALSE(Sdpa::why_not(attention_problem(y, y, y, {})).has_value());
+  const WithoutFlash without_flash;
+  CHECK(attend::explain(y, y, y).backend == Backend::kReference);
+  CHECK(attend::explain(y, y, y).why_not_faster ==
+        "kSdpa: ATen has no fused kernel for this call (cpu, Float, width 16)");
+}
+
+TEST_CASE("what holds for the log-sum-exp, and on other devices") {
+  const torch::Tensor y = x({1, 2, 8, 16}), meta = y.to(torch::kMeta);
+  const AttentionOptions causal = AttentionOptions().is_causal(true);
+  const AttentionOptions masked = AttentionOptions().attn_mask(torch::ones({8, 8}, torch::kBool));
+  const AttentionOptions masked_on_meta =
+      AttentionOptions().attn_mask(torch::ones({8, 8}, torch::kBool).to(torch::kMeta));
+  const std::pair<Problem, std::string> cases[] = {
+      {with_lse(attention_problem(y, y, y, causal)), ""},
+      {with_lse(attention_problem(y, y, y, masked)),
+       "kSdpa: with attn_mask the log-sum-exp of ATen's kernels is wrong for a query that may attend to nothing"},
+      {with_lse(attention_problem(meta, meta, meta, {})),
+       "kSdpa: the log-sum-exp of ATen's kernels is not used on meta"},
+      {attention_problem(meta, meta, meta, AttentionOptions(masked_on_meta).is_causal(true)),
+       "kSdpa: on meta ATen takes attn_mask or is_causal, not both"},
+      {attention_problem(meta, meta, meta, {}),
+       "kSdpa: ATen has no fused kernel for this call (meta, Float, width 16)"},
+  };
+  for (const auto& problem_and_reason : cases) {
+    CAPTURE(problem_and_reason.second);
+    CHECK(Sdpa::why_not(problem_and_reason.first).value_or("") == problem_and_reason.second);
+  }
+}
+
+TEST_CASE("a channels-first view is copied, which explain() says, and reaches the fused kernel") {
+  const torch::Tensor view = x({1, 2, 16, 8}).transpose(2, 3), copy = view.contiguous();  // (1, 2, 8, 16)
+  const torch::Tensor mask = x({8, 8}), mask_view = mask.transpose(0, 1);
+  const auto copies = [&](const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
+                          const torch::Tensor& attn_mask) {
+    const auto explanation = attend::explain(query, key, value, AttentionOptions().attn_mask(attn_mask));
+    CHECK(explanation.backend == Backend::kSdpa);
+    return explanation.copies;
+  };
+  const std::string copies_of = "kSdpa copies what is not contiguous along its last dimension: ";
+  CHECK(copies(copy, copy, copy, mask) == "");
+  CHECK(copies(view, view, view, {}) == copies_of + "query, key, value");
+  CHECK(copies(copy, view, copy, mask) == copies_of + "key");
+  CHECK(copies(view, copy, copy, mask_view) == copies_of + "query, attn_mask");
+  CHECK(copies(view, copy, copy, mask_view > 0) ==
+        copies_of + "query, attn_mask; kSdpa makes attn_mask one that is added");
+  const auto output = [](const torch::Tensor& tensor, const torch::Tensor& attn_mask) {
+    return Sdpa::run(attention_problem(tensor, tensor, tensor, AttentionOptions().attn_mask(attn_mask))).output;
+  };
+  CHECK(output(view, mask_view).equal(output(copy, mask_view.contiguous())));
+}
+
+TEST_CASE("grouped heads in half precision are repeated where key or value needs a gradient, and nowhere else") {
+  const auto copies = [](at::ScalarType dtype, std::int64_t kv_heads, bool needs_gradient) {
+    const torch::Tensor query = x({1, 4, 6, 8}).to(dtype), key = x({1, kv_heads, 6, 8}).to(dtype), value = key.clone();
+    value.requires_grad_(needs_gradient);
+    return attend::explain(query, key, value).copies;
+  };
+  const std::string repeats =
+      "kSdpa repeats key and value for every query head, because ATen adds up their gradients in ";
+  CHECK(copies(torch::kHalf, 2, true) == repeats + "Half");
+  CHECK(copies(torch::kBFloat16, 1, true) == repeats + "BFloat16");
+  CHECK(copies(torch::kHalf, 2, false) == "");
+  CHECK(copies(torch::kHalf, 4, true) == "");
+  CHECK(copies(torch::kFloat, 2, true) == "");
 }
 
 TEST_CASE("a single query is causal without a mask") {
-  const torch::Tensor query = torch::randn({1, 2, 1, 16}), keys = torch::randn({1, 2, 8, 16});
+  const torch::Tensor query = x({1, 2, 1, 16}), keys = x({1, 2, 8, 16});
   const auto causal = attention_problem(query, keys, keys, AttentionOptions().is_causal(true));
   CHECK_FALSE(Sdpa::why_not(causal).has_value());
-  CHECK(Sdpa::run(causal).equal(Sdpa::run(attention_problem(query, keys, keys, {}))));
+  CHECK(Sdpa::run(causal).output.equal(Sdpa::run(attention_problem(query, keys, keys, {})).output));
 }
 
-TEST_CASE("what stays ATen's: no second derivative, and zeros for a query that holds NaN") {
-  torch::Tensor x = torch::randn({1, 1, 4, 8}).requires_grad_();
-  const torch::Tensor y = Sdpa::run(attention_problem(x, x, x, {}));
-  const torch::Tensor gradient = torch::autograd::grad({y.sum()}, {x}, {}, std::nullopt, /*create_graph=*/true)[0];
-  CHECK(attend::test::message_of<c10::Error>([&] { gradient.pow(2).sum().backward(); }).find("is not implemented") !=
-        std::string::npos);
+TEST_CASE("on the CPU the second derivative is there, and is right") {
+  const auto second = [](Backend backend) {
+    torch::manual_seed(1);
+    const torch::Tensor y = torch::randn({1, 2, 4, 8}, torch::kDouble).requires_grad_();
+    const torch::Tensor output = attend::attention(y, y, y, AttentionOptions().is_causal(true).backend(backend));
+    const auto gradient = torch::autograd::grad({output.pow(2).sum()}, {y}, {}, std::nullopt, /*create_graph=*/true)[0];
+    return torch::autograd::grad({gradient.pow(2).sum()}, {y})[0];
+  };
+  CHECK(second(Backend::kReference).abs().max().item<double>() > 1.0);
+  CHECK(max_difference(second(Backend::kSdpa), second(Backend::kReference)) < 1e-11);
+}
 
-  torch::Tensor query = x.detach().clone();
+TEST_CASE("what stays ATen's: zeros for a query that holds NaN") {
+  torch::Tensor query = x({1, 1, 4, 8});
+  const torch::Tensor key = query.clone();
   query[0][0][1][0] = std::numeric_limits<float>::quiet_NaN();
-  CHECK(Sdpa::run(attention_problem(query, x, x, {})).select(2, 1).eq(0).all().item<bool>());
-  CHECK(attend::detail::Reference::run(attention_problem(query, x, x, {})).select(2, 1).isnan().all().item<bool>());
+  const auto problem = attention_problem(query, key, key, {});
+  CHECK(Sdpa::run(problem).output.select(2, 1).eq(0).all().item<bool>());
+  CHECK(attend::detail::Reference::run(problem).output.select(2, 1).isnan().all().item<bool>());
 }

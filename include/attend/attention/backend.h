@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <ostream>
 #include <string>
 
@@ -9,8 +11,41 @@ namespace attend {
 /// Who computes attention. Each has a header under attention/.
 enum class Backend {
   kAuto,       ///< the fastest backend that can do what the call asks for
-  kReference,  ///< the dense formula (attention/reference.h): differentiable any number of times, O(L·S) memory
+  kReference,  ///< the dense formula (attention/reference.h): can do everything, O(L·S) memory
   kSdpa,  ///< ATen's fused kernels (attention/sdpa.h); asked for by name, it throws rather than go ATen's dense way
+};
+
+/// The backend of every call of this thread that does not ask for one itself, until the end of the scope.
+///
+/// A call's own `.backend(…)` beats the guard, and the guard beats kAuto. Guards nest; the innermost one counts, so
+/// that BackendGuard(Backend::kAuto) lifts an outer one. A backward pass stays with the backend of its forward pass.
+///
+/// Example:
+///   attend::BackendGuard guard(attend::Backend::kReference);
+///   model->forward(x);  // every attention in it by the definition
+class BackendGuard {
+ public:
+  explicit BackendGuard(Backend backend) : outer_(current_) { current_ = backend; }
+  ~BackendGuard() { current_ = outer_; }
+  BackendGuard(const BackendGuard&) = delete;
+  BackendGuard& operator=(const BackendGuard&) = delete;
+
+  /// The innermost guard's backend on this thread; kAuto without one.
+  static Backend current() { return current_; }
+
+ private:
+  static inline thread_local Backend current_ = Backend::kAuto;
+  Backend outer_;
+};
+
+/// What attention_with_lse() returns. Both may be differentiated.
+struct AttentionResult {
+  at::Tensor output;  ///< (N, H, L, Dv), as attention() returns it
+
+  /// (N, H, L), float32, or float64 for float64: log Σⱼ exp(scoreⱼ), the natural logarithm, before dropout; −∞ for a
+  /// query that may attend to nothing. With it two results over different keys can be merged into that over all of
+  /// them.
+  at::Tensor log_sum_exp;
 };
 
 /// What explain() tells of a call.

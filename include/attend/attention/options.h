@@ -38,16 +38,35 @@ class Scale {
   bool is_inverse_sqrt_ = false;
 };
 
-/// What a call of attention() may ask for beyond softmax(scale · q·kᵀ) v.
+/// The keys that a query sees, counted from its own position; both ends inclusive, −1 = unlimited.
+///
+/// Query i stands at key position p = i + S − L and sees the keys p − left … p + right.
+struct Window {
+  std::int64_t left = -1;
+  std::int64_t right = -1;
+
+  friend std::ostream& operator<<(std::ostream& stream, const Window& window) {
+    return stream << "Window{" << window.left << ", " << window.right << "}";
+  }
+};
+
+/// What a call of attention() may ask for beyond softmax(scale · q·kᵀ) v. All of it goes together.
+///
+/// A score is made in this order: scale · q·k, softcap, ALiBi, a float attn_mask; then whatever is_causal, window, a
+/// bool attn_mask or the end of a packed sequence rules out counts as −∞; then softmax, then dropout.
 ///
 /// Example:
-///   attend::attention(q, k, v, attend::AttentionOptions().is_causal(true).scale(1.0));
+///   attend::attention(q, k, v, attend::AttentionOptions().is_causal(true).window({256, 0}).scale(1.0));
 struct AttentionOptions {
   /// Query i, which stands at key position i + S − L, attends to the keys up to there. Default: false.
   ///
   /// Differs from torch for L ≠ S, where SDPA counts from the first key: a query that continues a longer row of keys
   /// sees all that came before it.
   TORCH_ARG(bool, is_causal) = false;
+
+  /// Only the keys near the query: `.window({left, right})`. With is_causal nothing on the right. Default: unlimited.
+  /// Source: Beltagy et al., "Longformer", 2020; the convention is FlashAttention's.
+  TORCH_ARG(Window, window) = {};
 
   /// Bool (true = attend), or of the query's dtype (added to the scaled scores; may need a gradient).
   /// 2-d (L, S), 3-d (H, L, S) or 4-d (N, H, L, S); any size may be 1 and is then broadcast. Default: none.
@@ -56,7 +75,32 @@ struct AttentionOptions {
   /// The factor before q·k. Default: kInverseSqrt.
   TORCH_ARG(Scale, scale) = kInverseSqrt;
 
-  /// Who computes it. A backend asked for by name runs or throws. Default: kAuto.
+  /// Keeps scores within ±softcap: softcap · tanh(score / softcap). Default: 0, which is none.
+  /// Source: Gemma Team, "Gemma 2", 2024.
+  TORCH_ARG(double, softcap) = 0.0;
+
+  /// Attention with linear biases: −slope · |p − j| is added for the key j and the query's position p = i + S − L.
+  /// One slope for each query head, (H) or (N, H), float32 or the query's dtype. Default: none.
+  /// Source: Press et al., "Train short, test long", 2022.
+  TORCH_ARG(at::Tensor, alibi_slopes);
+
+  /// The probability with which a weight is set to 0, the others being multiplied by 1 / (1 − dropout). It is applied
+  /// whenever it is not 0: pass 0 when evaluating, as a layer does by itself. Default: 0.
+  ///
+  /// Which weights are dropped is a function of one random number drawn from the device's generator, and of the
+  /// weight's place: the same on every backend. Differs from torch, whose kernels drop other weights for the same seed.
+  TORCH_ARG(double, dropout) = 0.0;
+
+  /// Packed batches: sequences of any length laid one after the other in tensors of N = 1; a query attends within its
+  /// own sequence only. Sequence b has the queries query_offsets[b] … query_offsets[b + 1] − 1, and its keys likewise
+  /// by key_offsets; is_causal, window and ALiBi count positions within it. Both or none: int32, 1-d, one longer than
+  /// there are sequences, from 0 to L and from 0 to S, never decreasing. Default: none.
+  ///
+  /// Known elsewhere as cu_seqlens. Their values are checked on the CPU only: reading them would stall a GPU.
+  TORCH_ARG(at::Tensor, query_offsets);
+  TORCH_ARG(at::Tensor, key_offsets);
+
+  /// Who computes it. A backend asked for by name runs or throws. Default: kAuto, or what a BackendGuard says.
   TORCH_ARG(Backend, backend) = Backend::kAuto;
 };
 

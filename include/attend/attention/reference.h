@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/detail/dropout.h>
 #include <attend/attention/detail/problem.h>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_safe_softmax.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/logsumexp.h>
 #include <ATen/ops/matmul.h>
-#include <ATen/ops/ones.h>
+#include <ATen/ops/searchsorted.h>
 
 #include <limits>
 #include <optional>
@@ -33,34 +36,77 @@ struct Reference {
     return copies;
   }
 
-  static at::Tensor run(const Problem& problem) {
-    const at::Tensor value = for_each_query_head(converted(problem.value), problem);       // (N, H, S, Dv)
-    return at::matmul(softmax_of_scores(problem), value).to(problem.query.scalar_type());  // (N, H, L, Dv)
+  static AttentionResult run(const Problem& problem) {
+    const at::Tensor value = for_each_query_head(converted(problem.value), problem);  // (N, H, S, Dv)
+    const at::Tensor scores = masked_scores(problem);                                 // (N, H, L, S)
+    at::Tensor weights = softmax(scores);                                             // (N, H, L, S)
+    if (problem.dropout > 0.0) {
+      const at::Tensor keep = dropout_keep(problem.dropout_seed, problem.dropout, weights.sizes());
+      weights = weights.masked_fill(keep.logical_not(), 0.0);
+      if (problem.dropout < 1.0) weights = weights / (1.0 - problem.dropout);
+    }
+    return {at::matmul(weights, value).to(problem.query.scalar_type()),  // (N, H, L, Dv)
+            problem.needs_log_sum_exp ? log_sum_exp(scores) : at::Tensor()};
   }
 
-  /// The weights alone, in the query's dtype: (N, H, L, S).
+  /// The weights alone, before dropout, in the query's dtype: (N, H, L, S).
   static at::Tensor weights(const Problem& problem) {
-    return softmax_of_scores(problem).to(problem.query.scalar_type());
+    return softmax(masked_scores(problem)).to(problem.query.scalar_type());
   }
 
  private:
-  static at::Tensor softmax_of_scores(const Problem& problem) {
-    constexpr double kNever = -std::numeric_limits<double>::infinity();
+  static constexpr double kNever = -std::numeric_limits<double>::infinity();
+
+  static at::Tensor masked_scores(const Problem& problem) {
     const at::Tensor query = converted(problem.query);                            // (N, H, L, D)
     const at::Tensor key = for_each_query_head(converted(problem.key), problem);  // (N, H, S, D)
     at::Tensor scores = problem.scale * at::matmul(query, key.transpose(2, 3));   // (N, H, L, S)
-    if (problem.attn_mask.defined()) {
-      scores = problem.attn_mask.scalar_type() == at::kBool
-                   ? scores.masked_fill(problem.attn_mask.logical_not(), kNever)
-                   : scores + problem.attn_mask;
+    if (problem.softcap > 0.0) scores = problem.softcap * (scores / problem.softcap).tanh();
+
+    const Positions at = positions_of(problem);
+    if (problem.alibi_slopes.defined()) {
+      const at::Tensor slopes = problem.alibi_slopes.to(scores.dtype()).unsqueeze(2).unsqueeze(3);  // (1 or N, H, 1, 1)
+      scores = scores - slopes * (at.key - at.query).abs();
     }
-    if (problem.is_causal) {
-      const auto length = problem.query_length(), keys = problem.key_length();
-      const at::Tensor future =
-          at::ones({length, keys}, scores.options().dtype(at::kBool)).triu(keys - length + 1);  // (L, S)
-      scores = scores.masked_fill(future, kNever);
-    }
-    return at::_safe_softmax(scores, -1);  // a row of nothing but -inf gives zeros, and zero gradients
+    const at::Tensor& mask = problem.attn_mask;
+    if (mask.defined())
+      scores = mask.scalar_type() == at::kBool ? scores.masked_fill(mask.logical_not(), kNever) : scores + mask;
+    const Window& window = problem.window;
+    if (window.left >= 0) scores = scores.masked_fill(at.key < at.query - window.left, kNever);
+    if (window.right >= 0) scores = scores.masked_fill(at.key > at.query + window.right, kNever);
+    if (problem.is_packed()) scores = scores.masked_fill(at.query_sequence != at.key_sequence, kNever);
+    return scores;
+  }
+
+  /// Where queries stand among the keys, and, in packed batches, which sequence each belongs to.
+  struct Positions {
+    at::Tensor query, key;                    // (L, 1), (S)
+    at::Tensor query_sequence, key_sequence;  // (L, 1), (S)
+  };
+
+  static Positions positions_of(const Problem& problem) {
+    const auto count_to = [&](std::int64_t length) {
+      return at::arange(length, problem.query.options().dtype(at::kInt));
+    };
+    const at::Tensor query = count_to(problem.query_length()), key = count_to(problem.key_length());
+    if (!problem.is_packed())
+      return {(query + (problem.key_length() - problem.query_length())).unsqueeze(1), key, {}, {}};
+    const auto sequence = [](const at::Tensor& offsets, const at::Tensor& position) {
+      return at::searchsorted(offsets, position, /*out_int32=*/true, /*right=*/true);  // its number, counted from 1
+    };
+    const at::Tensor number = sequence(problem.query_offsets, query);  // (L)
+    const at::Tensor key_end = problem.key_offsets.index_select(0, number),
+                     query_end = problem.query_offsets.index_select(0, number);
+    return {(query + (key_end - query_end)).unsqueeze(1), key, number.unsqueeze(1), sequence(problem.key_offsets, key)};
+  }
+
+  /// A row of nothing but −∞ gives zeros, and zero gradients.
+  static at::Tensor softmax(const at::Tensor& scores) { return at::_safe_softmax(scores, -1); }
+
+  /// A row of nothing but −∞ gives −∞, and zero gradients, where torch's gradient is NaN.
+  static at::Tensor log_sum_exp(const at::Tensor& scores) {
+    const at::Tensor is_empty = scores.eq(kNever).all(-1, /*keepdim=*/true);  // (N, H, L, 1)
+    return at::logsumexp(scores.masked_fill(is_empty, 0.0), -1).masked_fill(is_empty.squeeze(-1), kNever);
   }
 
   static at::ScalarType compute_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }

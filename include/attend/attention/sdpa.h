@@ -2,14 +2,21 @@
 #pragma once
 
 #include <attend/attention/detail/problem.h>
+#include <attend/attention/fused_function.h>
 
 #include <ATen/SDPBackend.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_fused_sdp_choice.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/StringUtil.h>
 
+#include <array>
+#include <limits>
 #include <optional>
 #include <string>
 
@@ -18,28 +25,44 @@ namespace attend::detail {
 /// ATen's fused kernels, for what they compute exactly as attention() promises.
 ///
 /// ATen falls back to a dense path of its own in silence; here that is a reason not to run, so whoever asks for kSdpa
-/// gets a fused kernel or an error. Two things stay ATen's: the kernels have no second derivative (torch says so when
-/// one is asked for), and on the CPU a query that holds NaN gives zeros where the reference gives NaN.
+/// gets a fused kernel or an error. On the CPU the kernel is called itself, which takes a mask together with is_causal,
+/// gives the log-sum-exp and can be differentiated twice. Elsewhere the call goes through scaled_dot_product_attention
+/// with ATen's own backward pass, which has no second derivative. One thing stays ATen's on the CPU: a query that holds
+/// NaN gives zeros where the reference gives NaN.
 struct Sdpa {
   static constexpr Backend kBackend = Backend::kSdpa;
 
   static std::optional<std::string> why_not(const Problem& problem) {
+    const bool on_cpu = problem.query.is_cpu();
     if (problem.batch_size() == 0 || problem.query_length() == 0 || problem.key_length() == 0)
       return "kSdpa: there is nothing to compute for an empty batch, query or key";
     if (problem.value_width() != problem.head_width())
       return c10::str("kSdpa: the value width (", problem.value_width(), ") differs from the query width (",
                       problem.head_width(), ")");
-    if (problem.mask_needs_gradient()) return "kSdpa: ATen's kernels give no gradient for attn_mask";
-    if (is_causal(problem) && problem.attn_mask.defined())
-      return "kSdpa: ATen's kernels take attn_mask or is_causal, not both";
-    if (is_causal(problem) && problem.query_length() != problem.key_length())
+    if (problem.is_packed()) return "kSdpa: packed batches are not sent to ATen's kernels";
+    if (problem.has_window()) return "kSdpa: ATen's kernels take a window only as an (L, S) mask";
+    if (problem.softcap > 0.0) return "kSdpa: ATen's kernels have no softcap";
+    if (problem.alibi_slopes.defined()) return "kSdpa: ATen's kernels take ALiBi only as an (H, L, S) mask";
+    if (problem.dropout > 0.0)
+      return "kSdpa: ATen's kernels have no dropout on the CPU, and drop other weights elsewhere";
+    if (problem.needs_gradient(problem.attn_mask)) return "kSdpa: ATen's kernels give no gradient for attn_mask";
+    if (problem.needs_log_sum_exp && !on_cpu)
+      return c10::str("kSdpa: the log-sum-exp of ATen's kernels is not used on ", problem.query.device().type());
+    if (problem.needs_log_sum_exp && problem.attn_mask.defined())
+      return "kSdpa: with attn_mask the log-sum-exp of ATen's kernels is wrong for a query that may attend to nothing";
+    if (problem.is_causal() && problem.attn_mask.defined() && !on_cpu)
+      return c10::str("kSdpa: on ", problem.query.device().type(), " ATen takes attn_mask or is_causal, not both");
+    if (problem.is_causal() && problem.query_length() != problem.key_length())
       return c10::str("kSdpa: for unequal lengths (L ", problem.query_length(), ", S ", problem.key_length(),
                       ") ATen counts the causal diagonal from the first key, not from the last");
     if (problem.scale <= 0.0)  // the causal kernel for the CPU scales its -inf
       return c10::str("kSdpa: ATen's fused kernels need a positive scale, got ", problem.scale);
-    const auto choice = static_cast<at::SDPBackend>(at::_fused_sdp_choice(
-        stand_in(problem.query), stand_in(problem.key), stand_in(problem.value), optional(stand_in(problem.attn_mask)),
-        /*dropout_p=*/0.0, is_causal(problem), problem.scale, is_grouped(problem)));
+    // ATen looks at the mask's requires_grad whether gradients are recorded or not; and on the CPU it is the kernel
+    // itself, not this question, that takes a mask together with is_causal.
+    const at::Tensor mask = problem.is_causal() ? at::Tensor() : stand_in(detached(problem.attn_mask));
+    const auto choice = static_cast<at::SDPBackend>(
+        at::_fused_sdp_choice(stand_in(problem.query), stand_in(problem.key), stand_in(problem.value), optional(mask),
+                              /*dropout_p=*/0.0, problem.is_causal(), problem.scale, is_grouped(problem)));
     if (choice == at::SDPBackend::math || choice == at::SDPBackend::error)
       return c10::str("kSdpa: ATen has no fused kernel for this call (", problem.query.device().type(), ", ",
                       problem.query.scalar_type(), ", width ", problem.head_width(), ")");
@@ -55,24 +78,91 @@ struct Sdpa {
     add("key", problem.key);
     add("value", problem.value);
     add("attn_mask", problem.attn_mask);
-    return names.empty() ? "" : "kSdpa copies what is not contiguous along its last dimension: " + names;
+    std::string copies = names.empty() ? "" : "kSdpa copies what is not contiguous along its last dimension: " + names;
+    const auto also = [&copies](const std::string& sentence) { copies += (copies.empty() ? "" : "; ") + sentence; };
+    if (problem.attn_mask.defined() && problem.attn_mask.scalar_type() == at::kBool)
+      also("kSdpa makes attn_mask one that is added");
+    if (adds_up_gradients_coarsely(problem))
+      also(c10::str("kSdpa repeats key and value for every query head, because ATen adds up their gradients in ",
+                    problem.query.scalar_type()));
+    return copies;
   }
 
-  static at::Tensor run(const Problem& problem) {
-    return at::scaled_dot_product_attention(readable(problem.query), readable(problem.key), readable(problem.value),
-                                            optional(readable(problem.attn_mask)), /*dropout_p=*/0.0,
-                                            is_causal(problem), problem.scale, is_grouped(problem));
+  static AttentionResult run(const Problem& given) {
+    Problem problem = given;
+    problem.query = readable(given.query);
+    problem.key = readable(given.key);
+    problem.value = readable(given.value);
+    problem.attn_mask = readable(given.attn_mask);
+    if (adds_up_gradients_coarsely(given)) {
+      const auto queries_per_key = given.num_heads() / given.num_kv_heads();
+      problem.key = problem.key.repeat_interleave(queries_per_key, 1);
+      problem.value = problem.value.repeat_interleave(queries_per_key, 1);
+    }
+    if (problem.query.is_cpu()) return FusedFunction<CpuKernel>::run(problem);
+    return {
+        at::scaled_dot_product_attention(problem.query, problem.key, problem.value, optional(problem.attn_mask),
+                                         /*dropout_p=*/0.0, problem.is_causal(), problem.scale, is_grouped(problem)),
+        at::Tensor()};
   }
 
  private:
-  /// A single query stands at the last key and sees them all.
-  static bool is_causal(const Problem& problem) { return problem.is_causal && problem.query_length() > 1; }
+  struct CpuKernel {
+    static AttentionResult forward(const Problem& problem) {
+      auto [output, log_sum_exp] =
+          at::_scaled_dot_product_flash_attention_for_cpu(problem.query, problem.key, problem.value, /*dropout_p=*/0.0,
+                                                          problem.is_causal(), additive_mask(problem), problem.scale);
+      return {output, log_sum_exp};
+    }
+
+    static std::array<at::Tensor, 3> backward(const Problem& problem, const AttentionResult& result,
+                                              const AttentionResult& gradients) {
+      const auto run = [&](const at::Tensor& gradient) {
+        auto [query, key, value] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+            gradient, problem.query, problem.key, problem.value, result.output, result.log_sum_exp, /*dropout_p=*/0.0,
+            problem.is_causal(), additive_mask(problem), problem.scale);
+        return std::array{query, key, value};
+      };
+      std::array<at::Tensor, 3> inputs;
+      if (gradients.output.defined()) inputs = run(readable(gradients.output));
+      if (!gradients.log_sum_exp.defined()) return inputs;
+
+      // The log-sum-exp's own gradient: its derivative by a score is the weight, so that it gives the query scale · g
+      // times the average of the keys, and the key what a value would get from the gradient scale · g · query.
+      const at::Tensor gradient =
+          (problem.scale * gradients.log_sum_exp).unsqueeze(3).to(problem.query.scalar_type());  // (N, H, L, 1)
+      Problem averaged = problem;
+      averaged.value = problem.key;
+      const at::Tensor to_query = gradient * forward(averaged).output, to_key = run(gradient * problem.query)[2];
+      if (!gradients.output.defined()) return {to_query, to_key, at::Tensor()};
+      return {inputs[0] + to_query, inputs[1] + to_key, inputs[2]};
+    }
+
+   private:
+    /// The kernel takes no bool mask. The copy is of the mask's own size, before it is broadcast.
+    static std::optional<at::Tensor> additive_mask(const Problem& problem) {
+      const at::Tensor& mask = problem.attn_mask;
+      if (!mask.defined() || mask.scalar_type() != at::kBool) return optional(mask);
+      return at::zeros(mask.sizes(), problem.query.options())
+          .masked_fill_(mask.logical_not(), -std::numeric_limits<double>::infinity());
+    }
+  };
 
   static bool is_grouped(const Problem& problem) { return problem.num_kv_heads() != problem.num_heads(); }
+
+  /// For grouped heads in half precision ATen's kernel for the CPU rounds the sum after every query head: twice the
+  /// error of the dense formula.
+  static bool adds_up_gradients_coarsely(const Problem& problem) {
+    const bool is_half = problem.query.scalar_type() == at::kHalf || problem.query.scalar_type() == at::kBFloat16;
+    return is_grouped(problem) && is_half && problem.query.is_cpu() &&
+           (problem.needs_gradient(problem.key) || problem.needs_gradient(problem.value));
+  }
 
   static std::optional<at::Tensor> optional(const at::Tensor& tensor) {
     return tensor.defined() ? std::make_optional(tensor) : std::nullopt;
   }
+
+  static at::Tensor detached(const at::Tensor& tensor) { return tensor.defined() ? tensor.detach() : tensor; }
 
   // Any other stride along the last dimension sends ATen to its dense path.
   static bool is_readable(const at::Tensor& tensor) { return !tensor.defined() || tensor.stride(3) == 1; }

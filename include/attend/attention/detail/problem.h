@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/backend.h>
 #include <attend/attention/options.h>
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/TensorAccessor.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
@@ -13,16 +16,27 @@
 
 namespace attend::detail {
 
+/// Autocast has done its work when a problem is made; a backend computes in the dtypes that it chooses itself.
+struct WithoutAutocast {
+  c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
+};
+
 /// One call of attention(), checked: what every backend is given.
 ///
 /// The tensors are the caller's, with the caller's strides; a backend copies what it cannot read in place.
 struct Problem {
-  at::Tensor query;      // (N, H, L, D)
-  at::Tensor key;        // (N, G, S, D)
-  at::Tensor value;      // (N, G, S, Dv)
-  at::Tensor attn_mask;  // undefined, or 4-d and broadcastable to (N, H, L, S): bool, or of the query's dtype
-  bool is_causal = false;
+  at::Tensor query;         // (N, H, L, D)
+  at::Tensor key;           // (N, G, S, D)
+  at::Tensor value;         // (N, G, S, Dv)
+  at::Tensor attn_mask;     // undefined, or 4-d and broadcastable to (N, H, L, S): bool, or of the query's dtype
+  at::Tensor alibi_slopes;  // undefined, or (1 or N, H)
+  at::Tensor query_offsets, key_offsets;  // undefined, or int32 (sequences + 1)
+  at::Tensor dropout_seed;                // undefined without dropout, or int64 (1) on the device, drawn once per call
+  Window window;                          // is_causal is in it; unlimited where it would rule nothing out
   double scale = 1.0;
+  double softcap = 0.0;
+  double dropout = 0.0;
+  bool needs_log_sum_exp = false;
 
   std::int64_t batch_size() const { return query.size(0); }
   std::int64_t num_heads() const { return query.size(1); }
@@ -32,9 +46,13 @@ struct Problem {
   std::int64_t head_width() const { return query.size(3); }
   std::int64_t value_width() const { return value.size(3); }
 
-  /// Whether a backward pass through the mask may follow; most fused kernels have none.
-  bool mask_needs_gradient() const {
-    return attn_mask.defined() && attn_mask.requires_grad() && c10::GradMode::is_enabled();
+  bool is_causal() const { return window.left < 0 && window.right == 0; }
+  bool has_window() const { return window.left >= 0 || window.right > 0; }
+  bool is_packed() const { return query_offsets.defined(); }
+
+  /// Whether a backward pass through the mask or the slopes may follow; most fused kernels have none.
+  bool needs_gradient(const at::Tensor& tensor) const {
+    return tensor.defined() && tensor.requires_grad() && c10::GradMode::is_enabled();
   }
 };
 
@@ -85,6 +103,51 @@ inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem) {
   return mask;
 }
 
+/// Both sides of the window, with is_causal in it; unlimited where it rules nothing out.
+inline Window checked_window(const AttentionOptions& options, const Problem& problem) {
+  Window window = options.window();
+  TORCH_CHECK_VALUE(window.left >= -1 && window.right >= -1,
+                    "attend::attention: both sides of window must be at least 0, or -1 for unlimited, got ", window);
+  if (options.is_causal()) window.right = 0;
+  if (window.left >= problem.key_length() - 1) window.left = -1;
+  if (window.right >= problem.query_length() - 1) window.right = -1;
+  return window;
+}
+
+/// The slopes as (1 or N, H).
+inline at::Tensor checked_slopes(const at::Tensor& slopes, const Problem& problem) {
+  TORCH_CHECK_TYPE(slopes.scalar_type() == at::kFloat || slopes.scalar_type() == problem.query.scalar_type(),
+                   "attend::attention: alibi_slopes must be float32 or have the dtype of query (",
+                   problem.query.scalar_type(), "), got ", slopes.scalar_type());
+  TORCH_CHECK_VALUE(slopes.device() == problem.query.device(), "attend::attention: alibi_slopes (", slopes.device(),
+                    ") must be on the device of query (", problem.query.device(), ")");
+  const bool is_shared = slopes.dim() == 1 && slopes.size(0) == problem.num_heads();
+  TORCH_CHECK_VALUE(is_shared || (slopes.dim() == 2 && slopes.size(0) == problem.batch_size() &&
+                                  slopes.size(1) == problem.num_heads()),
+                    "attend::attention: alibi_slopes must be (H) or (N, H), with N ", problem.batch_size(), " and H ",
+                    problem.num_heads(), ", got ", slopes.sizes());
+  return is_shared ? slopes.unsqueeze(0) : slopes;
+}
+
+inline at::Tensor checked_offsets(const char* name, const at::Tensor& offsets, const char* length_name,
+                                  std::int64_t length, const at::Tensor& query) {
+  TORCH_CHECK_TYPE(offsets.scalar_type() == at::kInt, "attend::attention: ", name, " must be int32, got ",
+                   offsets.scalar_type());
+  TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.size(0) >= 1, "attend::attention: ", name,
+                    " must be 1-d with at least one element, got ", offsets.sizes());
+  TORCH_CHECK_VALUE(offsets.device() == query.device(), "attend::attention: ", name, " (", offsets.device(),
+                    ") must be on the device of query (", query.device(), ")");
+  if (!offsets.is_cpu()) return offsets;
+  const at::TensorAccessor<std::int32_t, 1> values = offsets.accessor<std::int32_t, 1>();
+  const std::int64_t last = values.size(0) - 1;
+  TORCH_CHECK_VALUE(values[0] == 0 && values[last] == length, "attend::attention: ", name, " must go from 0 to ",
+                    length_name, " = ", length, ", got ", values[0], " to ", values[last]);
+  for (std::int64_t i = 0; i < last; ++i)
+    TORCH_CHECK_VALUE(values[i] <= values[i + 1], "attend::attention: ", name, " must not decrease, got ", values[i],
+                      " before ", values[i + 1]);
+  return offsets;
+}
+
 /// Checks query and key, with every rule that concerns them alone, and fills a problem without values.
 inline Problem scores_problem(const at::Tensor& given_query, const at::Tensor& given_key,
                               const AttentionOptions& options) {
@@ -105,12 +168,31 @@ inline Problem scores_problem(const at::Tensor& given_query, const at::Tensor& g
   Problem problem;
   problem.query = query;
   problem.key = key;
-  problem.is_causal = options.is_causal();
+  problem.window = checked_window(options, problem);
   problem.scale = options.scale().factor(query.size(3));
   TORCH_CHECK_VALUE(std::isfinite(problem.scale), "attend::attention: scale must be finite, got ", problem.scale);
+  problem.softcap = options.softcap();
+  TORCH_CHECK_VALUE(std::isfinite(problem.softcap) && problem.softcap >= 0.0,
+                    "attend::attention: softcap must be positive, or 0 for none, got ", problem.softcap);
+  problem.dropout = options.dropout();
+  TORCH_CHECK_VALUE(problem.dropout >= 0.0 && problem.dropout <= 1.0,
+                    "attend::attention: dropout must be a probability from 0 to 1, got ", problem.dropout);
   if (options.attn_mask().defined()) {
     const bool is_bool = options.attn_mask().scalar_type() == at::kBool;
     problem.attn_mask = checked_mask(is_bool ? options.attn_mask() : autocast(options.attn_mask()), problem);
+  }
+  if (options.alibi_slopes().defined()) problem.alibi_slopes = checked_slopes(options.alibi_slopes(), problem);
+  if (options.query_offsets().defined() || options.key_offsets().defined()) {
+    TORCH_CHECK_VALUE(options.query_offsets().defined() && options.key_offsets().defined(),
+                      "attend::attention: query_offsets and key_offsets must be given together");
+    TORCH_CHECK_VALUE(problem.batch_size() == 1, "attend::attention: a packed batch must have N = 1, got ",
+                      query.sizes());
+    problem.query_offsets =
+        checked_offsets("query_offsets", options.query_offsets(), "L", problem.query_length(), query);
+    problem.key_offsets = checked_offsets("key_offsets", options.key_offsets(), "S", problem.key_length(), query);
+    TORCH_CHECK_VALUE(problem.query_offsets.size(0) == problem.key_offsets.size(0), "attend::attention: query_offsets ",
+                      problem.query_offsets.sizes(), " and key_offsets ", problem.key_offsets.sizes(),
+                      " must be of the same length");
   }
   return problem;
 }

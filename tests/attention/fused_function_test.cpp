@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: MIT
+
+// How attention() behaves as a node of torch's graph, with the fused kernel and with the reference alike.
+
+#include <attend/attention/fused_function.h>
+
+#include <attend/attention.h>
+
+#include "support/accuracy.h"
+#include "support/autocast.h"
+#include "support/errors.h"
+
+#include <c10/core/InferenceMode.h>
+#include <doctest/doctest.h>
+#include <torch/autograd.h>
+#include <torch/types.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+using attend::AttentionOptions;
+using attend::AttentionResult;
+using attend::Backend;
+using attend::test::max_difference;
+using attend::test::message_of;
+
+namespace {
+
+constexpr Backend kBothBackends[] = {Backend::kReference, Backend::kSdpa};
+
+torch::Tensor leaf(at::IntArrayRef sizes) { return torch::randn(sizes, torch::kDouble).requires_grad_(); }
+
+/// The dense formula with torch's own derivatives, for one tensor in all three places or for three.
+torch::Tensor dense(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value) {
+  const double scale = 1.0 / std::sqrt(static_cast<double>(query.size(3)));
+  return torch::softmax(scale * query.matmul(key.transpose(2, 3)), -1).matmul(value);
+}
+
+torch::Tensor gradient_of(const torch::Tensor& scalar, const torch::Tensor& input, bool create_graph = false) {
+  return torch::autograd::grad({scalar}, {input}, {}, /*retain_graph=*/std::nullopt, create_graph)[0];
+}
+
+}  // namespace
+
+TEST_CASE("one tensor as query, key and value has the right first, second and third derivatives") {
+  for (const Backend backend : kBothBackends) {
+    CAPTURE(backend);
+    const auto derivatives = [](const torch::Tensor& x, const torch::Tensor& output) {
+      const torch::Tensor first = gradient_of(output.pow(2).sum(), x, /*create_graph=*/true);
+      const torch::Tensor second = gradient_of(first.pow(2).sum(), x, /*create_graph=*/true);
+      return std::vector<torch::Tensor>{first, second, gradient_of(second.sin().sum(), x)};
+    };
+    const torch::Tensor x = leaf({1, 2, 4, 3});
+    const auto ours = derivatives(x, attend::attention(x, x, x, AttentionOptions().backend(backend)));
+    const auto theirs = derivatives(x, dense(x, x, x));
+    for (std::size_t order = 0; order < theirs.size(); ++order) {
+      CAPTURE(order);
+      const double largest = theirs[order].abs().max().item<double>();
+      CHECK(max_difference(ours[order], theirs[order]) < 1e-12 * std::max(1.0, largest));
+    }
+    // The kernel's own backward pass, too.
+    const torch::Tensor output = attend::attention(x, x, x, AttentionOptions().backend(backend));
+    CHECK(max_difference(gradient_of(output.pow(2).sum(), x), theirs[0]) < 1e-12);
+  }
+}
+
+TEST_CASE("a tensor changed in place between forward and backward is an error, not a wrong gradient") {
+  struct Case {
+    std::string name;
+    std::function<void(torch::Tensor*)> change;  // query, key, value, mask, output, log-sum-exp
+    bool reference_needs_it = true;              // its backward pass does not read the mask
+  };
+  const Case cases[] = {
+      {"query", [](torch::Tensor* tensors) { tensors[0].mul_(2.0); }},
+      {"key", [](torch::Tensor* tensors) { tensors[1].mul_(2.0); }},
+      {"value", [](torch::Tensor* tensors) { tensors[2].mul_(2.0); }},
+      {"mask", [](torch::Tensor* tensors) { tensors[3].fill_(0.0); }, false},
+  };
+  for (const Case& c : cases) {
+    for (const Backend backend : kBothBackends) {
+      for (const bool is_bool : {false, true}) {
+        CAPTURE(c.name);
+        CAPTURE(backend);
+        CAPTURE(is_bool);
+        const torch::Tensor inputs[] = {leaf({1, 1, 4, 8}), leaf({1, 1, 4, 8}), leaf({1, 1, 4, 8})};
+        torch::Tensor mask = torch::randn({4, 4}, torch::kDouble);
+        if (is_bool) mask = mask > -0.5;
+        torch::Tensor tensors[] = {inputs[0].clone(), inputs[1].clone(), inputs[2].clone(), mask};
+        const torch::Tensor output =
+            attend::attention(tensors[0], tensors[1], tensors[2], AttentionOptions().attn_mask(mask).backend(backend));
+        const torch::Tensor expected = torch::autograd::grad({output.sum()}, {inputs[0]}, {}, /*retain_graph=*/true)[0];
+        {
+          const torch::NoGradGuard no_grad;
+          c.change(tensors);
+        }
+        const auto backward = [&] { return torch::autograd::grad({output.sum()}, {inputs[0]})[0]; };
+        if (backend == Backend::kReference && !c.reference_needs_it)
+          CHECK(max_difference(backward(), expected) < 1e-12);
+        else
+          CHECK(message_of<c10::Error>([&] { backward(); })
+                    .find("one of the variables needed for gradient computation has been modified by an inplace "
+                          "operation") != std::string::npos);
+      }
+    }
+  }
+}
+
+TEST_CASE("the results changed in place afterwards: the gradient is right, or it is an error") {
+  for (const Backend backend : kBothBackends) {
+    CAPTURE(backend);
+    const torch::Tensor x = leaf({1, 2, 4, 8});
+    const auto doubled = [&] {
+      return attend::attention(x, x, x, AttentionOptions().backend(backend)).mul_(2.0).sum();
+    };
+    const torch::Tensor expected = gradient_of(2.0 * dense(x, x, x).sum(), x);
+    if (backend == Backend::kReference)
+      CHECK(max_difference(gradient_of(doubled(), x), expected) < 1e-12);
+    else
+      CHECK(message_of<c10::Error>([&] { gradient_of(doubled(), x); }).find("modified by an inplace operation") !=
+            std::string::npos);
+  }
+}
+
+TEST_CASE("backward twice: the same with retain_graph, torch's error without") {
+  for (const Backend backend : kBothBackends) {
+    CAPTURE(backend);
+    const torch::Tensor x = leaf({1, 2, 4, 8});
+    // sum() keeps nothing itself, so that it is attention() which complains.
+    const torch::Tensor loss = attend::attention(x, x, x, AttentionOptions().backend(backend)).sum();
+    const auto backward = [&](bool retain_graph) { return torch::autograd::grad({loss}, {x}, {}, retain_graph)[0]; };
+    const torch::Tensor first = backward(true);
+    CHECK(backward(false).equal(first));
+    CHECK(message_of<c10::Error>([&] { backward(false); }).find("backward through the graph a second time") !=
+          std::string::npos);
+  }
+}
+
+TEST_CASE("any of query, key and value may need a gradient, and the others get none") {
+  for (const Backend backend : kBothBackends) {
+    for (int needs = 0; needs < 8; ++needs) {
+      CAPTURE(backend);
+      CAPTURE(needs);
+      torch::manual_seed(needs);
+      std::vector<torch::Tensor> ours, theirs;
+      for (int i = 0; i < 3; ++i) {
+        const torch::Tensor tensor = torch::randn({1, 2, 4, 8}, torch::kDouble);
+        for (auto* inputs : {&ours, &theirs}) inputs->push_back(tensor.clone().requires_grad_((needs >> i & 1) != 0));
+      }
+      const torch::Tensor output = attend::attention(ours[0], ours[1], ours[2], AttentionOptions().backend(backend));
+      CHECK(output.requires_grad() == (needs != 0));
+      if (needs == 0) continue;
+      output.pow(2).sum().backward(/*gradient=*/{}, /*retain_graph=*/true);
+      dense(theirs[0], theirs[1], theirs[2]).pow(2).sum().backward();
+      for (int i = 0; i < 3; ++i) {
+        CAPTURE(i);
+        REQUIRE(ours[i].grad().defined() == ((needs >> i & 1) != 0));
+        if (ours[i].grad().defined()) CHECK(max_difference(ours[i].grad(), theirs[i].grad()) < 1e-12);
+      }
+      // The same through the differentiable backward pass.
+      for (int i = 0; i < 3; ++i) {
+        if (!ours[i].requires_grad()) continue;
+        CAPTURE(i);
+        CHECK(max_difference(gradient_of(output.pow(2).sum(), ours[i], /*create_graph=*/true), theirs[i].grad()) <
+              1e-12);
+      }
+    }
+  }
+}
+
+TEST_CASE("without gradient mode, and in inference mode, nothing is kept, and the result is the same") {
+  for (const Backend backend : kBothBackends) {
+    CAPTURE(backend);
+    const torch::Tensor x = leaf({1, 2, 4, 8});
+    const AttentionOptions options = AttentionOptions().backend(backend);
+    const AttentionResult with = attend::attention_with_lse(x, x, x, options);
+    const auto check_the_same = [&] {
+      const AttentionResult without = attend::attention_with_lse(x, x, x, options);
+      CHECK_FALSE(without.output.requires_grad());
+      CHECK_FALSE(without.log_sum_exp.requires_grad());
+      CHECK(without.output.equal(with.output));
+      CHECK(without.log_sum_exp.equal(with.log_sum_exp));
+    };
+    {
+      const torch::NoGradGuard no_grad;
+      check_the_same();
+    }
+    const c10::InferenceMode inference_mode;
+    check_the_same();
+  }
+}
+
+TEST_CASE("the kernel's backward pass in the scope of autocast computes what it computes outside") {
+  for (const bool create_graph : {false, true}) {
+    CAPTURE(create_graph);
+    const torch::Tensor x = torch::randn({1, 2, 20, 8}).requires_grad_();
+    const torch::Tensor loss = attend::attention(x, x, x, AttentionOptions().backend(Backend::kSdpa)).sum();
+    const auto gradient = [&] {
+      return torch::autograd::grad({loss}, {x}, {}, /*retain_graph=*/true, create_graph)[0].detach();
+    };
+    const torch::Tensor expected = gradient();
+    const attend::test::Autocast autocast;
+    CHECK(gradient().equal(expected));
+  }
+}
+
+TEST_CASE("a graph that is thrown away frees what it kept") {
+  torch::Tensor query = leaf({1, 2, 4, 8}).clone();
+  const auto uses = query.use_count();
+  for (const Backend backend : kBothBackends) {
+    CAPTURE(backend);
+    const AttentionOptions options = AttentionOptions().backend(backend);
+    attend::attention_with_lse(query, query, query, options);
+    const auto& unused = attend::attention_with_lse(query, query, query, options).log_sum_exp;
+    CHECK(unused.defined());
+  }
+  CHECK(query.use_count() == uses);
+}
