@@ -12,6 +12,7 @@
 // Layers
 #include <attend/layers/activation.h>
 #include <attend/layers/conv_stack.h>
+#include <attend/layers/multihead_attention.h>
 #include <attend/layers/self_attention1d.h>
 
 // Data

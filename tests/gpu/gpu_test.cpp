@@ -9,10 +9,14 @@
 #include "support/accuracy.h"
 
 #include <doctest/doctest.h>
+#include <torch/autograd.h>
 #include <torch/cuda.h>
 #include <torch/nn/modules/container/sequential.h>
 
 #include <iostream>
+#include <string>
+#include <tuple>
+#include <vector>
 
 using attend::AttentionOptions;
 using attend::Backend;
@@ -50,6 +54,75 @@ TEST_CASE("attention on the GPU equals the reference in float64 on the CPU, mask
       CHECK(x.grad().isfinite().all().item<bool>());
     }
   }
+}
+
+TEST_CASE("every option gives on the GPU what the reference gives on the CPU, gradients and log-sum-exp included") {
+  if (!has_gpu()) return;
+  const torch::Tensor mask = torch::rand({2, 1, 20, 24}) < 0.7, bias = torch::randn({4, 20, 24}, torch::kDouble);
+  struct Case {
+    std::string name;
+    AttentionOptions options;
+    std::int64_t batch = 2;
+  };
+  const torch::Tensor offsets = torch::tensor({0, 7, 7, 20}, torch::kInt),
+                      key_offsets = torch::tensor({0, 9, 11, 24}, torch::kInt);
+  const Case cases[] = {
+      {"plain", {}},
+      {"causal", AttentionOptions().is_causal(true)},
+      {"window", AttentionOptions().window({5, 2})},
+      {"mask and causal", AttentionOptions().is_causal(true).attn_mask(mask)},
+      {"bias", AttentionOptions().attn_mask(bias)},
+      {"softcap", AttentionOptions().softcap(2.0)},
+      {"ALiBi", AttentionOptions().alibi_slopes(torch::tensor({0.5, 0.25, 0.125, 0.0625}, torch::kDouble))},
+      {"packed", AttentionOptions().query_offsets(offsets).key_offsets(key_offsets).is_causal(true), 1},
+  };
+  for (const Case& c : cases) {
+    CAPTURE(c.name);
+    std::vector<torch::Tensor> results[2];
+    const torch::Tensor query = torch::randn({c.batch, 4, 20, 16}, torch::kDouble);
+    const torch::Tensor key = torch::randn({c.batch, 2, 24, 16}, torch::kDouble), value = torch::randn_like(key);
+    for (const torch::Device device : {torch::Device(torch::kCPU), torch::Device(torch::kCUDA)}) {
+      const auto moved = [&](const torch::Tensor& tensor) { return tensor.defined() ? tensor.to(device) : tensor; };
+      AttentionOptions options = c.options;
+      options.attn_mask(moved(options.attn_mask())).alibi_slopes(moved(options.alibi_slopes()));
+      options.query_offsets(moved(options.query_offsets())).key_offsets(moved(options.key_offsets()));
+      std::vector<torch::Tensor> leaves;
+      for (const torch::Tensor& leaf : {query, key, value}) leaves.push_back(leaf.to(device).requires_grad_());
+      const auto [output, log_sum_exp] = attend::attention_with_lse(leaves[0], leaves[1], leaves[2], options);
+      std::vector<torch::Tensor>& here = results[device.is_cuda()];
+      here =
+          torch::autograd::grad({output.pow(2).sum() + log_sum_exp.masked_fill(log_sum_exp.isinf(), 0).sum()}, leaves);
+      here.push_back(output);
+      here.push_back(log_sum_exp);
+      here.push_back(attend::attention(leaves[0], leaves[1], leaves[2], options));
+    }
+    for (std::size_t i = 0; i < results[0].size(); ++i) CHECK(max_difference(results[0][i], results[1][i]) < 1e-11);
+  }
+}
+
+TEST_CASE("dropout on the GPU: the seed stays there, the rate is right, the same seed drops the same") {
+  if (!has_gpu()) return;
+  const torch::Tensor value = torch::eye(64, torch::kCUDA).view({1, 1, 64, 64}), zeros = torch::zeros_like(value);
+  std::vector<torch::Tensor> outputs;
+  for (int i = 0; i < 2; ++i) {
+    torch::manual_seed(3);
+    outputs.push_back(attend::attention(zeros, zeros, value, AttentionOptions().dropout(0.25)));  // the weights
+  }
+  CHECK(outputs[0].equal(outputs[1]));
+  CHECK(outputs[0].eq(0).to(torch::kDouble).mean().item<double>() == doctest::Approx(0.25).epsilon(0.15));
+}
+
+TEST_CASE("MultiheadAttention on the GPU gives what it gives on the CPU, in half precision with padding as well") {
+  if (!has_gpu()) return;
+  attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(32, 4).num_kv_heads(2).is_causal(true));
+  const torch::Tensor x = torch::randn({9, 3, 32}), padding = torch::rand({3, 9}) < 0.4;
+  const torch::Tensor expected = std::get<0>(layer(x, x, x, padding));
+  layer->to(torch::kCUDA);
+  const torch::Tensor y = x.to(torch::kCUDA), ignored = padding.to(torch::kCUDA);
+  CHECK(max_difference(std::get<0>(layer(y, y, y, ignored)), expected) < 1e-3);
+  layer->to(torch::kHalf);
+  const torch::Tensor half = y.to(torch::kHalf);
+  CHECK(max_difference(std::get<0>(layer(half, half, half, ignored)), expected) < 0.05);
 }
 
 TEST_CASE("a model trains on the GPU as it does on the CPU") {

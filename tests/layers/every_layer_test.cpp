@@ -3,6 +3,7 @@
 // What every layer must do, whatever it computes.
 
 #include <attend/layers/conv_stack.h>
+#include <attend/layers/multihead_attention.h>
 #include <attend/layers/self_attention1d.h>
 
 #include "support/accuracy.h"
@@ -14,9 +15,11 @@
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/serialize.h>
 
+#include <cstdint>
 #include <sstream>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 using attend::test::max_difference;
@@ -27,6 +30,7 @@ namespace {
 struct SelfAttentionCase {
   static constexpr const char* kName = "attend::SelfAttention1d";
   static constexpr const char* kPrinted = "attend::SelfAttention1d(4, 6, 8, num_heads=2, scale=kInverseSqrt)";
+  static constexpr std::int64_t kOutChannels = 6;
   static attend::SelfAttention1d make() {
     return attend::SelfAttention1d(attend::SelfAttention1dOptions(4, 6, 8).num_heads(2).scale(attend::kInverseSqrt));
   }
@@ -36,6 +40,7 @@ struct ConvStackCase {
   static constexpr const char* kName = "attend::ConvStack";
   static constexpr const char* kPrinted =
       "attend::ConvStack(4, 5, 6, depth=3, kernel_size=4, activation=SiLU, activation_after_last=true)";
+  static constexpr std::int64_t kOutChannels = 6;
   static attend::ConvStack make() {
     return attend::ConvStack(attend::ConvStackOptions(4, 5, 6)
                                  .depth(3)
@@ -45,28 +50,59 @@ struct ConvStackCase {
   }
 };
 
+struct MultiheadAttentionCase {
+  static constexpr const char* kPrinted =
+      "attend::MultiheadAttention(4, 2, num_kv_heads=1, head_dim=3, kdim=4, vdim=4, bias=true, dropout=0, "
+      "add_bias_kv=true, add_zero_attn=true, batch_first=true, is_causal=true, window=Window{2, 0}, scale=0.5)";
+  static constexpr std::int64_t kOutChannels = 4;
+  static attend::MultiheadAttention make() {
+    return attend::MultiheadAttention(attend::MultiheadAttentionOptions(4, 2)
+                                          .num_kv_heads(1)
+                                          .head_dim(3)
+                                          .add_bias_kv(true)
+                                          .add_zero_attn(true)
+                                          .batch_first(true)
+                                          .is_causal(true)
+                                          .window({2, 0})
+                                          .scale(0.5));
+  }
+};
+
+/// What a layer makes of a signal (N, 4, L).
+template <class Layer>
+torch::Tensor run(Layer& layer, const torch::Tensor& x) {
+  return layer.forward(x);
+}
+
+torch::Tensor run(attend::MultiheadAttentionImpl& layer, const torch::Tensor& x) {
+  const torch::Tensor tokens = x.transpose(1, 2);
+  return std::get<0>(layer.forward(tokens, tokens, tokens)).transpose(1, 2);
+}
+
 }  // namespace
 
-// Every case takes 4 channels to 6.
-#define EVERY_LAYER SelfAttentionCase, ConvStackCase
+// Layers from a signal (N, 4, L) to a signal; and all layers, of whose tensors run() makes signals.
+#define SIGNAL_LAYERS SelfAttentionCase, ConvStackCase
+#define EVERY_LAYER SIGNAL_LAYERS, MultiheadAttentionCase
 
 TEST_CASE_TEMPLATE("shapes: any length from 1, batches from 0", Case, EVERY_LAYER) {
   auto layer = Case::make();
   for (const std::int64_t batch : {0, 1, 3})
     for (const std::int64_t length : {1, 2, 17})
-      CHECK(layer(torch::randn({batch, 4, length})).sizes() == torch::IntArrayRef{batch, 6, length});
+      CHECK(run(*layer, torch::randn({batch, 4, length})).sizes() ==
+            torch::IntArrayRef{batch, Case::kOutChannels, length});
 }
 
 TEST_CASE_TEMPLATE("a clone computes the same and shares nothing", Case, EVERY_LAYER) {
   auto layer = Case::make();
   const auto clone = std::dynamic_pointer_cast<typename decltype(layer)::Impl>(layer->clone());
   const torch::Tensor x = torch::randn({2, 4, 9});
-  const torch::Tensor y = layer(x);
-  CHECK(clone->forward(x).equal(y));
+  const torch::Tensor y = run(*layer, x);
+  CHECK(run(*clone, x).equal(y));
   torch::NoGradGuard no_grad;
   for (torch::Tensor& parameter : clone->parameters()) parameter.zero_();
-  CHECK(layer(x).equal(y));
-  CHECK_FALSE(clone->forward(x).equal(y));
+  CHECK(run(*layer, x).equal(y));
+  CHECK_FALSE(run(*clone, x).equal(y));
 }
 
 TEST_CASE_TEMPLATE("torch::save and torch::load restore it", Case, EVERY_LAYER) {
@@ -75,21 +111,21 @@ TEST_CASE_TEMPLATE("torch::save and torch::load restore it", Case, EVERY_LAYER) 
   torch::save(saved, stream);
   torch::load(loaded, stream);
   const torch::Tensor x = torch::randn({2, 4, 9});
-  CHECK(loaded(x).equal(saved(x)));
+  CHECK(run(*loaded, x).equal(run(*saved, x)));
 }
 
 TEST_CASE_TEMPLATE("it follows .to(dtype)", Case, EVERY_LAYER) {
   auto layer = Case::make();
   const torch::Tensor x = torch::randn({2, 4, 9});
-  const torch::Tensor y = layer(x);
+  const torch::Tensor y = run(*layer, x);
   layer->to(torch::kDouble);
-  CHECK(max_difference(layer(x.to(torch::kDouble)), y) < 1e-5);
+  CHECK(max_difference(run(*layer, x.to(torch::kDouble)), y) < 1e-5);
   layer->to(torch::kBFloat16);
-  CHECK((layer(x.to(torch::kBFloat16)).scalar_type() == torch::kBFloat16));
-  CHECK(max_difference(layer(x.to(torch::kBFloat16)), y) < 0.05);
+  CHECK((run(*layer, x.to(torch::kBFloat16)).scalar_type() == torch::kBFloat16));
+  CHECK(max_difference(run(*layer, x.to(torch::kBFloat16)), y) < 0.05);
 }
 
-TEST_CASE_TEMPLATE("it runs in Sequential and AnyModule", Case, EVERY_LAYER) {
+TEST_CASE_TEMPLATE("it runs in Sequential and AnyModule", Case, SIGNAL_LAYERS) {
   auto layer = Case::make();
   const torch::Tensor x = torch::randn({2, 4, 9});
   torch::nn::Sequential sequential(layer);
@@ -107,12 +143,12 @@ TEST_CASE_TEMPLATE("it prints its options", Case, EVERY_LAYER) {
 TEST_CASE_TEMPLATE("two threads may use it at once", Case, EVERY_LAYER) {
   auto layer = Case::make();
   const torch::Tensor x = torch::randn({2, 4, 9});
-  const torch::Tensor y = layer(x);
+  const torch::Tensor y = run(*layer, x);
   std::vector<torch::Tensor> results(2);
   std::vector<std::thread> threads;
   for (torch::Tensor& result : results)
     threads.emplace_back([&] {
-      for (int i = 0; i < 20; ++i) result = layer->forward(x);
+      for (int i = 0; i < 20; ++i) result = run(*layer, x);
     });
   for (std::thread& thread : threads) thread.join();
   for (const torch::Tensor& result : results) CHECK(max_difference(result, y) < 1e-6);
@@ -120,7 +156,7 @@ TEST_CASE_TEMPLATE("two threads may use it at once", Case, EVERY_LAYER) {
 
 TEST_CASE_TEMPLATE("every parameter receives a gradient; reset_parameters draws new weights", Case, EVERY_LAYER) {
   auto layer = Case::make();
-  layer(torch::randn({2, 4, 9})).pow(2).sum().backward();
+  run(*layer, torch::randn({2, 4, 9})).pow(2).sum().backward();
   for (const auto& parameter : layer->named_parameters()) {
     CAPTURE(parameter.key());
     REQUIRE(parameter->grad().defined());
@@ -134,18 +170,19 @@ TEST_CASE_TEMPLATE("every parameter receives a gradient; reset_parameters draws 
 TEST_CASE_TEMPLATE("it runs under autocast", Case, EVERY_LAYER) {
   auto layer = Case::make();
   const torch::Tensor x = torch::randn({2, 4, 9});
-  const torch::Tensor y = layer(x);
+  const torch::Tensor y = run(*layer, x);
   const attend::test::Autocast autocast;
   for (const auto dtype : {torch::kFloat, torch::kBFloat16}) {
-    const torch::Tensor cast = layer(x.to(dtype));
+    const torch::Tensor cast = run(*layer, x.to(dtype));
     CHECK((cast.scalar_type() == torch::kBFloat16));
     CHECK(max_difference(cast, y) < 0.05);
   }
-  CHECK(message_of<c10::TypeError>([&] { layer(x.to(torch::kDouble)); }).find("must have the dtype of the weights") !=
-        std::string::npos);
+  CHECK(message_of<c10::TypeError>([&] {
+          run(*layer, x.to(torch::kDouble));
+        }).find("must have the dtype of the weights") != std::string::npos);
 }
 
-TEST_CASE_TEMPLATE("signals that do not fit are refused with the rule and the values", Case, EVERY_LAYER) {
+TEST_CASE_TEMPLATE("signals that do not fit are refused with the rule and the values", Case, SIGNAL_LAYERS) {
   auto layer = Case::make();
   const std::string name = Case::kName;
   const auto check = [&](auto type, const torch::Tensor& x, const std::string& expected) {

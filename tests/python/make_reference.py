@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
+import multihead_reference
 import training_reference
 
 
@@ -33,29 +35,117 @@ class NotebookSelfAttention(torch.nn.Module):
         return torch.cat(outputs, 1), torch.stack(maps, 1)
 
 
-def with_gradients(tensors, output, weight):
-    """The output, and the gradients of a weighted sum of it for all tensors that need one."""
+def with_gradients(tensors, output, weight, log_sum_exp=None):
+    """The output, and the gradients of a weighted sum of it for all tensors that need one.
+
+    With log_sum_exp also that, and in `…_gradient_of_both` the gradients of a weighted sum of both.
+    """
     leaves = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-    gradients = torch.autograd.grad((output * weight).sum(), list(leaves.values()))
+    inputs = list(leaves.values())
+    gradients = torch.autograd.grad((output * weight).sum(), inputs, retain_graph=True)
     result = {name: tensor.detach() for name, tensor in tensors.items()}
     result |= {"output": output.detach(), "output_gradient": weight}
-    return result | {f"{name}_gradient": gradient for name, gradient in zip(leaves, gradients)}
+    result |= {f"{name}_gradient": gradient for name, gradient in zip(leaves, gradients)}
+    if log_sum_exp is not None:
+        weight_of_lse = torch.randn_like(log_sum_exp)
+        gradients = torch.autograd.grad([output, log_sum_exp], inputs, [weight, weight_of_lse])
+        result |= {"log_sum_exp": log_sum_exp.detach(), "log_sum_exp_gradient": weight_of_lse}
+        result |= {f"{name}_gradient_of_both": gradient for name, gradient in zip(leaves, gradients)}
+    return result
+
+
+def distances(L, S):
+    """How far each key stands ahead of each query, the last query standing at the last key: (L, S)."""
+    return torch.arange(S) - torch.arange(L)[:, None] - (S - L)
+
+
+def within(L, S, is_causal, window):
+    """Which keys causality and the window leave to each query: (L, S)."""
+    ahead, (left, right) = distances(L, S), window
+    allowed = torch.ones(L, S, dtype=torch.bool)
+    if is_causal:
+        allowed &= ahead <= 0
+    if left >= 0:
+        allowed &= ahead >= -left
+    if right >= 0:
+        allowed &= ahead <= right
+    return allowed
+
+
+def dense_attention(q, k, v, mask=None, slopes=None, is_causal=False, window=(-1, -1), scale=None, softcap=0.0):
+    """Output and log-sum-exp by the formula; the output is torch's own where torch has all the arguments."""
+    (N, H, L, D), G, S = q.shape, k.shape[1], k.shape[2]
+    scale = D**-0.5 if scale is None else scale
+    allowed, bias = within(L, S, is_causal, window).expand(N, H, L, S), torch.zeros(N, H, L, S)
+    if slopes is not None:
+        bias = bias - slopes.to(q.dtype)[..., None, None] * distances(L, S).abs()
+    if mask is not None and mask.dtype == torch.bool:
+        allowed = allowed & mask
+    elif mask is not None:
+        bias = bias + mask
+
+    scores = scale * q @ k.repeat_interleave(H // G, 1).transpose(2, 3)
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = (scores + bias).masked_fill(~allowed, -1e300)  # finite, for torch's gradient of an empty row is NaN
+    weights = scores.softmax(-1).masked_fill(~allowed, 0.0)
+    output, log_sum_exp = weights @ v.repeat_interleave(H // G, 1), scores.logsumexp(-1)
+    log_sum_exp = log_sum_exp.masked_fill(~allowed.any(-1), -torch.inf)
+
+    def score_mod(score, n, h, i, j):
+        score = softcap * torch.tanh(score / softcap) if softcap > 0 else score
+        if slopes is not None:
+            score = score - slopes.expand(N, H)[n, h] * (i + (S - L) - j).abs()
+        if mask is not None and mask.dtype != torch.bool:
+            score = score + mask.expand(N, H, L, S)[n, h, i, j]
+        return torch.where(allowed[n, h, i, j], score, -torch.inf)
+
+    with torch.no_grad():  # PyTorch's own reading of the formula; on the CPU it has no backward pass
+        theirs, aux = flex_attention(q.detach(), k.detach(), v.detach(), score_mod, scale=scale, enable_gqa=G != H,
+                                     return_aux=AuxRequest(lse=True))
+    torch.testing.assert_close(output, theirs)
+    torch.testing.assert_close(log_sum_exp, aux.lse)
+    if softcap == 0:
+        full_mask = bias.masked_fill(~allowed, -torch.inf)
+        output = F.scaled_dot_product_attention(q, k, v, full_mask, scale=scale, enable_gqa=G != H)
+    return output, log_sum_exp
 
 
 def attention_cases():
-    """scaled_dot_product_attention in float64, the cases that torch can express."""
+    """attention() and attention_with_lse() in float64: every option alone, and in combination."""
 
-    def case(L=7, S=7, H=4, G=4, D=8, Dv=8, mask=None, **options):
-        q, k = torch.randn(2, H, L, D), torch.randn(2, G, S, D)
-        v = torch.randn(2, G, S, Dv)
+    def case(L=7, S=7, H=4, G=4, D=8, Dv=8, mask=None, slopes=None, lengths=None, **options):
+        """`lengths` are those of the sequences of a packed batch: (of queries, of keys), for each sequence."""
+        N = 2
+        if lengths is not None:
+            N, L, S = 1, sum(l for l, _ in lengths), sum(s for _, s in lengths)
+        q, k, v = torch.randn(N, H, L, D), torch.randn(N, G, S, D), torch.randn(N, G, S, Dv)
         tensors = {"query": q.requires_grad_(), "key": k.requires_grad_(), "value": v.requires_grad_()}
         if mask is not None:
             tensors["attn_mask"] = mask
-        output = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=G != H, **options)
-        return with_gradients(tensors, output, torch.randn_like(output))
+        if slopes is not None:
+            tensors["alibi_slopes"] = slopes
+        if lengths is None:
+            output, log_sum_exp = dense_attention(q, k, v, mask, slopes, **options)
+        else:
+            ends = [torch.tensor([0] + list(n)).cumsum(0) for n in zip(*lengths)]
+            tensors |= {"query_offsets": ends[0].int(), "key_offsets": ends[1].int()}
+            results = []
+            for (l, s), i, j in zip(lengths, *(offsets.tolist() for offsets in ends)):
+                part = mask if mask is None else mask.expand(N, H, L, S)[:, :, i:i + l, j:j + s]
+                if l > 0 and s > 0:
+                    results.append(dense_attention(q[:, :, i:i + l], k[:, :, j:j + s], v[:, :, j:j + s], part, slopes,
+                                                   **options))
+                else:
+                    results.append((torch.zeros(N, H, l, Dv), torch.full((N, H, l), -torch.inf)))
+            output, log_sum_exp = (torch.cat(parts, 2) for parts in zip(*results))
+        return with_gradients(tensors, output, torch.randn_like(output), log_sum_exp)
 
     random_mask = torch.rand(7, 9) < 0.6
     random_mask[2] = False  # a row that may attend to nothing
+    learned = lambda *sizes: torch.randn(*sizes).requires_grad_()
+    slopes = 2.0 ** -torch.arange(1, 5)
+    everything = dict(H=4, G=2, D=8, Dv=5, is_causal=True, window=(4, 1), scale=0.7, softcap=1.5)
     return {
         "plain": case(),
         "unscaled": case(scale=1.0),
@@ -67,8 +157,31 @@ def attention_cases():
         "bool_mask_per_head": case(7, 9, mask=torch.rand(4, 7, 9) < 0.6),
         "bool_mask_per_batch": case(7, 9, mask=torch.rand(2, 1, 1, 9) < 0.6),
         "float_mask": case(7, 9, mask=torch.randn(2, 4, 7, 9)),
-        "learned_mask": case(7, 9, mask=torch.randn(1, 4, 7, 9).requires_grad_()),
+        "learned_mask": case(7, 9, mask=learned(1, 4, 7, 9)),
         "grouped_mask": case(7, 9, H=6, G=3, mask=random_mask),
+        "causal_mask": case(is_causal=True, mask=random_mask[:, :7]),
+        "causal_padding": case(is_causal=True, mask=torch.rand(2, 1, 1, 7) < 0.6),
+        "causal_float_mask": case(is_causal=True, mask=torch.randn(4, 7, 7)),
+        "window": case(7, 9, window=(2, 1)),
+        "window_diagonal": case(9, 7, window=(0, 0)),
+        "window_left": case(7, 9, window=(3, -1)),
+        "window_right": case(9, 7, window=(-1, 2)),
+        "window_causal": case(9, 9, window=(3, 5), is_causal=True),
+        "window_all": case(5, 9, window=(8, 4)),
+        "softcap": case(7, 9, softcap=0.8),
+        "alibi": case(7, 9, slopes=slopes),
+        "alibi_per_batch": case(9, 7, slopes=torch.rand(2, 4)),
+        "alibi_float32": case(7, 9, slopes=torch.rand(4, dtype=torch.float32)),
+        "learned_alibi": case(7, 9, slopes=learned(4)),
+        "learned_alibi_per_batch": case(7, 9, slopes=learned(2, 4)),
+        "packed": case(lengths=((3, 3), (1, 4), (5, 2))),
+        "packed_causal": case(lengths=((3, 3), (0, 0), (1, 4), (0, 2), (5, 2), (2, 0)), is_causal=True),
+        "packed_window": case(lengths=((5, 5), (4, 7)), window=(2, 1)),
+        "packed_alibi": case(lengths=((5, 5), (4, 7), (3, 2)), slopes=slopes),
+        "everything": case(7, 9, mask=learned(2, 1, 7, 9), slopes=learned(4), **everything),
+        "everything_masked": case(9, 7, mask=torch.rand(2, 1, 1, 7) < 0.6, slopes=slopes, **everything),
+        "everything_packed": case(lengths=((5, 5), (4, 7), (3, 2)), mask=learned(4, 12, 14), slopes=learned(1, 4),
+                                  **everything),
     }
 
 
@@ -129,6 +242,7 @@ def main():
     }.items():
         flat = {f"{case}/{key}": tensor.contiguous() for case, tensors in cases.items() for key, tensor in tensors.items()}
         torch.save(flat, folder / f"{name}.pt")
+    multihead_reference.write(folder)
     training_reference.write(folder)
 
 

@@ -14,8 +14,23 @@ inline void check_positive(const char* layer, const char* name, std::int64_t val
   TORCH_CHECK_VALUE(value >= 1, layer, ": ", name, " (", value, ") must be at least 1");
 }
 
+/// A tensor must have the dtype and device of the layer's weights. Autocast may cast either, but not float64.
+inline void check_fits_weights(const char* layer, const char* name, const torch::Tensor& tensor,
+                               const torch::Tensor& weight) {
+  TORCH_CHECK_VALUE(tensor.device() == weight.device(), layer, ": ", name, " (", tensor.device(),
+                    ") must be on the device of the weights (", weight.device(),
+                    "); move one of them with .to(device)");
+  const auto is_cast = [](const torch::Tensor& x) {
+    return at::autocast::is_autocast_enabled(x.device().type()) && x.is_floating_point() &&
+           x.scalar_type() != torch::kDouble;
+  };
+  TORCH_CHECK_TYPE(tensor.scalar_type() == weight.scalar_type() || (is_cast(tensor) && is_cast(weight)), layer, ": ",
+                   name, " (", tensor.scalar_type(), ") must have the dtype of the weights (", weight.scalar_type(),
+                   ")");
+}
+
 /// The rules of every layer that takes a channels-first signal (N, channels, L): rank, channels, L ≥ 1, and the dtype
-/// and device of the layer's weights. Autocast may cast either, but not float64.
+/// and device of the layer's weights.
 inline void check_signal(const char* layer, const torch::Tensor& x, std::int64_t channels,
                          const torch::Tensor& weight) {
   TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor (N, ", channels, ", L), got an undefined one");
@@ -23,15 +38,7 @@ inline void check_signal(const char* layer, const torch::Tensor& x, std::int64_t
   TORCH_CHECK_VALUE(x.size(1) == channels, layer, ": x must have ", channels, " channels (N, ", channels, ", L), got ",
                     x.sizes());
   TORCH_CHECK_VALUE(x.size(2) >= 1, layer, ": x must have a length of at least 1, got ", x.sizes());
-  TORCH_CHECK_VALUE(x.device() == weight.device(), layer, ": x (", x.device(),
-                    ") must be on the device of the weights (", weight.device(),
-                    "); move one of them with .to(device)");
-  const auto is_cast = [](const torch::Tensor& tensor) {
-    return at::autocast::is_autocast_enabled(tensor.device().type()) && tensor.is_floating_point() &&
-           tensor.scalar_type() != torch::kDouble;
-  };
-  TORCH_CHECK_TYPE(x.scalar_type() == weight.scalar_type() || (is_cast(x) && is_cast(weight)), layer, ": x (",
-                   x.scalar_type(), ") must have the dtype of the weights (", weight.scalar_type(), ")");
+  check_fits_weights(layer, "x", x, weight);
 }
 
 }  // namespace attend::detail

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention/options.h>
+
+#include <c10/util/Exception.h>
+#include <torch/types.h>
+
+#include <cstdint>
+#include <limits>
+
+namespace attend::detail {
+
+// The masks of MultiheadAttention, whose true means ignore, made into the one mask of attention(), whose true means
+// attend. Nothing is broadcast before it has to be: padding alone stays (N, 1, 1, S).
+
+/// The sizes that a call's masks must fit.
+struct MaskSizes {
+  std::int64_t batch, heads, length, keys;
+  bool is_batched;
+};
+
+inline void check_mask(const char* layer, const char* name, const torch::Tensor& mask, const torch::Tensor& query) {
+  TORCH_CHECK_TYPE(mask.scalar_type() == torch::kBool || mask.scalar_type() == torch::kByte || mask.is_floating_point(),
+                   layer, ": ", name, " must be bool (true = ignore) or floating-point (added), got ",
+                   mask.scalar_type());
+  TORCH_CHECK_VALUE(mask.device() == query.device(), layer, ": ", name, " (", mask.device(),
+                    ") must be on the device of query (", query.device(), ")");
+}
+
+/// key_padding_mask as (N, 1, 1, S).
+inline torch::Tensor checked_key_padding_mask(const char* layer, const torch::Tensor& mask, const MaskSizes& sizes,
+                                              const torch::Tensor& query) {
+  check_mask(layer, "key_padding_mask", mask, query);
+  const std::int64_t batched[] = {sizes.batch, sizes.keys};
+  const torch::IntArrayRef expected = torch::IntArrayRef(batched).slice(sizes.is_batched ? 0 : 1);
+  TORCH_CHECK_VALUE(mask.sizes() == expected, layer, ": key_padding_mask must be ",
+                    sizes.is_batched ? "(N, S) = " : "(S) = ", expected, ", got ", mask.sizes());
+  return mask.reshape({sizes.batch, 1, 1, sizes.keys});
+}
+
+/// attn_mask as (1, 1, L or 1, S or 1) or (N, H, L, S).
+inline torch::Tensor checked_attn_mask(const char* layer, const torch::Tensor& mask, const MaskSizes& sizes,
+                                       const torch::Tensor& query) {
+  check_mask(layer, "attn_mask", mask, query);
+  const std::int64_t shared[] = {sizes.length, sizes.keys};
+  const std::int64_t for_each_head[] = {sizes.batch * sizes.heads, sizes.length, sizes.keys};
+  const auto fits = [&](int i) { return mask.size(i) == shared[i] || mask.size(i) == 1; };
+  const bool is_shared = mask.dim() == 2 && fits(0) && fits(1);
+  TORCH_CHECK_VALUE(is_shared || mask.sizes() == torch::IntArrayRef(for_each_head), layer,
+                    ": attn_mask must be (L, S) = ", torch::IntArrayRef(shared), " or ",
+                    sizes.is_batched ? "(N·H, L, S) = " : "(H, L, S) = ", torch::IntArrayRef(for_each_head), ", got ",
+                    mask.sizes());
+  return is_shared ? mask.unsqueeze(0).unsqueeze(0) : mask.unflatten(0, {sizes.batch, sizes.heads});
+}
+
+/// is_causal and window as an explicit mask (1, 1, L, S): for keys that are not all of one row.
+inline torch::Tensor window_mask(const Window& window, const MaskSizes& sizes, const torch::Device& device) {
+  const auto options = torch::TensorOptions(torch::kLong).device(device);
+  const torch::Tensor distance =
+      torch::arange(sizes.keys, options) -
+      (torch::arange(sizes.length, options) + (sizes.keys - sizes.length)).unsqueeze(1);  // (L, S)
+  torch::Tensor ignored = torch::zeros({sizes.length, sizes.keys}, options.dtype(torch::kBool));
+  if (window.left >= 0) ignored = ignored | (distance < -window.left);
+  if (window.right >= 0) ignored = ignored | (distance > window.right);
+  return ignored.unsqueeze(0).unsqueeze(0);
+}
+
+/// Two masks as one; either may be undefined. Both are bool (true = ignore) or of one floating-point dtype (added).
+inline torch::Tensor merged(const torch::Tensor& a, const torch::Tensor& b) {
+  if (!a.defined() || !b.defined()) return a.defined() ? a : b;
+  const bool a_is_bool = a.scalar_type() == torch::kBool, b_is_bool = b.scalar_type() == torch::kBool;
+  if (a_is_bool && b_is_bool) return a | b;
+  constexpr double kNever = -std::numeric_limits<double>::infinity();
+  if (a_is_bool) return torch::where(a, kNever, b);
+  if (b_is_bool) return torch::where(b, kNever, a);
+  return a + b;
+}
+
+}  // namespace attend::detail

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention.h>
+#include <attend/layers/detail/checks.h>
+#include <attend/layers/detail/ignore_masks.h>
+
+#include <torch/arg.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/init.h>
+#include <torch/nn/modules/common.h>
+#include <torch/nn/modules/container/any.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+
+#include <cstdint>
+#include <optional>
+#include <ostream>
+#include <tuple>
+
+namespace attend {
+
+/// Options of MultiheadAttention: those of torch::nn::MultiheadAttentionOptions, and below them what torch has not.
+///
+/// Example:
+///   attend::MultiheadAttentionOptions(512, 8).batch_first(true).num_kv_heads(2).is_causal(true)
+struct MultiheadAttentionOptions {
+  MultiheadAttentionOptions(std::int64_t embed_dim, std::int64_t num_heads)
+      : embed_dim_(embed_dim), num_heads_(num_heads), kdim_(embed_dim), vdim_(embed_dim) {}
+
+  /// Width E of the query and of the output.
+  TORCH_ARG(std::int64_t, embed_dim);
+  /// Query heads; must divide embed_dim, unless head_dim is given.
+  TORCH_ARG(std::int64_t, num_heads);
+  /// The probability with which a weight is dropped while training. Default: 0.
+  TORCH_ARG(double, dropout) = 0.0;
+  /// Whether the projections have a bias. Default: true.
+  TORCH_ARG(bool, bias) = true;
+  /// One more key and value, both learned, that every query may attend to. Default: false.
+  TORCH_ARG(bool, add_bias_kv) = false;
+  /// One more key and value, both zero, that every query may attend to. Default: false.
+  TORCH_ARG(bool, add_zero_attn) = false;
+  /// Width of the keys. Default: embed_dim.
+  TORCH_ARG(std::int64_t, kdim);
+  /// Width of the values. Default: embed_dim.
+  TORCH_ARG(std::int64_t, vdim);
+
+  /// Tensors are (N, L, E) instead of (L, N, E). Default: false, as in torch.
+  TORCH_ARG(bool, batch_first) = false;
+  /// Key and value heads; must divide num_heads, and each serves num_heads / num_kv_heads query heads. Default:
+  /// num_heads.
+  TORCH_ARG(std::optional<std::int64_t>, num_kv_heads);
+  /// Width of one head. Default: embed_dim / num_heads.
+  TORCH_ARG(std::optional<std::int64_t>, head_dim);
+  /// No query attends to a later key; the last query stands at the last key. Default: false.
+  TORCH_ARG(bool, is_causal) = false;
+  /// Only the keys near the query: `.window({left, right})`, −1 = unlimited. Default: unlimited.
+  TORCH_ARG(Window, window) = {};
+  /// The factor before q·k. Default: kInverseSqrt, 1/√head_dim.
+  TORCH_ARG(Scale, scale) = kInverseSqrt;
+  /// Who computes the attention. Default: kAuto.
+  TORCH_ARG(Backend, backend) = Backend::kAuto;
+};
+
+/// Multi-head attention: every head projects query, key and value, attends, and the heads' outputs are mixed.
+///
+/// y = W_o · concat(head₁ … head_H) + b_o with head = softmax(scale · (W_q q)(W_k k)ᵀ) (W_v v), biases added.
+///
+/// A drop-in for torch::nn::MultiheadAttention: the same options, forward, masks, results, parameter names and shapes,
+/// and the same initial weights after the same torch::manual_seed; state dicts of either load into the other.
+///
+/// Shapes: query (L, N, E), key (S, N, kdim), value (S, N, vdim) → output (L, N, E); with batch_first (N, L, E) and so
+/// on; without a batch (L, E), (S, kdim), (S, vdim) → (L, E). Weights, if asked for: (N, L, S) averaged over the heads,
+/// or (N, H, L, S); without a batch (L, S) or (H, L, S). With add_bias_kv and add_zero_attn the weights have S + 1 or
+/// S + 2 columns. key_padding_mask (N, S), or (S) without a batch. attn_mask (L, S), or (N·H, L, S) with a mask for
+/// each head, batch entry by batch entry. Of both true means ignore; a floating-point mask is added to the scores. They
+/// go together with each other, with is_causal and with window.
+///
+/// Parameters: `in_proj_weight` ((H + 2G)·head_dim, E), or, if kdim or vdim differs from E, `q_proj_weight`
+/// (H·head_dim, E), `k_proj_weight` (G·head_dim, kdim), `v_proj_weight` (G·head_dim, vdim); `in_proj_bias`;
+/// `out_proj.weight` (E, H·head_dim), `out_proj.bias`; `bias_k`, `bias_v` (1, 1, G·head_dim).
+///
+/// Differs from torch::nn::MultiheadAttention: bool masks mask; masks may be 3-d, bfloat16, float16 or under autocast;
+/// kdim and vdim may differ; a query that may attend to nothing gives W_o · 0 + b_o and no gradient, not NaN; the fused
+/// kernels are used, and asking for weights computes them in addition, the dense way, before dropout (torch returns
+/// them after it); whether query, key and value are one tensor is seen from the handles, not by comparing their
+/// contents. Throws c10::ValueError, c10::TypeError for options and tensors that do not fit. Source: Vaswani et al.,
+/// "Attention is all you need", 2017.
+///
+/// Example:
+///   attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(512, 8).batch_first(true).is_causal(true));
+///   auto [y, weights] = layer->forward(x, x, x, key_padding_mask, /*need_weights=*/false);
+class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImpl> {
+ public:
+  MultiheadAttentionImpl(std::int64_t embed_dim, std::int64_t num_heads)
+      : MultiheadAttentionImpl(MultiheadAttentionOptions(embed_dim, num_heads)) {}
+
+  explicit MultiheadAttentionImpl(const MultiheadAttentionOptions& options_) : options(options_) { reset(); }
+
+  void reset() override {
+    check_options();
+    head_dim = options.head_dim().value_or(options.embed_dim() / options.num_heads());
+    const std::int64_t width = options.num_heads() * head_dim, kv_width = num_kv_heads() * head_dim;
+    _qkv_same_embed_dim = options.kdim() == options.embed_dim() && options.vdim() == options.embed_dim();
+    // What is not there is registered all the same, as torch does.
+    const auto parameter = [this](const char* name, bool is_there, torch::IntArrayRef sizes) {
+      return register_parameter(name, is_there ? torch::empty(sizes) : torch::Tensor(), is_there);
+    };
+    in_proj_weight = parameter("in_proj_weight", _qkv_same_embed_dim, {width + 2 * kv_width, options.embed_dim()});
+    q_proj_weight = parameter("q_proj_weight", !_qkv_same_embed_dim, {width, options.embed_dim()});
+    k_proj_weight = parameter("k_proj_weight", !_qkv_same_embed_dim, {kv_width, options.kdim()});
+    v_proj_weight = parameter("v_proj_weight", !_qkv_same_embed_dim, {kv_width, options.vdim()});
+    in_proj_bias = parameter("in_proj_bias", options.bias(), {width + 2 * kv_width});
+    out_proj = register_module(
+        "out_proj", torch::nn::Linear(torch::nn::LinearOptions(width, options.embed_dim()).bias(options.bias())));
+    bias_k = parameter("bias_k", options.add_bias_kv(), {1, 1, kv_width});
+    bias_v = parameter("bias_v", options.add_bias_kv(), {1, 1, kv_width});
+    _reset_parameters();
+  }
+
+  /// Draws new weights, as torch's module does when it is made.
+  void reset_parameters() {
+    out_proj->reset_parameters();
+    _reset_parameters();
+  }
+
+  /// The same without out_proj->weight, as torch's function of this name. In torch's order, so that the same seed gives
+  /// the same weights.
+  void _reset_parameters() {
+    for (const torch::Tensor& weight : {in_proj_weight, q_proj_weight, k_proj_weight, v_proj_weight})
+      if (weight.defined()) torch::nn::init::xavier_uniform_(weight);
+    if (options.bias()) {
+      torch::nn::init::zeros_(in_proj_bias);
+      torch::nn::init::zeros_(out_proj->bias);
+    }
+    for (const torch::Tensor& bias : {bias_k, bias_v})
+      if (bias.defined()) torch::nn::init::xavier_normal_(bias);
+  }
+
+  void pretty_print(std::ostream& stream) const override {
+    stream << "attend::MultiheadAttention(" << options.embed_dim() << ", " << options.num_heads()
+           << ", num_kv_heads=" << num_kv_heads() << ", head_dim=" << head_dim << ", kdim=" << options.kdim()
+           << ", vdim=" << options.vdim() << std::boolalpha << ", bias=" << options.bias()
+           << ", dropout=" << options.dropout() << ", add_bias_kv=" << options.add_bias_kv()
+           << ", add_zero_attn=" << options.add_zero_attn() << ", batch_first=" << options.batch_first()
+           << ", is_causal=" << options.is_causal() << ", window=" << options.window() << ", scale=" << options.scale()
+           << std::noboolalpha << ")";
+  }
+
+  /// Returns the output, and the weights if need_weights; their gradient flows as well. Shapes as in the class.
+  std::tuple<torch::Tensor, torch::Tensor> forward(const torch::Tensor& query, const torch::Tensor& key,
+                                                   const torch::Tensor& value,
+                                                   const torch::Tensor& key_padding_mask = {}, bool need_weights = true,
+                                                   const torch::Tensor& attn_mask = {},
+                                                   bool average_attn_weights = true) {
+    const Call call = call_of(query, key, value, key_padding_mask, attn_mask);
+    const bool is_batched = query.dim() == 3;
+    const torch::Tensor heads = attention(call.query, call.key, call.value, call.options);  // (N, H, L, head_dim)
+    const torch::Tensor rows =
+        options.batch_first() || !is_batched ? heads.transpose(1, 2) : heads.permute({2, 0, 1, 3});
+    torch::Tensor output = torch::linear(rows.flatten(2), out_proj->weight, out_proj->bias);  // (N, L, E) or (L, N, E)
+    if (!is_batched) output = output.squeeze(0);
+    if (!need_weights) return {output, torch::Tensor()};
+    torch::Tensor weights = attention_weights(call.query, call.key, call.options);  // (N, H, L, S)
+    if (average_attn_weights) weights = weights.mean(1);
+    return {output, is_batched ? weights : weights.squeeze(0)};
+  }
+
+  /// Which backend forward takes for these arguments, and why not a faster one.
+  Explanation explain(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
+                      const torch::Tensor& key_padding_mask = {}, const torch::Tensor& attn_mask = {}) {
+    const Call call = call_of(query, key, value, key_padding_mask, attn_mask);
+    return attend::explain(call.query, call.key, call.value, call.options);
+  }
+
+  /// The options that the layer was made with.
+  MultiheadAttentionOptions options;
+
+  /// Whether keys and values are as wide as the query, so that one in_proj_weight holds all three projections.
+  bool _qkv_same_embed_dim = false;
+  torch::Tensor in_proj_weight, in_proj_bias, bias_k, bias_v;
+  torch::nn::Linear out_proj{nullptr};
+  torch::Tensor q_proj_weight, k_proj_weight, v_proj_weight;
+  /// Width of one head.
+  std::int64_t head_dim = 0;
+
+ protected:
+  FORWARD_HAS_DEFAULT_ARGS({3, torch::nn::AnyValue(torch::Tensor())}, {4, torch::nn::AnyValue(true)},
+                           {5, torch::nn::AnyValue(torch::Tensor())}, {6, torch::nn::AnyValue(true)})
+
+ private:
+  static constexpr const char* kName = "attend::MultiheadAttention";
+
+  /// What attention() is called with.
+  struct Call {
+    torch::Tensor query, key, value;  // (N, H, L, head_dim), (N, G, S, head_dim) twice
+    AttentionOptions options;
+  };
+
+  std::int64_t num_kv_heads() const { return options.num_kv_heads().value_or(options.num_heads()); }
+
+  void check_options() const {
+    detail::check_positive(kName, "embed_dim", options.embed_dim());
+    detail::check_positive(kName, "num_heads", options.num_heads());
+    detail::check_positive(kName, "kdim", options.kdim());
+    detail::check_positive(kName, "vdim", options.vdim());
+    detail::check_positive(kName, "num_kv_heads", num_kv_heads());
+    TORCH_CHECK_VALUE(options.num_heads() % num_kv_heads() == 0, kName, ": num_heads (", options.num_heads(),
+                      ") must be divisible by num_kv_heads (", num_kv_heads(), ")");
+    if (options.head_dim())
+      detail::check_positive(kName, "head_dim", *options.head_dim());
+    else
+      TORCH_CHECK_VALUE(options.embed_dim() % options.num_heads() == 0, kName, ": embed_dim (", options.embed_dim(),
+                        ") must be divisible by num_heads (", options.num_heads(), "), or head_dim be given");
+    TORCH_CHECK_VALUE(options.dropout() >= 0.0 && options.dropout() <= 1.0, kName, ": dropout (", options.dropout(),
+                      ") must be a probability from 0 to 1");
+    TORCH_CHECK_VALUE(options.window().left >= -1 && options.window().right >= -1, kName,
+                      ": both sides of window must be at least 0, or -1 for unlimited, got ", options.window());
+  }
+
+  Call call_of(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
+               const torch::Tensor& key_padding_mask, const torch::Tensor& attn_mask) {
+    check(query, key, value);
+    Call call = projected(query, key, value);
+    call.options.scale(options.scale()).backend(options.backend()).dropout(is_training() ? options.dropout() : 0.0);
+    add_masks(call, key_padding_mask, attn_mask, query.dim() == 3);
+    return call;
+  }
+
+  void check(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value) const {
+    const auto check_one = [&](const char* name, const torch::Tensor& x, const char* width_name, std::int64_t width) {
+      TORCH_CHECK_VALUE(x.defined(), kName, ": ", name, " must be a tensor, got an undefined one");
+      TORCH_CHECK_VALUE(x.dim() == 2 || x.dim() == 3, kName, ": ", name, " must be 3-d ",
+                        options.batch_first() ? "(N, length, width)" : "(length, N, width)",
+                        ", or 2-d (length, width) without a batch, got ", x.dim(), "-d ", x.sizes());
+      TORCH_CHECK_VALUE(x.size(-1) == width, kName, ": the width of ", name, " must be ", width_name, " (", width,
+                        "), got ", x.sizes());
+      detail::check_fits_weights(kName, name, x, out_proj->weight);
+    };
+    check_one("query", query, "embed_dim", options.embed_dim());
+    check_one("key", key, "kdim", options.kdim());
+    check_one("value", value, "vdim", options.vdim());
+    TORCH_CHECK_VALUE(key.dim() == query.dim(), kName, ": key ", key.sizes(), " must have as many dimensions as query ",
+                      query.sizes());
+    TORCH_CHECK_VALUE(value.sizes().slice(0, value.dim() - 1) == key.sizes().slice(0, key.dim() - 1), kName, ": value ",
+                      value.sizes(), " must have the batch size and length of key ", key.sizes());
+    const int batch = options.batch_first() ? 0 : 1;
+    TORCH_CHECK_VALUE(query.dim() == 2 || key.size(batch) == query.size(batch), kName, ": key ", key.sizes(),
+                      " must have the batch size of query ", query.sizes());
+  }
+
+  /// Query, key and value by heads. One product for all three if they are one tensor, one for key and value if those
+  /// are.
+  Call projected(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value) {
+    const std::int64_t heads = options.num_heads(), kv_heads = num_kv_heads();
+    const std::int64_t width = heads * head_dim, kv_width = kv_heads * head_dim;
+    const auto by_heads = [&](const torch::Tensor& rows) {  // (…, heads · head_dim) to (N, heads, length, head_dim)
+      const torch::Tensor split = rows.unflatten(-1, {-1, head_dim});
+      if (split.dim() == 3) return split.transpose(0, 1).unsqueeze(0);
+      return options.batch_first() ? split.transpose(1, 2) : split.permute({1, 2, 0, 3});
+    };
+    Call call;
+    if (_qkv_same_embed_dim && query.is_same(key) && key.is_same(value)) {
+      const auto parts =
+          by_heads(torch::linear(query, in_proj_weight, in_proj_bias)).split_with_sizes({heads, kv_heads, kv_heads}, 1);
+      call = {parts[0], parts[1], parts[2], {}};
+    } else if (_qkv_same_embed_dim && key.is_same(value)) {
+      const auto weights = in_proj_weight.split_with_sizes({width, 2 * kv_width});
+      const auto biases = split_bias({width, 2 * kv_width});
+      const auto parts = by_heads(torch::linear(key, weights[1], biases[1])).split_with_sizes({kv_heads, kv_heads}, 1);
+      call = {by_heads(torch::linear(query, weights[0], biases[0])), parts[0], parts[1], {}};
+    } else {
+      const auto weights = _qkv_same_embed_dim ? in_proj_weight.split_with_sizes({width, kv_width, kv_width})
+                                               : std::vector{q_proj_weight, k_proj_weight, v_proj_weight};
+      const auto biases = split_bias({width, kv_width, kv_width});
+      call = {by_heads(torch::linear(query, weights[0], biases[0])),
+              by_heads(torch::linear(key, weights[1], biases[1])),
+              by_heads(torch::linear(value, weights[2], biases[2])),
+              {}};
+    }
+    const auto append = [&](torch::Tensor& tensor, const torch::Tensor& row) {  // row (1, G, 1, head_dim)
+      tensor = torch::cat({tensor, row.to(tensor.dtype()).expand({tensor.size(0), -1, -1, -1})}, 2);
+    };
+    if (options.add_bias_kv()) {
+      append(call.key, bias_k.view({1, kv_heads, 1, head_dim}));
+      append(call.value, bias_v.view({1, kv_heads, 1, head_dim}));
+    }
+    if (options.add_zero_attn()) {
+      append(call.key, torch::zeros({1, kv_heads, 1, head_dim}, call.key.options()));
+      append(call.value, torch::zeros({1, kv_heads, 1, head_dim}, call.value.options()));
+    }
+    return call;
+  }
+
+  std::vector<torch::Tensor> split_bias(torch::IntArrayRef sizes) const {
+    return options.bias() ? in_proj_bias.split_with_sizes(sizes) : std::vector<torch::Tensor>(sizes.size());
+  }
+
+  void add_masks(Call& call, const torch::Tensor& key_padding_mask, const torch::Tensor& attn_mask, bool is_batched) {
+    const std::int64_t added_keys = options.add_bias_kv() + options.add_zero_attn();
+    const detail::MaskSizes sizes{call.query.size(0), options.num_heads(), call.query.size(2),
+                                  call.key.size(2) - added_keys, is_batched};
+    torch::Tensor padding, mask;
+    if (key_padding_mask.defined())
+      padding = detail::checked_key_padding_mask(kName, key_padding_mask, sizes, call.query);
+    if (attn_mask.defined()) mask = detail::checked_attn_mask(kName, attn_mask, sizes, call.query);
+    for (torch::Tensor* one : {&padding, &mask}) {
+      if (!one->defined()) continue;
+      *one = one->to(one->is_floating_point() ? call.query.scalar_type() : torch::kBool);
+    }
+    torch::Tensor ignored = detail::merged(padding, mask);
+    Window window = options.window();
+    if (options.is_causal()) window.right = 0;
+    if (added_keys == 0) {
+      call.options.window(window);
+    } else if (window.left >= 0 || window.right >= 0) {
+      // The added keys have no position: every query may attend to them.
+      ignored = detail::merged(ignored, detail::window_mask(window, sizes, call.query.device()));
+    }
+    if (!ignored.defined()) return;
+    if (added_keys > 0) ignored = torch::constant_pad_nd(ignored.expand({-1, -1, -1, sizes.keys}), {0, added_keys}, 0);
+    call.options.attn_mask(ignored.scalar_type() == torch::kBool ? ignored.logical_not() : ignored);
+  }
+};
+
+TORCH_MODULE(MultiheadAttention);
+
+}  // namespace attend
