@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Runs the benchmark multihead_attention and writes its page: python3 measure.py PROGRAM [options of the program].
+
+PROGRAM is what CMake built from main.cpp. Writes multihead_attention.csv, .md and .png into benchmarks/results, or into
+the folder that --output names. Needs matplotlib.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import plot
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import machine  # noqa: E402
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+PAGE = """# MultiheadAttention
+
+How fast is self-attention by `attend::MultiheadAttention`, beside `torch::nn::MultiheadAttention` and beside
+`scaled_dot_product_attention` with the projections written by hand? `benchmarks/multihead_attention/measure.py` gives the three the same weights
+and inputs, compares what they compute, and times them in turn; rounds: {rounds}, width {embed_dim}, {heads} heads, float32, no weights returned.
+Milliseconds are medians of the rounds; a ratio is the median of the rounds' ratios, above 1 where attend is faster.
+
+![Time against length, forward and with the backward pass](multihead_attention.png)
+
+{tables}
+{machine}, {threads} threads; {compiler}, {libtorch}.
+"""
+
+
+def rounded(milliseconds):
+    """Three digits, all digits of a whole number."""
+    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:#.3g}"
+
+
+def table(rows, title):
+    lines = [
+        f"| {title}, L | N | attend (ms) | torch::nn (ms) | SDPA by hand (ms) | torch::nn / attend | SDPA / attend |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        milliseconds = " | ".join(rounded(row[name]) for name in ("attend_ms", "torch_ms", "sdpa_ms"))
+        ratios = " | ".join(f"{row[name]:.2f}" for name in ("torch_over_attend", "sdpa_over_attend"))
+        lines.append(f"| {row['length']:,.0f} | {row['batch']:.0f} | {milliseconds} | {ratios} |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)  # the program's own options are passed on
+    parser.add_argument("program")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
+    settings, options = parser.parse_known_args()
+
+    machine.warn_if_busy()
+    lines = []
+    with subprocess.Popen([settings.program, *options], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    if process.returncode != 0:
+        raise SystemExit(process.returncode)
+
+    # The program's first line: # LibTorch 2.11.0; compiler: g++ 12.2.0; threads: 2; …
+    libtorch, *rest = lines[0].removeprefix("# ").strip().split("; ")
+    facts = dict(fact.split(": ", 1) for fact in rest)
+    rows = plot.read_rows(lines)
+    tables = "\n".join(table([row for row in rows if row["pass"] == name], title)
+                       for name, title in plot.PASSES.items())
+    settings.output.mkdir(parents=True, exist_ok=True)
+    (settings.output / "multihead_attention.csv").write_text("".join(lines))
+    (settings.output / "multihead_attention.md").write_text(
+        PAGE.format(**facts, libtorch=libtorch, machine=machine.describe(), tables=tables))
+    plot.draw(rows, settings.output / "multihead_attention.png")
+    print(f"written: {settings.output}/multihead_attention.md, .csv and .png")
+
+
+if __name__ == "__main__":
+    main()
