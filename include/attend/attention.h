@@ -90,7 +90,7 @@ inline at::Tensor attention(const at::Tensor& query, const at::Tensor& key, cons
 /// Example:  (two halves of the keys, merged)
 ///   auto [y1, lse1] = attend::attention_with_lse(q, k1, v1);
 ///   auto [y2, lse2] = attend::attention_with_lse(q, k2, v2);
-///   torch::Tensor share = torch::sigmoid(lse1 - lse2).unsqueeze(3);  // (N, H, L, 1)
+///   torch::Tensor share = torch::sigmoid(lse1 - lse2).unsqueeze(3);  // (N, H, L, 1); NaN where both are −∞
 ///   torch::Tensor y = share * y1 + (1 - share) * y2;
 inline AttentionResult attention_with_lse(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                           const AttentionOptions& options = {}) {

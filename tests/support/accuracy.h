@@ -22,8 +22,8 @@ inline double max_difference(const torch::Tensor& a, const torch::Tensor& b) {
 /// The rule of equality for float32 and lower: the error against the exact (float64) result is at most twice that of
 /// the plain dense formula in the same dtype, and 1e-6.
 ///
-/// ATen's fused kernels do not always keep it, and it is not in our hands: they are held to the factor that PyTorch's
-/// own tests allow them (5, the default `fudge` of test_transformers.py), by who says so with kAtensFactor.
+/// The gradients of ATen's fused kernels do not always keep it: they are held to the factor that PyTorch's own tests
+/// allow them (5, the default `fudge` of test_transformers.py), by who says so with kAtensFactor.
 inline constexpr double kOurFactor = 2.0, kAtensFactor = 5.0;
 
 inline void check_as_accurate_as(const torch::Tensor& dense, const torch::Tensor& result, const torch::Tensor& exact,

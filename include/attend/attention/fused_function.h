@@ -12,6 +12,7 @@
 
 #include <array>
 #include <memory>
+#include <mutex>
 #include <string>
 
 namespace attend::detail {
@@ -52,6 +53,7 @@ class FusedFunction : public torch::autograd::Node {
   std::string name() const override { return "attend::attention"; }
 
   void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
     for (auto* saved : {&query_, &key_, &value_, &attn_mask_, &output_, &log_sum_exp_}) saved->reset_data();
   }
 
@@ -63,12 +65,16 @@ class FusedFunction : public torch::autograd::Node {
     if (!gradients.output.defined() && !gradients.log_sum_exp.defined()) return Tensors(3);
     const WithoutAutocast without_autocast;
     Problem problem = problem_;
-    problem.query = query_.unpack();
-    problem.key = key_.unpack();
-    problem.value = value_.unpack();
-    problem.attn_mask = attn_mask_.unpack();
+    AttentionResult result;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      problem.query = query_.unpack();
+      problem.key = key_.unpack();
+      problem.value = value_.unpack();
+      problem.attn_mask = attn_mask_.unpack();
+      result = {output_.unpack(shared_from_this()), log_sum_exp_.unpack(shared_from_this())};
+    }
     if (c10::GradMode::is_enabled()) return differentiable_backward(problem, gradients);
-    const AttentionResult result{output_.unpack(shared_from_this()), log_sum_exp_.unpack(shared_from_this())};
     const std::array<at::Tensor, 3> inputs = Kernel::backward(problem, result, gradients);
     return {inputs.begin(), inputs.end()};
   }

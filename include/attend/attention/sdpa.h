@@ -27,8 +27,10 @@ namespace attend::detail {
 /// ATen falls back to a dense path of its own in silence; here that is a reason not to run, so whoever asks for kSdpa
 /// gets a fused kernel or an error. On the CPU the kernel is called itself, which takes a mask together with is_causal,
 /// gives the log-sum-exp and can be differentiated twice. Elsewhere the call goes through scaled_dot_product_attention
-/// with ATen's own backward pass, which has no second derivative. One thing stays ATen's on the CPU: a query that holds
-/// NaN gives zeros where the reference gives NaN.
+/// with ATen's own backward pass, which has no second derivative. Three things stay ATen's on the CPU: a query that
+/// holds NaN gives zeros where the reference gives NaN; a key that holds NaN gives NaN even where a bool mask rules it
+/// out; and gradients in float32 have up to three times the error of the dense formula, because the scores are computed
+/// again with other rounding, unless the scale is a power of two.
 struct Sdpa {
   static constexpr Backend kBackend = Backend::kSdpa;
 
@@ -82,9 +84,10 @@ struct Sdpa {
     const auto also = [&copies](const std::string& sentence) { copies += (copies.empty() ? "" : "; ") + sentence; };
     if (problem.attn_mask.defined() && problem.attn_mask.scalar_type() == at::kBool)
       also("kSdpa makes attn_mask one that is added");
-    if (adds_up_gradients_coarsely(problem))
-      also(c10::str("kSdpa repeats key and value for every query head, because ATen adds up their gradients in ",
-                    problem.query.scalar_type()));
+    const bool needs_backward = problem.needs_gradient(problem.query) || problem.needs_gradient(problem.key) ||
+                                problem.needs_gradient(problem.value);
+    if (problem.query.is_cpu() && is_half(problem) && needs_backward)
+      also("kSdpa converts everything to float32 for the backward pass");
     return copies;
   }
 
@@ -94,11 +97,6 @@ struct Sdpa {
     problem.key = readable(given.key);
     problem.value = readable(given.value);
     problem.attn_mask = readable(given.attn_mask);
-    if (adds_up_gradients_coarsely(given)) {
-      const auto queries_per_key = given.num_heads() / given.num_kv_heads();
-      problem.key = problem.key.repeat_interleave(queries_per_key, 1);
-      problem.value = problem.value.repeat_interleave(queries_per_key, 1);
-    }
     if (problem.query.is_cpu()) return FusedFunction<CpuKernel>::run(problem);
     return {
         at::scaled_dot_product_attention(problem.query, problem.key, problem.value, optional(problem.attn_mask),
@@ -115,34 +113,45 @@ struct Sdpa {
       return {output, log_sum_exp};
     }
 
-    static std::array<at::Tensor, 3> backward(const Problem& problem, const AttentionResult& result,
+    /// In float32 at least: ATen's kernel would round P, dS and, for grouped heads, every partial sum to half
+    /// precision.
+    static std::array<at::Tensor, 3> backward(const Problem& given, const AttentionResult& result,
                                               const AttentionResult& gradients) {
+      const at::ScalarType dtype = given.query.scalar_type(), wide = is_half(given) ? at::kFloat : dtype;
+      Problem problem = given;
+      problem.query = given.query.to(wide);
+      problem.key = given.key.to(wide);
+      problem.value = given.value.to(wide);
+      const std::optional<at::Tensor> mask = additive_mask(problem);
       const auto run = [&](const at::Tensor& gradient) {
         auto [query, key, value] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient, problem.query, problem.key, problem.value, result.output, result.log_sum_exp, /*dropout_p=*/0.0,
-            problem.is_causal(), additive_mask(problem), problem.scale);
+            gradient, problem.query, problem.key, problem.value, result.output.to(wide), result.log_sum_exp,
+            /*dropout_p=*/0.0, problem.is_causal(), mask, problem.scale);
         return std::array{query, key, value};
       };
       std::array<at::Tensor, 3> inputs;
-      if (gradients.output.defined()) inputs = run(readable(gradients.output));
-      if (!gradients.log_sum_exp.defined()) return inputs;
-
-      // The log-sum-exp's own gradient: its derivative by a score is the weight, so that it gives the query scale · g
-      // times the average of the keys, and the key what a value would get from the gradient scale · g · query.
-      const at::Tensor gradient =
-          (problem.scale * gradients.log_sum_exp).unsqueeze(3).to(problem.query.scalar_type());  // (N, H, L, 1)
-      Problem averaged = problem;
-      averaged.value = problem.key;
-      const at::Tensor to_query = gradient * forward(averaged).output, to_key = run(gradient * problem.query)[2];
-      if (!gradients.output.defined()) return {to_query, to_key, at::Tensor()};
-      return {inputs[0] + to_query, inputs[1] + to_key, inputs[2]};
+      if (gradients.output.defined()) inputs = run(readable(gradients.output.to(wide)));
+      if (gradients.log_sum_exp.defined()) {
+        // Its derivative by a score is the weight. So it gives the query scale · g times the average of the keys, and
+        // the key what a value would get from the gradient scale · g · query.
+        const at::Tensor gradient = (problem.scale * gradients.log_sum_exp).unsqueeze(3);  // (N, H, L, 1)
+        Problem averaged = problem;
+        averaged.value = problem.key;
+        const at::Tensor to_query = gradient * forward(averaged).output, to_key = run(gradient * problem.query)[2];
+        inputs[0] = inputs[0].defined() ? inputs[0] + to_query : to_query;
+        inputs[1] = inputs[1].defined() ? inputs[1] + to_key : to_key;
+      }
+      for (at::Tensor& input : inputs)
+        if (input.defined()) input = input.to(dtype);
+      return inputs;
     }
 
    private:
-    /// The kernel takes no bool mask. The copy is of the mask's own size, before it is broadcast.
+    /// The kernel takes a mask of the query's dtype only. The copy is of the mask's own size, before it is broadcast.
     static std::optional<at::Tensor> additive_mask(const Problem& problem) {
       const at::Tensor& mask = problem.attn_mask;
-      if (!mask.defined() || mask.scalar_type() != at::kBool) return optional(mask);
+      if (!mask.defined()) return std::nullopt;
+      if (mask.scalar_type() != at::kBool) return mask.to(problem.query.scalar_type());
       return at::zeros(mask.sizes(), problem.query.options())
           .masked_fill_(mask.logical_not(), -std::numeric_limits<double>::infinity());
     }
@@ -150,12 +159,8 @@ struct Sdpa {
 
   static bool is_grouped(const Problem& problem) { return problem.num_kv_heads() != problem.num_heads(); }
 
-  /// For grouped heads in half precision ATen's kernel for the CPU rounds the sum after every query head: twice the
-  /// error of the dense formula.
-  static bool adds_up_gradients_coarsely(const Problem& problem) {
-    const bool is_half = problem.query.scalar_type() == at::kHalf || problem.query.scalar_type() == at::kBFloat16;
-    return is_grouped(problem) && is_half && problem.query.is_cpu() &&
-           (problem.needs_gradient(problem.key) || problem.needs_gradient(problem.value));
+  static bool is_half(const Problem& problem) {
+    return problem.query.scalar_type() == at::kHalf || problem.query.scalar_type() == at::kBFloat16;
   }
 
   static std::optional<at::Tensor> optional(const at::Tensor& tensor) {

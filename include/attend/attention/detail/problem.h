@@ -99,6 +99,7 @@ inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem) {
   for (int i = 0; i < 4; ++i) {
     TORCH_CHECK_VALUE(mask.size(i) == full[i] || mask.size(i) == 1, "attend::attention: attn_mask ", given.sizes(),
                       " must broadcast to (N, H, L, S) = ", at::IntArrayRef(full, 4));
+    if (mask.size(i) > 1 && mask.stride(i) == 0) mask = mask.narrow(i, 0, 1);  // expanded: one of the copies is enough
   }
   return mask;
 }
