@@ -248,6 +248,21 @@ TEST_CASE("any strides: transposed, sliced, expanded and permuted arguments give
   }
 }
 
+TEST_CASE("an expanded mask: its gradient belongs to every entry, and a bool one is as good as its copy") {
+  const torch::Tensor x = torch::randn({2, 3, 4, 8}, torch::kDouble);
+  const torch::Tensor learned = torch::randn({4, 4}, torch::kDouble).expand({2, 3, 4, 4}).requires_grad_();
+  const torch::Tensor copy = learned.detach().contiguous().requires_grad_();
+  const auto gradient = [&](const torch::Tensor& mask) {
+    const torch::Tensor output = attend::attention(x, x, x, AttentionOptions().attn_mask(mask));
+    return torch::autograd::grad({output.pow(3).sum()}, {mask})[0];
+  };
+  CHECK(max_difference(gradient(learned), gradient(copy)) < 1e-12);
+
+  const torch::Tensor expanded = (torch::rand({2, 1, 1, 4}) < 0.7).expand({2, 3, 4, 4});
+  CHECK(attend::attention(x, x, x, AttentionOptions().attn_mask(expanded))
+            .equal(attend::attention(x, x, x, AttentionOptions().attn_mask(expanded.contiguous()))));
+}
+
 TEST_CASE("attention_weights: rows sum to one or to nothing, and times the values they give attention()") {
   const torch::Tensor query = torch::randn({2, 4, 5, 8}, torch::kDouble),
                       key = torch::randn({2, 2, 6, 8}, torch::kDouble);

@@ -41,7 +41,7 @@ def draw(rows, path):
         axes.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,g}"))
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("milliseconds for one sequence")
-    panels[0].legend(frameon=False, loc="lower right")
+    panels[0].legend(frameon=False, loc="upper left")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

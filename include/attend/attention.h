@@ -8,7 +8,6 @@
 #include <attend/attention/sdpa.h>
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
 #include <optional>
@@ -85,7 +84,8 @@ inline at::Tensor attention(const at::Tensor& query, const at::Tensor& key, cons
 }
 
 /// attention(), and with it the logarithm of the sum of each row's exponentials, which merging and losses need. Shapes,
-/// options and errors as in attention(); both results may be differentiated.
+/// options and errors as in attention(); both results may be differentiated. Fewer backends can do it: explain() with
+/// with_lse = true tells.
 ///
 /// Example:  (two halves of the keys, merged)
 ///   auto [y1, lse1] = attend::attention_with_lse(q, k1, v1);
@@ -111,14 +111,16 @@ inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& k
   return detail::Reference::weights(problem);
 }
 
-/// Which backend attention() takes for these arguments, why not a faster one, and what it copies. Computes nothing.
-/// Shapes, options and errors as in attention(): it throws for a backend asked for by name that cannot run.
+/// Which backend attention() takes for these arguments, why not a faster one, and what it copies; with_lse asks the
+/// same for attention_with_lse(). Computes nothing. Shapes, options and errors as in attention(): it throws for a
+/// backend asked for by name that cannot run.
 ///
 /// Example:
 ///   attend::Explanation plan = attend::explain(q, k, v);  // plan.backend == attend::Backend::kSdpa
 inline Explanation explain(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                           const AttentionOptions& options = {}) {
-  const detail::Problem problem = detail::attention_problem(query, key, value, options);
+                           const AttentionOptions& options = {}, bool with_lse = false) {
+  detail::Problem problem = detail::attention_problem(query, key, value, options);
+  problem.needs_log_sum_exp = with_lse;
   const detail::Choice choice = detail::choose(problem, options.backend());
   return {choice.entry->backend, choice.why_not_faster, choice.entry->copies(problem)};
 }

@@ -71,7 +71,7 @@ TEST_CASE("one tensor as query, key and value has the right first, second and th
 TEST_CASE("a tensor changed in place between forward and backward is an error, not a wrong gradient") {
   struct Case {
     std::string name;
-    std::function<void(torch::Tensor*)> change;  // query, key, value, mask, output, log-sum-exp
+    std::function<void(torch::Tensor*)> change;  // query, key, value, mask
     bool reference_needs_it = true;              // its backward pass does not read the mask
   };
   const Case cases[] = {
@@ -123,6 +123,15 @@ TEST_CASE("the results changed in place afterwards: the gradient is right, or it
       CHECK(message_of<c10::Error>([&] { gradient_of(doubled(), x); }).find("modified by an inplace operation") !=
             std::string::npos);
   }
+}
+
+TEST_CASE("the log-sum-exp changed in place afterwards is an error") {
+  const torch::Tensor x = leaf({1, 2, 4, 8});
+  const attend::AttentionResult result =
+      attend::attention_with_lse(x, x, x, AttentionOptions().backend(Backend::kSdpa));
+  const torch::Tensor loss = result.output.sum() + result.log_sum_exp.mul_(2.0).sum();
+  CHECK(message_of<c10::Error>([&] { gradient_of(loss, x); }).find("modified by an inplace operation") !=
+        std::string::npos);
 }
 
 TEST_CASE("backward twice: the same with retain_graph, torch's error without") {

@@ -159,6 +159,29 @@ TEST_CASE("gradients of the log-sum-exp are as accurate in lower precision as th
   }
 }
 
+TEST_CASE("windows of one signal as queries and keys, rows that overlap in memory: the same gradients as of copies") {
+  const torch::Tensor signal = torch::randn({1, 1, 40}, torch::kDouble);
+  const auto gradients = [](const torch::Tensor& query) {
+    const torch::Tensor key = query.detach().clone().requires_grad_();
+    const attend::AttentionResult result = attend::attention_with_lse(query, key, key);
+    return torch::autograd::grad({result.output.sum() + result.log_sum_exp.pow(2).sum()}, {key})[0];
+  };
+  const torch::Tensor windows = signal.unfold(2, 32, 1);  // (1, 1, 9, 32), one apart along both
+  CHECK(max_difference(gradients(windows), gradients(windows.contiguous())) < 1e-12);
+  const torch::Tensor one_row = signal.slice(2, 0, 32).unsqueeze(2).expand({1, 1, 9, 32});
+  CHECK(max_difference(gradients(one_row), gradients(one_row.contiguous())) < 1e-12);
+}
+
+TEST_CASE("explain() tells of attention_with_lse() too") {
+  const torch::Tensor x = torch::randn({1, 2, 4, 8});
+  const AttentionOptions masked = AttentionOptions().attn_mask(torch::ones({4, 4}, torch::kBool));
+  CHECK(attend::explain(x, x, x, {}, /*with_lse=*/true).backend == Backend::kSdpa);
+  CHECK(attend::explain(x, x, x, masked).backend == Backend::kSdpa);
+  const attend::Explanation explanation = attend::explain(x, x, x, masked, /*with_lse=*/true);
+  CHECK(explanation.backend == Backend::kReference);
+  CHECK(explanation.why_not_faster.find("the log-sum-exp of ATen's kernels is wrong") != std::string::npos);
+}
+
 TEST_CASE("two halves of the keys, merged as the documentation shows, equal the whole: results and gradients") {
   for (const Backend backend : kBothBackends) {
     CAPTURE(backend);

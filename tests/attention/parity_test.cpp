@@ -281,7 +281,7 @@ Results ours(const Call& call, const Inputs& inputs, const Results& output_gradi
         if (!call.query_offsets.empty())
           options.query_offsets(torch::tensor(call.query_offsets, torch::kInt))
               .key_offsets(torch::tensor(call.key_offsets, torch::kInt));
-        if (taken != nullptr) *taken = attend::explain(query, key, value, options).backend;
+        if (taken != nullptr) *taken = attend::explain(query, key, value, options, call.with_lse).backend;
         if (call.with_lse) return attend::attention_with_lse(query, key, value, options);
         return AttentionResult{attend::attention(query, key, value, options), {}};
       });

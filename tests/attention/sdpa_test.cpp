@@ -168,7 +168,7 @@ TEST_CASE("a channels-first view is copied, which explain() says, and reaches th
     CHECK(explanation.backend == Backend::kSdpa);
     return explanation.copies;
   };
-  const std::string copies_of = "kSdpa copies what is not contiguous along its last dimension: ";
+  const std::string copies_of = "kSdpa copies what does not lie in memory row by row: ";
   CHECK(copies(copy, copy, copy, mask) == "");
   CHECK(copies(view, view, view, {}) == copies_of + "query, key, value");
   CHECK(copies(copy, view, copy, mask) == copies_of + "key");

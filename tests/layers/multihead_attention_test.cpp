@@ -172,9 +172,9 @@ torch::Tensor added(const torch::Tensor& ignored, torch::Dtype dtype) {
 
 // ---- In the place of torch::nn::MultiheadAttention ------------------------------------------------------------------
 
-TEST_CASE("an attn_mask of size (1, S) or (L, 1) is broadcast as torch broadcasts it, added keys or not") {
+TEST_CASE("an attn_mask of size (S), (1, S) or (L, 1) is broadcast as torch broadcasts it, added keys or not") {
   for (const bool with_added_keys : {false, true}) {
-    for (const auto& sizes : {std::vector<std::int64_t>{1, 7}, {5, 1}}) {
+    for (const auto& sizes : {std::vector<std::int64_t>{7}, {1, 7}, {5, 1}}) {
       CAPTURE(with_added_keys);
       CAPTURE(sizes);
       torch::manual_seed(5);
@@ -958,16 +958,16 @@ TEST_CASE("tensors and masks that do not fit are refused with the rule and the v
       {with_masks(ignored({7, 2}), {}), "key_padding_mask must be (N, S) = [2, 7], got [7, 2]"},
       {{one_query, one_key, one_value, ignored({1, 7})}, "key_padding_mask must be (S) = [7], got [1, 7]"},
       {with_masks({}, ignored({2, 5, 7})),
-       "attn_mask must be (L, S) = [5, 7] or (N·H, L, S) = [6, 5, 7], got [2, 5, 7]"},
+       "attn_mask must be (L, S) = [5, 7], where sizes may be 1, or (N·H, L, S) = [6, 5, 7], got [2, 5, 7]"},
       {{one_query, one_key, one_value, {}, ignored({7, 5})},
-       "attn_mask must be (L, S) = [5, 7] or (H, L, S) = [3, 5, 7], got [7, 5]"},
+       "attn_mask must be (L, S) = [5, 7], where sizes may be 1, or (H, L, S) = [3, 5, 7], got [7, 5]"},
   };
   const Case type_errors[] = {
       {{query, key, value.to(torch::kDouble)}, "value (Double) must have the dtype of the weights (Float)"},
       {with_masks(torch::zeros({2, 7}, torch::kLong), {}),
-       "key_padding_mask must be bool (true = ignore) or floating-point (added), got Long"},
+       "key_padding_mask must be bool or uint8 (true = ignore) or floating-point (added), got Long"},
       {with_masks({}, torch::zeros({5, 7}, torch::kInt)),
-       "attn_mask must be bool (true = ignore) or floating-point (added), got Int"},
+       "attn_mask must be bool or uint8 (true = ignore) or floating-point (added), got Int"},
   };
   const auto check = [](auto type, const Case& c) {
     CAPTURE(c.expected);

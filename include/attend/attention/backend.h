@@ -18,7 +18,8 @@ enum class Backend {
 /// The backend of every call of this thread that does not ask for one itself, until the end of the scope.
 ///
 /// A call's own `.backend(…)` beats the guard, and the guard beats kAuto. Guards nest; the innermost one counts, so
-/// that BackendGuard(Backend::kAuto) lifts an outer one. A backward pass stays with the backend of its forward pass.
+/// that BackendGuard(Backend::kAuto) lifts an outer one. A backward pass stays with the backend of its forward pass,
+/// but that one which is to be differentiated itself (create_graph) goes through the reference.
 ///
 /// Example:
 ///   attend::BackendGuard guard(attend::Backend::kReference);
@@ -52,7 +53,7 @@ struct AttentionResult {
 struct Explanation {
   Backend backend;             ///< the backend that attention() takes
   std::string why_not_faster;  ///< one sentence for each faster backend that was passed over; empty if there is none
-  std::string copies;          ///< what this backend copies before it starts; empty if nothing
+  std::string copies;          ///< what this backend copies or converts; empty if nothing
 };
 
 inline std::ostream& operator<<(std::ostream& stream, Backend backend) {

@@ -26,11 +26,11 @@ namespace attend::detail {
 ///
 /// ATen falls back to a dense path of its own in silence; here that is a reason not to run, so whoever asks for kSdpa
 /// gets a fused kernel or an error. On the CPU the kernel is called itself, which takes a mask together with is_causal,
-/// gives the log-sum-exp and can be differentiated twice. Elsewhere the call goes through scaled_dot_product_attention
-/// with ATen's own backward pass, which has no second derivative. Three things stay ATen's on the CPU: a query that
-/// holds NaN gives zeros where the reference gives NaN; a key that holds NaN gives NaN even where a bool mask rules it
-/// out; and gradients in float32 have up to three times the error of the dense formula, because the scores are computed
-/// again with other rounding, unless the scale is a power of two.
+/// gives the log-sum-exp and can be differentiated any number of times. Elsewhere the call goes through
+/// scaled_dot_product_attention with ATen's own backward pass, which has no second derivative. Three things stay ATen's
+/// on the CPU: a query that holds NaN gives zeros where the reference gives NaN; a key that holds NaN gives NaN even
+/// where a bool mask rules it out; and gradients in float32 have up to three times the error of the dense formula,
+/// because the scores are computed again with other rounding, unless the scale is a power of two.
 struct Sdpa {
   static constexpr Backend kBackend = Backend::kSdpa;
 
@@ -47,7 +47,7 @@ struct Sdpa {
     if (problem.alibi_slopes.defined()) return "kSdpa: ATen's kernels take ALiBi only as an (H, L, S) mask";
     if (problem.dropout > 0.0)
       return "kSdpa: ATen's kernels have no dropout on the CPU, and drop other weights elsewhere";
-    if (problem.needs_gradient(problem.attn_mask)) return "kSdpa: ATen's kernels give no gradient for attn_mask";
+    if (needs_gradient(problem.attn_mask)) return "kSdpa: ATen's kernels give no gradient for attn_mask";
     if (problem.needs_log_sum_exp && !on_cpu)
       return c10::str("kSdpa: the log-sum-exp of ATen's kernels is not used on ", problem.query.device().type());
     if (problem.needs_log_sum_exp && problem.attn_mask.defined())
@@ -61,7 +61,7 @@ struct Sdpa {
       return c10::str("kSdpa: ATen's fused kernels need a positive scale, got ", problem.scale);
     // ATen looks at the mask's requires_grad whether gradients are recorded or not; and on the CPU it is the kernel
     // itself, not this question, that takes a mask together with is_causal.
-    const at::Tensor mask = problem.is_causal() ? at::Tensor() : stand_in(detached(problem.attn_mask));
+    const at::Tensor mask = problem.is_causal() ? at::Tensor() : stand_in(detached(problem.attn_mask), kIsMask);
     const auto choice = static_cast<at::SDPBackend>(
         at::_fused_sdp_choice(stand_in(problem.query), stand_in(problem.key), stand_in(problem.value), optional(mask),
                               /*dropout_p=*/0.0, problem.is_causal(), problem.scale, is_grouped(problem)));
@@ -73,19 +73,19 @@ struct Sdpa {
 
   static std::string copies(const Problem& problem) {
     std::string names;
-    const auto add = [&names](const char* name, const at::Tensor& tensor) {
-      if (!is_readable(tensor)) names += (names.empty() ? "" : ", ") + std::string(name);
+    const auto add = [&names](const char* name, const at::Tensor& tensor, bool is_mask = false) {
+      if (!is_readable(tensor, is_mask)) names += (names.empty() ? "" : ", ") + std::string(name);
     };
     add("query", problem.query);
     add("key", problem.key);
     add("value", problem.value);
-    add("attn_mask", problem.attn_mask);
-    std::string copies = names.empty() ? "" : "kSdpa copies what is not contiguous along its last dimension: " + names;
+    add("attn_mask", problem.attn_mask, kIsMask);
+    std::string copies = names.empty() ? "" : "kSdpa copies what does not lie in memory row by row: " + names;
     const auto also = [&copies](const std::string& sentence) { copies += (copies.empty() ? "" : "; ") + sentence; };
     if (problem.attn_mask.defined() && problem.attn_mask.scalar_type() == at::kBool)
       also("kSdpa makes attn_mask one that is added");
-    const bool needs_backward = problem.needs_gradient(problem.query) || problem.needs_gradient(problem.key) ||
-                                problem.needs_gradient(problem.value);
+    const bool needs_backward =
+        needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value);
     if (problem.query.is_cpu() && is_half(problem) && needs_backward)
       also("kSdpa converts everything to float32 for the backward pass");
     return copies;
@@ -96,7 +96,7 @@ struct Sdpa {
     problem.query = readable(given.query);
     problem.key = readable(given.key);
     problem.value = readable(given.value);
-    problem.attn_mask = readable(given.attn_mask);
+    problem.attn_mask = readable(given.attn_mask, kIsMask);
     if (problem.query.is_cpu()) return FusedFunction<CpuKernel>::run(problem);
     return {
         at::scaled_dot_product_attention(problem.query, problem.key, problem.value, optional(problem.attn_mask),
@@ -137,7 +137,8 @@ struct Sdpa {
         const at::Tensor gradient = (problem.scale * gradients.log_sum_exp).unsqueeze(3);  // (N, H, L, 1)
         Problem averaged = problem;
         averaged.value = problem.key;
-        const at::Tensor to_query = gradient * forward(averaged).output, to_key = run(gradient * problem.query)[2];
+        const at::Tensor to_query = gradient * forward(averaged).output,
+                         to_key = run(readable(gradient * problem.query))[2];
         inputs[0] = inputs[0].defined() ? inputs[0] + to_query : to_query;
         inputs[1] = inputs[1].defined() ? inputs[1] + to_key : to_key;
       }
@@ -169,16 +170,22 @@ struct Sdpa {
 
   static at::Tensor detached(const at::Tensor& tensor) { return tensor.defined() ? tensor.detach() : tensor; }
 
-  // Any other stride along the last dimension sends ATen to its dense path.
-  static bool is_readable(const at::Tensor& tensor) { return !tensor.defined() || tensor.stride(3) == 1; }
+  // Any other stride along the last dimension sends ATen to its dense path; and rows that overlap (windows of one
+  // signal, or one row expanded) are misread by its matrix products, though not by the addition of a mask.
+  static constexpr bool kIsMask = true;
 
-  static at::Tensor readable(const at::Tensor& tensor) {
-    return is_readable(tensor) ? tensor : tensor.clone(at::MemoryFormat::Contiguous);
+  static bool is_readable(const at::Tensor& tensor, bool is_mask = false) {
+    if (!tensor.defined()) return true;
+    return tensor.stride(3) == 1 && (is_mask || tensor.size(2) == 1 || tensor.stride(2) >= tensor.size(3));
+  }
+
+  static at::Tensor readable(const at::Tensor& tensor, bool is_mask = false) {
+    return is_readable(tensor, is_mask) ? tensor : tensor.clone(at::MemoryFormat::Contiguous);
   }
 
   /// What readable() gives, without its contents: to ask ATen with.
-  static at::Tensor stand_in(const at::Tensor& tensor) {
-    if (is_readable(tensor)) return tensor;
+  static at::Tensor stand_in(const at::Tensor& tensor, bool is_mask = false) {
+    if (is_readable(tensor, is_mask)) return tensor;
     return at::empty_like(tensor, at::MemoryFormat::Contiguous).requires_grad_(tensor.requires_grad());
   }
 };

@@ -5,6 +5,7 @@
 #include <attend/layers/detail/checks.h>
 #include <attend/layers/detail/ignore_masks.h>
 
+#include <c10/util/Exception.h>
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
 #include <torch/nn/init.h>
@@ -18,6 +19,7 @@
 #include <optional>
 #include <ostream>
 #include <tuple>
+#include <vector>
 
 namespace attend {
 
@@ -74,8 +76,8 @@ struct MultiheadAttentionOptions {
 /// on; without a batch (L, E), (S, kdim), (S, vdim) → (L, E). Weights, if asked for: (N, L, S) averaged over the heads,
 /// or (N, H, L, S); without a batch (L, S) or (H, L, S). With add_bias_kv and add_zero_attn the weights have S + 1 or
 /// S + 2 columns. key_padding_mask (N, S), or (S) without a batch. attn_mask (L, S), or (N·H, L, S) with a mask for
-/// each head, batch entry by batch entry. Of both true means ignore; a floating-point mask is added to the scores. They
-/// go together with each other, with is_causal and with window.
+/// each head, batch entry by batch entry. Of both true (bool, uint8) means ignore; a floating-point mask is added to
+/// the scores. They go together with each other, with is_causal and with window.
 ///
 /// Parameters: `in_proj_weight` ((H + 2G)·head_dim, E), or, if kdim or vdim differs from E, `q_proj_weight`
 /// (H·head_dim, E), `k_proj_weight` (G·head_dim, kdim), `v_proj_weight` (G·head_dim, vdim); `in_proj_bias`;

@@ -49,12 +49,12 @@ struct Problem {
   bool is_causal() const { return window.left < 0 && window.right == 0; }
   bool has_window() const { return window.left >= 0 || window.right > 0; }
   bool is_packed() const { return query_offsets.defined(); }
-
-  /// Whether a backward pass through the mask or the slopes may follow; most fused kernels have none.
-  bool needs_gradient(const at::Tensor& tensor) const {
-    return tensor.defined() && tensor.requires_grad() && c10::GradMode::is_enabled();
-  }
 };
+
+/// Whether a backward pass to this tensor may follow.
+inline bool needs_gradient(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.requires_grad() && c10::GradMode::is_enabled();
+}
 
 inline void check_attention_tensor(const char* name, const at::Tensor& tensor, const char* shape) {
   TORCH_CHECK_VALUE(tensor.defined(), "attend::attention: ", name, " must be a tensor ", shape,
@@ -99,7 +99,8 @@ inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem) {
   for (int i = 0; i < 4; ++i) {
     TORCH_CHECK_VALUE(mask.size(i) == full[i] || mask.size(i) == 1, "attend::attention: attn_mask ", given.sizes(),
                       " must broadcast to (N, H, L, S) = ", at::IntArrayRef(full, 4));
-    if (mask.size(i) > 1 && mask.stride(i) == 0) mask = mask.narrow(i, 0, 1);  // expanded: one of the copies is enough
+    const bool is_expanded = mask.size(i) > 1 && mask.stride(i) == 0;
+    if (is_expanded && !mask.requires_grad()) mask = mask.narrow(i, 0, 1);  // one of the copies is enough
   }
   return mask;
 }

@@ -21,8 +21,9 @@ inline void check_fits_weights(const char* layer, const char* name, const torch:
                     ") must be on the device of the weights (", weight.device(),
                     "); move one of them with .to(device)");
   const auto is_cast = [](const torch::Tensor& x) {
-    return at::autocast::is_autocast_enabled(x.device().type()) && x.is_floating_point() &&
-           x.scalar_type() != torch::kDouble;
+    const c10::DeviceType device = x.device().type();
+    return at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device) &&
+           x.is_floating_point() && x.scalar_type() != torch::kDouble;
   };
   TORCH_CHECK_TYPE(tensor.scalar_type() == weight.scalar_type() || (is_cast(tensor) && is_cast(weight)), layer, ": ",
                    name, " (", tensor.scalar_type(), ") must have the dtype of the weights (", weight.scalar_type(),

@@ -22,7 +22,7 @@ struct MaskSizes {
 
 inline void check_mask(const char* layer, const char* name, const torch::Tensor& mask, const torch::Tensor& query) {
   TORCH_CHECK_TYPE(mask.scalar_type() == torch::kBool || mask.scalar_type() == torch::kByte || mask.is_floating_point(),
-                   layer, ": ", name, " must be bool (true = ignore) or floating-point (added), got ",
+                   layer, ": ", name, " must be bool or uint8 (true = ignore) or floating-point (added), got ",
                    mask.scalar_type());
   TORCH_CHECK_VALUE(mask.device() == query.device(), layer, ": ", name, " (", mask.device(),
                     ") must be on the device of query (", query.device(), ")");
@@ -40,17 +40,18 @@ inline torch::Tensor checked_key_padding_mask(const char* layer, const torch::Te
 }
 
 /// attn_mask as (1, 1, L or 1, S or 1) or (N, H, L, S).
-inline torch::Tensor checked_attn_mask(const char* layer, const torch::Tensor& mask, const MaskSizes& sizes,
+inline torch::Tensor checked_attn_mask(const char* layer, const torch::Tensor& given, const MaskSizes& sizes,
                                        const torch::Tensor& query) {
-  check_mask(layer, "attn_mask", mask, query);
+  check_mask(layer, "attn_mask", given, query);
+  const torch::Tensor mask = given.dim() == 1 ? given.unsqueeze(0) : given;  // (S), which torch broadcasts too
   const std::int64_t shared[] = {sizes.length, sizes.keys};
   const std::int64_t for_each_head[] = {sizes.batch * sizes.heads, sizes.length, sizes.keys};
   const auto fits = [&](int i) { return mask.size(i) == shared[i] || mask.size(i) == 1; };
   const bool is_shared = mask.dim() == 2 && fits(0) && fits(1);
   TORCH_CHECK_VALUE(is_shared || mask.sizes() == torch::IntArrayRef(for_each_head), layer,
-                    ": attn_mask must be (L, S) = ", torch::IntArrayRef(shared), " or ",
+                    ": attn_mask must be (L, S) = ", torch::IntArrayRef(shared), ", where sizes may be 1, or ",
                     sizes.is_batched ? "(N·H, L, S) = " : "(H, L, S) = ", torch::IntArrayRef(for_each_head), ", got ",
-                    mask.sizes());
+                    given.sizes());
   return is_shared ? mask.unsqueeze(0).unsqueeze(0) : mask.unflatten(0, {sizes.batch, sizes.heads});
 }
 
