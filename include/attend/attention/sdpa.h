@@ -29,7 +29,7 @@ namespace attend::detail {
 /// gives the log-sum-exp and can be differentiated any number of times. Elsewhere the call goes through
 /// scaled_dot_product_attention with ATen's own backward pass, which has no second derivative. Three things stay ATen's
 /// on the CPU: a query that holds NaN gives zeros where the reference gives NaN; a key that holds NaN gives NaN even
-/// where a bool mask rules it out; and gradients in float32 have up to three times the error of the dense formula,
+/// where a bool mask rules it out; and gradients in float32 may have several times the error of the dense formula,
 /// because the scores are computed again with other rounding, unless the scale is a power of two.
 struct Sdpa {
   static constexpr Backend kBackend = Backend::kSdpa;
