@@ -10,8 +10,10 @@
 #include <torch/autograd.h>
 #include <torch/types.h>
 
+#include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,7 +28,7 @@ using attend::test::reference_data;
 
 namespace {
 
-constexpr Backend kAllBackends[] = {Backend::kAuto, Backend::kReference, Backend::kSdpa};
+constexpr Backend kAllBackends[] = {Backend::kAuto, Backend::kReference, Backend::kCpu, Backend::kSdpa};
 
 /// What the function returns; nothing if the backend says that it cannot.
 template <class Function>
@@ -286,12 +288,22 @@ TEST_CASE("attention_weights: rows sum to one or to nothing, and times the value
 }
 
 TEST_CASE("kAuto computes what explain() says, to the bit") {
-  const torch::Tensor x = torch::randn({2, 4, 40, 8});
-  const torch::Tensor narrow = x.slice(3, 0, 5);
-  for (const torch::Tensor& value : {x, narrow}) {
-    const Backend backend = attend::explain(x, x, value).backend;
-    CHECK(attend::attention(x, x, value).equal(attend::attention(x, x, value, AttentionOptions().backend(backend))));
+  std::set<Backend> taken;
+  for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
+    for (const std::int64_t length : {40, 0}) {
+      for (const std::int64_t value_width : {8, 5}) {
+        CAPTURE(dtype);
+        CAPTURE(length);
+        CAPTURE(value_width);
+        const torch::Tensor x = torch::randn({2, 4, length, 8}).to(dtype), value = x.slice(3, 0, value_width);
+        const Backend backend = attend::explain(x, x, value).backend;
+        CHECK(
+            attend::attention(x, x, value).equal(attend::attention(x, x, value, AttentionOptions().backend(backend))));
+        taken.insert(backend);
+      }
+    }
   }
+  CHECK(taken == std::set<Backend>{Backend::kReference, Backend::kCpu, Backend::kSdpa});
 }
 
 TEST_CASE("a backend asked for by name runs or throws with the reason") {
@@ -305,6 +317,7 @@ TEST_CASE("a backend asked for by name runs or throws with the reason") {
   throws_the_reason([&] { attend::attention(x, x, narrow, options); });
   throws_the_reason([&] { attend::attention_with_lse(x, x, narrow, options); });
   throws_the_reason([&] { attend::explain(x, x, narrow, options); });
+  CHECK(attend::attention(x, x, narrow, AttentionOptions().backend(Backend::kCpu)).sizes() == narrow.sizes());
 }
 
 TEST_CASE("there is no backend of an unknown number") {

@@ -8,6 +8,7 @@
 
 // Attention as a function
 #include <attend/attention.h>
+#include <attend/flex_attention.h>
 
 // Layers
 #include <attend/layers/activation.h>

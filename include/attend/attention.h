@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/attention/backend.h>
+#include <attend/attention/cpu.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/options.h>
 #include <attend/attention/reference.h>
@@ -19,16 +20,18 @@ namespace detail {
 /// One backend, as the choice sees it.
 struct BackendEntry {
   Backend backend;
-  std::optional<std::string> (*why_not)(const Problem&);  // nothing if it can run, else a sentence
+  std::optional<std::string> (*why_not)(const Problem&);         // nothing if it can run, else a sentence
+  std::optional<std::string> (*why_rather_not)(const Problem&);  // a sentence if it can, but the next one is faster
   std::string (*copies)(const Problem&);
+  std::string (*how)(const Problem&);
   AttentionResult (*run)(const Problem&);
 };
 
 template <class B>
-inline constexpr BackendEntry kEntry{B::kBackend, &B::why_not, &B::copies, &B::run};
+inline constexpr BackendEntry kEntry{B::kBackend, &B::why_not, &B::why_rather_not, &B::copies, &B::how, &B::run};
 
 /// All backends, the fastest first. The last one can do everything.
-inline constexpr BackendEntry kBackends[] = {kEntry<Sdpa>, kEntry<Reference>};
+inline constexpr BackendEntry kBackends[] = {kEntry<Cpu>, kEntry<Sdpa>, kEntry<Reference>};
 
 struct Choice {
   const BackendEntry* entry;
@@ -41,7 +44,8 @@ inline Choice choose(const Problem& problem, Backend asked_for) {
   for (const BackendEntry& entry : kBackends) {
     if (wanted != Backend::kAuto && wanted != entry.backend) continue;
     choice.entry = &entry;
-    const std::optional<std::string> reason = entry.why_not(problem);
+    std::optional<std::string> reason = entry.why_not(problem);
+    if (!reason && wanted == Backend::kAuto) reason = entry.why_rather_not(problem);
     if (!reason) return choice;
     TORCH_CHECK_NOT_IMPLEMENTED(wanted == Backend::kAuto, "attend::attention: cannot use the backend asked for. ",
                                 *reason);
@@ -56,6 +60,11 @@ inline AttentionResult run(Problem problem, Backend asked_for) {
   const Choice choice = choose(problem, asked_for);
   if (problem.dropout > 0.0) problem.dropout_seed = draw_dropout_seed(problem.query);
   return choice.entry->run(problem);
+}
+
+inline Explanation explain(const Problem& problem, Backend asked_for) {
+  const Choice choice = choose(problem, asked_for);
+  return {choice.entry->backend, choice.why_not_faster, choice.entry->copies(problem), choice.entry->how(problem)};
 }
 
 }  // namespace detail
@@ -116,13 +125,12 @@ inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& k
 /// backend asked for by name that cannot run.
 ///
 /// Example:
-///   attend::Explanation plan = attend::explain(q, k, v);  // plan.backend == attend::Backend::kSdpa
+///   attend::Explanation plan = attend::explain(q, k, v);  // plan.backend == attend::Backend::kCpu
 inline Explanation explain(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const AttentionOptions& options = {}, bool with_lse = false) {
   detail::Problem problem = detail::attention_problem(query, key, value, options);
   problem.needs_log_sum_exp = with_lse;
-  const detail::Choice choice = detail::choose(problem, options.backend());
-  return {choice.entry->backend, choice.why_not_faster, choice.entry->copies(problem)};
+  return detail::explain(problem, options.backend());
 }
 
 }  // namespace attend

@@ -2,12 +2,17 @@
 #include <attend/attention/backend.h>
 
 #include <attend/attention.h>
+#include <attend/flex_attention.h>
 
 #include "support/errors.h"
+#include "support/processor.h"
 
+#include <ATen/Version.h>
 #include <doctest/doctest.h>
 #include <torch/types.h>
 
+#include <cstdint>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -16,6 +21,9 @@
 using attend::AttentionOptions;
 using attend::Backend;
 using attend::BackendGuard;
+using attend::Explanation;
+using attend::test::fastest_backend;
+using attend::test::message_of;
 
 namespace {
 
@@ -32,29 +40,38 @@ Backend taken(Backend asked_for = Backend::kAuto) {
   return attend::explain(x, x, x, AttentionOptions().backend(asked_for)).backend;
 }
 
+torch::Tensor random(at::IntArrayRef sizes, at::ScalarType dtype = torch::kFloat) {
+  return torch::randn(sizes).to(dtype);
+}
+
+AttentionOptions ours_by_name() { return AttentionOptions().backend(Backend::kCpu); }
+
 }  // namespace
 
 TEST_CASE("backends and explanations print as they are written") {
   CHECK(text(Backend::kAuto) == "kAuto");
   CHECK(text(Backend::kReference) == "kReference");
+  CHECK(text(Backend::kCpu) == "kCpu");
   CHECK(text(Backend::kSdpa) == "kSdpa");
   CHECK(text(static_cast<Backend>(42)) == "Backend(42)");
-  CHECK(text(attend::Explanation{Backend::kSdpa, "", ""}) == "kSdpa");
-  CHECK(text(attend::Explanation{Backend::kReference, "kSdpa: no", "copies"}) == "kReference; kSdpa: no; copies");
+  CHECK(text(attend::Explanation{Backend::kSdpa, "", "", ""}) == "kSdpa");
+  CHECK(text(attend::Explanation{Backend::kReference, "kSdpa: no", "copies", ""}) == "kReference; kSdpa: no; copies");
+  CHECK(text(attend::Explanation{Backend::kCpu, "", "", "AVX2"}) == "kCpu; AVX2");
 }
 
 TEST_CASE("a call's own backend beats the guard, and the guard beats kAuto") {
-  CHECK(BackendGuard::current() == Backend::kAuto);
-  CHECK(taken() == Backend::kSdpa);
-  {
-    const BackendGuard guard(Backend::kReference);
-    CHECK(BackendGuard::current() == Backend::kReference);
-    CHECK(taken() == Backend::kReference);
-    CHECK(taken(Backend::kSdpa) == Backend::kSdpa);
-    CHECK(taken(Backend::kReference) == Backend::kReference);
+  constexpr Backend kAll[] = {Backend::kReference, Backend::kCpu, Backend::kSdpa};
+  for (const Backend guarded : kAll) {
+    CAPTURE(guarded);
+    CHECK(BackendGuard::current() == Backend::kAuto);
+    CHECK(taken() == fastest_backend());
+    const BackendGuard guard(guarded);
+    CHECK(BackendGuard::current() == guarded);
+    CHECK(taken() == guarded);
+    for (const Backend asked_for : kAll) CHECK(taken(asked_for) == asked_for);
   }
   CHECK(BackendGuard::current() == Backend::kAuto);
-  CHECK(taken() == Backend::kSdpa);
+  CHECK(taken() == fastest_backend());
 }
 
 TEST_CASE("guards nest: the innermost one counts, kAuto included") {
@@ -62,9 +79,14 @@ TEST_CASE("guards nest: the innermost one counts, kAuto included") {
   {
     const BackendGuard inner(Backend::kSdpa);
     CHECK(taken() == Backend::kSdpa);
+    {
+      const BackendGuard innermost(Backend::kCpu);
+      CHECK(taken() == Backend::kCpu);
+    }
+    CHECK(taken() == Backend::kSdpa);
     const BackendGuard lifted(Backend::kAuto);
     CHECK(BackendGuard::current() == Backend::kAuto);
-    CHECK(taken() == Backend::kSdpa);
+    CHECK(taken() == fastest_backend());
   }
   CHECK(taken() == Backend::kReference);
 }
@@ -74,7 +96,7 @@ TEST_CASE("a guard ends with its scope, also when an exception leaves it") {
     const BackendGuard guard(Backend::kReference);
     throw std::runtime_error("anything");
   } catch (const std::runtime_error&) {
-    CHECK(taken() == Backend::kSdpa);
+    CHECK(taken() == fastest_backend());
   }
 }
 
@@ -86,7 +108,7 @@ TEST_CASE("a guard is its own thread's") {
     const BackendGuard other(Backend::kSdpa);
     guarded_elsewhere = taken();
   }).join();
-  CHECK(elsewhere == Backend::kSdpa);
+  CHECK(elsewhere == fastest_backend());
   CHECK(guarded_elsewhere == Backend::kSdpa);
   CHECK(taken() == Backend::kReference);
 }
@@ -115,7 +137,154 @@ TEST_CASE("attention itself follows the guard, and its backward pass stays with 
     CHECK(gradient(forward_without_guard).equal(fused_gradient));
   }
   CHECK(dense.equal(attend::attention(x, x, x, AttentionOptions().backend(Backend::kReference))));
-  // The two backends round differently; were they the same, this test could not tell one from the other.
+  torch::Tensor of_aten, of_atens_gradient;
+  {
+    const BackendGuard guard(Backend::kSdpa);
+    of_aten = output();
+    of_atens_gradient = gradient(output());
+  }
+  CHECK(of_aten.equal(attend::attention(x, x, x, AttentionOptions().backend(Backend::kSdpa))));
+  // The backends round differently; were they the same, this test could not tell one from the other.
   CHECK_FALSE(dense.equal(fused));
+  CHECK_FALSE(dense.equal(of_aten));
   CHECK_FALSE(dense_gradient.equal(fused_gradient));
+  CHECK_FALSE(dense_gradient.equal(of_atens_gradient));
+  if (fastest_backend() == Backend::kCpu) CHECK_FALSE(fused_gradient.equal(of_atens_gradient));
+}
+
+// ---- Who takes what, and what explain() tells of it -----------------------------------------------------------------
+
+TEST_CASE("what ATen's kernels cannot do is ours in every dtype, and there is nothing faster to speak of") {
+  const torch::Tensor offsets = torch::tensor({0, 2, 6}, torch::kInt);
+  struct Case {
+    std::string name;
+    AttentionOptions options;
+    std::int64_t keys = 6, value_width = 8;
+    bool with_lse = false;
+  };
+  for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
+    const auto options = [] { return AttentionOptions(); };
+    const torch::Tensor mask = torch::zeros({6, 6}, dtype), learned = torch::zeros({6, 6}, dtype).requires_grad_();
+    const Case cases[] = {
+        {"value width", {}, 6, 3},
+        {"packed", options().query_offsets(offsets).key_offsets(offsets)},
+        {"window", options().window({2, -1})},
+        {"softcap", options().softcap(1.0)},
+        {"ALiBi", options().alibi_slopes(torch::ones({4}))},
+        {"dropout", options().dropout(0.1)},
+        {"learned mask", options().attn_mask(learned)},
+        {"mask, with lse", options().attn_mask(mask), 6, 8, true},
+        {"causal, more keys", options().is_causal(true), 7},
+        {"scale 0", options().scale(0.0)},
+        {"negative scale", options().scale(-0.5)},
+    };
+    for (const Case& c : cases) {
+      CAPTURE(dtype);
+      CAPTURE(c.name);
+      const torch::Tensor query = random({1, 4, 6, 8}, dtype), key = random({1, 4, c.keys, 8}, dtype);
+      const Explanation plan = attend::explain(query, key, key.slice(3, 0, c.value_width), c.options, c.with_lse);
+      CHECK(plan.backend == Backend::kCpu);
+      CHECK(plan.why_not_faster == "");
+      CHECK(plan.how != "");
+    }
+  }
+}
+
+TEST_CASE("what both can do goes to the faster one, and if that is ATen's explain() says why") {
+  for (const bool is_causal : {false, true}) {
+    const AttentionOptions options = AttentionOptions().is_causal(is_causal);
+    CAPTURE(is_causal);
+    for (const auto dtype : {torch::kFloat, torch::kBFloat16, torch::kHalf}) {
+      CAPTURE(dtype);
+      const torch::Tensor y = random({2, 4, 6, 8}, dtype);
+      const Explanation plan = attend::explain(y, y, y, options);
+      CHECK(plan.backend == fastest_backend());
+      CHECK(plan.why_not_faster ==
+            (fastest_backend() == Backend::kCpu
+                 ? ""
+                 : "kCpu: ATen's kernels are faster where only the portable path of ours can run"));
+      CHECK((plan.how == "") == (fastest_backend() == Backend::kSdpa));
+    }
+    const torch::Tensor wide = random({2, 4, 6, 8}, torch::kDouble);
+    const Explanation plan = attend::explain(wide, wide, wide, options);
+    CHECK(plan.backend == Backend::kSdpa);
+    CHECK(plan.why_not_faster == "kCpu: ATen's kernels are faster in float64");
+    CHECK(plan.how == "");
+  }
+}
+
+TEST_CASE("asked for by name, our kernels run where another would be faster, and nothing is said against it") {
+  for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
+    CAPTURE(dtype);
+    const torch::Tensor y = random({2, 4, 6, 8}, dtype);
+    const Explanation plan = attend::explain(y, y, y, ours_by_name());
+    CHECK(plan.backend == Backend::kCpu);
+    CHECK(plan.why_not_faster == "");
+    const attend::BackendGuard guard(Backend::kCpu);
+    CHECK(attend::explain(y, y, y).backend == Backend::kCpu);
+  }
+}
+
+TEST_CASE("how: the instructions that LibTorch allows itself on this processor") {
+  const std::string capability = at::get_cpu_capability();
+  for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
+    CAPTURE(dtype);
+    const torch::Tensor y = random({1, 1, 4, 8}, dtype);
+    std::set<std::string> possible{"kCpu: the portable path, without AVX2 or AVX-512"};
+    const bool is_double = dtype == torch::kDouble;  // which is there for checking, not for speed
+    if (capability == "AVX2" && !is_double) possible = {"kCpu: AVX2"};
+    if (capability == "AVX512" && !is_double) possible = {"kCpu: AVX-512"};
+    if (capability == "AVX512" && dtype == torch::kBFloat16) possible.insert("kCpu: AVX-512, products of bfloat16");
+    const std::string how = attend::explain(y, y, y, ours_by_name()).how;
+    CAPTURE(how);
+    CHECK(possible.count(how) == 1);
+    CHECK(attend::explain_flex(y, y, y, attend::Softcap{2.0f}, attend::EveryKey{}, ours_by_name()).how == how);
+    for (const Backend other : {Backend::kReference, Backend::kSdpa})
+      CHECK(attend::explain(y, y, y, AttentionOptions().backend(other)).how == "");
+  }
+}
+
+TEST_CASE("any strides are read as they are; what is converted explain() says") {
+  const torch::Tensor view = random({1, 2, 16, 8}).transpose(2, 3);  // (1, 2, 8, 16), channels first
+  const torch::Tensor mask = random({8, 8}).transpose(0, 1);
+  const auto copies = [&](at::ScalarType dtype) {
+    const torch::Tensor y = view.to(dtype, /*non_blocking=*/false, /*copy=*/false, at::MemoryFormat::Preserve);
+    return attend::explain(y, y, y, ours_by_name().attn_mask(mask.to(dtype)));
+  };
+  CHECK(copies(torch::kFloat).copies == "");
+  CHECK(copies(torch::kDouble).copies == "");
+  CHECK(copies(torch::kHalf).copies == "kCpu converts float16 to float32");
+  const Explanation half = copies(torch::kBFloat16);
+  CHECK(half.copies ==
+        (half.how == "kCpu: AVX-512, products of bfloat16" ? "" : "kCpu converts bfloat16 to float32, tile by tile"));
+}
+
+TEST_CASE("what our kernels cannot do: refused by name with the reason, which kAuto passes on with ATen's") {
+  const torch::Tensor y = random({2, 2, 4, 8}), none = random({2, 2, 0, 8}), meta = y.to(torch::kMeta);
+  // One number, said to be many.
+  const torch::Tensor endless = torch::zeros({1}).expand({1, 1, std::int64_t{1} << 30, 8});
+  struct Case {
+    torch::Tensor query, key;
+    std::string reason, atens;
+  };
+  const std::string nothing = "there is nothing to compute for an empty batch, query or key";
+  const Case cases[] = {
+      {y.slice(0, 0, 0), y.slice(0, 0, 0), "kCpu: " + nothing, "kSdpa: " + nothing},
+      {none, y, "kCpu: " + nothing, "kSdpa: " + nothing},
+      {y, none, "kCpu: " + nothing, "kSdpa: " + nothing},
+      {meta, meta, "kCpu: the tensors are on meta",
+       "kSdpa: ATen has no fused kernel for this call (meta, Float, width 8)"},
+      {endless.slice(2, 0, 4), endless, "kCpu: sequences must be shorter than 1073741823", ""},
+      {endless, endless.slice(2, 0, 4), "kCpu: sequences must be shorter than 1073741823", ""},
+  };
+  for (const Case& c : cases) {
+    CAPTURE(c.reason);
+    CHECK(message_of<c10::NotImplementedError>([&] { attend::explain(c.query, c.key, c.key, ours_by_name()); }) ==
+          "attend::attention: cannot use the backend asked for. " + c.reason);
+    if (c.atens.empty()) continue;  // to ask ATen, a copy would be made
+    const Explanation plan = attend::explain(c.query, c.key, c.key);
+    CHECK(plan.backend == Backend::kReference);
+    CHECK(plan.why_not_faster == c.reason + "; " + c.atens);
+    CHECK(plan.how == "");
+  }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// How attention() behaves as a node of torch's graph, with the fused kernel and with the reference alike.
+// How attention() behaves as a node of torch's graph, with the fused kernels and with the reference alike.
 
 #include <attend/attention/fused_function.h>
 
@@ -13,11 +13,13 @@
 #include <c10/core/InferenceMode.h>
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
+#include <torch/csrc/autograd/forward_grad.h>
 #include <torch/types.h>
 
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -30,7 +32,8 @@ using attend::test::message_of;
 
 namespace {
 
-constexpr Backend kBothBackends[] = {Backend::kReference, Backend::kSdpa};
+constexpr Backend kAllBackends[] = {Backend::kReference, Backend::kCpu, Backend::kSdpa};
+constexpr Backend kFusedBackends[] = {Backend::kCpu, Backend::kSdpa};
 
 torch::Tensor leaf(at::IntArrayRef sizes) { return torch::randn(sizes, torch::kDouble).requires_grad_(); }
 
@@ -47,7 +50,7 @@ torch::Tensor gradient_of(const torch::Tensor& scalar, const torch::Tensor& inpu
 }  // namespace
 
 TEST_CASE("one tensor as query, key and value has the right first, second and third derivatives") {
-  for (const Backend backend : kBothBackends) {
+  for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     const auto derivatives = [](const torch::Tensor& x, const torch::Tensor& output) {
       const torch::Tensor first = gradient_of(output.pow(2).sum(), x, /*create_graph=*/true);
@@ -81,7 +84,7 @@ TEST_CASE("a tensor changed in place between forward and backward is an error, n
       {"mask", [](torch::Tensor* tensors) { tensors[3].fill_(0.0); }, false},
   };
   for (const Case& c : cases) {
-    for (const Backend backend : kBothBackends) {
+    for (const Backend backend : kAllBackends) {
       for (const bool is_bool : {false, true}) {
         CAPTURE(c.name);
         CAPTURE(backend);
@@ -110,7 +113,7 @@ TEST_CASE("a tensor changed in place between forward and backward is an error, n
 }
 
 TEST_CASE("the results changed in place afterwards: the gradient is right, or it is an error") {
-  for (const Backend backend : kBothBackends) {
+  for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     const torch::Tensor x = leaf({1, 2, 4, 8});
     const auto doubled = [&] {
@@ -126,16 +129,32 @@ TEST_CASE("the results changed in place afterwards: the gradient is right, or it
 }
 
 TEST_CASE("the log-sum-exp changed in place afterwards is an error") {
-  const torch::Tensor x = leaf({1, 2, 4, 8});
-  const attend::AttentionResult result =
-      attend::attention_with_lse(x, x, x, AttentionOptions().backend(Backend::kSdpa));
-  const torch::Tensor loss = result.output.sum() + result.log_sum_exp.mul_(2.0).sum();
-  CHECK(message_of<c10::Error>([&] { gradient_of(loss, x); }).find("modified by an inplace operation") !=
-        std::string::npos);
+  for (const Backend backend : kFusedBackends) {
+    CAPTURE(backend);
+    const torch::Tensor x = leaf({1, 2, 4, 8});
+    const AttentionResult result = attend::attention_with_lse(x, x, x, AttentionOptions().backend(backend));
+    const torch::Tensor loss = result.output.sum() + result.log_sum_exp.mul_(2.0).sum();
+    CHECK(message_of<c10::Error>([&] { gradient_of(loss, x); }).find("modified by an inplace operation") !=
+          std::string::npos);
+  }
+}
+
+TEST_CASE("a tangent of forward-mode differentiation is refused, not dropped") {
+  torch::manual_seed(1);
+  const torch::Tensor x = torch::randn({1, 1, 3, 4});
+  const std::shared_ptr<torch::autograd::ForwardADLevel> level =
+      torch::autograd::ForwardADLevel::get_by_idx(torch::autograd::ForwardADLevel::get_next_idx());
+  const torch::Tensor with_tangent = at::_make_dual(x, torch::ones_like(x), 0);
+  CHECK(message_of<c10::NotImplementedError>([&] { attend::attention(with_tangent, x, x); }) ==
+        "attend::attention: fused kernels have no forward-mode derivative; ask for kReference");
+  const torch::Tensor y =
+      attend::attention(with_tangent, x, x, attend::AttentionOptions().backend(attend::Backend::kReference));
+  CHECK(y._fw_grad(0).defined());
+  torch::autograd::ForwardADLevel::release_idx(0);
 }
 
 TEST_CASE("backward twice: the same with retain_graph, torch's error without") {
-  for (const Backend backend : kBothBackends) {
+  for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     const torch::Tensor x = leaf({1, 2, 4, 8});
     // sum() keeps nothing itself, so that it is attention() which complains.
@@ -149,7 +168,7 @@ TEST_CASE("backward twice: the same with retain_graph, torch's error without") {
 }
 
 TEST_CASE("any of query, key and value may need a gradient, and the others get none") {
-  for (const Backend backend : kBothBackends) {
+  for (const Backend backend : kAllBackends) {
     for (int needs = 0; needs < 8; ++needs) {
       CAPTURE(backend);
       CAPTURE(needs);
@@ -181,7 +200,7 @@ TEST_CASE("any of query, key and value may need a gradient, and the others get n
 }
 
 TEST_CASE("without gradient mode, and in inference mode, nothing is kept, and the result is the same") {
-  for (const Backend backend : kBothBackends) {
+  for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     const torch::Tensor x = leaf({1, 2, 4, 8});
     const AttentionOptions options = AttentionOptions().backend(backend);
@@ -203,23 +222,26 @@ TEST_CASE("without gradient mode, and in inference mode, nothing is kept, and th
 }
 
 TEST_CASE("the kernel's backward pass in the scope of autocast computes what it computes outside") {
-  for (const bool create_graph : {false, true}) {
-    CAPTURE(create_graph);
-    const torch::Tensor x = torch::randn({1, 2, 20, 8}).requires_grad_();
-    const torch::Tensor loss = attend::attention(x, x, x, AttentionOptions().backend(Backend::kSdpa)).sum();
-    const auto gradient = [&] {
-      return torch::autograd::grad({loss}, {x}, {}, /*retain_graph=*/true, create_graph)[0].detach();
-    };
-    const torch::Tensor expected = gradient();
-    const attend::test::Autocast autocast;
-    CHECK(gradient().equal(expected));
+  for (const Backend backend : kFusedBackends) {
+    for (const bool create_graph : {false, true}) {
+      CAPTURE(backend);
+      CAPTURE(create_graph);
+      const torch::Tensor x = torch::randn({1, 2, 20, 8}).requires_grad_();
+      const torch::Tensor loss = attend::attention(x, x, x, AttentionOptions().backend(backend)).sum();
+      const auto gradient = [&] {
+        return torch::autograd::grad({loss}, {x}, {}, /*retain_graph=*/true, create_graph)[0].detach();
+      };
+      const torch::Tensor expected = gradient();
+      const attend::test::Autocast autocast;
+      CHECK(gradient().equal(expected));
+    }
   }
 }
 
 TEST_CASE("a graph that is thrown away frees what it kept") {
   torch::Tensor query = leaf({1, 2, 4, 8}).clone();
   const auto uses = query.use_count();
-  for (const Backend backend : kBothBackends) {
+  for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     const AttentionOptions options = AttentionOptions().backend(backend);
     attend::attention_with_lse(query, query, query, options);

@@ -127,7 +127,7 @@ std::vector<Variant> variants() {
 template <class Check>
 void for_each_variant(const Check& check) {
   for (const Variant& variant : variants()) {
-    for (const Backend backend : {Backend::kReference, Backend::kSdpa}) {
+    for (const Backend backend : {Backend::kReference, Backend::kCpu, Backend::kSdpa}) {
       CAPTURE(variant.name);
       CAPTURE(backend);
       if (backend == Backend::kSdpa && !variant.sdpa_can) {
@@ -143,6 +143,6 @@ void for_each_variant(const Check& check) {
 
 TEST_CASE("gradients equal finite differences") { for_each_variant(gradcheck); }
 
-TEST_CASE("second derivatives equal finite differences of the first, on the fused kernel as on the reference") {
+TEST_CASE("second derivatives equal finite differences of the first, on the fused kernels as on the reference") {
   for_each_variant(gradgradcheck);
 }

@@ -30,7 +30,7 @@ using attend::test::message_of;
 
 namespace {
 
-constexpr Backend kBothBackends[] = {Backend::kReference, Backend::kSdpa};
+constexpr Backend kAllBackends[] = {Backend::kReference, Backend::kCpu, Backend::kSdpa};
 
 /// Query, key and value of two heads each, in float64 if nothing else is said.
 std::vector<torch::Tensor> inputs(std::int64_t length, std::int64_t keys, std::int64_t kv_heads = 2) {
@@ -62,7 +62,7 @@ TEST_CASE(
     "the log-sum-exp is float32 for float32 and lower, as accurate as torch::logsumexp, and float64 for float64") {
   const std::vector<torch::Tensor> drawn = inputs(33, 65);
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
-    for (const Backend backend : kBothBackends) {
+    for (const Backend backend : kAllBackends) {
       CAPTURE(dtype);
       CAPTURE(backend);
       std::vector<torch::Tensor> rounded, exact;
@@ -85,7 +85,7 @@ TEST_CASE(
 }
 
 TEST_CASE("the output is that of attention(), to the bit") {
-  for (const Backend backend : kBothBackends) {
+  for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     const std::vector<torch::Tensor> in = inputs(9, 9, 1);
     const AttentionOptions options = AttentionOptions().is_causal(true).backend(backend);
@@ -103,7 +103,7 @@ TEST_CASE("gradients are right whether the output, the log-sum-exp, or both are 
   for (const Case& c :
        {Case{"plain", inputs(5, 7), 0.4}, Case{"causal", inputs(6, 6), 1.0, true},
         Case{"grouped", inputs(5, 7, 1), 0.4}, Case{"grouped and causal", inputs(6, 6, 1), 1.5, true}}) {
-    for (const Backend backend : kBothBackends) {
+    for (const Backend backend : kAllBackends) {
       for (const auto& uses : {std::pair{true, false}, std::pair{false, true}, std::pair{true, true}}) {
         for (const bool create_graph : {false, true}) {
           CAPTURE(c.name);
@@ -137,7 +137,7 @@ TEST_CASE("gradients of the log-sum-exp are as accurate in lower precision as th
   const std::vector<torch::Tensor> drawn = inputs(33, 33);
   const torch::Tensor weight = torch::randn({2, 2, 33}).to(torch::kBFloat16);
   for (const auto dtype : {torch::kFloat, torch::kBFloat16, torch::kHalf}) {
-    for (const Backend backend : kBothBackends) {
+    for (const Backend backend : kAllBackends) {
       CAPTURE(dtype);
       CAPTURE(backend);
       const auto gradients = [&](at::ScalarType computed_in, const auto& compute) {
@@ -161,29 +161,37 @@ TEST_CASE("gradients of the log-sum-exp are as accurate in lower precision as th
 
 TEST_CASE("windows of one signal as queries and keys, rows that overlap in memory: the same gradients as of copies") {
   const torch::Tensor signal = torch::randn({1, 1, 40}, torch::kDouble);
-  const auto gradients = [](const torch::Tensor& query) {
-    const torch::Tensor key = query.detach().clone().requires_grad_();
-    const attend::AttentionResult result = attend::attention_with_lse(query, key, key);
-    return torch::autograd::grad({result.output.sum() + result.log_sum_exp.pow(2).sum()}, {key})[0];
-  };
-  const torch::Tensor windows = signal.unfold(2, 32, 1);  // (1, 1, 9, 32), one apart along both
-  CHECK(max_difference(gradients(windows), gradients(windows.contiguous())) < 1e-12);
-  const torch::Tensor one_row = signal.slice(2, 0, 32).unsqueeze(2).expand({1, 1, 9, 32});
-  CHECK(max_difference(gradients(one_row), gradients(one_row.contiguous())) < 1e-12);
+  for (const Backend backend : kAllBackends) {
+    CAPTURE(backend);
+    const auto gradients = [&](const torch::Tensor& query) {
+      const torch::Tensor key = query.detach().clone().requires_grad_();
+      const AttentionResult result = with_lse({query, key, key}, AttentionOptions().backend(backend));
+      return torch::autograd::grad({result.output.sum() + result.log_sum_exp.pow(2).sum()}, {key})[0];
+    };
+    const torch::Tensor windows = signal.unfold(2, 32, 1);  // (1, 1, 9, 32), one apart along both
+    CHECK(max_difference(gradients(windows), gradients(windows.contiguous())) < 1e-12);
+    const torch::Tensor one_row = signal.slice(2, 0, 32).unsqueeze(2).expand({1, 1, 9, 32});
+    CHECK(max_difference(gradients(one_row), gradients(one_row.contiguous())) < 1e-12);
+  }
 }
 
 TEST_CASE("explain() tells of attention_with_lse() too") {
-  const torch::Tensor x = torch::randn({1, 2, 4, 8});
+  const torch::Tensor x = torch::randn({1, 2, 4, 8}, torch::kDouble);
   const AttentionOptions masked = AttentionOptions().attn_mask(torch::ones({4, 4}, torch::kBool));
   CHECK(attend::explain(x, x, x, {}, /*with_lse=*/true).backend == Backend::kSdpa);
   CHECK(attend::explain(x, x, x, masked).backend == Backend::kSdpa);
   const attend::Explanation explanation = attend::explain(x, x, x, masked, /*with_lse=*/true);
-  CHECK(explanation.backend == Backend::kReference);
-  CHECK(explanation.why_not_faster.find("the log-sum-exp of ATen's kernels is wrong") != std::string::npos);
+  CHECK(explanation.backend == Backend::kCpu);
+  CHECK(explanation.why_not_faster == "");
+  const AttentionOptions by_name = AttentionOptions(masked).backend(Backend::kSdpa);
+  CHECK(attend::explain(x, x, x, by_name).backend == Backend::kSdpa);
+  CHECK(message_of<c10::NotImplementedError>([&] {
+          attend::explain(x, x, x, by_name, /*with_lse=*/true);
+        }).find("the log-sum-exp of ATen's kernels is wrong") != std::string::npos);
 }
 
 TEST_CASE("two halves of the keys, merged as the documentation shows, equal the whole: results and gradients") {
-  for (const Backend backend : kBothBackends) {
+  for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     const std::vector<torch::Tensor> in = inputs(5, 9);
     const torch::Tensor &q = in[0], &k = in[1], &v = in[2];
@@ -205,26 +213,33 @@ TEST_CASE("a half in which a query may attend to nothing takes no part in the me
   const std::vector<torch::Tensor> in = inputs(3, 6);
   const torch::Tensor &q = in[0], &k = in[1], &v = in[2];
   const torch::Tensor mask = torch::tensor({true, true, true, false, false, false}).view({1, 6});
-  const auto half = [&](std::int64_t from, std::int64_t to) {
-    return attend::attention_with_lse(q, k.slice(2, from, to), v.slice(2, from, to),
-                                      AttentionOptions().attn_mask(mask.slice(1, from, to)));
-  };
-  const AttentionResult seen = half(0, 3), unseen = half(3, 6);
-  const torch::Tensor share = torch::sigmoid(seen.log_sum_exp - unseen.log_sum_exp).unsqueeze(3);
-  const torch::Tensor y = share * seen.output + (1 - share) * unseen.output;
-  CHECK(max_difference(y, seen.output) == 0.0);
-  const auto merged = torch::autograd::grad({y.sum()}, in, {}, /*retain_graph=*/true);
-  const auto alone = torch::autograd::grad({seen.output.sum()}, in);
-  for (int i = 0; i < 3; ++i) CHECK(max_difference(merged[i], alone[i]) < 1e-12);
+  for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu}) {
+    CAPTURE(backend);
+    const auto half = [&](std::int64_t from, std::int64_t to) {
+      return attend::attention_with_lse(q, k.slice(2, from, to), v.slice(2, from, to),
+                                        AttentionOptions().attn_mask(mask.slice(1, from, to)).backend(backend));
+    };
+    const AttentionResult seen = half(0, 3), unseen = half(3, 6);
+    const torch::Tensor share = torch::sigmoid(seen.log_sum_exp - unseen.log_sum_exp).unsqueeze(3);
+    const torch::Tensor y = share * seen.output + (1 - share) * unseen.output;
+    CHECK(max_difference(y, seen.output) == 0.0);
+    const auto merged = torch::autograd::grad({y.sum()}, in, {}, /*retain_graph=*/true);
+    const auto alone = torch::autograd::grad({seen.output.sum()}, in);
+    for (int i = 0; i < 3; ++i) CHECK(max_difference(merged[i], alone[i]) < 1e-12);
+  }
 }
 
-TEST_CASE("with attn_mask the log-sum-exp comes from the reference, and kSdpa by name is refused") {
+TEST_CASE("with attn_mask the log-sum-exp is right by every backend but kSdpa, which refuses") {
   const std::vector<torch::Tensor> in = inputs(4, 4);
   const AttentionOptions masked = AttentionOptions().attn_mask(torch::ones({4, 4}, torch::kBool).tril());
   CHECK(message_of<c10::NotImplementedError>([&] {
           with_lse(in, AttentionOptions(masked).backend(Backend::kSdpa));
         }).find("kSdpa: with attn_mask the log-sum-exp of ATen's kernels is wrong") != std::string::npos);
   CHECK_NOTHROW(attend::attention(in[0], in[1], in[2], AttentionOptions(masked).backend(Backend::kSdpa)));
-  const AttentionResult ours = with_lse(in, masked), causal = dense(in, 1.0 / std::sqrt(8.0), /*is_causal=*/true);
-  CHECK(max_difference(ours.log_sum_exp, causal.log_sum_exp) < 1e-12);
+  const AttentionResult causal = dense(in, 1.0 / std::sqrt(8.0), /*is_causal=*/true);
+  for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu}) {
+    CAPTURE(backend);
+    const AttentionResult ours = with_lse(in, AttentionOptions(masked).backend(backend));
+    CHECK(max_difference(ours.log_sum_exp, causal.log_sum_exp) < 1e-12);
+  }
 }

@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: MIT
 
-// How much memory attention() takes beside its inputs, outputs and gradients.
+// How much memory attention() and flex_attention() take beside its inputs, outputs and gradients.
 
 #include <attend/attention.h>
+#include <attend/flex_attention.h>
 
 #include "support/allocator_peak.h"
+#include "support/heap_peak.h"
 
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
 #include <torch/types.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -18,6 +23,7 @@
 using attend::AttentionOptions;
 using attend::Backend;
 using attend::test::AllocatorPeak;
+using attend::test::HeapPeak;
 
 namespace {
 
@@ -25,32 +31,52 @@ struct Sizes {
   std::int64_t heads, kv_heads, length;
 };
 
-/// The peak of a forward and a backward pass in float32, less what the caller gets: the output and three gradients.
-std::int64_t extra_bytes(const Sizes& n, const AttentionOptions& options, bool with_lse = false) {
+/// SoftSign of the documentation, and a mask of its own: nothing of it is a fixed band that could be skipped.
+struct SoftSign {
+  float strength;
+
+  template <class T>
+  ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const {
+    return score / (T(1) + abs(score) * T(strength)) - T(0.01f) * T(at.query - at.key);
+  }
+};
+
+struct SameParity {
+  ATTEND_HOST_DEVICE bool operator()(attend::Coordinate at) const { return (at.query - at.key) % 2 == 0; }
+};
+
+using QueryKeyValue = std::vector<torch::Tensor>;
+using Outputs = std::function<std::vector<torch::Tensor>(const QueryKeyValue&)>;
+
+/// The peak of a forward and a backward pass in float32, in tensors and beside them, less what the caller gets: the
+/// outputs and three gradients.
+std::int64_t extra_bytes(const Sizes& n, const Outputs& outputs_of) {
   constexpr std::int64_t kWidth = 64;
-  const torch::Tensor query = torch::randn({1, n.heads, n.length, kWidth}).requires_grad_();
-  const torch::Tensor key = torch::randn({1, n.kv_heads, n.length, kWidth}).requires_grad_();
-  const torch::Tensor value = torch::randn({1, n.kv_heads, n.length, kWidth}).requires_grad_();
-  const torch::Tensor output_gradient = torch::randn_like(query),
-                      lse_gradient = torch::randn(query.sizes().slice(0, 3));
+  QueryKeyValue inputs;
+  for (const std::int64_t heads : {n.heads, n.kv_heads, n.kv_heads})
+    inputs.push_back(torch::randn({1, heads, n.length, kWidth}).requires_grad_());
+  const std::vector<torch::Tensor> given{torch::randn_like(inputs[0]), torch::randn(inputs[0].sizes().slice(0, 3))};
   std::int64_t results = 0;
+  const HeapPeak heap;
   const AllocatorPeak memory;
   {
-    std::vector<torch::Tensor> outputs, gradients{output_gradient};
-    if (with_lse) {
-      const attend::AttentionResult both = attend::attention_with_lse(query, key, value, options);
-      outputs = {both.output, both.log_sum_exp};
-      gradients.push_back(lse_gradient);
-    } else {
-      outputs = {attend::attention(query, key, value, options)};
-    }
-    const std::vector<torch::Tensor> inputs = torch::autograd::grad(outputs, {query, key, value}, gradients);
-    for (const auto& tensors : {outputs, inputs})
+    const std::vector<torch::Tensor> outputs = outputs_of(inputs);
+    const auto end = given.begin() + static_cast<std::ptrdiff_t>(outputs.size());
+    const auto gradients = torch::autograd::grad(outputs, inputs, std::vector(given.begin(), end));
+    for (const auto& tensors : {outputs, gradients})
       for (const torch::Tensor& tensor : tensors) results += static_cast<std::int64_t>(tensor.nbytes());
     CHECK(memory.now() >= results);
   }
   CHECK(memory.now() == 0);  // all of it was seen, and given back
-  return memory.peak() - results;
+  return memory.peak() + heap.peak() - results;
+}
+
+Outputs attention_with(const AttentionOptions& options, bool with_lse = false) {
+  return [=](const QueryKeyValue& in) -> std::vector<torch::Tensor> {
+    if (!with_lse) return {attend::attention(in[0], in[1], in[2], options)};
+    const attend::AttentionResult both = attend::attention_with_lse(in[0], in[1], in[2], options);
+    return {both.output, both.log_sum_exp};
+  };
 }
 
 std::int64_t bytes_of_square(std::int64_t length) { return length * length * std::int64_t{sizeof(float)}; }
@@ -70,35 +96,76 @@ TEST_CASE("the instrument counts what is held at once, on all threads") {
   CHECK(memory.peak() == 16000);
 }
 
+TEST_CASE("what does not lie in tensors is counted too, on all threads") {
+  HeapPeak memory;
+  CHECK(memory.peak() == 0);
+  auto first = std::make_unique<char[]>(100'000);
+  { const auto second = std::make_unique<float[]>(50'000); }
+  CHECK(memory.peak() >= 300'000);
+  CHECK(memory.peak() < 310'000);
+  std::thread([&] { first = std::make_unique<char[]>(1'000'000); }).join();
+  CHECK(memory.now() >= 1'000'000);
+  CHECK(memory.now() < 1'010'000);  // the thread itself takes a little
+  CHECK(memory.peak() >= 1'100'000);
+}
+
 TEST_CASE("the instrument sees the L × L matrix of the dense formula") {
   constexpr std::int64_t kLength = 1024;
-  CHECK(extra_bytes({1, 1, kLength}, AttentionOptions().backend(Backend::kReference)) > bytes_of_square(kLength));
+  const AttentionOptions options = AttentionOptions().backend(Backend::kReference);
+  CHECK(extra_bytes({1, 1, kLength}, attention_with(options)) > bytes_of_square(kLength));
 }
 
 TEST_CASE("forward and backward at L 8,192 take less than a tenth of an L × L matrix") {
   constexpr std::int64_t kLength = 8192;
   torch::Tensor padding = torch::ones({1, 1, 1, kLength}, torch::kBool);
   padding.slice(3, kLength - 1000).fill_(false);
-  const AttentionOptions causal = AttentionOptions().is_causal(true), padded = AttentionOptions().attn_mask(padding);
+  const auto options = [] { return AttentionOptions(); };
+  const AttentionOptions causal = options().is_causal(true), padded = options().attn_mask(padding);
   const Sizes single{1, 1, kLength}, grouped{2, 1, kLength};
   struct Case {
     std::string name;
     Sizes sizes;
-    AttentionOptions options;
+    bool sdpa_can;
+    AttentionOptions options = {};
     bool with_lse = false;
   };
   const Case cases[] = {
-      {"plain", single, {}},
-      {"plain, grouped", grouped, {}},
-      {"causal", single, causal},
-      {"causal, grouped", grouped, causal},
-      {"padding", single, padded},
-      {"causal and padding", single, AttentionOptions(padded).is_causal(true)},
-      {"causal and padding, grouped", grouped, AttentionOptions(padded).is_causal(true)},
-      {"with lse", single, {}, true},
+      {"plain", single, true},
+      {"plain, grouped", grouped, true},
+      {"causal", single, true, causal},
+      {"causal, grouped", grouped, true, causal},
+      {"padding", single, true, padded},
+      {"causal and padding", single, true, AttentionOptions(padded).is_causal(true)},
+      {"causal and padding, grouped", grouped, true, AttentionOptions(padded).is_causal(true)},
+      {"with lse", single, true, {}, true},
+      {"window", single, false, options().window({100, 100})},
+      {"causal window", single, false, options().window({256, 0})},
+      {"ALiBi and softcap", single, false, options().alibi_slopes(torch::full({1}, 0.01)).softcap(20.0)},
+      {"dropout", single, false, options().dropout(0.1)},
   };
   for (const Case& c : cases) {
-    CAPTURE(c.name);
-    CHECK(extra_bytes(c.sizes, c.options, c.with_lse) < bytes_of_square(kLength) / 10);
+    for (const Backend backend : {Backend::kCpu, Backend::kSdpa}) {
+      if (backend == Backend::kSdpa && !c.sdpa_can) continue;
+      CAPTURE(c.name);
+      CAPTURE(backend);
+      const AttentionOptions all = AttentionOptions(c.options).backend(backend);
+      CHECK(extra_bytes(c.sizes, attention_with(all, c.with_lse)) < bytes_of_square(kLength) / 10);
+    }
   }
+}
+
+TEST_CASE("so do a score and a mask of one's own, a window, and a score that is learned") {
+  constexpr std::int64_t kLength = 8192;
+  const torch::Tensor slopes = torch::ones({1}).requires_grad_(), table = torch::zeros({1, 101}).requires_grad_();
+  const auto check = [&](const std::string& name, const auto& score_mod, const auto& mask_mod) {
+    CAPTURE(name);
+    const auto flex = [&](const QueryKeyValue& in) -> std::vector<torch::Tensor> {
+      return {
+          attend::flex_attention(in[0], in[1], in[2], score_mod, mask_mod, AttentionOptions().backend(Backend::kCpu))};
+    };
+    CHECK(extra_bytes({1, 1, kLength}, flex) < bytes_of_square(kLength) / 10);
+  };
+  check("a user's", SoftSign{0.5f}, SameParity{} & attend::Causal{});
+  check("a window", attend::Unchanged{}, attend::SlidingWindow(256, 0));
+  check("learned", attend::then(attend::Alibi(slopes), attend::RelativeBias(table)), attend::Causal{});
 }

@@ -4,6 +4,7 @@
 #include <attend/attention.h>
 
 #include "support/accuracy.h"
+#include "support/errors.h"
 
 #include <ATen/Context.h>
 #include <doctest/doctest.h>
@@ -22,6 +23,7 @@ using attend::detail::attention_problem;
 using attend::detail::Problem;
 using attend::detail::Sdpa;
 using attend::test::max_difference;
+using attend::test::message_of;
 
 namespace {
 
@@ -38,9 +40,23 @@ Problem with_lse(Problem problem) {
   return problem;
 }
 
+AttentionOptions by_name(const AttentionOptions& options = {}) {
+  return AttentionOptions(options).backend(Backend::kSdpa);
+}
+
+/// Why a call that asks for ATen's kernels by name is refused.
+std::string why_not(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
+                    const AttentionOptions& options = {}) {
+  const std::string asked_for = "attend::attention: cannot use the backend asked for. ";
+  const std::string message =
+      message_of<c10::NotImplementedError>([&] { attend::explain(query, key, value, by_name(options)); });
+  CHECK(message.substr(0, asked_for.size()) == asked_for);
+  return message.size() < asked_for.size() ? "" : message.substr(asked_for.size());
+}
+
 }  // namespace
 
-TEST_CASE("explain() gives the reason for every call that ATen's kernels cannot do exactly") {
+TEST_CASE("whatever ATen's kernels cannot do exactly is refused with the reason, and kAuto takes another backend") {
   const torch::Tensor plain = x({2, 4, 6, 8}), longer = x({2, 4, 7, 8}), one = x({1, 4, 6, 8});
   const torch::Tensor offsets = torch::tensor({0, 2, 6}, torch::kInt);
   struct Case {
@@ -82,10 +98,8 @@ TEST_CASE("explain() gives the reason for every call that ATen's kernels cannot 
   };
   for (const Case& c : cases) {
     CAPTURE(c.reason);
-    const attend::Explanation explanation = attend::explain(c.query, c.key, c.value, c.options);
-    CHECK(explanation.backend == Backend::kReference);
-    CHECK(explanation.why_not_faster == c.reason);
-    CHECK(explanation.copies == "");
+    CHECK(why_not(c.query, c.key, c.value, c.options) == c.reason);
+    CHECK(attend::explain(c.query, c.key, c.value, c.options).backend != Backend::kSdpa);
   }
 }
 
@@ -116,13 +130,14 @@ TEST_CASE("explain() has nothing to say against ATen's kernels where they comput
   };
   for (const Case& c : cases) {
     CAPTURE(&c - cases);
-    const attend::Explanation explanation = attend::explain(c.query, c.key, c.key, c.options);
+    const attend::Explanation explanation = attend::explain(c.query, c.key, c.key, by_name(c.options));
     CHECK(explanation.backend == Backend::kSdpa);
     CHECK(explanation.why_not_faster == "");
     CHECK(explanation.copies == c.copies);
+    CHECK(explanation.how == "");
   }
   const torch::NoGradGuard no_grad;  // nothing can ask for the mask's gradient
-  const AttentionOptions learned = AttentionOptions().attn_mask(torch::zeros({6, 6}).requires_grad_());
+  const AttentionOptions learned = by_name().attn_mask(torch::zeros({6, 6}).requires_grad_());
   CHECK(attend::explain(plain, plain, plain, learned).backend == Backend::kSdpa);
   CHECK_NOTHROW(attend::attention(plain, plain, plain, learned));
 }
@@ -131,9 +146,11 @@ TEST_CASE("where ATen would take its math path, the backend says that it cannot"
   const torch::Tensor y = x({1, 2, 8, 16});
   CHECK_FALSE(Sdpa::why_not(attention_problem(y, y, y, {})).has_value());
   const WithoutFlash without_flash;
-  CHECK(attend::explain(y, y, y).backend == Backend::kReference);
-  CHECK(attend::explain(y, y, y).why_not_faster ==
-        "kSdpa: ATen has no fused kernel for this call (cpu, Float, width 16)");
+  CHECK(why_not(y, y, y) == "kSdpa: ATen has no fused kernel for this call (cpu, Float, width 16)");
+  for (const auto dtype : {torch::kFloat, torch::kDouble}) {
+    const torch::Tensor typed = y.to(dtype);
+    CHECK(attend::explain(typed, typed, typed).backend == Backend::kCpu);
+  }
 }
 
 TEST_CASE("what holds for the log-sum-exp, and on other devices") {
@@ -164,9 +181,7 @@ TEST_CASE("a channels-first view is copied, which explain() says, and reaches th
   const torch::Tensor mask = x({8, 8}), mask_view = mask.transpose(0, 1);
   const auto copies = [&](const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
                           const torch::Tensor& attn_mask) {
-    const auto explanation = attend::explain(query, key, value, AttentionOptions().attn_mask(attn_mask));
-    CHECK(explanation.backend == Backend::kSdpa);
-    return explanation.copies;
+    return attend::explain(query, key, value, by_name().attn_mask(attn_mask)).copies;
   };
   const std::string copies_of = "kSdpa copies what does not lie in memory row by row: ";
   CHECK(copies(copy, copy, copy, mask) == "");
@@ -184,7 +199,7 @@ TEST_CASE("a channels-first view is copied, which explain() says, and reaches th
 TEST_CASE("a backward pass in half precision is computed in float32, and explain() says so before") {
   const auto copies = [](at::ScalarType dtype, bool needs_gradient) {
     const torch::Tensor query = torch::randn({2, 4, 6, 8}).to(dtype).requires_grad_(needs_gradient);
-    return attend::explain(query, query, query).copies;
+    return attend::explain(query, query, query, by_name()).copies;
   };
   const std::string converts = "kSdpa converts everything to float32 for the backward pass";
   CHECK(copies(torch::kHalf, true) == converts);

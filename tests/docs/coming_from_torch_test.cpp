@@ -106,7 +106,7 @@ TEST_CASE("the function, explain() and the guard, as the page has them") {
   torch::Tensor a = at::scaled_dot_product_attention(q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true);
   torch::Tensor b = attend::attention(q, k, v, attend::AttentionOptions().is_causal(true));
   CHECK(max_difference(a, b) < 1e-6);
-  std::cout << attend::explain(q, k, v, attend::AttentionOptions().dropout(0.1)) << '\n';  // kReference; kSdpa: ATen's …
+  std::cout << attend::explain(q, k, v, attend::AttentionOptions().dropout(0.1)) << '\n';  // kCpu; kCpu: AVX-512
   {
     attend::BackendGuard guard(attend::Backend::kSdpa);  // in Python: with sdpa_kernel(…):
     y = attend::attention(q, k, v);                      // a fused kernel, or c10::NotImplementedError with the reason

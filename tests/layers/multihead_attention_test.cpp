@@ -35,6 +35,7 @@ using attend::Backend;
 using attend::MultiheadAttention;
 using attend::MultiheadAttentionOptions;
 using attend::test::check_as_accurate_as;
+using attend::test::check_equal_in_float64;
 using attend::test::check_gradients;
 using attend::test::copy_parameters;
 using attend::test::max_difference;
@@ -380,12 +381,12 @@ TEST_CASE("results and all gradients equal those of Python's module, which says 
   const std::map<std::string, torch::Tensor> data = reference_data("multihead_attention");
   struct Case {
     std::string name;
-    Backend backend;  // that kAuto takes
+    Backend backend;  // that kAuto takes in float64
     MultiheadAttentionOptions options = options_of();
 
     static MultiheadAttentionOptions options_of() { return MultiheadAttentionOptions(12, 4); }
   };
-  constexpr Backend kSdpa = Backend::kSdpa, kReference = Backend::kReference;
+  constexpr Backend kSdpa = Backend::kSdpa, kCpu = Backend::kCpu;
   const auto options = [] { return Case::options_of(); };
   const MultiheadAttentionOptions everything = options()
                                                    .batch_first(true)
@@ -413,7 +414,7 @@ TEST_CASE("results and all gradients equal those of Python's module, which says 
       {"bool_mask_per_head", kSdpa},
       {"float_mask", kSdpa},
       {"float_mask_per_head", kSdpa},
-      {"learned_masks", kReference},
+      {"learned_masks", kCpu},
       {"padding", kSdpa},
       {"float_padding", kSdpa},
       {"bool_masks", kSdpa},
@@ -427,12 +428,12 @@ TEST_CASE("results and all gradients equal those of Python's module, which says 
       {"zero_attn_float_masks", kSdpa, options().add_zero_attn(true)},
       {"causal", kSdpa, options().is_causal(true)},
 
-      {"longer_keys_causal", kReference, options().is_causal(true)},
+      {"longer_keys_causal", kCpu, options().is_causal(true)},
       {"causal_padding", kSdpa, options().is_causal(true)},
       {"causal_masks_padding", kSdpa, options().is_causal(true)},
-      {"window", kReference, options().window({2, 1})},
-      {"causal_window", kReference, options().is_causal(true).window({2, 4})},
-      {"window_float_mask", kReference, options().window({2, 1})},
+      {"window", kCpu, options().window({2, 1})},
+      {"causal_window", kCpu, options().is_causal(true).window({2, 4})},
+      {"window_float_mask", kCpu, options().window({2, 1})},
       {"causal_added_keys", kSdpa, options().is_causal(true).add_bias_kv(true).add_zero_attn(true)},
       {"window_bias_kv", kSdpa, options().window({1, 0}).add_bias_kv(true)},
       {"grouped", kSdpa, options().num_kv_heads(2)},
@@ -445,7 +446,7 @@ TEST_CASE("results and all gradients equal those of Python's module, which says 
       {"everything_unbatched", kSdpa, everything},
   };
   for (const Case& c : cases) {
-    for (const Backend backend : {Backend::kAuto, Backend::kReference}) {
+    for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu}) {
       CAPTURE(c.name);
       CAPTURE(backend);
       const std::string prefix = c.name + "/";
@@ -488,7 +489,7 @@ TEST_CASE("results and all gradients equal those of Python's module, which says 
       check_gradients(data, prefix, *layer);
       for (const auto& leaf : leaves) {
         CAPTURE(leaf.first);
-        CHECK(max_difference(leaf.second.grad(), data.at(prefix + leaf.first + "_gradient")) < 1e-12);
+        check_equal_in_float64(leaf.second.grad(), data.at(prefix + leaf.first + "_gradient"));
       }
     }
   }
@@ -552,7 +553,7 @@ TEST_CASE("a query that may attend to nothing gives the output projection's bias
   };
   for (const Case& c : cases) {
     for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
-      for (const Backend backend : {Backend::kAuto, Backend::kReference}) {
+      for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu, Backend::kSdpa}) {
         CAPTURE(c.name);
         CAPTURE(dtype);
         CAPTURE(backend);
@@ -569,6 +570,8 @@ TEST_CASE("a query that may attend to nothing gives the output projection's bias
         call.average_attn_weights = false;
         c.forbid(call);
         const bool learned = call.attn_mask.defined() && call.attn_mask.is_floating_point();
+        const bool is_for_sdpa = !learned && !c.options.is_causal();  // no gradient for a mask, no causal with L ≠ S
+        if (backend == Backend::kSdpa && !is_for_sdpa) continue;
         call = call.with_leaves();
         const Results results = call.run(layer);
         CHECK(output_of(results).select(1, 1).equal(layer->out_proj->bias.expand({5, 12})));
@@ -700,33 +703,56 @@ TEST_CASE("padding works in bfloat16, in float16 and under autocast, as accurate
 TEST_CASE("asking for the weights does not change the output, which still comes from the fused kernel") {
   MultiheadAttention layer(MultiheadAttentionOptions(64, 4).batch_first(true));
   const torch::Tensor x = torch::randn({2, 100, 64}), ignored = padding(2, 100);
-  const torch::Tensor without = output_of(layer(x, x, x, ignored, /*need_weights=*/false));
-  {
-    const OperatorLog log;
-    CHECK(output_of(layer(x, x, x, ignored, /*need_weights=*/true)).equal(without));
-    CHECK(log.count("aten::_scaled_dot_product_flash_attention_for_cpu") == 1);
+  const auto output = [&](bool need_weights) { return output_of(layer(x, x, x, ignored, need_weights)); };
+  for (const Backend backend : {Backend::kAuto, Backend::kCpu, Backend::kSdpa}) {
+    CAPTURE(backend);
+    const attend::BackendGuard guard(backend);
+    const torch::Tensor without = output(false);
+    const Backend taken = layer->explain(x, x, x, ignored).backend;
+    {
+      const OperatorLog log;
+      CHECK(output(true).equal(without));
+      CHECK(log.count("aten::_scaled_dot_product_flash_attention_for_cpu") == (taken == Backend::kSdpa ? 1 : 0));
+    }
+    // The others round in another way, so that equality to the bit means something.
+    for (const Backend other : {Backend::kReference, Backend::kCpu, Backend::kSdpa}) {
+      CAPTURE(other);
+      const attend::BackendGuard other_guard(other);
+      CHECK(output(false).equal(without) == (other == taken));
+    }
   }
-  // The dense formula rounds in another way, so that equality to the bit means something.
-  const attend::BackendGuard guard(Backend::kReference);
-  CHECK_FALSE(output_of(layer(x, x, x, ignored, /*need_weights=*/false)).equal(without));
 }
 
-TEST_CASE("explain says why a call does not take the fused kernel") {
-  const torch::Tensor x = torch::randn({5, 2, 12});
+TEST_CASE("explain says which kernel a call takes, and one asked for by name says why it cannot") {
+  const torch::Tensor x = torch::randn({5, 2, 12}, torch::kDouble);
+  const torch::Tensor learned = torch::zeros({5, 5}, torch::kDouble).requires_grad_();
   MultiheadAttention layer(MultiheadAttentionOptions(12, 3).dropout(0.1));
+  layer->to(torch::kDouble);
   attend::Explanation explanation = layer->explain(x, x, x);
-  CHECK(explanation.backend == Backend::kReference);
-  CHECK(explanation.why_not_faster.find("dropout") != std::string::npos);
+  CHECK(explanation.backend == Backend::kCpu);
+  CHECK(explanation.why_not_faster == "");
   layer->eval();
   explanation = layer->explain(x, x, x);
   CHECK(explanation.backend == Backend::kSdpa);
-  CHECK(explanation.why_not_faster == "");
+  CHECK(explanation.why_not_faster == "kCpu: ATen's kernels are faster in float64");
   CHECK(explanation.copies == "");
-  explanation = layer->explain(x, x, x, {}, torch::zeros({5, 5}).requires_grad_());
-  CHECK(explanation.why_not_faster.find("no gradient for attn_mask") != std::string::npos);
+  explanation = layer->explain(x, x, x, {}, learned);
+  CHECK(explanation.backend == Backend::kCpu);
+  CHECK(explanation.why_not_faster == "");
 
-  MultiheadAttention named(MultiheadAttentionOptions(12, 3).window({1, 1}).backend(Backend::kSdpa));
-  CHECK(message_of<c10::NotImplementedError>([&] { named(x, x, x); }).find("window") != std::string::npos);
+  const auto check_refused = [&](MultiheadAttention named, const torch::Tensor& mask, const std::string& reason) {
+    CAPTURE(reason);
+    named->to(torch::kDouble);
+    CHECK(message_of<c10::NotImplementedError>([&] { named->explain(x, x, x, {}, mask); }).find(reason) !=
+          std::string::npos);
+    CHECK(message_of<c10::NotImplementedError>([&] {
+            named(x, x, x, torch::Tensor(), /*need_weights=*/false, mask);
+          }).find(reason) != std::string::npos);
+  };
+  const auto named = [] { return MultiheadAttentionOptions(12, 3).backend(Backend::kSdpa); };
+  check_refused(MultiheadAttention(named().window({1, 1})), {}, "window");
+  check_refused(MultiheadAttention(named().dropout(0.1)), {}, "dropout");
+  check_refused(MultiheadAttention(named()), learned, "no gradient for attn_mask");
 }
 
 TEST_CASE("dropout: while training only, anew in each call, with the same expectation; weights are those before it") {

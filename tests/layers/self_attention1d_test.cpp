@@ -4,6 +4,7 @@
 #include "support/accuracy.h"
 #include "support/errors.h"
 #include "support/layers.h"
+#include "support/processor.h"
 #include "support/reference_data.h"
 
 #include <doctest/doctest.h>
@@ -42,7 +43,7 @@ TEST_CASE("outputs, maps and gradients equal the notebook's layer in Python, wit
       {"heads/", SelfAttention1dOptions(6, 8, 4).num_heads(2).scale(attend::kInverseSqrt)},
   };
   for (const auto& c : cases) {
-    for (const Backend backend : {Backend::kAuto, Backend::kReference}) {
+    for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu}) {
       const std::string& prefix = c.first;
       CAPTURE(prefix);
       CAPTURE(backend);
@@ -68,13 +69,17 @@ TEST_CASE("in float32 it is as accurate as the notebook's formula, at the experi
   check_as_accurate_as(dense, ours, notebook_layer(x.to(torch::kDouble), layer));
 }
 
-TEST_CASE("the channels-first signal reaches the fused kernel, without a copy") {
+TEST_CASE("the channels-first signal reaches every fused kernel, without a copy, and kAuto takes the fastest") {
   for (const int num_heads : {1, 4}) {
-    SelfAttention1d layer(SelfAttention1dOptions(64, 64, 64).num_heads(num_heads));
-    const attend::Explanation explanation = layer->explain(torch::randn({32, 64, 100}).requires_grad_());
-    CHECK(explanation.backend == Backend::kSdpa);
-    CHECK(explanation.why_not_faster.empty());
-    CHECK(explanation.copies.empty());
+    for (const Backend backend : {Backend::kAuto, Backend::kCpu, Backend::kSdpa}) {
+      CAPTURE(num_heads);
+      CAPTURE(backend);
+      SelfAttention1d layer(SelfAttention1dOptions(64, 64, 64).num_heads(num_heads).backend(backend));
+      const attend::Explanation explanation = layer->explain(torch::randn({32, 64, 100}).requires_grad_());
+      CHECK(explanation.backend == (backend == Backend::kAuto ? attend::test::fastest_backend() : backend));
+      CHECK(explanation.why_not_faster.empty() == (explanation.backend == Backend::kCpu || backend == Backend::kSdpa));
+      CHECK(explanation.copies.empty());
+    }
   }
 }
 

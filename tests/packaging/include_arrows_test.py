@@ -21,7 +21,7 @@ ARROWS = {
     "training": ["io"],
 }
 UMBRELLAS = ["attend.h", "training.h", "io.h", "cuda.cuh"]
-VOCABULARY = ["backend.h", "coordinate.h", "mask_mod.h", "options.h", "score_mod.h"]
+VOCABULARY = ["backend.h", "coordinate.h", "mask_mod.h", "options.h", "score_mod.h", "tensor_view.h"]
 
 
 def room_of(header):

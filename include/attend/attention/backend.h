@@ -12,6 +12,7 @@ namespace attend {
 enum class Backend {
   kAuto,       ///< the fastest backend that can do what the call asks for
   kReference,  ///< the dense formula (attention/reference.h): can do everything, O(L·S) memory
+  kCpu,        ///< our own kernels for the CPU (attention/cpu.h)
   kSdpa,  ///< ATen's fused kernels (attention/sdpa.h); asked for by name, it throws rather than go ATen's dense way
 };
 
@@ -54,6 +55,7 @@ struct Explanation {
   Backend backend;             ///< the backend that attention() takes
   std::string why_not_faster;  ///< one sentence for each faster backend that was passed over; empty if there is none
   std::string copies;          ///< what this backend copies or converts; empty if nothing
+  std::string how;             ///< which instructions of the processor kCpu uses; empty for the others
 };
 
 inline std::ostream& operator<<(std::ostream& stream, Backend backend) {
@@ -62,6 +64,8 @@ inline std::ostream& operator<<(std::ostream& stream, Backend backend) {
       return stream << "kAuto";
     case Backend::kReference:
       return stream << "kReference";
+    case Backend::kCpu:
+      return stream << "kCpu";
     case Backend::kSdpa:
       return stream << "kSdpa";
   }
@@ -72,6 +76,7 @@ inline std::ostream& operator<<(std::ostream& stream, const Explanation& explana
   stream << explanation.backend;
   if (!explanation.why_not_faster.empty()) stream << "; " << explanation.why_not_faster;
   if (!explanation.copies.empty()) stream << "; " << explanation.copies;
+  if (!explanation.how.empty()) stream << "; " << explanation.how;
   return stream;
 }
 

@@ -10,20 +10,35 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
-#include <array>
+#include <cstddef>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 namespace attend::detail {
+
+/// All tensors of a problem that a gradient may go back to, in one order everywhere; some may be undefined.
+inline std::vector<at::Tensor*> inputs_of(Problem& problem) {
+  std::vector<at::Tensor*> inputs{&problem.query, &problem.key, &problem.value, &problem.attn_mask,
+                                  &problem.alibi_slopes};
+  for (at::Tensor& tensor : problem.modification_tensors) inputs.push_back(&tensor);
+  return inputs;
+}
+
+/// What a kernel's forward pass gives.
+struct FusedResult : AttentionResult {
+  std::vector<at::Tensor> kept;  // what its backward pass wants to see again besides
+};
 
 /// The place of a fused kernel in torch's graph: what is saved for the backward pass, and who computes it.
 ///
 /// Kernel is a struct with two functions on raw tensors, which know nothing of autograd:
-///   static AttentionResult forward(const Problem&);
-///   static std::array<at::Tensor, 3> backward(const Problem&, const AttentionResult& result,
-///                                             const AttentionResult& gradients);
-/// backward returns the gradients of query, key and value; one of `gradients` may be undefined, which means zeros.
+///   static FusedResult forward(const Problem&, bool with_backward);
+///   static std::vector<at::Tensor> backward(const Problem&, const FusedResult& result,
+///                                           const AttentionResult& gradients);
+/// backward returns gradients in the order of inputs_of(); those at the end may be missing, and so may those of tensors
+/// that require none. One of `gradients` may be undefined, which means zeros.
 ///
 /// A backward pass that is to be differentiated itself (create_graph) goes through the reference, so that attention can
 /// be differentiated any number of times: a kernel's own backward would drop the second derivative without a word.
@@ -33,20 +48,27 @@ namespace attend::detail {
 template <class Kernel>
 class FusedFunction : public torch::autograd::Node {
  public:
-  static AttentionResult run(const Problem& problem) {
-    const bool is_recorded = torch::autograd::compute_requires_grad(problem.query, problem.key, problem.value);
-    AttentionResult result;
+  static AttentionResult run(Problem problem) {
+    Tensors inputs;
+    for (const at::Tensor* input : inputs_of(problem)) inputs.push_back(*input);
+    for (const at::Tensor& input : inputs)
+      TORCH_CHECK_NOT_IMPLEMENTED(
+          !input.defined() || !input._fw_grad(/*level=*/0).defined(),
+          "attend::attention: fused kernels have no forward-mode derivative; ask for kReference");
+    const bool is_recorded = torch::autograd::compute_requires_grad(at::TensorList(inputs));
+    FusedResult result;
     {
       const c10::AutoGradMode no_grad(false);
-      result = Kernel::forward(problem);
+      result = Kernel::forward(problem, is_recorded);
     }
     if (!is_recorded) return result;
     const std::shared_ptr<FusedFunction> node(new FusedFunction(problem), torch::autograd::deleteNode);
-    node->set_next_edges(torch::autograd::collect_next_edges(problem.query, problem.key, problem.value));
+    node->set_next_edges(torch::autograd::collect_next_edges(at::TensorList(inputs)));
     torch::autograd::set_history(result.output, node);
     if (problem.needs_log_sum_exp) torch::autograd::set_history(result.log_sum_exp, node);
     node->output_ = torch::autograd::SavedVariable(result.output, /*is_output=*/true);
     node->log_sum_exp_ = torch::autograd::SavedVariable(result.log_sum_exp, /*is_output=*/problem.needs_log_sum_exp);
+    for (const at::Tensor& kept : result.kept) node->kept_.emplace_back(kept, /*is_output=*/false);
     return result;
   }
 
@@ -54,7 +76,10 @@ class FusedFunction : public torch::autograd::Node {
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto* saved : {&query_, &key_, &value_, &attn_mask_, &output_, &log_sum_exp_}) saved->reset_data();
+    for (torch::autograd::SavedVariable& saved : inputs_) saved.reset_data();
+    for (torch::autograd::SavedVariable& saved : kept_) saved.reset_data();
+    output_.reset_data();
+    log_sum_exp_.reset_data();
   }
 
  protected:
@@ -62,40 +87,40 @@ class FusedFunction : public torch::autograd::Node {
 
   Tensors apply(Tensors&& given) override {
     const AttentionResult gradients{given[0], given.size() > 1 ? given[1] : at::Tensor()};
-    if (!gradients.output.defined() && !gradients.log_sum_exp.defined()) return Tensors(3);
+    if (!gradients.output.defined() && !gradients.log_sum_exp.defined()) return Tensors(inputs_.size());
     const WithoutAutocast without_autocast;
     Problem problem = problem_;
-    AttentionResult result;
+    FusedResult result;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      problem.query = query_.unpack();
-      problem.key = key_.unpack();
-      problem.value = value_.unpack();
-      problem.attn_mask = attn_mask_.unpack();
-      result = {output_.unpack(shared_from_this()), log_sum_exp_.unpack(shared_from_this())};
+      const std::vector<at::Tensor*> inputs = inputs_of(problem);
+      for (std::size_t i = 0; i < inputs.size(); ++i) *inputs[i] = inputs_[i].unpack();
+      result.output = output_.unpack(shared_from_this());
+      result.log_sum_exp = log_sum_exp_.unpack(shared_from_this());
+      for (const torch::autograd::SavedVariable& saved : kept_) result.kept.push_back(saved.unpack());
     }
     if (c10::GradMode::is_enabled()) return differentiable_backward(problem, gradients);
-    const std::array<at::Tensor, 3> inputs = Kernel::backward(problem, result, gradients);
-    return {inputs.begin(), inputs.end()};
+    Tensors inputs = Kernel::backward(problem, result, gradients);
+    inputs.resize(inputs_.size());
+    return inputs;
   }
 
  private:
-  explicit FusedFunction(const Problem& problem)
-      : problem_(problem),
-        query_(problem.query, /*is_output=*/false),
-        key_(problem.key, /*is_output=*/false),
-        value_(problem.value, /*is_output=*/false),
-        attn_mask_(problem.attn_mask, /*is_output=*/false) {
-    problem_.query = problem_.key = problem_.value = problem_.attn_mask = at::Tensor();
+  explicit FusedFunction(const Problem& problem) : problem_(problem) {
+    for (at::Tensor* input : inputs_of(problem_)) {
+      inputs_.emplace_back(*input, /*is_output=*/false);
+      *input = at::Tensor();
+    }
   }
 
   static Tensors differentiable_backward(Problem problem, const AttentionResult& gradients) {
     // Fresh views, because the caller may have passed one tensor as query and as key.
-    Tensors inputs;
-    for (at::Tensor* input : {&problem.query, &problem.key, &problem.value}) {
-      if (!input->requires_grad()) continue;
+    Tensors differentiated;
+    const std::vector<at::Tensor*> inputs = inputs_of(problem);
+    for (at::Tensor* input : inputs) {
+      if (!input->defined() || !input->requires_grad()) continue;
       *input = input->view_as(*input);
-      inputs.push_back(*input);
+      differentiated.push_back(*input);
     }
     const AttentionResult result = Reference::run(problem);
     Tensors outputs, output_gradients;
@@ -106,17 +131,18 @@ class FusedFunction : public torch::autograd::Node {
     };
     add(result.output, gradients.output);
     add(result.log_sum_exp, gradients.log_sum_exp);
-    const Tensors computed = torch::autograd::grad(outputs, inputs, output_gradients, /*retain_graph=*/true,
+    const Tensors computed = torch::autograd::grad(outputs, differentiated, output_gradients, /*retain_graph=*/true,
                                                    /*create_graph=*/true, /*allow_unused=*/true);
     Tensors results;
     auto next = computed.begin();
-    for (const at::Tensor* input : {&problem.query, &problem.key, &problem.value})
-      results.push_back(input->requires_grad() ? *next++ : at::Tensor());
+    for (const at::Tensor* input : inputs)
+      results.push_back(input->defined() && input->requires_grad() ? *next++ : at::Tensor());
     return results;
   }
 
   Problem problem_;  // without the tensors that are saved below, which torch watches for changes in place
-  torch::autograd::SavedVariable query_, key_, value_, attn_mask_, output_, log_sum_exp_;
+  std::vector<torch::autograd::SavedVariable> inputs_, kept_;
+  torch::autograd::SavedVariable output_, log_sum_exp_;
 };
 
 }  // namespace attend::detail

@@ -3,6 +3,7 @@
 
 #include <attend/attention/detail/dropout.h>
 #include <attend/attention/detail/problem.h>
+#include <attend/attention/modification.h>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
@@ -26,6 +27,10 @@ struct Reference {
   static constexpr Backend kBackend = Backend::kReference;
 
   static std::optional<std::string> why_not(const Problem&) { return std::nullopt; }
+
+  static std::optional<std::string> why_rather_not(const Problem&) { return std::nullopt; }
+
+  static std::string how(const Problem&) { return ""; }
 
   static std::string copies(const Problem& problem) {
     std::string copies;
@@ -69,8 +74,14 @@ struct Reference {
       scores = scores - slopes * (at.key - at.query).abs();
     }
     const at::Tensor& mask = problem.attn_mask;
-    if (mask.defined())
-      scores = mask.scalar_type() == at::kBool ? scores.masked_fill(mask.logical_not(), kNever) : scores + mask;
+    const bool is_bool_mask = mask.defined() && mask.scalar_type() == at::kBool;
+    if (mask.defined() && !is_bool_mask) scores = scores + mask;
+    if (problem.modification != nullptr) {
+      const at::Tensor allowed = problem.modification->mask(sizes_of(scores), problem.modification_tensors);
+      scores = problem.modification->change(scores, problem.modification_tensors);
+      scores = scores.masked_fill(allowed.logical_not().to(scores.device()), kNever);
+    }
+    if (is_bool_mask) scores = scores.masked_fill(mask.logical_not(), kNever);
     const Window& window = problem.window;
     if (window.left >= 0) scores = scores.masked_fill(at.key < at.query - window.left, kNever);
     if (window.right >= 0) scores = scores.masked_fill(at.key > at.query + window.right, kNever);

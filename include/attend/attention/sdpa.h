@@ -15,10 +15,10 @@
 #include <ATen/ops/zeros.h>
 #include <c10/util/StringUtil.h>
 
-#include <array>
 #include <limits>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace attend::detail {
 
@@ -41,6 +41,7 @@ struct Sdpa {
     if (problem.value_width() != problem.head_width())
       return c10::str("kSdpa: the value width (", problem.value_width(), ") differs from the query width (",
                       problem.head_width(), ")");
+    if (problem.modification != nullptr) return "kSdpa: ATen's kernels take no score_mod and no mask_mod";
     if (problem.is_packed()) return "kSdpa: packed batches are not sent to ATen's kernels";
     if (problem.has_window()) return "kSdpa: ATen's kernels take a window only as an (L, S) mask";
     if (problem.softcap > 0.0) return "kSdpa: ATen's kernels have no softcap";
@@ -70,6 +71,10 @@ struct Sdpa {
                       problem.query.scalar_type(), ", width ", problem.head_width(), ")");
     return std::nullopt;
   }
+
+  static std::optional<std::string> why_rather_not(const Problem&) { return std::nullopt; }
+
+  static std::string how(const Problem&) { return ""; }
 
   static std::string copies(const Problem& problem) {
     std::string names;
@@ -106,17 +111,17 @@ struct Sdpa {
 
  private:
   struct CpuKernel {
-    static AttentionResult forward(const Problem& problem) {
+    static FusedResult forward(const Problem& problem, bool /*with_backward*/) {
       auto [output, log_sum_exp] =
           at::_scaled_dot_product_flash_attention_for_cpu(problem.query, problem.key, problem.value, /*dropout_p=*/0.0,
                                                           problem.is_causal(), additive_mask(problem), problem.scale);
-      return {output, log_sum_exp};
+      return {{output, log_sum_exp}, {}};
     }
 
     /// In float32 at least: ATen's kernel would round P, dS and, for grouped heads, every partial sum to half
     /// precision.
-    static std::array<at::Tensor, 3> backward(const Problem& given, const AttentionResult& result,
-                                              const AttentionResult& gradients) {
+    static std::vector<at::Tensor> backward(const Problem& given, const FusedResult& result,
+                                            const AttentionResult& gradients) {
       const at::ScalarType dtype = given.query.scalar_type(), wide = is_half(given) ? at::kFloat : dtype;
       Problem problem = given;
       problem.query = given.query.to(wide);
@@ -127,9 +132,9 @@ struct Sdpa {
         auto [query, key, value] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
             gradient, problem.query, problem.key, problem.value, result.output.to(wide), result.log_sum_exp,
             /*dropout_p=*/0.0, problem.is_causal(), mask, problem.scale);
-        return std::array{query, key, value};
+        return std::vector{query, key, value};
       };
-      std::array<at::Tensor, 3> inputs;
+      std::vector<at::Tensor> inputs(3);
       if (gradients.output.defined()) inputs = run(readable(gradients.output.to(wide)));
       if (gradients.log_sum_exp.defined()) {
         // Its derivative by a score is the weight. So it gives the query scale · g times the average of the keys, and
@@ -137,7 +142,7 @@ struct Sdpa {
         const at::Tensor gradient = (problem.scale * gradients.log_sum_exp).unsqueeze(3);  // (N, H, L, 1)
         Problem averaged = problem;
         averaged.value = problem.key;
-        const at::Tensor to_query = gradient * forward(averaged).output,
+        const at::Tensor to_query = gradient * forward(averaged, /*with_backward=*/false).output,
                          to_key = run(readable(gradient * problem.query))[2];
         inputs[0] = inputs[0].defined() ? inputs[0] + to_query : to_query;
         inputs[1] = inputs[1].defined() ? inputs[1] + to_key : to_key;

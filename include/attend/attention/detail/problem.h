@@ -13,8 +13,12 @@
 
 #include <cmath>
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 namespace attend::detail {
+
+class Modification;  // attention/modification.h
 
 /// Autocast has done its work when a problem is made; a backend computes in the dtypes that it chooses itself.
 struct WithoutAutocast {
@@ -32,7 +36,9 @@ struct Problem {
   at::Tensor alibi_slopes;  // undefined, or (1 or N, H)
   at::Tensor query_offsets, key_offsets;  // undefined, or int32 (sequences + 1)
   at::Tensor dropout_seed;                // undefined without dropout, or int64 (1) on the device, drawn once per call
-  Window window;                          // is_causal is in it; unlimited where it would rule nothing out
+  std::shared_ptr<const Modification> modification;  // of flex_attention(); null without
+  std::vector<at::Tensor> modification_tensors;      // those that it reads
+  Window window;                                     // is_causal is in it; unlimited where it would rule nothing out
   double scale = 1.0;
   double softcap = 0.0;
   double dropout = 0.0;

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention/binder.h>
+#include <attend/attention/coordinate.h>
+#include <attend/attention/tensor_view.h>
+#include <attend/macros.h>
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <cstdint>
+#include <utility>
+
+namespace attend {
+
+/// Attention with linear biases: score − slope · |p − j| for the key j and the query's position p. One slope for each
+/// query head, (H) or (N, H), floating-point; may need a gradient.
+///
+/// The same as AttentionOptions::alibi_slopes, to be combined with others; but in packed batches positions are counted
+/// through all sequences (coordinate.h).
+/// Throws c10::ValueError, when attention is called, for other shapes.
+/// Source: Press et al., "Train short, test long", 2022.
+class Alibi {
+ public:
+  explicit Alibi(at::Tensor slopes) : slopes_(std::move(slopes)) {}
+
+  struct View {
+    TensorView slopes;  // (1 or N, H)
+    bool is_shared;
+
+    template <class T>
+    ATTEND_HOST_DEVICE T operator()(T score, Coordinate at) const {
+      const std::int32_t distance = at.query_position() - at.key;
+      return score - slopes.read<T>(is_shared ? 0 : at.batch, at.head) * T(distance < 0 ? -distance : distance);
+    }
+  };
+
+  View bind(Binder& binder) const {
+    const AttentionSizes& sizes = binder.sizes();
+    TORCH_CHECK_VALUE(slopes_.defined(), "attend::Alibi: slopes must be a tensor (H) or (N, H), got an undefined one");
+    const bool is_shared = slopes_.dim() == 1 && slopes_.size(0) == sizes.num_heads;
+    TORCH_CHECK_VALUE(
+        is_shared || (slopes_.dim() == 2 && slopes_.size(0) == sizes.batch_size && slopes_.size(1) == sizes.num_heads),
+        "attend::Alibi: slopes must be (H) or (N, H), with N ", sizes.batch_size, " and H ", sizes.num_heads, ", got ",
+        slopes_.sizes());
+    return {binder.values(is_shared ? slopes_.unsqueeze(0) : slopes_), is_shared};
+  }
+
+ private:
+  at::Tensor slopes_;
+};
+
+/// A learned value for each distance is added: table[h][clamp(j − p, −M, M) + M] for the key j and the query's position
+/// p, up to the largest distance M. The table is (H, 2M + 1), or (1, 2M + 1) for all heads; floating-point, may need a
+/// gradient.
+///
+/// Throws c10::ValueError, when attention is called, for other shapes.
+/// Source: Shaw et al., "Self-attention with relative position representations", 2018; as a bias: Raffel et al., "T5",
+/// 2020, which puts distances into buckets; here each has its own value.
+class RelativeBias {
+ public:
+  explicit RelativeBias(at::Tensor table) : table_(std::move(table)) {}
+
+  struct View {
+    TensorView table;
+    std::int32_t max_distance;
+    bool is_shared;
+
+    template <class T>
+    ATTEND_HOST_DEVICE T operator()(T score, Coordinate at) const {
+      std::int32_t distance = at.key - at.query_position();
+      distance = distance < -max_distance ? -max_distance : distance > max_distance ? max_distance : distance;
+      return score + table.read<T>(is_shared ? 0 : at.head, distance + max_distance);
+    }
+  };
+
+  View bind(Binder& binder) const {
+    const std::int64_t heads = binder.sizes().num_heads;
+    TORCH_CHECK_VALUE(table_.defined(),
+                      "attend::RelativeBias: table must be a tensor (H, 2M + 1), got an undefined one");
+    TORCH_CHECK_VALUE(table_.dim() == 2 && (table_.size(0) == heads || table_.size(0) == 1) && table_.size(1) % 2 == 1,
+                      "attend::RelativeBias: table must be (H, 2M + 1) or (1, 2M + 1), with H ", heads, ", got ",
+                      table_.sizes());
+    return {binder.values(table_), static_cast<std::int32_t>(table_.size(1) / 2), table_.size(0) == 1};
+  }
+
+ private:
+  at::Tensor table_;
+};
+
+/// A learned value for each score is added. 2-d (L, S), 3-d (H, L, S) or 4-d (N, H, L, S), any of which may be 1 and is
+/// then broadcast; floating-point, may need a gradient.
+///
+/// The same as a float AttentionOptions::attn_mask, to be combined with others. Its gradient is added up in float64,
+/// once for each thread. Throws c10::ValueError, when attention is called, for other shapes.
+class DenseBias {
+ public:
+  explicit DenseBias(at::Tensor bias) : bias_(std::move(bias)) {}
+
+  struct View {
+    TensorView bias;
+    std::int32_t factors[4];  // 0 where it is broadcast, else 1
+
+    template <class T>
+    ATTEND_HOST_DEVICE T operator()(T score, Coordinate at) const {
+      return score +
+             bias.read<T>(at.batch * factors[0], at.head * factors[1], at.query * factors[2], at.key * factors[3]);
+    }
+  };
+
+  View bind(Binder& binder) const {
+    const AttentionSizes& sizes = binder.sizes();
+    const std::int64_t full[4] = {sizes.batch_size, sizes.num_heads, sizes.query_length, sizes.key_length};
+    TORCH_CHECK_VALUE(bias_.defined(), "attend::DenseBias: bias must be a tensor (L, S), got an undefined one");
+    TORCH_CHECK_VALUE(bias_.dim() >= 2 && bias_.dim() <= 4,
+                      "attend::DenseBias: bias must be 2-d (L, S), 3-d (H, L, S) or 4-d (N, H, L, S), got ",
+                      bias_.sizes());
+    at::Tensor bias = bias_;
+    while (bias.dim() < 4) bias = bias.unsqueeze(0);
+    View view{};
+    for (int i = 0; i < 4; ++i) {
+      TORCH_CHECK_VALUE(bias.size(i) == full[i] || bias.size(i) == 1, "attend::DenseBias: bias ", bias_.sizes(),
+                        " must broadcast to (N, H, L, S) = ", at::IntArrayRef(full, 4));
+      view.factors[i] = bias.size(i) == 1 ? 0 : 1;
+    }
+    view.bias = binder.values(bias);
+    return view;
+  }
+
+ private:
+  at::Tensor bias_;
+};
+
+}  // namespace attend

@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention/cpu/backward.h>
+#include <attend/attention/cpu/forward.h>
+#include <attend/attention/cpu/scores.h>
+#include <attend/attention/detail/dropout.h>
+#include <attend/attention/detail/parallel.h>
+#include <attend/attention/detail/problem.h>
+#include <attend/attention/fused_function.h>
+#include <attend/attention/modification.h>
+#include <attend/attention/sdpa.h>
+
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/Version.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace attend::detail {
+
+/// What the kernels may use: what LibTorch itself uses on this processor, so that its variable ATEN_CPU_CAPABILITY
+/// (default, avx2, avx512) holds for both.
+inline cpu::InstructionSet available_instruction_set() {
+  static const cpu::InstructionSet available = [] {
+    const std::string capability = at::get_cpu_capability();
+#if defined(__x86_64__)
+    if (capability == "AVX512")
+      return __builtin_cpu_supports("avx512bf16") ? cpu::InstructionSet::kAvx512Bf16 : cpu::InstructionSet::kAvx512;
+    if (capability == "AVX2") return cpu::InstructionSet::kAvx2;
+#endif
+    return cpu::InstructionSet::kBaseline;
+  }();
+  return available;
+}
+
+/// Our own kernels for the CPU (attention/cpu/): everything that attention() and flex_attention() can ask for.
+struct Cpu {
+  static constexpr Backend kBackend = Backend::kCpu;
+
+  static std::optional<std::string> why_not(const Problem& problem) {
+    if (!problem.query.is_cpu()) return c10::str("kCpu: the tensors are on ", problem.query.device().type());
+    if (problem.batch_size() == 0 || problem.query_length() == 0 || problem.key_length() == 0)
+      return "kCpu: there is nothing to compute for an empty batch, query or key";
+    constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2;
+    if (std::max(problem.query_length(), problem.key_length()) > kMost)
+      return c10::str("kCpu: sequences must be shorter than ", kMost);
+    constexpr std::int64_t kWidest = 1 << 20;
+    if (std::max(problem.head_width(), problem.value_width()) > kWidest)
+      return c10::str("kCpu: heads must not be wider than ", kWidest);
+    if (std::max(problem.batch_size(), problem.num_heads()) > kMost)
+      return c10::str("kCpu: there must be fewer batch entries and heads than ", kMost);
+    return std::nullopt;
+  }
+
+  /// What ATen's kernels do faster, where they can do it at all. Our speed over theirs, forward / forward + backward,
+  /// with two threads of a Zen 4, 8 heads, D 64, 2026-11-23 (more: benchmarks/results/flex_attention.md):
+  ///
+  ///                       float32                   bfloat16                  float16
+  ///                       dense       causal        dense       causal        dense        causal
+  ///   AVX-512
+  ///     L 100, batch 32   1.8 / 1.9   1.8 / 2.1     2.8 / 5.4   2.9 / 5.5     2.3 /  6.9   2.9 /  7.3
+  ///     L 512, batch 8    1.4 / 1.5   2.1 / 2.4     2.4 / 2.1   3.9 / 3.5     2.5 /  9.9   4.6 / 17.4
+  ///     L 4,096           1.4 / 1.5   1.4 / 1.6     2.1 / 1.8   2.4 / 2.2     2.4 / 10.9   2.5 / 11.7
+  ///   AVX2
+  ///     L 100, batch 32   1.4 / 1.3   1.4 / 1.5     1.4 / 2.7   1.5 / 3.0     2.4 /  5.7   2.0 /  6.1
+  ///     L 512, batch 8    0.8 / 0.9   1.6 / 1.8     0.9 / 0.9   1.4 / 1.6     1.5 /  6.7   2.7 / 11.4
+  ///     L 4,096           0.9 / 0.9   1.0 / 1.0     0.9 / 0.8   0.9 / 0.9     1.6 /  5.4   1.4 /  7.4
+  static std::optional<std::string> why_rather_not(const Problem& problem) {
+    const bool is_double = problem.query.scalar_type() == at::kDouble,
+               is_half = problem.query.scalar_type() == at::kHalf;
+    const cpu::InstructionSet available = available_instruction_set();
+    const bool is_portable = available == cpu::InstructionSet::kBaseline;
+    const bool is_long = available == cpu::InstructionSet::kAvx2 && !is_half &&
+                         problem.key_length() >= (problem.is_causal() ? 2048 : 256);
+    if ((!is_double && !is_portable && !is_long) || Sdpa::why_not(problem)) return std::nullopt;
+    if (is_double) return "kCpu: ATen's kernels are faster in float64";
+    if (is_portable) return "kCpu: ATen's kernels are faster where only the portable path of ours can run";
+    return "kCpu: ATen's kernels are faster for long sequences where there is AVX2 and no AVX-512";
+  }
+
+  static std::string copies(const Problem& problem) {
+    if (problem.query.scalar_type() == at::kHalf) return "kCpu converts float16 to float32";
+    return problem.query.scalar_type() == at::kBFloat16 && !has_pairs()
+               ? "kCpu converts bfloat16 to float32, tile by tile"
+               : "";
+  }
+
+  static std::string how(const Problem& problem) {
+    const bool is_double = problem.query.scalar_type() == at::kDouble;
+    const cpu::InstructionSet set = is_double ? cpu::tile_operations<double>(available_instruction_set()).set
+                                              : cpu::tile_operations<float>(available_instruction_set()).set;
+    if (set == cpu::InstructionSet::kBaseline) return "kCpu: the portable path, without AVX2 or AVX-512";
+    if (set == cpu::InstructionSet::kAvx2) return "kCpu: AVX2";
+    return problem.query.scalar_type() == at::kBFloat16 && has_pairs() ? "kCpu: AVX-512, products of bfloat16"
+                                                                       : "kCpu: AVX-512";
+  }
+
+  static AttentionResult run(const Problem& problem) {
+    Problem wide = problem;
+    for (at::Tensor* tensor : inputs_of(wide))
+      if (tensor->defined()) *tensor = tensor->resolve_neg();
+    if (problem.query.scalar_type() != at::kHalf) return FusedFunction<Kernel>::run(wide);
+    for (at::Tensor* tensor : {&wide.query, &wide.key, &wide.value}) *tensor = tensor->to(at::kFloat);
+    if (wide.attn_mask.defined() && wide.attn_mask.scalar_type() == at::kHalf)
+      wide.attn_mask = wide.attn_mask.to(at::kFloat);
+    const AttentionResult result = FusedFunction<Kernel>::run(wide);
+    return {result.output.to(at::kHalf), result.log_sum_exp};
+  }
+
+ private:
+  static bool has_pairs() { return available_instruction_set() >= cpu::InstructionSet::kAvx512Bf16; }
+
+  struct Kernel {
+    static FusedResult forward(const Problem& problem, bool with_backward) {
+      return problem.query.scalar_type() == at::kDouble ? Pass<double>(problem).forward(with_backward)
+                                                        : Pass<float>(problem).forward(with_backward);
+    }
+    static std::vector<at::Tensor> backward(const Problem& problem, const FusedResult& result,
+                                            const AttentionResult& gradients) {
+      return problem.query.scalar_type() == at::kDouble ? Pass<double>(problem).backward(result, gradients)
+                                                        : Pass<float>(problem).backward(result, gradients);
+    }
+  };
+
+  /// One pass over a problem, and what it keeps alive for the kernels.
+  template <class T>
+  class Pass {
+   public:
+    explicit Pass(const Problem& problem) : problem_(problem) {
+      call_.operations = &cpu::tile_operations<T>(available_instruction_set());
+      if (problem.query.scalar_type() == at::kBFloat16 && has_pairs()) call_.pairs = &cpu::kPairOperations;
+      call_.query = rows(problem.query);
+      call_.key = rows(problem.key);
+      call_.value = rows(problem.value);
+      call_.batch = static_cast<std::int32_t>(problem.batch_size());
+      call_.heads = static_cast<std::int32_t>(problem.num_heads());
+      call_.kv_heads = static_cast<std::int32_t>(problem.num_kv_heads());
+      call_.queries = static_cast<std::int32_t>(problem.query_length());
+      call_.keys = static_cast<std::int32_t>(problem.key_length());
+      call_.width = static_cast<std::int32_t>(problem.head_width());
+      call_.value_width = static_cast<std::int32_t>(problem.value_width());
+      call_.scale = static_cast<T>(problem.scale);
+      set_blocks();
+      set_scores();
+    }
+
+    /// Kept for a backward pass: what the log-sum-exp has lost by rounding, and, for bfloat16, the output before it is
+    /// rounded. Without them the gradients would have several times the error of the dense formula: both concern all
+    /// keys of a query alike.
+    FusedResult forward(bool with_backward) {
+      const auto N = problem_.batch_size(), H = problem_.num_heads(), L = problem_.query_length();
+      const at::TensorOptions options = problem_.query.options();
+      const bool keeps_output = with_backward && problem_.query.scalar_type() != kDtype;
+      FusedResult result;
+      const std::int64_t Dv = problem_.value_width();
+      // A query's heads lie side by side, as layers want them; not a view, which could not be changed in place.
+      result.output =
+          at::empty_strided({N, H, L, Dv}, {L * H * Dv, Dv, H * Dv, 1}, keeps_output ? options.dtype(kDtype) : options);
+      result.log_sum_exp = at::empty({N, H, L}, options.dtype(kDtype));
+      if (with_backward) result.kept = {at::empty({N, H, L}, options.dtype(kDtype))};
+      if (keeps_output) result.kept.push_back(result.output);
+      set_result(result);
+      const std::int64_t tasks = N * H * static_cast<std::int64_t>(call_.blocks.size());
+      std::atomic<std::int64_t> next{0};
+      parallel(threads_for(tasks), [&](int) {
+        cpu::Workspace<T> memory(cpu::forward_workspace(call_));
+        // From the end: under a causal mask the last blocks take longest.
+        for (std::int64_t task; (task = next++) < tasks;)
+          cpu::forward_block(call_, scores_, cpu::Place::at(call_, tasks - 1 - task), memory);
+      });
+      if (keeps_output) result.output = result.output.to(problem_.query.scalar_type());
+      return result;
+    }
+
+    std::vector<at::Tensor> backward(const FusedResult& result, const AttentionResult& given) {
+      set_result(result);
+      const std::int64_t tasks =
+          problem_.batch_size() * problem_.num_heads() * static_cast<std::int64_t>(call_.blocks.size());
+      const int threads = threads_for(tasks);
+
+      std::vector<at::Tensor> inputs;
+      for (const at::Tensor& input : {problem_.query, problem_.key, problem_.value})
+        inputs.push_back(at::empty(input.sizes(), input.options()));
+      const at::Tensor output = given.output.defined() ? given.output.resolve_neg() : at::zeros_like(result.output);
+      const at::Tensor log_sum_exp =
+          given.log_sum_exp.defined() ? given.log_sum_exp.contiguous().resolve_neg() : at::Tensor();
+      cpu::Gradients<T> gradients;
+      gradients.output = rows(output);
+      if (log_sum_exp.defined()) gradients.log_sum_exp = log_sum_exp.const_data_ptr<T>();
+      gradients.query = rows(inputs[0]);
+      gradients.key = rows(inputs[1]);
+      gradients.value = rows(inputs[2]);
+
+      // What the scores read: the sums of each thread, which are added up in their order.
+      std::vector<at::Tensor> read{problem_.attn_mask, problem_.alibi_slopes};
+      read.insert(read.end(), problem_.modification_tensors.begin(), problem_.modification_tensors.end());
+      std::vector<at::Tensor> sums(read.size());
+      for (std::size_t k = 0; k < read.size(); ++k)
+        if (read[k].defined() && read[k].requires_grad())
+          sums[k] = at::zeros({threads, read[k].numel()}, problem_.query.options().dtype(at::kDouble));
+      const auto sums_of = [&](std::size_t k) {
+        return
+            typename cpu::Gradients<T>::Sums{sums[k].defined() ? sums[k].template mutable_data_ptr<double>() : nullptr,
+                                             sums[k].defined() ? sums[k].size(1) : 0};
+      };
+      gradients.mask = sums_of(0);
+      gradients.slopes = sums_of(1);
+      const int score_tensors = modified_ == nullptr ? 0 : modified_->tensors();
+      if (std::any_of(sums.begin() + 2, sums.end(), [](const at::Tensor& sum) { return sum.defined(); }))
+        for (int k = 0; k < score_tensors; ++k)
+          gradients.modification.push_back(sums_of(static_cast<std::size_t>(2 + k)));
+
+      cpu::Backward<T> pass(call_, gradients, scores_, threads);
+      parallel(threads, [&](int thread) { pass.work(thread); });
+      parallel(threads, [&](int thread) { pass.finish(thread); });
+      TORCH_CHECK_VALUE(pass.is_valid(), kTwoValuesRead);
+      for (std::size_t k = 0; k < read.size(); ++k)
+        inputs.push_back(sums[k].defined() ? sums[k].sum(0).view(read[k].sizes()).to(read[k].scalar_type())
+                                           : at::Tensor());
+      return inputs;
+    }
+
+   private:
+    static constexpr at::ScalarType kDtype = c10::CppTypeToScalarType<T>::value;
+
+    static int threads_for(std::int64_t tasks) {
+      return static_cast<int>(std::min<std::int64_t>(at::get_num_threads(), tasks));
+    }
+
+    static cpu::TensorRows<T> rows(const at::Tensor& tensor) {
+      cpu::TensorRows<T> rows{tensor.data_ptr(), {}, tensor.scalar_type() == at::kBFloat16};
+      std::copy_n(tensor.strides().begin(), 4, rows.strides);
+      return rows;
+    }
+
+    void set_result(const FusedResult& result) {
+      call_.output = rows(result.kept.size() == 2 ? result.kept[1] : result.output);
+      call_.log_sum_exp = result.log_sum_exp.template data_ptr<T>();
+      call_.log_sum_exp_rest = result.kept.empty() ? nullptr : result.kept[0].template data_ptr<T>();
+    }
+
+    void set_blocks() {
+      const auto add = [this](std::int32_t query_begin, std::int32_t query_end, std::int32_t key_begin,
+                              std::int32_t key_end) {
+        for (std::int32_t i = query_begin; i < query_end; i += cpu::kTileQueries)
+          call_.blocks.push_back(
+              {i, std::min(cpu::kTileQueries, query_end - i), key_begin, key_end, i + key_end - query_end});
+      };
+      if (!problem_.is_packed()) return add(0, call_.queries, 0, call_.keys);
+      const auto queries = problem_.query_offsets.template accessor<std::int32_t, 1>(),
+                 keys = problem_.key_offsets.template accessor<std::int32_t, 1>();
+      for (std::int64_t b = 0; b + 1 < queries.size(0); ++b) add(queries[b], queries[b + 1], keys[b], keys[b + 1]);
+    }
+
+    void set_scores() {
+      cpu::StandardScores<T>& standard = scores_.standard;
+      standard.softcap = static_cast<T>(problem_.softcap);
+      if (problem_.alibi_slopes.defined()) {
+        slopes_ = problem_.alibi_slopes.to(kDtype);
+        standard.alibi_slopes = slopes_.template const_data_ptr<T>();
+        standard.has_alibi_of_batch = slopes_.size(0) > 1;
+        standard.alibi_strides[0] = standard.has_alibi_of_batch ? slopes_.stride(0) : 0;
+        standard.alibi_strides[1] = slopes_.stride(1);
+      }
+      const at::Tensor& mask = problem_.attn_mask;
+      if (mask.defined()) {
+        using Kind = typename cpu::StandardScores<T>::Mask::Kind;
+        standard.mask.kind = mask.scalar_type() == at::kBool       ? Kind::kBool
+                             : mask.scalar_type() == at::kBFloat16 ? Kind::kAddedBFloat16
+                                                                   : Kind::kAdded;
+        standard.mask.data = mask.const_data_ptr();
+        std::int64_t stride = 1;  // of the gradient
+        for (int i = 3; i >= 0; --i) {
+          standard.mask.strides[i] = mask.size(i) == 1 ? 0 : mask.stride(i);
+          standard.mask.gradient_strides[i] = mask.size(i) == 1 ? 0 : stride;
+          stride *= mask.size(i);
+        }
+      }
+      standard.window_left = static_cast<std::int32_t>(problem_.window.left);
+      standard.window_right = static_cast<std::int32_t>(problem_.window.right);
+      if (problem_.dropout > 0) {
+        standard.dropout = static_cast<T>(problem_.dropout);
+        standard.dropout_scale = problem_.dropout < 1 ? static_cast<T>(1 / (1 - problem_.dropout)) : T(0);
+        standard.dropout_seed =
+            static_cast<std::uint64_t>(*problem_.dropout_seed.template const_data_ptr<std::int64_t>());
+        standard.dropout_threshold = dropout_threshold(problem_.dropout);
+      }
+      if (problem_.modification == nullptr) return;
+      read_ = problem_.modification->on_cpu(problem_.modification_tensors, kDtype);
+      modified_ = problem_.modification->modified_scores(
+          {problem_.batch_size(), problem_.num_heads(), problem_.query_length(), problem_.key_length()}, read_,
+          available_instruction_set(), T());
+      scores_.modified = modified_.get();
+    }
+
+    const Problem& problem_;
+    cpu::Call<T> call_;
+    cpu::Scores<T> scores_;
+    at::Tensor slopes_;
+    std::vector<at::Tensor> read_;
+    std::unique_ptr<cpu::ModifiedScores<T>> modified_;
+  };
+};
+
+}  // namespace attend::detail

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Forward pass of fused attention on the CPU.
+//
+//   for each block of 64 queries of a head (one task):
+//     for each tile of 64 keys that the scores do not rule out:
+//       Sᵀ = K (scale · Q)ᵀ             (keys, queries)
+//       scores changed and masked; P = exp(Sᵀ − m), where m is each query's largest score so far
+//       rescale Oᵀ and l by exp(m_old − m)
+//       Oᵀ += Vᵀ P                      (value width, queries)
+//     write O = Oᵀᵀ / l, and m + log l for the backward pass
+//
+// Everything is transposed, so that the queries of a block lie side by side in the lanes of vectors: maximum, sum and
+// rescaling need no step across lanes, and K and V are read number by number where they are, whatever their strides.
+// No (L, S) tensor exists, and no copy of K or V.
+
+#include <attend/attention/cpu/block_products.h>
+#include <attend/attention/cpu/call.h>
+#include <attend/attention/cpu/scores.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+namespace attend::cpu {
+
+/// Memory that forward_block() needs, in numbers of T.
+template <class T>
+std::int64_t forward_workspace(const Call<T>& call) {
+  return BlockProducts<T>::size(call) + kTileQueries * (call.value_width + 2 * kTileKeys + 4);
+}
+
+/// The output and log-sum-exp of one block of queries.
+template <class T>
+void forward_block(const Call<T>& call, const Scores<T>& scores, const Place& place, Workspace<T>& memory) {
+  const TileOperations<T>& operations = *call.operations;
+  const int queries = place.block.queries, columns = columns_for(queries);
+  memory.begin_again();
+  BlockProducts<T> products(call, place, memory);
+  T* output = memory.take(call.value_width * kTileQueries);  // Oᵀ
+  T *tile_scores = memory.take(kTileSize), *factors = memory.take(kTileSize);
+  T *largest = memory.take(kTileQueries), *sum = memory.take(kTileQueries), *rescale = memory.take(kTileQueries);
+  std::fill_n(output, call.value_width * kTileQueries, T(0));
+  std::fill_n(largest, kTileQueries, kNever<T>);
+  std::fill_n(sum, kTileQueries, T(0));
+
+  const KeyRange range = scores.keys(call, place);
+  for (std::int32_t first_key = range.begin; first_key < range.end; first_key += kTileKeys) {
+    const Tile<T> tile = scores.tile(call, place, first_key, range, tile_scores);
+    products.set_tile(first_key, tile.keys);
+    products.scores(tile.scores);
+    scores.apply(operations, tile);
+    operations.softmax_step(tile.scores, tile.keys, columns, largest, sum, rescale);
+    const bool has_changed = std::any_of(rescale, rescale + columns, [](T factor) { return factor != T(1); });
+    if (has_changed && first_key > range.begin) operations.scale_columns(output, call.value_width, columns, rescale);
+    if (scores.standard.dropout > 0) {
+      scores.standard.dropout_factors(operations, tile, factors);
+      operations.multiply(tile.scores, factors, tile.keys);
+    }
+    products.add_values(tile.scores, output);
+  }
+
+  const std::int64_t row = call.row_of(place.batch, place.head) + place.block.query_begin;
+  for (int i = 0; i < queries; ++i) {
+    const double exact = static_cast<double>(largest[i]) + std::log(static_cast<double>(sum[i]));
+    const bool has_infinity = largest[i] == -kNever<T>;  // then the sum is NaN, but its logarithm is not
+    const T rounded = sum[i] == T(0) ? kNever<T> : has_infinity ? largest[i] : static_cast<T>(exact);
+    call.log_sum_exp[row + i] = rounded;
+    if (call.log_sum_exp_rest != nullptr)
+      call.log_sum_exp_rest[row + i] = rounded == kNever<T> ? T(0) : static_cast<T>(exact - rounded);
+    if (sum[i] == T(0)) sum[i] = T(1);  // no key: zeros
+  }
+  std::fill(sum + queries, sum + columns, T(1));
+  operations.divide_columns(output, call.value_width, columns, sum);
+  operations.write_transposed(call.output.of(place.batch, place.head), place.block.query_begin, queries,
+                              call.value_width, T(1), output);
+}
+
+}  // namespace attend::cpu

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention/cpu/instruction_set.h>
+#include <attend/attention/cpu/standard_operations.h>
+#include <attend/attention/cpu/tile.h>
+#include <attend/attention/cpu/tile_operations.h>
+#include <attend/attention/mask_mod.h>
+#include <attend/attention/score_mod.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace attend::cpu {
+
+/// A caller's score_mod and mask_mod, as the kernels see them.
+template <class T>
+class ModifiedScores {
+ public:
+  virtual ~ModifiedScores() = default;
+
+  virtual KeyRange keys(const QueryBlock& block) const = 0;
+
+  /// Changes the scores of the tile and rules out what must not be attended. Where `derivatives` is not null and the
+  /// result is true, it has been filled; else they are 1.
+  virtual bool apply(const Tile<T>& tile, T* derivatives) const = 0;
+
+  /// How many tensors gradients may go back to.
+  virtual int tensors() const = 0;
+
+  /// `gradients` are those of the scores after apply(), and the tile has the scores as they were before. Adds what they
+  /// give to the values of tensor k. False if a score depends on two of its values.
+  virtual bool add_gradients(const Tile<T>& tile, const T* gradients, int k, double* sums) const = 0;
+};
+
+/// A score_mod and a mask_mod applied to every score of a tile, kRun neighbours at a time. All that a run reads and
+/// writes is local, and the mask has a loop of its own: so the compilers make vectors of a caller's struct at -O2.
+///
+/// Padding repeats the last query, because a query that does not exist might read where nothing is.
+template <class T, class Mod>
+struct ApplyModification {
+  template <class Set>
+  static ATTEND_ALWAYS_INLINE void run(const Mod& given_mod, const Tile<T>& given_tile, T* derivatives) {
+    const Mod mod = given_mod;
+    const Tile<T> tile = given_tile;
+    const std::int32_t last = tile.first.query + tile.queries - 1;
+    for (int j = 0; j < tile.keys; ++j)
+      for (int begin = 0; begin < tile.columns; begin += kRun) {
+        T* const scores = tile.scores + j * kTileQueries + begin;
+        T before[kRun], after[kRun], slopes[kRun];
+        std::int32_t is_allowed[kRun];
+        Coordinate at = tile.first;
+        at.key += j;
+        const std::int32_t query = tile.first.query + begin;
+        const auto query_at = [&](int i) { return query + i < last ? query + i : last; };
+        for (int i = 0; i < kRun; ++i) before[i] = scores[i];
+        for (int i = 0; i < kRun; ++i) {
+          at.query = query_at(i);
+          is_allowed[i] = mod.mask(at);
+        }
+        if (derivatives == nullptr) {
+          for (int i = 0; i < kRun; ++i) {
+            at.query = query_at(i);
+            const Real<T> changed = mod.score(Real<T>(before[i]), at);
+            after[i] = changed.value;
+          }
+        } else {
+          for (int i = 0; i < kRun; ++i) {
+            at.query = query_at(i);
+            const Dual<T> changed = mod.score(Dual<T>(before[i], T(1), 0), at);
+            after[i] = changed.value.value;
+            slopes[i] = changed.derivative.value;
+          }
+          for (int i = 0; i < kRun; ++i) derivatives[j * kTileQueries + begin + i] = slopes[i];
+        }
+        for (int i = 0; i < kRun; ++i) scores[i] = is_allowed[i] != 0 ? after[i] : kNever<T>;
+      }
+  }
+};
+
+template <class T, class Score, class Mask>
+class ModifiedScoresBy final : public ModifiedScores<T> {
+ public:
+  /// `differentiated`: copies of the score_mod whose Duals are derivatives by the values of tensor 0, 1, …
+  ModifiedScoresBy(const Score& score, const Mask& mask, std::vector<Score> differentiated, InstructionSet available)
+      : mod_{score, mask}, differentiated_(std::move(differentiated)), apply_(function_for(available)) {}
+
+  KeyRange keys(const QueryBlock& block) const override { return attend::detail::key_range(mod_.mask, block); }
+
+  bool apply(const Tile<T>& tile, T* derivatives) const override {
+    constexpr bool is_changed = !std::is_same_v<Score, Unchanged>;
+    apply_(mod_, tile, is_changed ? derivatives : nullptr);
+    return is_changed && derivatives != nullptr;
+  }
+
+  int tensors() const override { return static_cast<int>(differentiated_.size()); }
+
+  bool add_gradients(const Tile<T>& tile, const T* gradients, int k, double* sums) const override {
+    const Score& score = differentiated_[static_cast<std::size_t>(k)];
+    bool is_valid = true;
+    for (int j = 0; j < tile.keys; ++j)
+      for (int i = 0; i < tile.queries; ++i) {
+        const T gradient = gradients[j * kTileQueries + i];
+        if (gradient == T(0)) continue;  // ruled out: the derivative may be infinite
+        Coordinate at = tile.first;
+        at.key += j;
+        at.query += i;
+        const Dual<T> changed = score(Dual<T>(tile.scores[j * kTileQueries + i]), at);
+        is_valid = is_valid && changed.source >= 0;
+        if (changed.source > 0) sums[changed.source - 1] += gradient * changed.derivative.value;
+      }
+    return is_valid;
+  }
+
+ private:
+  struct Mod {
+    Score score;
+    Mask mask;
+  };
+  using Function = void (*)(const Mod&, const Tile<T>&, T*);
+
+  static Function function_for(InstructionSet available) {
+    if constexpr (supported<T>(InstructionSet::kAvx512) == InstructionSet::kAvx512) {
+      if (available >= InstructionSet::kAvx512) return &On<Avx512, ApplyModification<T, Mod>>::call;
+      if (available == InstructionSet::kAvx2) return &On<Avx2, ApplyModification<T, Mod>>::call;
+    }
+    return &On<Baseline, ApplyModification<T, Mod>>::call;
+  }
+
+  Mod mod_;
+  std::vector<Score> differentiated_;
+  Function apply_;
+};
+
+}  // namespace attend::cpu

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The matrix products that attention consists of: C (+)= A B, with B and C in rows of vectors, and A read number by
+// number at any two strides, so that A may be a transposed matrix, or a caller's tensor as it is.
+//
+// A panel of C, 4 rows of a few vectors, stays in registers while k runs: each step loads the vectors of one row of B,
+// and 4 numbers of A that are multiplied with all of them. Zen 4, one core, g++ 12 -O2, float32: 111 GFLOP/s for
+// (128, 64) × (64, 256) and 113 for longer sums, of about 118 that the core can do.
+
+#include <attend/attention/cpu/vector.h>
+
+#include <cstdint>
+
+namespace attend::cpu {
+
+/// A matrix of which only single numbers are read: entry (i, k) lies at data[i · row + k · column].
+template <class T>
+struct Strided {
+  const T* data;
+  std::int64_t row, column;
+
+  Strided transposed() const { return {data, column, row}; }
+};
+
+/// C (rows, columns) = A (rows, depth) B (depth, columns), or += with `add`. `columns` must be a multiple of the
+/// vector's lanes; rows of B and C lie b_row and c_row apart.
+template <class T>
+struct Product {
+  template <class Set>
+  static ATTEND_ALWAYS_INLINE void run(const Strided<T>& a, const T* b, std::int64_t b_row, T* c, std::int64_t c_row,
+                                       int rows, int columns, int depth, bool add) {
+    constexpr int kLanes = Simd<T, Set>::kLanes, kVectors = Set::kPanelVectors;
+    int n = 0;
+    for (; n + kVectors * kLanes <= columns; n += kVectors * kLanes)
+      column_of_panels<Set, kVectors>(a, b + n, b_row, c + n, c_row, rows, depth, add);
+    const int vectors_left = (columns - n) / kLanes;
+    if constexpr (kVectors > 2) {
+      if (vectors_left == 3) column_of_panels<Set, 3>(a, b + n, b_row, c + n, c_row, rows, depth, add);
+      if (vectors_left == 2) column_of_panels<Set, 2>(a, b + n, b_row, c + n, c_row, rows, depth, add);
+    }
+    if (vectors_left == 1) column_of_panels<Set, 1>(a, b + n, b_row, c + n, c_row, rows, depth, add);
+  }
+
+ private:
+  template <class Set, int kVectors>
+  static ATTEND_ALWAYS_INLINE void column_of_panels(const Strided<T>& a, const T* b, std::int64_t b_row, T* c,
+                                                    std::int64_t c_row, int rows, int depth, bool add) {
+    int i = 0;
+    for (; i + 4 <= rows; i += 4)
+      panel<Set, 4, kVectors>(a.data + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, depth, add);
+    for (; i < rows; ++i)
+      panel<Set, 1, kVectors>(a.data + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, depth, add);
+  }
+
+  // g++ needs its broadcasts written `Vector{} + number` and its loads as plain assignments, in the loop itself: else
+  // it builds a vector number by number, and the loop is ten times slower.
+  template <class Set, int kRows, int kVectors>
+  static ATTEND_ALWAYS_INLINE void panel(const T* a, std::int64_t a_row, std::int64_t a_column, const T* b,
+                                         std::int64_t b_row, T* c, std::int64_t c_row, int depth, bool add) {
+    using Vector = typename Simd<T, Set>::Vector;
+    using Unaligned = typename Simd<T, Set>::Unaligned;
+    constexpr int kLanes = Simd<T, Set>::kLanes;
+    Vector sums[kRows][kVectors];
+    ATTEND_UNROLL for (int i = 0; i < kRows; ++i) ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) sums[i][n] =
+        Vector{};
+    for (int k = 0; k < depth; ++k) {
+      Vector row[kVectors];
+      ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) row[n] =
+          *reinterpret_cast<const Unaligned*>(b + k * b_row + n * kLanes);
+      ATTEND_UNROLL for (int i = 0; i < kRows; ++i) {
+        const Vector factor = Vector{} + a[i * a_row + k * a_column];
+        ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) sums[i][n] += factor * row[n];
+      }
+    }
+    ATTEND_UNROLL for (int i = 0; i < kRows; ++i) ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) {
+      Unaligned* to = reinterpret_cast<Unaligned*>(c + i * c_row + n * kLanes);
+      if (add) sums[i][n] += *to;
+      *to = sums[i][n];
+    }
+  }
+};
+
+}  // namespace attend::cpu

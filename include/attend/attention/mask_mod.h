@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention/coordinate.h>
+#include <attend/attention/score_mod.h>
+#include <attend/macros.h>
+
+#include <concepts>
+#include <cstdint>
+#include <type_traits>
+
+namespace attend {
+namespace detail {
+
+/// A mask_mod as kernels call it.
+template <class Mod>
+concept MaskFunction = requires(const Mod& mod, Coordinate at) {
+  { mod(at) } -> std::same_as<bool>;
+};
+
+template <class Mod>
+concept HasKeyRange = requires(const Mod& mod, QueryBlock block) {
+  { mod.keys(block) } -> std::same_as<KeyRange>;
+};
+
+/// The keys outside of which no query of the block may attend to anything, by the mask's own word.
+template <class Mod>
+ATTEND_HOST_DEVICE constexpr KeyRange key_range(const Mod& mod, const QueryBlock& block) {
+  static_assert(
+      HasKeyRange<Mod> || !requires { &Mod::keys; },
+      "attend: `keys` of a mask_mod must be `attend::KeyRange keys(attend::QueryBlock block) const`");
+  if constexpr (HasKeyRange<Mod>)
+    return mod.keys(block);
+  else
+    return {0, block.key_length};
+}
+
+/// The types whose operators & | ! are those of masks.
+struct MaskOperators {};
+
+ATTEND_HOST_DEVICE constexpr std::int32_t smaller(std::int32_t a, std::int32_t b) { return b < a ? b : a; }
+ATTEND_HOST_DEVICE constexpr std::int32_t within(std::int64_t key, std::int32_t key_length) {
+  return static_cast<std::int32_t>(key < 0 ? 0 : key < key_length ? key : key_length);
+}
+ATTEND_HOST_DEVICE constexpr std::int32_t larger(std::int32_t a, std::int32_t b) { return a < b ? b : a; }
+
+}  // namespace detail
+
+/// Which keys a query may attend to: any struct like this one, a copy of whose bytes is as good as itself.
+///
+///   struct SameParity {
+///     ATTEND_HOST_DEVICE bool operator()(attend::Coordinate at) const { return (at.query - at.key) % 2 == 0; }
+///   };
+///
+/// It may add `KeyRange keys(attend::QueryBlock block) const`: keys outside of it are never computed, nor asked about.
+/// The masks below have it, and & | keep it; a mask with ! computes all keys. The range may be too large, but not too
+/// small.
+///
+/// A struct that holds tensors has `bind` instead, as a score_mod does.
+template <class Mod>
+concept MaskMod = std::is_trivially_copyable_v<detail::Bound<Mod>> && detail::MaskFunction<detail::Bound<Mod>>;
+
+/// No mask.
+struct EveryKey : detail::MaskOperators {
+  ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate) const { return true; }
+};
+
+/// The keys up to the query's own position.
+struct Causal : detail::MaskOperators {
+  ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const { return at.key <= at.query_position(); }
+  ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const { return {0, block.last_position() + 1}; }
+};
+
+/// The keys from `left` before the query's position to `right` after it, both inclusive; a negative number =
+/// unlimited.
+/// Source: Beltagy et al., "Longformer", 2020.
+struct SlidingWindow : detail::MaskOperators {
+  std::int32_t left, right;
+
+  ATTEND_HOST_DEVICE constexpr SlidingWindow(std::int32_t left, std::int32_t right) : left(left), right(right) {}
+  ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const {
+    const std::int32_t distance = at.key - at.query_position();
+    return (left < 0 || distance >= -left) && (right < 0 || distance <= right);
+  }
+  ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const {
+    const std::int64_t begin = std::int64_t{block.first_position()} - left,
+                       end = std::int64_t{block.last_position()} + right + 1;
+    return {left < 0 ? 0 : detail::within(begin, block.key_length),
+            right < 0 ? block.key_length : detail::within(end, block.key_length)};
+  }
+};
+
+/// The keys of the prefix, which every query sees, and those up to the query's own position.
+/// Source: Raffel et al., "T5", 2020.
+struct PrefixLM : detail::MaskOperators {
+  std::int32_t prefix_length;
+
+  ATTEND_HOST_DEVICE constexpr explicit PrefixLM(std::int32_t prefix_length) : prefix_length(prefix_length) {}
+  ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const {
+    return at.key < prefix_length || at.key <= at.query_position();
+  }
+  ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const {
+    return {0, detail::larger(prefix_length, block.last_position() + 1)};
+  }
+};
+
+/// What both allow.
+template <class A, class B>
+struct And : detail::MaskOperators {
+  A a;
+  B b;
+
+  ATTEND_HOST_DEVICE constexpr And(const A& a, const B& b) : a(a), b(b) {}
+  ATTEND_HOST_DEVICE constexpr bool operator()(
+      Coordinate at) const requires detail::MaskFunction<A> && detail::MaskFunction<B> {
+    return a(at) && b(at);
+  }
+  ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const {
+    const KeyRange x = detail::key_range(a, block), y = detail::key_range(b, block);
+    return {detail::larger(x.begin, y.begin), detail::smaller(x.end, y.end)};
+  }
+  auto bind(Binder& binder) const requires detail::Bindable<A> || detail::Bindable<B> {
+    auto bound_a = detail::bound(a, binder);
+    auto bound_b = detail::bound(b, binder);
+    return And<decltype(bound_a), decltype(bound_b)>(bound_a, bound_b);
+  }
+};
+
+/// What one of them allows.
+template <class A, class B>
+struct Or : detail::MaskOperators {
+  A a;
+  B b;
+
+  ATTEND_HOST_DEVICE constexpr Or(const A& a, const B& b) : a(a), b(b) {}
+  ATTEND_HOST_DEVICE constexpr bool operator()(
+      Coordinate at) const requires detail::MaskFunction<A> && detail::MaskFunction<B> {
+    return a(at) || b(at);
+  }
+  ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const {
+    const KeyRange x = detail::key_range(a, block), y = detail::key_range(b, block);
+    if (x.end <= x.begin) return y;
+    if (y.end <= y.begin) return x;
+    return {detail::smaller(x.begin, y.begin), detail::larger(x.end, y.end)};
+  }
+  auto bind(Binder& binder) const requires detail::Bindable<A> || detail::Bindable<B> {
+    auto bound_a = detail::bound(a, binder);
+    auto bound_b = detail::bound(b, binder);
+    return Or<decltype(bound_a), decltype(bound_b)>(bound_a, bound_b);
+  }
+};
+
+/// What it does not allow.
+template <class A>
+struct Not : detail::MaskOperators {
+  A a;
+
+  ATTEND_HOST_DEVICE constexpr explicit Not(const A& a) : a(a) {}
+  ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const requires detail::MaskFunction<A> { return !a(at); }
+  auto bind(Binder& binder) const requires detail::Bindable<A> {
+    auto bound_a = detail::bound(a, binder);
+    return Not<decltype(bound_a)>(bound_a);
+  }
+};
+
+/// Masks combined, of any type. The operators & | ! do the same where one of them is a type of attend.
+///
+/// Example:
+///   attend::all_of(SameParity{}, SameBlock{8})
+template <MaskMod A, MaskMod B>
+constexpr And<A, B> all_of(const A& a, const B& b) {
+  return {a, b};
+}
+template <MaskMod A, MaskMod B, MaskMod... Rest>
+requires(sizeof...(Rest) > 0) constexpr auto all_of(const A& a, const B& b, const Rest&... rest) {
+  return all_of(all_of(a, b), rest...);
+}
+template <MaskMod A, MaskMod B>
+constexpr Or<A, B> any_of(const A& a, const B& b) {
+  return {a, b};
+}
+template <MaskMod A, MaskMod B, MaskMod... Rest>
+requires(sizeof...(Rest) > 0) constexpr auto any_of(const A& a, const B& b, const Rest&... rest) {
+  return any_of(any_of(a, b), rest...);
+}
+template <MaskMod A>
+constexpr Not<A> not_(const A& a) {
+  return Not<A>(a);
+}
+
+// They ask for no more, so that flex_attention() can say what an operand lacks.
+template <class A, class B>
+requires(std::derived_from<A, detail::MaskOperators> || std::derived_from<B, detail::MaskOperators>) constexpr And<A, B>
+operator&(const A& a, const B& b) {
+  return {a, b};
+}
+template <class A, class B>
+requires(std::derived_from<A, detail::MaskOperators> || std::derived_from<B, detail::MaskOperators>) constexpr Or<A, B>
+operator|(const A& a, const B& b) {
+  return {a, b};
+}
+template <class A>
+requires std::derived_from<A, detail::MaskOperators>
+constexpr Not<A> operator!(const A& a) { return Not<A>(a); }
+
+}  // namespace attend

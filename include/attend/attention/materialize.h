@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention/binder.h>
+#include <attend/attention/mask_mod.h>
+#include <attend/attention/modification.h>
+#include <attend/attention/score_mod.h>
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+namespace attend {
+
+/// What a mask_mod allows, as a tensor: bool (N, H, L, S), true = attend. For tests and pictures.
+///
+/// Example:
+///   torch::Tensor allowed = attend::materialize(attend::Causal{}, {1, 1, 8, 8})[0][0];  // (8, 8)
+template <MaskMod Mask>
+at::Tensor materialize(const Mask& mask_mod, const AttentionSizes& sizes) {
+  TORCH_CHECK_VALUE(sizes.batch_size >= 0 && sizes.num_heads >= 0 && sizes.query_length >= 0 && sizes.key_length >= 0,
+                    "attend::materialize: sizes must not be negative, got (", sizes.batch_size, ", ", sizes.num_heads,
+                    ", ", sizes.query_length, ", ", sizes.key_length, ")");
+  detail::ModificationBy<Unchanged, Mask> modification({}, mask_mod);
+  return modification.mask(sizes, modification.tensors(sizes, c10::kCPU));
+}
+
+/// What a score_mod makes of scores (N, H, L, S), float32 or float64: a tensor of the same kind. It may be
+/// differentiated twice, with respect to the scores and to what the score_mod holds.
+/// Throws c10::ValueError for scores that are not 4-d, c10::TypeError for another dtype.
+///
+/// Example:
+///   torch::Tensor bias = attend::materialize(attend::Alibi(slopes), torch::zeros({1, 8, 64, 64}));
+template <ScoreMod Score>
+at::Tensor materialize(const Score& score_mod, const at::Tensor& scores) {
+  TORCH_CHECK_VALUE(scores.defined() && scores.dim() == 4, "attend::materialize: scores must be 4-d (N, H, L, S), got ",
+                    scores.defined() ? c10::str(scores.sizes()) : "an undefined tensor");
+  TORCH_CHECK_TYPE(scores.scalar_type() == at::kFloat || scores.scalar_type() == at::kDouble,
+                   "attend::materialize: scores must be float32 or float64, got ", scores.scalar_type());
+  detail::ModificationBy<Score, EveryKey> modification(score_mod, {});
+  return modification.change(scores, modification.tensors(detail::sizes_of(scores), scores.device()));
+}
+
+}  // namespace attend

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention/binder.h>
+#include <attend/attention/cpu/modified_scores.h>
+#include <attend/attention/dense_modification.h>
+#include <attend/attention/mask_mod.h>
+#include <attend/attention/score_mod.h>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/aminmax.h>
+#include <c10/util/Exception.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace attend::detail {
+
+/// As a Binder takes it. Throws c10::ValueError for whole numbers beyond int32.
+inline at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType dtype) {
+  if (tensor.scalar_type() == at::kLong && tensor.numel() > 0) {
+    using Limits = std::numeric_limits<std::int32_t>;
+    const auto [smallest, largest] = tensor.aminmax();
+    TORCH_CHECK_VALUE(smallest.item<std::int64_t>() >= Limits::min() && largest.item<std::int64_t>() <= Limits::max(),
+                      "attend::Binder: integers are read as int32, got ", smallest.item<std::int64_t>(), " to ",
+                      largest.item<std::int64_t>());
+  }
+  return tensor.to(at::kCPU, tensor.is_floating_point() ? dtype : at::kInt).contiguous().resolve_neg();
+}
+
+/// A caller's score_mod and mask_mod, as the backends see them: what is compiled for these types stands behind this
+/// face, and all else is compiled once.
+///
+/// The tensors that they hold are in Problem::modification_tensors, those of the score_mod first.
+class Modification {
+ public:
+  virtual ~Modification() = default;
+
+  /// Scores (N, H, L, S) in float32 or float64 as changed by the score_mod; differentiable.
+  virtual at::Tensor change(const at::Tensor& scores, const std::vector<at::Tensor>& tensors) const = 0;
+
+  /// Which scores the mask_mod allows: bool (N, H, L, S).
+  virtual at::Tensor mask(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors) const = 0;
+
+  /// The tensors as modified_scores() wants them: those of the score_mod in the dtype that is computed in, those of the
+  /// mask_mod, which is not told of any, in float32.
+  std::vector<at::Tensor> on_cpu(const std::vector<at::Tensor>& tensors, at::ScalarType dtype) const {
+    std::vector<at::Tensor> results;
+    for (std::size_t k = 0; k < tensors.size(); ++k)
+      results.push_back(detail::on_cpu(tensors[k], k < score_tensors_ ? dtype : at::kFloat));
+    return results;
+  }
+
+  /// The same for the kernels of attention/cpu/. The tensors must be as on_cpu() gives them, and outlive it.
+  virtual std::unique_ptr<cpu::ModifiedScores<float>> modified_scores(const AttentionSizes& sizes,
+                                                                      const std::vector<at::Tensor>& tensors,
+                                                                      cpu::InstructionSet available, float) const = 0;
+  virtual std::unique_ptr<cpu::ModifiedScores<double>> modified_scores(const AttentionSizes& sizes,
+                                                                       const std::vector<at::Tensor>& tensors,
+                                                                       cpu::InstructionSet available, double) const = 0;
+
+ protected:
+  std::size_t score_tensors_ = 0;  // so many tensors are the score_mod's, the rest the mask_mod's
+};
+
+template <class ScoreMod, class MaskMod>
+class ModificationBy final : public Modification {
+ public:
+  ModificationBy(const ScoreMod& score_mod, const MaskMod& mask_mod) : score_mod_(score_mod), mask_mod_(mask_mod) {}
+
+  /// The tensors that they hold, checked.
+  std::vector<at::Tensor> tensors(const AttentionSizes& sizes, c10::Device device) {
+    Binder binder(sizes, device);
+    bound(score_mod_, binder);
+    score_tensors_ = binder.tensors().size();
+    bound(mask_mod_, binder);
+    return binder.tensors();
+  }
+
+  at::Tensor change(const at::Tensor& scores, const std::vector<at::Tensor>& tensors) const override {
+    std::vector<at::Tensor> inputs{scores.cpu()};
+    for (std::size_t k = 0; k < score_tensors_; ++k) inputs.push_back(detail::on_cpu(tensors[k], scores.scalar_type()));
+    return DenseScores<ScoreMod>::apply_to(score_mod_, inputs).to(scores.device());
+  }
+
+  at::Tensor mask(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors) const override {
+    std::vector<at::Tensor> inputs;
+    for (std::size_t k = score_tensors_; k < tensors.size(); ++k)
+      inputs.push_back(detail::on_cpu(tensors[k], at::kFloat));
+    return dense_mask(mask_mod_, sizes, inputs);
+  }
+
+  std::unique_ptr<cpu::ModifiedScores<float>> modified_scores(const AttentionSizes& sizes,
+                                                              const std::vector<at::Tensor>& tensors,
+                                                              cpu::InstructionSet available, float) const override {
+    return modified_scores_in<float>(sizes, tensors, available);
+  }
+  std::unique_ptr<cpu::ModifiedScores<double>> modified_scores(const AttentionSizes& sizes,
+                                                               const std::vector<at::Tensor>& tensors,
+                                                               cpu::InstructionSet available, double) const override {
+    return modified_scores_in<double>(sizes, tensors, available);
+  }
+
+ private:
+  template <class T>
+  std::unique_ptr<cpu::ModifiedScores<T>> modified_scores_in(const AttentionSizes& sizes,
+                                                             const std::vector<at::Tensor>& tensors,
+                                                             cpu::InstructionSet available) const {
+    Binder binder(sizes, tensors);
+    const auto score_mod = bound(score_mod_, binder);
+    const auto mask_mod = bound(mask_mod_, binder);
+    std::vector<Bound<ScoreMod>> differentiated;
+    for (std::size_t k = 0; k < score_tensors_; ++k) {
+      Binder by_tensor(sizes, tensors, {static_cast<int>(k), -1});
+      differentiated.push_back(bound(score_mod_, by_tensor));
+    }
+    using Modified = cpu::ModifiedScoresBy<T, Bound<ScoreMod>, Bound<MaskMod>>;
+    return std::make_unique<Modified>(score_mod, mask_mod, std::move(differentiated), available);
+  }
+
+  ScoreMod score_mod_;
+  MaskMod mask_mod_;
+};
+
+}  // namespace attend::detail

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention/coordinate.h>
+#include <attend/attention/detail/dual.h>
+#include <attend/attention/tensor_view.h>
+#include <attend/macros.h>
+
+#include <concepts>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+namespace attend {
+
+class Binder;  // attention/binder.h
+
+namespace detail {
+
+template <class Mod, class T>
+concept ChangesScore = requires(const Mod& mod, T score, Coordinate at) {
+  { mod(score, at) } -> std::convertible_to<T>;
+};
+
+/// A score_mod as kernels call it.
+template <class Mod>
+concept ScoreFunction = ChangesScore<Mod, Real<float>> && ChangesScore<Mod, Dual<float>> &&
+    ChangesScore<Mod, Real<double>> && ChangesScore<Mod, Dual<double>>;
+
+/// What holds tensors, and gives a struct of views of them.
+template <class Mod>
+concept Bindable = requires(const Mod& mod, Binder& binder) {
+  mod.bind(binder);
+};
+
+template <class Mod>
+const Mod& bound(const Mod& mod, Binder&) {
+  return mod;
+}
+template <Bindable Mod>
+auto bound(const Mod& mod, Binder& binder) {
+  return mod.bind(binder);
+}
+
+template <class Mod>
+using Bound = std::remove_cvref_t<decltype(bound(std::declval<const Mod&>(), std::declval<Binder&>()))>;
+
+}  // namespace detail
+
+/// How the score of a query and a key is changed before the softmax: any struct like this one, a copy of whose bytes is
+/// as good as itself.
+///
+///   struct Tilted {
+///     float slope;
+///     template <class T>
+///     ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const {
+///       return score - slope * abs(T(at.query - at.key));
+///     }
+///   };
+///
+/// T is Real or Dual (attention/detail/dual.h): it has + - * /, comparisons, and abs exp log tanh sqrt max min select,
+/// written without a namespace. The derivative comes from calling the same function with Dual; write nothing for it.
+///
+/// A struct that holds tensors has, instead of operator(), `auto bind(attend::Binder& binder) const`, which returns a
+/// struct as above that reads them through views: attention/binder.h.
+///
+/// Source of the idea: Dong et al., "Flex Attention", 2024. Differs from PyTorch's: compiled with your program, has
+/// gradients on the CPU, and measures positions by at.query_position().
+template <class Mod>
+concept ScoreMod = std::is_trivially_copyable_v<detail::Bound<Mod>> && detail::ScoreFunction<detail::Bound<Mod>>;
+
+/// The score as it is.
+struct Unchanged {
+  template <class T>
+  ATTEND_HOST_DEVICE T operator()(T score, Coordinate) const {
+    return score;
+  }
+};
+
+/// Keeps scores within ±limit: limit · tanh(score / limit). The limit must be positive.
+/// Source: Gemma Team, "Gemma 2", 2024.
+struct Softcap {
+  float limit;
+
+  template <class T>
+  ATTEND_HOST_DEVICE T operator()(T score, Coordinate) const {
+    return T(limit) * tanh(score / T(limit));
+  }
+};
+
+/// What then() returns: the second of what the first gives.
+template <class First, class Second>
+struct Then {
+  First first;
+  Second second;
+
+  template <class T>
+  ATTEND_HOST_DEVICE T
+  operator()(T score, Coordinate at) const requires detail::ChangesScore<First, T> && detail::ChangesScore<Second, T> {
+    return second(T(first(score, at)), at);
+  }
+
+  auto bind(Binder& binder) const requires detail::Bindable<First> || detail::Bindable<Second> {
+    auto bound_first = detail::bound(first, binder);
+    auto bound_second = detail::bound(second, binder);
+    return Then<decltype(bound_first), decltype(bound_second)>{bound_first, bound_second};
+  }
+};
+
+/// One change of the score after the other.
+///
+/// Example:
+///   attend::flex_attention(q, k, v, attend::then(attend::Softcap{50}, attend::Alibi(slopes)));
+template <class First, class Second>
+Then<First, Second> then(const First& first, const Second& second) {
+  return {first, second};
+}
+template <class First, class Second, class... Rest>
+auto then(const First& first, const Second& second, const Rest&... rest) {
+  return then(then(first, second), rest...);
+}
+
+}  // namespace attend

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention/binder.h>
+#include <attend/attention/coordinate.h>
+#include <attend/attention/mask_mod.h>
+#include <attend/attention/tensor_view.h>
+#include <attend/macros.h>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
+
+#include <cstdint>
+#include <utility>
+
+namespace attend {
+
+/// Several documents in one sequence: a query attends to the keys of its own document. Document numbers are whole
+/// numbers, (L) and (S), or (N, L) and (N, S) where batch entries differ; one tensor serves for both in self-attention.
+///
+/// Where they never decrease along the keys, keys of other documents are not computed at all.
+/// Throws c10::ValueError, when attention is called, for other shapes and for numbers beyond int32.
+///
+/// Example:
+///   torch::Tensor document = torch::tensor({0, 0, 0, 1, 1}, torch::kInt);  // of each position
+///   attend::flex_attention(q, k, v, attend::Unchanged{}, attend::Document(document) & attend::Causal{});
+class Document : public detail::MaskOperators {
+ public:
+  explicit Document(const at::Tensor& documents) : Document(documents, documents) {}
+  Document(at::Tensor query_documents, at::Tensor key_documents)
+      : query_documents_(std::move(query_documents)), key_documents_(std::move(key_documents)) {}
+
+  struct View : detail::MaskOperators {
+    IntegerView query_documents, key_documents;
+    std::int32_t query_row, key_row;  // 0: the same for all batch entries; 1: one row for each
+    bool is_sorted;
+
+    ATTEND_HOST_DEVICE bool operator()(Coordinate at) const {
+      return query_documents.read(at.batch * query_row, at.query) == key_documents.read(at.batch * key_row, at.key);
+    }
+    ATTEND_HOST_DEVICE KeyRange keys(QueryBlock block) const {
+      if (!is_sorted) return {0, block.key_length};
+      std::int32_t smallest = query_documents.read(block.batch * query_row, block.query_begin), largest = smallest;
+      for (std::int32_t i = block.query_begin + 1; i < block.query_end; ++i) {
+        const std::int32_t document = query_documents.read(block.batch * query_row, i);
+        smallest = detail::smaller(smallest, document);
+        largest = detail::larger(largest, document);
+      }
+      return {first_key(block, smallest, false), first_key(block, largest, true)};
+    }
+
+   private:
+    /// The first key whose document is not below this one, or is above it.
+    ATTEND_HOST_DEVICE std::int32_t first_key(const QueryBlock& block, std::int32_t document, bool above) const {
+      std::int32_t begin = 0, end = block.key_length;
+      while (begin < end) {
+        const std::int32_t middle = begin + (end - begin) / 2;
+        const std::int32_t there = key_documents.read(block.batch * key_row, middle);
+        if (there < document || (above && there == document))
+          begin = middle + 1;
+        else
+          end = middle;
+      }
+      return begin;
+    }
+  };
+
+  View bind(Binder& binder) const {
+    const AttentionSizes& sizes = binder.sizes();
+    View view;
+    view.query_documents = bind_one("query", query_documents_, sizes.query_length, "L", binder, view.query_row);
+    view.key_documents = bind_one("key", key_documents_, sizes.key_length, "S", binder, view.key_row);
+    view.is_sorted = key_documents_.is_cpu() && never_decreases(key_documents_);  // else nobody asks for a range
+    return view;
+  }
+
+ private:
+  static bool never_decreases(const at::Tensor& documents) {
+    const std::int64_t length = documents.size(-1);
+    if (length < 2) return true;
+    return documents.narrow(-1, 0, length - 1).le(documents.narrow(-1, 1, length - 1)).all().item<bool>();
+  }
+
+  static IntegerView bind_one(const char* name, const at::Tensor& documents, std::int64_t length, const char* letter,
+                              Binder& binder, std::int32_t& row) {
+    TORCH_CHECK_VALUE(documents.defined() && (documents.dim() == 1 || documents.dim() == 2) &&
+                          documents.size(-1) == length &&
+                          (documents.dim() == 1 || documents.size(0) == binder.sizes().batch_size),
+                      "attend::Document: the documents of the ", name, " must be (", letter, ") or (N, ", letter,
+                      "), with N ", binder.sizes().batch_size, " and ", letter, " ", length, ", got ",
+                      documents.defined() ? c10::str(documents.sizes()) : "an undefined tensor");
+    row = documents.dim() == 2 ? 1 : 0;
+    return binder.integers(documents.dim() == 2 ? documents : documents.unsqueeze(0));
+  }
+
+  at::Tensor query_documents_, key_documents_;
+};
+
+/// Batches of sequences of unequal length: the first `lengths[n]` keys of batch entry n may be attended, the rest is
+/// padding. Whole numbers (N).
+///
+/// Throws c10::ValueError, when attention is called, for other shapes. Lengths beyond S count as S.
+class KeyPadding : public detail::MaskOperators {
+ public:
+  explicit KeyPadding(at::Tensor lengths) : lengths_(std::move(lengths)) {}
+
+  struct View : detail::MaskOperators {
+    IntegerView lengths;
+
+    ATTEND_HOST_DEVICE bool operator()(Coordinate at) const { return at.key < lengths.read(at.batch); }
+    ATTEND_HOST_DEVICE KeyRange keys(QueryBlock block) const { return {0, lengths.read(block.batch)}; }
+  };
+
+  View bind(Binder& binder) const {
+    TORCH_CHECK_VALUE(lengths_.defined() && lengths_.dim() == 1 && lengths_.size(0) == binder.sizes().batch_size,
+                      "attend::KeyPadding: lengths must be (N), with N ", binder.sizes().batch_size, ", got ",
+                      lengths_.defined() ? c10::str(lengths_.sizes()) : "an undefined tensor");
+    const bool is_whole = at::isIntegralType(lengths_.scalar_type(), /*includeBool=*/false);
+    View view;
+    view.lengths = binder.integers(is_whole ? lengths_.to(at::kLong).clamp(0, binder.sizes().key_length) : lengths_);
+    return view;
+  }
+
+ private:
+  at::Tensor lengths_;
+};
+
+}  // namespace attend
