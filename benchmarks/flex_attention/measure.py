@@ -1,0 +1,371 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""How fast are attention() and flex_attention() on the CPU beside PyTorch in Python? python3 measure.py PROGRAM.
+
+PROGRAM is what CMake built from main.cpp. Writes flex_attention.md and .csv into benchmarks/results, or into the folder
+that --output names. Needs torch, of the version that PROGRAM is linked with, and for its compiled flex_attention g++.
+"""
+
+import argparse
+import csv
+import dataclasses
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import peers
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import machine  # noqa: E402
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+WIDTH = 64
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # a share of the largest value
+PASSES = {"forward": "forward", "forward_backward": "forward + backward"}
+
+PAGE = """# attention() and flex_attention() on the CPU
+
+How fast are they beside PyTorch in Python, on the same machine and in the same run? `benchmarks/flex_attention/measure.py` gives both the same
+inputs, compares outputs and gradients, and times them in turn, {rounds} rounds. L positions, batch N, H heads of width 64, float32 unless said.
+Milliseconds are medians of the rounds; a ratio is the median of the rounds' ratios, above 1 where attend is faster. "To reach" is what was asked for
+before the kernel was written. "Difference" is the largest of any output or gradient, as a share of the largest value of that tensor.
+
+{comparison}
+The window is of 256 positions back, with nothing ahead. Masks, block masks and biases of the peers are made before the clock starts, and so is what
+PyTorch compiles{compiled}; its compiled `flex_attention` has no backward pass on the CPU. Of a bool and a float mask the faster one counts.
+{memory}
+## Cost of a window
+
+`attention()`, causal with a window of 256, {heads} heads: milliseconds, and milliseconds for 1,024 positions.
+
+{linear}
+{machine}, {threads} threads; {compiler}, {libtorch}.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Who:
+    """One of those that compute a case; a function of ours if it has a backend, else one of peers.py."""
+
+    function: str
+    dtype: str = "float32"
+    backend: str = ""
+
+    def __str__(self):
+        about = [name for name in (self.backend, self.dtype) if name not in ("", "kAuto", "float32")]
+        return ", ".join([f"{self.function}()" if self.backend else self.function, *about])
+
+
+ATTENTION = Who("attention", backend="kAuto")
+FLEX = Who("flex_attention", backend="kAuto")
+SDPA, MASKED, COMPILED = Who("SDPA"), Who("SDPA, dense mask"), Who("compiled flex_attention")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    title: str
+    kind: str
+    passes: str
+    batch: int
+    heads: int
+    length: int
+    ours: tuple  # of Who
+    peers: dict  # Who: the ratio to reach, or None; the first one's results are the right ones
+    with_memory: bool = False
+
+
+def cases(long):
+    """The table of what must be shown; long is the length of the long ones."""
+    both = ("forward", "forward_backward")
+    for kind, targets in {"dense": (1.1, 1.25), "causal": (1.4, 1.4)}.items():
+        for passes, target in zip(both, targets):
+            yield Case(kind, kind, passes, 1, 8, long, (ATTENTION,), {SDPA: target})
+    yield Case("window", "window", "forward", 1, 8, long, (ATTENTION, FLEX), {MASKED: None, COMPILED: 1.3})
+    yield Case("window", "window", "forward_backward", 1, 8, long, (ATTENTION, FLEX), {MASKED: 12})
+    yield Case("causal, ALiBi", "alibi", "forward", 1, 8, long, (ATTENTION, FLEX), {MASKED: None, COMPILED: 2})
+    yield Case("a user's score", "soft_sign", "forward_backward", 1, 8, long, (FLEX,),
+               {Who("dense formula in torch"): 5, dataclasses.replace(FLEX, backend="kReference"): 5}, with_memory=True)
+    for batch, length, head_counts, targets in ((32, 100, (1, 8), (2, 2)), (8, 512, (8,), (1.3, 2))):
+        for heads in head_counts:
+            for kind, target in zip(("dense", "causal"), targets):
+                yield Case(kind, kind, "forward_backward", batch, heads, length, (ATTENTION,), {SDPA: target})
+    half = dataclasses.replace(ATTENTION, dtype="bfloat16")
+    for kind in ("dense", "causal"):
+        for passes in both:
+            yield Case(f"{kind}, bfloat16", kind, passes, 1, 8, long, (half,),
+                       {ATTENTION: 1.4, Who("SDPA", "bfloat16"): None})
+
+
+def linear_cases(longest):
+    """With a window a position costs the same, however many there are."""
+    length = 1024
+    while length <= longest:
+        for passes in PASSES:
+            yield Case("cost of a window", "window", passes, 1, 8, length, (ATTENTION,), {})
+        length *= 2
+
+
+class Program:
+    """PROGRAM, which computes our half."""
+
+    def __init__(self, path, threads, folder):
+        self.folder = folder
+        self.process = subprocess.Popen([path, str(threads), str(folder)], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True)
+        self.libtorch, self.compiler = self._answer().split("; ")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()
+
+    def ask(self, *words):
+        self.process.stdin.write(" ".join(map(str, words)) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self):
+        line = self.process.stdout.readline().rstrip("\n")
+        if not line:
+            raise SystemExit(self.process.wait() or 1)  # it has said why
+        return line
+
+
+class Ours:
+    def __init__(self, who, case, program):
+        self.program, self.slot, self.process_id = program, str(who).replace(" ", ""), program.process.pid
+        self.shape = (case.batch, case.heads, case.length, WIDTH)
+        self.results_count = 1 if case.passes == "forward" else 4
+        self.name = str(who)
+        self.explanation = program.ask("prepare", self.slot, who.function, case.kind, who.dtype, *self.shape,
+                                       case.passes, who.backend)
+
+    def results(self):
+        self.program.ask("run", self.slot)
+        return [read(self.program.folder / str(i), self.shape) for i in range(self.results_count)]
+
+    def milliseconds(self, calls):
+        return float(self.program.ask("time", self.slot, calls))
+
+
+class Theirs:
+    def __init__(self, who, case, inputs):
+        *qkv, self.gradient = (tensor.to(getattr(torch, who.dtype), copy=True) for tensor in inputs)
+        self.with_backward, self.process_id = case.passes == "forward_backward", os.getpid()
+        self.qkv = [tensor.requires_grad_(self.with_backward) for tensor in qkv]
+        self.name = str(who)
+        if who.function == "SDPA":
+            self.function = peers.sdpa(case.kind)
+        elif who == COMPILED:
+            self.function = peers.compiled_flex(case.kind, case.heads, case.length)
+        elif who == MASKED:  # the mask of the faster type
+            times = {}
+            for mask in peers.masks(case.kind, case.heads, case.length):
+                self.function = peers.sdpa_with_mask(mask)
+                self.milliseconds(1)
+                times[mask.dtype] = self.milliseconds(1), self.function
+            fastest = min(times, key=lambda dtype: times[dtype][0])
+            self.function, self.name = times[fastest][1], f"SDPA, {str(fastest).removeprefix('torch.')} mask"
+        else:
+            self.function = peers.dense_formula(case.length)
+
+    def results(self):
+        with torch.set_grad_enabled(self.with_backward):
+            y = self.function(*self.qkv)
+            return [y.detach(), *torch.autograd.grad(y, self.qkv, self.gradient)] if self.with_backward else [y]
+
+    def milliseconds(self, calls):
+        begin = time.perf_counter()
+        for _ in range(calls):
+            self.results()
+        return 1000 * (time.perf_counter() - begin) / calls
+
+
+def read(path, shape):
+    return torch.from_file(str(path), shared=False, size=torch.Size(shape).numel()).view(shape).clone()
+
+
+def write_inputs(case, folder):
+    """q, k, v and the gradient of the output, exact in every dtype of the case."""
+    torch.manual_seed(1)
+    inputs = torch.randn(4, case.batch, case.heads, case.length, WIDTH)
+    if any(who.dtype == "bfloat16" for who in (*case.ours, *case.peers)):
+        inputs = inputs.bfloat16().float()
+    for name, tensor in zip(("q", "k", "v", "gradient"), inputs):
+        torch.from_file(str(folder / name), shared=True, size=tensor.numel()).copy_(tensor.flatten())
+    return inputs
+
+
+def difference(results, expected):
+    return max(((x.float() - y.float()).abs().max() / y.float().abs().max()).item()
+               for x, y in zip(results, expected, strict=True))
+
+
+def rest():
+    """Threads that have just worked look out for more for a moment, and would do so on the other process's time."""
+    time.sleep(0.02)
+
+
+def peak_mib(runner):
+    """How much more memory than before the process holds during one call; none where /proc does not tell."""
+    proc = Path(f"/proc/{runner.process_id}")
+
+    def status(field):
+        line = next(line for line in (proc / "status").read_text().splitlines() if line.startswith(field + ":"))
+        return int(line.split()[1]) / 1024  # kB
+
+    try:
+        (proc / "clear_refs").write_text("5")  # the peak begins here
+    except OSError:
+        return None
+    before = status("VmRSS")
+    runner.milliseconds(1)
+    return status("VmHWM") - before
+
+
+def peak_mib_of_ours(who, case, settings, folder):
+    """In a process of its own, which has run a short call and holds nothing that it could use again."""
+    with Program(settings.program, settings.threads, folder) as program:
+        Ours(who, dataclasses.replace(case, length=64), program).milliseconds(1)
+        return peak_mib(Ours(who, case, program))
+
+
+def measure(case, program, settings):
+    """Rows of the table: each of ours with each peer, or alone."""
+    program.ask("clear")
+    inputs = write_inputs(case, program.folder)
+    everyone = [who for who in (*case.ours, *case.peers) if settings.compile or who != COMPILED]
+    runners = {who: Ours(who, case, program) if who.backend else Theirs(who, case, inputs) for who in everyone}
+    print(f"\n{case.title}, {PASSES[case.passes]}, N {case.batch}, H {case.heads}, L {case.length}", flush=True)
+    for who, runner in runners.items():
+        if who.backend:
+            print(f"  {who}: {runner.explanation}", flush=True)
+            if not case.peers and case.length > 2048 and runner.explanation.startswith("kReference"):
+                print("  left out: L × L is too large")
+                return []
+
+    # Also the warm-up.
+    expected = runners[next(iter(case.peers), everyone[0])].results()
+    differences = {}
+    for who, runner in runners.items():
+        differences[who] = difference(runner.results(), expected)
+        if not differences[who] <= TOLERANCE[who.dtype]:
+            raise SystemExit(f"{who} differs by {differences[who]:.2g} of the largest value")
+    del expected
+
+    memory = {}
+    if case.with_memory:
+        for who, runner in runners.items():
+            memory[who] = peak_mib_of_ours(who, case, settings, program.folder) if who.backend else peak_mib(runner)
+
+    calls = {who: max(1, round(50 / runner.milliseconds(1))) for who, runner in runners.items()}  # 50 ms at least
+    times = {who: [] for who in everyone}
+    for turn in range(settings.rounds):
+        start = turn % len(everyone)
+        for who in everyone[start:] + everyone[:start]:
+            rest()
+            times[who].append(runners[who].milliseconds(calls[who]))
+
+    rows = []
+    for who in case.ours:
+        for peer in [peer for peer in case.peers if peer in runners] or [None]:
+            row = {"case": case.title, "pass": case.passes, "N": case.batch, "H": case.heads, "L": case.length,
+                   "ours": str(who), "backend": runners[who].explanation.split(";")[0],
+                   "ours_ms": statistics.median(times[who]), "ours_mib": memory.get(who)}
+            if peer:
+                # Of the two of this row from the right results: 0 for the first peer.
+                row.update(peer=runners[peer].name, peer_ms=statistics.median(times[peer]),
+                           ratio=statistics.median(b / a for a, b in zip(times[who], times[peer])),
+                           to_reach=case.peers[peer], difference=max(differences[who], differences[peer]),
+                           peer_mib=memory.get(peer))
+            rows.append(row)
+            print("  " + ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                                   for key, value in list(row.items())[5:] if value is not None), flush=True)
+    compiled = runners.get(COMPILED)
+    if compiled:
+        print(f"  compiled in {compiled.function.seconds_to_compile:.0f} s")
+        for row in rows:
+            row["seconds_to_compile"] = compiled.function.seconds_to_compile
+    return rows
+
+
+def rounded(milliseconds):
+    """Three digits, all digits of a whole number."""
+    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:#.3g}"
+
+
+def table(columns, rows):
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)) + "\n"
+
+
+def page(rows, linear_rows, settings, program):
+    comparison = table(
+        ["case", "N", "H", "L", "ours", "backend", "ours (ms)", "peer", "peer (ms)", "ratio", "to reach", "difference"],
+        [[f"{row['case']}, {PASSES[row['pass']]}", str(row["N"]), str(row["H"]), f"{row['L']:,}", f"`{row['ours']}`",
+          f"`{row['backend']}`", rounded(row["ours_ms"]), row["peer"], rounded(row["peer_ms"]), f"{row['ratio']:.2f}",
+          f"{row['to_reach']:g}" if row["to_reach"] else "", f"{row['difference']:.0e}"]
+         for row in rows])
+    memory = "".join(f"\n{row['case'].capitalize()}, memory that one call needs at its peak, results included: "
+                     f"`{row['ours']}` {row['ours_mib']:,.0f} MiB, {row['peer']} {row['peer_mib']:,.0f} MiB.\n"
+                     for row in rows if row.get("peer_mib") is not None)
+    seconds = sorted({round(row["seconds_to_compile"]) for row in rows if "seconds_to_compile" in row})
+    by_length = {}
+    for row in linear_rows:
+        by_length.setdefault(row["L"], {})[row["pass"]] = row["ours_ms"]
+    linear = table(
+        ["L", *(title for name in PASSES.values() for title in (f"{name} (ms)", "for 1,024"))],
+        [[f"{length:,}", *(rounded(times[name] * share) for name in PASSES for share in (1, 1024 / length))]
+         for length, times in by_length.items()])
+    return PAGE.format(comparison=comparison, memory=memory, linear=linear, rounds=settings.rounds, heads=8,
+                       compiled=f" (in {' and '.join(map(str, seconds))} s)" if seconds else "",
+                       machine=machine.describe(), threads=settings.threads, compiler=program.compiler,
+                       libtorch=program.libtorch)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--rounds", type=int, help="rounds, of which the median counts (11)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="only cases with this in their name; then nothing is written")
+    parser.add_argument("--quick", action="store_true", help="L 1,024 and three rounds: about a minute")
+    parser.add_argument("--compile", action="store_true", help="with --quick: compile PyTorch's flex_attention too")
+    settings = parser.parse_args()
+    settings.rounds = settings.rounds or (3 if settings.quick else 11)
+    settings.compile = settings.compile or not settings.quick
+
+    machine.warn_if_busy()
+    torch.set_num_threads(settings.threads)
+    with tempfile.TemporaryDirectory() as folder, \
+            Program(settings.program, settings.threads, Path(folder)) as program:
+        if program.libtorch != f"LibTorch {torch.__version__.split('+')[0]}":
+            raise SystemExit(f"the program has {program.libtorch}, this Python torch {torch.__version__}")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        rows, linear_rows = (
+            [row for case in some if settings.only in case.title for row in measure(case, program, settings)]
+            for some in (cases(1024 if settings.quick else 4096), linear_cases(4096 if settings.quick else 65536)))
+    if settings.only:
+        return
+    settings.output.mkdir(parents=True, exist_ok=True)
+    with open(settings.output / "flex_attention.csv", "w", newline="") as file:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        file.write(f"# {program.libtorch}; compiler: {program.compiler}; threads: {settings.threads}; "
+                   f"rounds: {settings.rounds}\n")
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows + linear_rows)
+    (settings.output / "flex_attention.md").write_text(page(rows, linear_rows, settings, program))
+    print(f"written: {settings.output}/flex_attention.md and .csv")
+
+
+if __name__ == "__main__":
+    main()
