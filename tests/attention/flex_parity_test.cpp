@@ -30,7 +30,7 @@ using attend::AttentionOptions;
 using attend::AttentionResult;
 using attend::Backend;
 using attend::Coordinate;
-using attend::test::Accuracy;
+using attend::test::check_as_accurate_as;
 using attend::test::check_equal_in_float64;
 
 namespace {
@@ -397,7 +397,6 @@ std::map<std::string, torch::Tensor> results_of(const Compute& compute, const Ca
 TEST_CASE(
     "500 random calls: kAuto equals the reference in float64, and is as accurate as the dense formula in others") {
   const auto finite = [](const torch::Tensor& tensor) { return tensor.masked_fill(tensor.isinf(), 0.0); };
-  Accuracy accuracy;
   int calls_in_float64 = 0;
   for (std::uint32_t number = 0; number < 500; ++number) {
     const Call call = random_call(number);
@@ -421,10 +420,9 @@ TEST_CASE(
       if (call.dtype == torch::kDouble)
         check_equal_in_float64(finite(our), finite(expected));
       else
-        accuracy.check(name, finite(dense.at(name).to(our.scalar_type())), finite(our), finite(expected));
+        check_as_accurate_as(finite(dense.at(name).to(our.scalar_type())), finite(our), finite(expected));
     }
     calls_in_float64 += call.dtype == torch::kDouble;
   }
-  accuracy.check_results_of_few_numbers();
   CHECK(calls_in_float64 > 150);  // or this test has lost its object
 }

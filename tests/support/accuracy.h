@@ -52,8 +52,8 @@ inline void check_as_accurate_as(const torch::Tensor& dense, const torch::Tensor
 
 /// The same rule over many calls. Of a single number, such as the gradient of a slope, the dense formula's error may be
 /// close to zero by luck: of two errors of one distribution, one is more than twice the other in 59 % of all pairs. So
-/// results with fewer than 64 numbers are compared by the largest relative error that results of their kind and dtype
-/// had in all calls.
+/// results with fewer than 64 numbers are compared by the largest and by the mean relative error that results of their
+/// kind and dtype had in all calls.
 class Accuracy {
  public:
   void check(const std::string& kind, const torch::Tensor& dense, const torch::Tensor& result,
@@ -62,8 +62,13 @@ class Accuracy {
     CHECK((result.scalar_type() == dense.scalar_type()));
     CHECK(max_difference(dense, exact) < std::numeric_limits<double>::infinity());
     Errors& errors = few_[{kind, result.scalar_type()}];
-    errors.ours = std::max(errors.ours, max_difference(result, exact) / size_of(exact));
-    errors.dense = std::max(errors.dense, max_difference(dense, exact) / size_of(exact));
+    const double ours = max_difference(result, exact) / size_of(exact),
+                 theirs = max_difference(dense, exact) / size_of(exact);
+    errors.ours = std::max(errors.ours, ours);
+    errors.dense = std::max(errors.dense, theirs);
+    errors.sum_of_ours += ours;
+    errors.sum_of_dense += theirs;
+    ++errors.count;
     errors.factor = factor;
   }
 
@@ -73,13 +78,16 @@ class Accuracy {
     for (const auto& entry : few_) {
       CAPTURE(entry.first.first);
       CAPTURE(entry.first.second);
-      CHECK(entry.second.ours <= entry.second.factor * entry.second.dense + 1e-6);
+      const Errors& errors = entry.second;
+      CHECK(errors.ours <= errors.factor * errors.dense + 1e-6);
+      CHECK(errors.sum_of_ours <= errors.factor * errors.sum_of_dense + 1e-6 * errors.count);
     }
   }
 
  private:
   struct Errors {
-    double ours = 0.0, dense = 0.0, factor = kOurFactor;
+    double ours = 0.0, dense = 0.0, sum_of_ours = 0.0, sum_of_dense = 0.0, factor = kOurFactor;
+    int count = 0;
   };
   std::map<std::pair<std::string, at::ScalarType>, Errors> few_;
 };
