@@ -48,7 +48,8 @@ TEST_CASE(
 
 TEST_CASE("the experiment's convolution net has 62,337 parameters, and starts like torch's own") {
   torch::manual_seed(3);
-  ConvStack stack(ConvStackOptions(1, 64, 1).depth(5).kernel_size(5).activation(torch::kReLU));
+  ConvStack stack(
+      ConvStackOptions(1, 64, 1).depth(5).kernel_size(5).activation(torch::kReLU).backend(attend::Backend::kReference));
   torch::manual_seed(3);
   torch::nn::Sequential sequential;
   const int channels[] = {1, 64, 64, 64, 64, 1};

@@ -14,8 +14,9 @@ ARROWS = {
     "vocabulary": [],  # of attention and its kernels: coordinates, scores, masks, the checked problem
     "kernels": ["vocabulary"],
     "attention": ["vocabulary", "kernels"],
+    "convolution": ["vocabulary", "kernels"],
     "positions": ["vocabulary", "attention"],
-    "layers": ["vocabulary", "attention", "positions"],
+    "layers": ["vocabulary", "attention", "convolution", "positions"],
     "data": [],
     "io": [],
     "training": ["io"],
@@ -57,7 +58,7 @@ def violations(include):
         for included in re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', text, re.MULTILINE):
             if included == "torch/torch.h":
                 found.append(f"{header} includes torch/torch.h, which costs every user seconds")
-            if included.startswith("torch/nn") and room in ("vocabulary", "kernels", "attention"):
+            if included.startswith("torch/nn") and room in ("vocabulary", "kernels", "attention", "convolution"):
                 found.append(f"{header} includes {included}, but attention knows no modules")
             if included.startswith("attend/") and room is not None:
                 other = room_of(included.removeprefix("attend/"))

@@ -4,6 +4,7 @@
 #include <attend/attention/cpu/backward.h>
 #include <attend/attention/cpu/forward.h>
 #include <attend/attention/cpu/scores.h>
+#include <attend/attention/cpu/available_instruction_set.h>
 #include <attend/attention/detail/dropout.h>
 #include <attend/attention/detail/parallel.h>
 #include <attend/attention/detail/problem.h>
@@ -13,7 +14,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
@@ -32,21 +32,6 @@
 #include <vector>
 
 namespace attend::detail {
-
-/// What the kernels may use: what LibTorch itself uses on this processor, so that its variable ATEN_CPU_CAPABILITY
-/// (default, avx2, avx512) holds for both.
-inline cpu::InstructionSet available_instruction_set() {
-  static const cpu::InstructionSet available = [] {
-    const std::string capability = at::get_cpu_capability();
-#if defined(__x86_64__)
-    if (capability == "AVX512")
-      return __builtin_cpu_supports("avx512bf16") ? cpu::InstructionSet::kAvx512Bf16 : cpu::InstructionSet::kAvx512;
-    if (capability == "AVX2") return cpu::InstructionSet::kAvx2;
-#endif
-    return cpu::InstructionSet::kBaseline;
-  }();
-  return available;
-}
 
 /// Our own kernels for the CPU (attention/cpu/): everything that attention() and flex_attention() can ask for.
 struct Cpu {
@@ -114,11 +99,11 @@ struct Cpu {
     Problem wide = problem;
     for (at::Tensor* tensor : inputs_of(wide))
       if (tensor->defined()) *tensor = tensor->resolve_neg();
-    if (problem.query.scalar_type() != at::kHalf) return FusedFunction<Kernel>::run(wide);
+    if (problem.query.scalar_type() != at::kHalf) return FusedAttention<Kernel>::run(wide);
     for (at::Tensor* tensor : {&wide.query, &wide.key, &wide.value}) *tensor = tensor->to(at::kFloat);
     if (wide.attn_mask.defined() && wide.attn_mask.scalar_type() == at::kHalf)
       wide.attn_mask = wide.attn_mask.to(at::kFloat);
-    const AttentionResult result = FusedFunction<Kernel>::run(wide);
+    const AttentionResult result = FusedAttention<Kernel>::run(wide);
     return {result.output.to(at::kHalf), result.log_sum_exp};
   }
 

@@ -52,6 +52,9 @@ class Activation {
 
   torch::Tensor operator()(const torch::Tensor& x) const { return function_(x); }
 
+  /// Whether it is torch::kReLU.
+  bool is_relu() const { return name_ == "ReLU"; }
+
   friend std::ostream& operator<<(std::ostream& stream, const Activation& activation) {
     return stream << activation.name_;
   }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/backend.h>
+#include <attend/convolution/cpu.h>
+#include <attend/convolution/reference.h>
 #include <attend/layers/activation.h>
 #include <attend/layers/detail/checks.h>
 
@@ -10,7 +13,9 @@
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -39,6 +44,9 @@ struct ConvStackOptions {
   TORCH_ARG(Activation, activation) = torch::kReLU;
   /// Whether the activation follows the last convolution as well. Default: false.
   TORCH_ARG(bool, activation_after_last) = false;
+  /// Who computes: kReference is torch's convolutions, kCpu our own kernels; kAuto is whom a BackendGuard names, or
+  /// else, and under a guard for kSdpa, the faster of the two. Default: kAuto.
+  TORCH_ARG(Backend, backend) = Backend::kAuto;
 };
 
 /// Convolutions of a 1-d signal one after the other, with an activation between them.
@@ -49,8 +57,12 @@ struct ConvStackOptions {
 ///
 /// Parameters: `0.weight`, `0.bias`, `2.weight`, `2.bias`, …: the names in a `torch.nn.Sequential` of convolutions and
 /// activations, so that its state dict fits.
-/// Shapes: x (N, in_channels, L) → (N, out_channels, L). Any L ≥ 1; N may be 0.
-/// Throws c10::ValueError, c10::TypeError if x is not 3-d or differs from the weights in channels, dtype or device.
+/// Shapes: x (N, in_channels, L) → (N, out_channels, L). Any L ≥ 1; N may be 0. kCpu's result has its channels side by
+/// side in memory (as y.transpose(1, 2).contiguous().transpose(1, 2) has), which the next layer reads without a copy.
+/// On the CPU, float32 and bfloat16 (by autocast too) are computed by kernels of our own, a whole stack at a time if
+/// its activation is torch::kReLU: no result of theirs differs from torch's but by rounding. The rest is torch's.
+/// Throws c10::ValueError, c10::TypeError if x is not 3-d or differs from the weights in channels, dtype or device, and
+/// c10::NotImplementedError with the reason if kCpu was asked for by name and cannot.
 ///
 /// Example:
 ///   attend::ConvStack convolutions(attend::ConvStackOptions(1, 64, 1).depth(5));
@@ -68,6 +80,8 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     detail::check_positive("attend::ConvStack", "out_channels", options.out_channels());
     detail::check_positive("attend::ConvStack", "depth", options.depth());
     detail::check_positive("attend::ConvStack", "kernel_size", options.kernel_size());
+    TORCH_CHECK_VALUE(options.backend() != Backend::kSdpa, "attend::ConvStack: backend (", options.backend(),
+                      ") must be kAuto, kReference or kCpu");
     convolutions.clear();
     for (std::int64_t i = 0; i < options.depth(); ++i) {
       const std::int64_t in = i == 0 ? options.in_channels() : options.hidden_channels();
@@ -92,12 +106,31 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
 
   torch::Tensor forward(const torch::Tensor& x) {
     detail::check_signal("attend::ConvStack", x, options.in_channels(), convolutions.front()->weight);
+    if (options.activation().is_relu()) {
+      const detail::ConvolutionStack all = stack(0, convolutions.size(), /*has_relu=*/true);
+      return choose(all, x).backend == Backend::kCpu ? detail::CpuConvolution::run(all, x)
+                                                     : detail::convolve_by_torch(all, x);
+    }
     torch::Tensor y = x;  // (N, in_channels, L)
     for (std::size_t i = 0; i < convolutions.size(); ++i) {
-      y = convolutions[i]->forward(y);  // (N, hidden_channels, L), at last (N, out_channels, L)
+      const detail::ConvolutionStack one = stack(i, i + 1, /*has_relu=*/false);
+      y = choose(one, y).backend == Backend::kCpu ? detail::CpuConvolution::run(one, y)
+                                                  : detail::convolve_by_torch(one, y);  // (N, hidden_channels, L)
       if (i + 1 < convolutions.size() || options.activation_after_last()) y = options.activation()(y);
     }
     return y;
+  }
+
+  /// Who computes forward(x): kReference (torch) or kCpu, and why not the faster one. Unless the activation is ReLU the
+  /// convolutions are chosen one by one, and it is kReference if that computes one of them.
+  Explanation explain(const torch::Tensor& x) {
+    detail::check_signal("attend::ConvStack", x, options.in_channels(), convolutions.front()->weight);
+    if (options.activation().is_relu()) return choose(stack(0, convolutions.size(), /*has_relu=*/true), x);
+    Explanation explanation = choose(stack(0, 1, /*has_relu=*/false), x);
+    for (std::size_t i = 1; i < convolutions.size() && explanation.backend == Backend::kCpu; ++i)
+      explanation = choose(stack(i, i + 1, /*has_relu=*/false),
+                           x.select(1, 0).unsqueeze(1).expand({-1, convolutions[i]->weight.size(1), -1}));
+    return explanation;
   }
 
   /// The options that the layer was made with.
@@ -105,6 +138,29 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
 
   /// The convolutions in order; also the children "0", "2", "4", ….
   std::vector<torch::nn::Conv1d> convolutions;
+
+ private:
+  detail::ConvolutionStack stack(std::size_t begin, std::size_t end, bool has_relu) const {
+    detail::ConvolutionStack stack;
+    for (std::size_t i = begin; i < end; ++i) {
+      stack.weights.push_back(convolutions[i]->weight);
+      stack.biases.push_back(convolutions[i]->bias);
+    }
+    stack.has_relu = has_relu;
+    stack.has_relu_after_last = has_relu && options.activation_after_last();
+    return stack;
+  }
+
+  Explanation choose(const detail::ConvolutionStack& stack, const torch::Tensor& x) const {
+    const Backend asked = options.backend() == Backend::kAuto ? BackendGuard::current() : options.backend();
+    if (asked == Backend::kReference) return {Backend::kReference, "", "", ""};
+    const bool is_asked_for = asked == Backend::kCpu;
+    std::optional<std::string> why_not = detail::CpuConvolution::why_not(stack, x);
+    TORCH_CHECK_NOT_IMPLEMENTED(!is_asked_for || !why_not, "attend::ConvStack: ", why_not.value_or(""));
+    if (!why_not && !is_asked_for) why_not = detail::CpuConvolution::why_rather_not(stack, x);
+    if (why_not) return {Backend::kReference, *why_not, "", ""};
+    return {Backend::kCpu, "", "", detail::CpuConvolution::how(x)};
+  }
 };
 
 TORCH_MODULE(ConvStack);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/attention.h>
+#include <attend/convolution/projections.h>
 #include <attend/layers/detail/checks.h>
 
 #include <torch/arg.h>
@@ -12,6 +13,7 @@
 
 #include <cstdint>
 #include <ostream>
+#include <vector>
 
 namespace attend {
 
@@ -88,8 +90,8 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
 
   torch::Tensor forward(const torch::Tensor& x) {
     check(x);
-    const torch::Tensor rows = channels_last(x);  // (N, L, in_channels)
-    const torch::Tensor y = attention(heads(query, rows), heads(key, rows), heads(value, rows), attention_options());
+    const std::vector<torch::Tensor> projected = projections(x, {query, key, value});
+    const torch::Tensor y = attention(projected[0], projected[1], projected[2], attention_options());
     return y.transpose(1, 2).flatten(2).transpose(1, 2);  // (N, H, L, Dv) to (N, out_channels, L)
   }
 
@@ -97,15 +99,15 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
   /// sum to 1. Computed the dense way.
   torch::Tensor attention_map(const torch::Tensor& x) {
     check(x);
-    const torch::Tensor rows = channels_last(x);
-    return attention_weights(heads(query, rows), heads(key, rows), attention_options());
+    const std::vector<torch::Tensor> projected = projections(x, {query, key});
+    return attention_weights(projected[0], projected[1], attention_options());
   }
 
   /// Which backend forward(x) takes, and why not a faster one.
   Explanation explain(const torch::Tensor& x) {
     check(x);
-    const torch::Tensor rows = channels_last(x);
-    return attend::explain(heads(query, rows), heads(key, rows), heads(value, rows), attention_options());
+    const std::vector<torch::Tensor> projected = projections(x, {query, key, value});
+    return attend::explain(projected[0], projected[1], projected[2], attention_options());
   }
 
   /// The options that the layer was made with.
@@ -127,16 +129,17 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     return AttentionOptions().scale(options.scale()).backend(options.backend());
   }
 
-  /// (N, channels, L) to (N, L, channels), copied once for all three projections.
-  static torch::Tensor channels_last(const torch::Tensor& x) { return x.transpose(1, 2).contiguous(); }
-
-  /// Projects and splits the channels into heads: (N, L, in_channels) to (N, H, L, channels / H).
+  /// Projects and splits the channels into heads: (N, in_channels, L) to tensors (N, H, L, channels / H).
   ///
-  /// A matrix product from the right, not the convolution: its result has the channels last, which the fused kernels
-  /// read without a copy, where the convolution's channels-first result would send them to their dense path.
-  torch::Tensor heads(const torch::nn::Conv1d& projection, const torch::Tensor& rows) const {
-    const torch::Tensor projected = at::linear(rows, projection->weight.squeeze(2));  // (N, L, channels)
-    return projected.unflatten(2, {options.num_heads(), -1}).transpose(1, 2);
+  /// Matrix products from the right of rows (N, L, in_channels), not convolutions: their results have the channels side
+  /// by side, which the fused kernels read without a copy.
+  std::vector<torch::Tensor> projections(const torch::Tensor& x, const std::vector<torch::nn::Conv1d>& layers) const {
+    std::vector<torch::Tensor> weights;
+    for (const torch::nn::Conv1d& layer : layers) weights.push_back(layer->weight.squeeze(2));
+    std::vector<torch::Tensor> projected =
+        detail::Projections::run(x.transpose(1, 2).contiguous(), weights, options.backend());
+    for (torch::Tensor& each : projected) each = each.unflatten(2, {options.num_heads(), -1}).transpose(1, 2);
+    return projected;
   }
 };
 

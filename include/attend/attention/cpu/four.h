@@ -27,6 +27,13 @@ struct BFloat16 {
   }
 };
 
+/// Floats, in a vector of the compiler's, to the words whose lower halves are bfloat16: to nearest, ties to even.
+template <class Vector, class Words>
+ATTEND_ALWAYS_INLINE void round_to_bfloat16(const Vector& values, Words& rounded) {
+  const Words bits = (Words)values;
+  rounded = values == values ? (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 : Words{} + 0x7FC0;
+}
+
 /// Four neighbouring floats, or bfloat16 on the way to and from memory: every processor has registers of four, and
 /// reading and writing the caller's tensors four by four is fast enough.
 struct Four {
@@ -48,8 +55,9 @@ struct Four {
   }
   ATTEND_ALWAYS_INLINE void store(float* to) const { std::memcpy(to, &values, sizeof values); }
   ATTEND_ALWAYS_INLINE void store(BFloat16* to) const {
-    const Words words = (Words)values, rounded = (words + 0x7FFF + ((words >> 16) & 1)) >> 16;
-    const Halves halves = __builtin_convertvector(values == values ? rounded : Words{} + 0x7FC0, Halves);
+    Words rounded;
+    round_to_bfloat16(values, rounded);
+    const Halves halves = __builtin_convertvector(rounded, Halves);
     std::memcpy(to, &halves, sizeof halves);
   }
 };

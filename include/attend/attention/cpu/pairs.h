@@ -91,8 +91,7 @@ struct Rounded {
   static ATTEND_ALWAYS_INLINE void load(Words& words, const float* from) {
     typename Simd::Vector value;
     Simd::load(value, from);
-    const Words bits = (Words)value, rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-    words = value == value ? rounded : Words{} + 0x7FC0;
+    round_to_bfloat16(value, words);
   }
 };
 

@@ -37,9 +37,9 @@ struct Square {
     vector = (Vector)(__builtin_convertvector(halves, typename Simd::Integers) << 16);
   }
   static ATTEND_ALWAYS_INLINE void store(BFloat16* to, const Vector& vector) {
-    using Integers = typename Simd::Integers;
-    const Integers words = (Integers)vector, rounded = (words + 0x7FFF + ((words >> 16) & 1)) >> 16;
-    const Halves halves = __builtin_convertvector(vector == vector ? rounded : Integers{} + 0x7FC0, Halves);
+    typename Simd::Integers rounded;
+    round_to_bfloat16(vector, rounded);
+    const Halves halves = __builtin_convertvector(rounded, Halves);
     __builtin_memcpy(to, &halves, sizeof halves);
   }
 

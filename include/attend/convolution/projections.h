@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention/backend.h>
+#include <attend/attention/cpu/available_instruction_set.h>
+#include <attend/attention/cpu/tile_operations.h>
+#include <attend/attention/detail/parallel.h>
+#include <attend/detail/fused_function.h>
+
+#include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace attend::detail {
+
+/// Several linear layers of one input: y_j = x W_jᵀ, with the queries, keys and values of self-attention in mind. On
+/// the CPU in float32 it is one pass over x forward, and one over x and all gradients backward, where torch would take
+/// a product and two for each weight and add up their gradients of x.
+struct Projections {
+  /// x (N, L, channels), weights (out_j, channels) to tensors (N, L, out_j); by torch if kReference is asked for.
+  static std::vector<at::Tensor> run(const at::Tensor& x, const std::vector<at::Tensor>& weights,
+                                     Backend backend = Backend::kAuto) {
+    std::vector<at::Tensor> inputs{x};
+    inputs.insert(inputs.end(), weights.begin(), weights.end());
+    if (backend == Backend::kAuto) backend = BackendGuard::current();
+    return backend != Backend::kReference && is_fused(inputs) ? FusedFunction<Fused>::run({}, inputs)
+                                                              : Fused().reference(inputs);
+  }
+
+ private:
+  static bool is_fused(const std::vector<at::Tensor>& inputs) {
+    const at::Tensor& x = inputs[0];
+    if (x.dim() != 3 || at::autocast::is_autocast_enabled(at::kCPU) || x.numel() == 0 || !x.is_contiguous() ||
+        available_instruction_set() == cpu::InstructionSet::kBaseline)
+      return false;
+    return std::all_of(inputs.begin(), inputs.end(), [&](const at::Tensor& input) {
+      constexpr std::int64_t kWidest = 1 << 14;
+      return input.is_cpu() && input.scalar_type() == at::kFloat && !input._fw_grad(/*level=*/0).defined() &&
+             !input.is_neg() && (input.is_same(x) || input.size(0) <= kWidest) && input.size(-1) <= kWidest &&
+             input.size(-1) % 16 == 0 && input.size(-1) == x.size(-1) &&
+             (input.is_same(x) || (input.dim() == 2 && input.size(0) % 16 == 0));
+    });
+  }
+
+  /// inputs: x, then the weights.
+  struct Fused {
+    const char* name() const { return "attend::SelfAttention1d"; }
+
+    FusedOutputs forward(const std::vector<at::Tensor>& inputs, bool /*with_backward*/) const {
+      const at::Tensor& x = inputs[0];
+      const int channels = static_cast<int>(x.size(2));
+      FusedOutputs result;
+      result.needs_outputs = false;
+      std::vector<at::Tensor> transposed;  // (channels, out_j)
+      for (std::size_t j = 1; j < inputs.size(); ++j) {
+        result.outputs.push_back(at::empty({x.size(0), x.size(1), inputs[j].size(0)}, x.options()));
+        transposed.push_back(inputs[j].t().contiguous());
+      }
+      each_block(x, [&](int, std::int64_t first, int rows) {
+        const cpu::Strided<float> block{x.const_data_ptr<float>() + first * channels, channels, 1};
+        for (std::size_t j = 0; j < transposed.size(); ++j) {
+          const std::int64_t out = transposed[j].size(1);
+          operations().product(block, transposed[j].const_data_ptr<float>(), out,
+                               result.outputs[j].mutable_data_ptr<float>() + first * out, out, rows,
+                               static_cast<int>(out), channels, /*add=*/false);
+        }
+      });
+      return result;
+    }
+
+    /// dx = Σ_j dy_j W_j and dW_j = dy_jᵀ x: every matrix is read as it lies.
+    std::vector<at::Tensor> backward(const std::vector<at::Tensor>& inputs, const FusedOutputs&,
+                                     const std::vector<at::Tensor>& given) const {
+      const at::Tensor& x = inputs[0];
+      const int channels = static_cast<int>(x.size(2));
+      const int threads = threads_for(x);
+      std::vector<at::Tensor> results{x.requires_grad() ? at::empty_like(x) : at::Tensor()}, gradients, weights, sums;
+      for (std::size_t j = 1; j < inputs.size(); ++j) {
+        if (!given[j - 1].defined()) continue;
+        gradients.push_back(given[j - 1].contiguous().resolve_neg());  // (N, L, out_j)
+        weights.push_back(inputs[j].contiguous());
+        sums.push_back(at::zeros({threads, weights.back().size(0), channels}, x.options()));
+      }
+      each_block(x, [&](int thread, std::int64_t first, int rows) {
+        const float* const block = x.const_data_ptr<float>() + first * channels;
+        float* const to = results[0].defined() ? results[0].mutable_data_ptr<float>() + first * channels : nullptr;
+        for (std::size_t j = 0; j < weights.size(); ++j) {
+          const std::int64_t out = weights[j].size(0);
+          const cpu::Strided<float> gradient{gradients[j].const_data_ptr<float>() + first * out, out, 1};
+          if (to != nullptr)
+            operations().product(gradient, weights[j].const_data_ptr<float>(), channels, to, channels, rows, channels,
+                                 static_cast<int>(out), /*add=*/j > 0);
+          operations().product(gradient.transposed(), block, channels,
+                               sums[j].mutable_data_ptr<float>() + thread * out * channels, channels,
+                               static_cast<int>(out), channels, rows, /*add=*/true);
+        }
+      });
+      auto next = sums.begin();
+      for (const at::Tensor& gradient : given) results.push_back(gradient.defined() ? (next++)->sum(0) : at::Tensor());
+      return results;
+    }
+
+    std::vector<at::Tensor> reference(const std::vector<at::Tensor>& inputs) const {
+      std::vector<at::Tensor> outputs;
+      for (std::size_t j = 1; j < inputs.size(); ++j) outputs.push_back(at::linear(inputs[0], inputs[j]));
+      return outputs;
+    }
+
+   private:
+    static const cpu::TileOperations<float>& operations() {
+      return cpu::tile_operations<float>(available_instruction_set());
+    }
+
+    static constexpr std::int64_t kRows = 96;  // of x and of all gradients, which stay in the second cache
+
+    static int threads_for(const at::Tensor& x) {
+      const std::int64_t blocks = (x.size(0) * x.size(1) + kRows - 1) / kRows;
+      return static_cast<int>(std::min<std::int64_t>(at::get_num_threads(), blocks));
+    }
+
+    /// Calls work(thread, first row, rows) for all rows of x; a thread's share is the same in every call, so that sums
+    /// have the same order.
+    template <class Work>
+    static void each_block(const at::Tensor& x, const Work& work) {
+      const std::int64_t rows = x.size(0) * x.size(1), blocks = (rows + kRows - 1) / kRows;
+      const int threads = threads_for(x);
+      parallel(threads, [&](int thread) {
+        for (std::int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; ++block)
+          work(thread, block * kRows, static_cast<int>(std::min(kRows, rows - block * kRows)));
+      });
+    }
+  };
+};
+
+}  // namespace attend::detail

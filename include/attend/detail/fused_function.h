@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace attend::detail {
+
+/// What a fused forward pass gives.
+struct FusedOutputs {
+  std::vector<at::Tensor> outputs;
+  std::vector<at::Tensor> kept;  // what its backward pass wants to see again besides
+  bool needs_outputs = true;     // whether it wants to see the outputs again, which then cannot be changed in place
+};
+
+/// The place of a fused kernel in torch's graph: what is saved for the backward pass, and who computes it.
+///
+/// Function is a struct that holds all but the tensors, with
+///   const char* name() const;
+///   FusedOutputs forward(const std::vector<at::Tensor>& inputs, bool with_backward) const;
+///   std::vector<at::Tensor> backward(const std::vector<at::Tensor>& inputs, const FusedOutputs& forward,
+///                                    const std::vector<at::Tensor>& gradients) const;
+///   std::vector<at::Tensor> reference(const std::vector<at::Tensor>& inputs) const;
+/// The first two work on raw tensors and know nothing of autograd; inputs may be undefined. backward returns gradients
+/// in the order of the inputs; those at the end may be missing, and so may those of tensors that require none. Some but
+/// not all of the given gradients may be undefined, which means zeros. reference gives the same outputs by torch's own
+/// differentiable operations: a backward pass that is to be differentiated itself (create_graph) goes through it, so
+/// that the function can be differentiated any number of times; a kernel's own backward would drop the second
+/// derivative without a word.
+///
+/// A node and not a torch::autograd::Function, whose templates for compiled autograd, which C++ has not, are a third of
+/// the code that a program with one attention layer compiles.
+template <class Function>
+class FusedFunction : public torch::autograd::Node {
+ public:
+  using Tensors = std::vector<at::Tensor>;
+
+  static Tensors run(const Function& function, const Tensors& inputs) {
+    for (const at::Tensor& input : inputs)
+      TORCH_CHECK_NOT_IMPLEMENTED(!input.defined() || !input._fw_grad(/*level=*/0).defined(), function.name(),
+                                  ": fused kernels have no forward-mode derivative; ask for kReference");
+    const bool is_recorded = torch::autograd::compute_requires_grad(at::TensorList(inputs));
+    FusedOutputs result;
+    {
+      const c10::AutoGradMode no_grad(false);
+      result = function.forward(inputs, is_recorded);
+    }
+    if (!is_recorded) return result.outputs;
+    const std::shared_ptr<FusedFunction> node(new FusedFunction(function, inputs), torch::autograd::deleteNode);
+    node->set_next_edges(torch::autograd::collect_next_edges(at::TensorList(inputs)));
+    for (at::Tensor& output : result.outputs) {
+      torch::autograd::set_history(output, node);
+      node->outputs_.emplace_back(result.needs_outputs ? output : at::Tensor(), /*is_output=*/true);
+    }
+    for (const at::Tensor& kept : result.kept) node->kept_.emplace_back(kept, /*is_output=*/false);
+    return result.outputs;
+  }
+
+  std::string name() const override { return function_.name(); }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto* saved : {&inputs_, &outputs_, &kept_})
+      for (torch::autograd::SavedVariable& each : *saved) each.reset_data();
+  }
+
+ protected:
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
+    gradients.resize(outputs_.size());
+    bool has_gradient = false;
+    for (const at::Tensor& gradient : gradients) has_gradient |= gradient.defined();
+    if (!has_gradient) return Tensors(inputs_.size());
+    // Everything has its dtype by now, in a backward pass within the scope of autocast too.
+    const c10::impl::ExcludeDispatchKeyGuard without_autocast(c10::autocast_dispatch_keyset);
+    Tensors inputs;
+    FusedOutputs forward;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      for (const torch::autograd::SavedVariable& saved : inputs_) inputs.push_back(saved.unpack());
+      for (const torch::autograd::SavedVariable& saved : outputs_)
+        forward.outputs.push_back(saved.unpack(shared_from_this()));
+      for (const torch::autograd::SavedVariable& saved : kept_) forward.kept.push_back(saved.unpack());
+    }
+    if (c10::GradMode::is_enabled()) return differentiable_backward(std::move(inputs), gradients);
+    Tensors results = function_.backward(inputs, forward, gradients);
+    results.resize(inputs_.size());
+    return results;
+  }
+
+ private:
+  FusedFunction(const Function& function, const Tensors& inputs) : function_(function) {
+    for (const at::Tensor& input : inputs) inputs_.emplace_back(input, /*is_output=*/false);
+  }
+
+  Tensors differentiable_backward(Tensors inputs, const Tensors& gradients) const {
+    // Fresh views, because the caller may have passed one tensor twice, as query and as key.
+    Tensors differentiated;
+    for (at::Tensor& input : inputs) {
+      if (!input.defined() || !input.requires_grad()) continue;
+      input = input.view_as(input);
+      differentiated.push_back(input);
+    }
+    const Tensors all = function_.reference(inputs);
+    Tensors outputs, output_gradients;
+    for (std::size_t i = 0; i < gradients.size(); ++i) {
+      if (!gradients[i].defined()) continue;
+      outputs.push_back(all[i]);
+      output_gradients.push_back(gradients[i]);
+    }
+    const Tensors computed = torch::autograd::grad(outputs, differentiated, output_gradients, /*retain_graph=*/true,
+                                                   /*create_graph=*/true, /*allow_unused=*/true);
+    Tensors results;
+    auto next = computed.begin();
+    for (const at::Tensor& input : inputs)
+      results.push_back(input.defined() && input.requires_grad() ? *next++ : at::Tensor());
+    return results;
+  }
+
+  const Function function_;
+  std::vector<torch::autograd::SavedVariable> inputs_, outputs_, kept_;
+};
+
+}  // namespace attend::detail

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT
+#include <attend/convolution/projections.h>
+
+#include "support/accuracy.h"
+
+#include <doctest/doctest.h>
+#include <torch/autograd.h>
+#include <torch/types.h>
+
+#include <cstdint>
+#include <vector>
+
+using attend::detail::Projections;
+using attend::test::check_as_accurate_as;
+using attend::test::check_equal_in_float64;
+using attend::test::max_difference;
+
+namespace {
+
+using Tensors = std::vector<torch::Tensor>;
+
+/// Outputs, then gradients of x and of the weights, with given gradients of the outputs.
+template <class Project>
+Tensors results_of(const Tensors& inputs, const Tensors& output_gradients, at::ScalarType dtype,
+                   const Project& project) {
+  Tensors leaves, given;
+  for (const torch::Tensor& input : inputs) leaves.push_back(input.to(dtype).clone().requires_grad_());
+  for (const torch::Tensor& gradient : output_gradients) given.push_back(gradient.to(dtype));
+  Tensors results = project(leaves[0], Tensors(leaves.begin() + 1, leaves.end()));
+  const Tensors gradients = torch::autograd::grad(results, leaves, given);
+  results.insert(results.end(), gradients.begin(), gradients.end());
+  return results;
+}
+
+Tensors by_torch(const torch::Tensor& x, const Tensors& weights) {
+  Tensors outputs;
+  for (const torch::Tensor& weight : weights) outputs.push_back(at::linear(x, weight));
+  return outputs;
+}
+
+}  // namespace
+
+TEST_CASE("several linear layers of one input are torch's, forward and backward, whatever the sizes") {
+  struct Case {
+    std::int64_t batch, length, channels;
+    std::vector<std::int64_t> outs;
+  };
+  const Case cases[] = {{32, 100, 64, {64, 64, 64}},
+                        {3, 7, 16, {16, 48}},
+                        {1, 1, 32, {16}},
+                        {2, 97, 80, {16, 32, 112}},
+                        {2, 5, 10, {16, 3}}};
+  for (const Case& c : cases) {
+    CAPTURE(c.channels);
+    torch::manual_seed(1);
+    Tensors inputs{torch::randn({c.batch, c.length, c.channels})}, gradients;
+    for (const std::int64_t out : c.outs) {
+      inputs.push_back(torch::randn({out, c.channels}));
+      gradients.push_back(torch::randn({c.batch, c.length, out}));
+    }
+    const Tensors exact = results_of(inputs, gradients, torch::kDouble, by_torch);
+    const Tensors dense = results_of(inputs, gradients, torch::kFloat, by_torch);
+    const auto fused = [](const torch::Tensor& x, const Tensors& weights) { return Projections::run(x, weights); };
+    const Tensors ours = results_of(inputs, gradients, torch::kFloat, fused);
+    const Tensors in_float64 = results_of(inputs, gradients, torch::kDouble, fused);
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      CAPTURE(i);
+      check_as_accurate_as(dense[i], ours[i], exact[i]);
+      check_equal_in_float64(in_float64[i], exact[i]);
+    }
+  }
+}
+
+TEST_CASE("outputs that nobody uses cost nothing and change nothing; second derivatives are torch's") {
+  torch::manual_seed(2);
+  const torch::Tensor x = torch::randn({4, 9, 16}).requires_grad_(), a = torch::randn({16, 16}).requires_grad_(),
+                      b = torch::randn({32, 16}).requires_grad_();
+  for (const bool is_second : {false, true}) {
+    const auto derivatives = [&](const Tensors& outputs) {
+      const torch::Tensor first =
+          torch::autograd::grad({outputs[1].pow(3).sum()}, {x}, {}, std::nullopt, /*create_graph=*/is_second)[0];
+      if (!is_second) return Tensors{first};
+      return torch::autograd::grad({first.pow(2).sum()}, {x, b});
+    };
+    const Tensors ours = derivatives(Projections::run(x, {a, b})), expected = derivatives(by_torch(x, {a, b}));
+    for (std::size_t i = 0; i < ours.size(); ++i)
+      CHECK(max_difference(ours[i], expected[i]) < 1e-5 * attend::test::size_of(expected[i]));
+  }
+  const Tensors outputs = Projections::run(x, {a, b});
+  const Tensors gradients =
+      torch::autograd::grad({outputs[1].sum()}, {a, b}, {}, std::nullopt, false, /*allow_unused=*/true);
+  CHECK_FALSE(gradients[0].defined());
+  CHECK(gradients[1].defined());
+}
