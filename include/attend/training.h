@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The trainer, what it is made of, and the callbacks that come with it.
+// The trainer, what it is made of, and the callbacks that come with it. Not here: <attend/training/cuda_graph.h>, which
+// needs the headers of CUDA.
 
 // Training
 #include <attend/training/adam.h>
 #include <attend/training/history.h>
 #include <attend/training/step.h>
+#include <attend/training/step_capture.h>
 #include <attend/training/trainer.h>
+#include <attend/training/trainer_options.h>
 #include <attend/training/training_state.h>
 
 // Callbacks

@@ -13,7 +13,7 @@ OPTIONS = {
 }
 
 
-def adam():
+def steps_of(optimizer_class):
     """Initial parameters, a gradient for each step, and the parameters after all steps, in float64."""
     generator = torch.Generator().manual_seed(20)
     tensors = {}
@@ -24,7 +24,7 @@ def adam():
         tensors[f"gradients.{name}"] = shrinking * torch.randn(STEPS, *shape, generator=generator, dtype=torch.float64)
     for case, options in OPTIONS.items():
         parameters = {name: tensors[f"initial.{name}"].clone().requires_grad_() for name in SHAPES}
-        optimizer = torch.optim.Adam(parameters.values(), **options)
+        optimizer = optimizer_class(parameters.values(), **options)
         for step in range(STEPS):
             for name, parameter in parameters.items():
                 parameter.grad = tensors[f"gradients.{name}"][step].clone()
@@ -35,5 +35,6 @@ def adam():
 
 
 def write(folder):
-    """Writes folder/adam.pt."""
-    torch.save(adam(), pathlib.Path(folder) / "adam.pt")
+    """Writes folder/adam.pt and folder/adamw.pt."""
+    for optimizer_class in (torch.optim.Adam, torch.optim.AdamW):
+        torch.save(steps_of(optimizer_class), pathlib.Path(folder) / f"{optimizer_class.__name__.lower()}.pt")

@@ -24,24 +24,48 @@
 
 using attend::test::message_of;
 using attend::test::normal;
-using torch::optim::AdamOptions;
 using torch::optim::OptimizerParamGroup;
 using Tensors = std::vector<torch::Tensor>;
 
 namespace {
 
-struct NamedOptions {
-  std::string name;
-  AdamOptions options;
+struct OfAdam {
+  using Ours = attend::Adam;
+  using Theirs = torch::optim::Adam;
+  using Options = torch::optim::AdamOptions;
+  static inline const std::string kName = "attend::Adam";
+  static inline const std::string kReference = "adam";
 };
 
-const std::vector<NamedOptions> kOptions = {
-    {"default", AdamOptions()},
-    {"betas", AdamOptions(0.01).betas({0.5, 0.9})},
-    {"eps", AdamOptions(0.01).eps(0.1)},
-    {"weight_decay", AdamOptions(0.01).weight_decay(0.2)},
-    {"amsgrad", AdamOptions(0.01).amsgrad(true)},
-    {"all", AdamOptions(0.02).betas({0.8, 0.95}).eps(1e-3).weight_decay(0.1).amsgrad(true)},
+struct OfAdamW {
+  using Ours = attend::AdamW;
+  using Theirs = torch::optim::AdamW;
+  using Options = torch::optim::AdamWOptions;
+  static inline const std::string kName = "attend::AdamW";
+  static inline const std::string kReference = "adamw";
+};
+
+template <class Kind>
+using Ours = typename Kind::Ours;
+template <class Kind>
+using Theirs = typename Kind::Theirs;
+template <class Kind>
+using Options = typename Kind::Options;
+
+template <class Kind>
+struct NamedOptions {
+  std::string name;
+  Options<Kind> options;
+};
+
+template <class Kind>
+const std::vector<NamedOptions<Kind>> kOptions = {
+    {"default", Options<Kind>()},
+    {"betas", Options<Kind>(0.01).betas({0.5, 0.9})},
+    {"eps", Options<Kind>(0.01).eps(0.1)},
+    {"weight_decay", Options<Kind>(0.01).weight_decay(0.2)},
+    {"amsgrad", Options<Kind>(0.01).amsgrad(true)},
+    {"all", Options<Kind>(0.02).betas({0.8, 0.95}).eps(1e-3).weight_decay(0.1).amsgrad(true)},
 };
 
 /// Parameters of several ranks.
@@ -96,12 +120,13 @@ double largest_difference(const Tensors& a, const Tensors& b) {
 
 constexpr double kEqual = 1e-12;
 
-/// Whether attend::Adam and torch::optim::Adam take the same 50 steps from copies of these parameters.
-double difference_from_torch(const Tensors& initial, const AdamOptions& options,
+/// How far our optimizer and torch's are apart after the same 50 steps from copies of these parameters.
+template <class Kind>
+double difference_from_torch(const Tensors& initial, const Options<Kind>& options,
                              const SetGradients& set = set_gradients) {
   const Tensors ours = copies(initial), theirs = copies(initial);
-  attend::Adam our_optimizer(ours, options);
-  torch::optim::Adam their_optimizer(theirs, options);
+  Ours<Kind> our_optimizer(ours, options);
+  Theirs<Kind> their_optimizer(theirs, options);
   run(our_optimizer, ours, 0, 50, set);
   run(their_optimizer, theirs, 0, 50, set);
   CHECK(largest_difference(ours, initial) > 0.01);
@@ -117,23 +142,25 @@ void copy_by_archive(const From& from, To& to) {
 
 }  // namespace
 
-TEST_CASE("fifty steps in float64 equal those of torch::optim::Adam, with every option") {
-  for (const NamedOptions& row : kOptions) {
+TEST_CASE_TEMPLATE("fifty steps in float64 equal those of torch's optimizer, with every option", Kind, OfAdam,
+                   OfAdamW) {
+  for (const NamedOptions<Kind>& row : kOptions<Kind>) {
     CAPTURE(row.name);
-    CHECK(difference_from_torch(parameters(), row.options) <= kEqual);
+    CHECK(difference_from_torch<Kind>(parameters(), row.options) <= kEqual);
   }
 }
 
-TEST_CASE("fifty steps in float32 are as near to float64 as those of torch::optim::Adam") {
-  for (const NamedOptions& row : kOptions) {
+TEST_CASE_TEMPLATE("fifty steps in float32 are as near to float64 as those of torch's optimizer", Kind, OfAdam,
+                   OfAdamW) {
+  for (const NamedOptions<Kind>& row : kOptions<Kind>) {
     CAPTURE(row.name);
     const Tensors initial = parameters(torch::kFloat);
     Tensors in_double;
     for (const torch::Tensor& tensor : initial)
       in_double.push_back(tensor.detach().to(torch::kDouble).requires_grad_());
     const Tensors ours = copies(initial), theirs = copies(initial);
-    attend::Adam our_optimizer(ours, row.options);
-    torch::optim::Adam their_optimizer(theirs, row.options), double_optimizer(in_double, row.options);
+    Ours<Kind> our_optimizer(ours, row.options);
+    Theirs<Kind> their_optimizer(theirs, row.options), double_optimizer(in_double, row.options);
     // All three see the gradients that float32 can hold.
     const SetGradients set = [](const Tensors& tensors, int step) {
       set_gradients(tensors, step);
@@ -147,8 +174,8 @@ TEST_CASE("fifty steps in float32 are as near to float64 as those of torch::opti
   }
 }
 
-TEST_CASE("twenty steps in float64 equal those of Python's torch.optim.Adam") {
-  const std::map<std::string, torch::Tensor> reference = attend::test::reference_data("adam");
+TEST_CASE_TEMPLATE("twenty steps in float64 equal those of Python's optimizer", Kind, OfAdam, OfAdamW) {
+  const std::map<std::string, torch::Tensor> reference = attend::test::reference_data(Kind::kReference);
   const std::vector<std::string> names = {"weight", "bias", "kernel", "scalar"};
   for (const std::string name : {"default", "all"}) {
     CAPTURE(name);
@@ -158,9 +185,9 @@ TEST_CASE("twenty steps in float64 equal those of Python's torch.optim.Adam") {
       gradients.push_back(reference.at("gradients." + parameter));
       theirs.push_back(reference.at(name + "." + parameter));
     }
-    const auto row =
-        std::find_if(kOptions.begin(), kOptions.end(), [&](auto& options) { return options.name == name; });
-    attend::Adam optimizer(ours, row->options);
+    const auto row = std::find_if(kOptions<Kind>.begin(), kOptions<Kind>.end(),
+                                  [&](const NamedOptions<Kind>& row) { return row.name == name; });
+    Ours<Kind> optimizer(ours, row->options);
     run(optimizer, ours, 0, static_cast<int>(gradients[0].size(0)), [&](const Tensors& parameters, int step) {
       for (std::size_t i = 0; i < parameters.size(); ++i) parameters[i].mutable_grad() = gradients[i][step].clone();
     });
@@ -168,41 +195,43 @@ TEST_CASE("twenty steps in float64 equal those of Python's torch.optim.Adam") {
   }
 }
 
-TEST_CASE("each parameter group has its own options") {
+TEST_CASE_TEMPLATE("each parameter group has its own options", Kind, OfAdam, OfAdamW) {
   const auto groups = [](const Tensors& tensors) {
     std::vector<OptimizerParamGroup> groups;
-    groups.emplace_back(Tensors{tensors[0], tensors[1]}, std::make_unique<AdamOptions>(AdamOptions(0.1).eps(0.01)));
-    groups.emplace_back(Tensors{tensors[2]}, std::make_unique<AdamOptions>(AdamOptions(0.001).weight_decay(0.5)));
+    groups.emplace_back(Tensors{tensors[0], tensors[1]}, std::make_unique<Options<Kind>>(Options<Kind>(0.1).eps(0.01)));
+    groups.emplace_back(Tensors{tensors[2]}, std::make_unique<Options<Kind>>(Options<Kind>(0.001).weight_decay(0.5)));
     groups.emplace_back(Tensors{tensors[3]});  // the defaults
     return groups;
   };
   const Tensors ours = parameters(), theirs = parameters();
-  attend::Adam our_optimizer(groups(ours), AdamOptions(0.02));
-  torch::optim::Adam their_optimizer(groups(theirs), AdamOptions(0.02));
+  Ours<Kind> our_optimizer(groups(ours), Options<Kind>(0.02));
+  Theirs<Kind> their_optimizer(groups(theirs), Options<Kind>(0.02));
   run(our_optimizer, ours, 0, 50);
   run(their_optimizer, theirs, 0, 50);
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
-TEST_CASE("a parameter without a gradient stays, and its steps are counted by themselves") {
+TEST_CASE_TEMPLATE("a parameter without a gradient stays, and its steps are counted by themselves", Kind, OfAdam,
+                   OfAdamW) {
   const SetGradients with_holes = [](const Tensors& tensors, int step) {
     set_gradients(tensors, step);
     if (step % 3 == 0) tensors[1].mutable_grad() = torch::Tensor();
     if (step < 40) tensors[2].mutable_grad() = torch::Tensor();
     tensors[3].mutable_grad() = torch::Tensor();
   };
-  for (const NamedOptions& row : kOptions) {
+  for (const NamedOptions<Kind>& row : kOptions<Kind>) {
     CAPTURE(row.name);
-    CHECK(difference_from_torch(parameters(), row.options, with_holes) <= kEqual);
+    CHECK(difference_from_torch<Kind>(parameters(), row.options, with_holes) <= kEqual);
   }
   const Tensors tensors = parameters();
-  attend::Adam optimizer(tensors);
+  Ours<Kind> optimizer(tensors);
   run(optimizer, tensors, 0, 10, with_holes);
   CHECK(torch::equal(tensors[2], parameters()[2]));
   CHECK(torch::equal(tensors[3], parameters()[3]));
 }
 
-TEST_CASE("parameters and gradients may have any strides that leave no gaps, each their own") {
+TEST_CASE_TEMPLATE("parameters and gradients may have any strides that leave no gaps, each their own", Kind, OfAdam,
+                   OfAdamW) {
   const auto layouts = [](const torch::Tensor& tensor) {  // (2, 3, 2, 2), the same values in different orders of memory
     return Tensors{tensor.contiguous(), tensor.contiguous(torch::MemoryFormat::ChannelsLast),
                    tensor.transpose(0, 3).contiguous().transpose(0, 3)};
@@ -216,12 +245,12 @@ TEST_CASE("parameters and gradients may have any strides that leave no gaps, eac
       const auto set = [&](const Tensors& tensors, int step) {
         tensors[0].mutable_grad() = layouts(normal({2, 3, 2, 2}, 50 + step))[of_gradient];
       };
-      CHECK(difference_from_torch(initial, AdamOptions(0.01).amsgrad(true), set) <= kEqual);
+      CHECK(difference_from_torch<Kind>(initial, Options<Kind>(0.01).amsgrad(true), set) <= kEqual);
     }
   }
 }
 
-TEST_CASE("a gradient is read, whatever its strides, and never written") {
+TEST_CASE_TEMPLATE("a gradient is read, whatever its strides, and never written", Kind, OfAdam, OfAdamW) {
   const torch::Tensor parameter = normal({3, 4}, 1).requires_grad_();
   for (const torch::Tensor& gradient : {normal({3, 4}, 2), normal({4, 3}, 3).t(), normal({1, 4}, 4).expand({3, 4}),
                                         normal({3, 8}, 5).slice(1, 0, 8, 2)}) {
@@ -231,18 +260,19 @@ TEST_CASE("a gradient is read, whatever its strides, and never written") {
     const torch::Tensor ours = parameter.detach().clone().requires_grad_();
     ours.mutable_grad() = gradient;
     theirs.mutable_grad() = before;
-    const AdamOptions options = AdamOptions(0.1).weight_decay(0.3);
-    attend::Adam(Tensors{ours}, options).step();
-    torch::optim::Adam(Tensors{theirs}, options).step();
+    const Options<Kind> options = Options<Kind>(0.1).weight_decay(0.3);
+    Ours<Kind>(Tensors{ours}, options).step();
+    Theirs<Kind>(Tensors{theirs}, options).step();
     CHECK(largest_difference({ours}, {theirs}) <= kEqual);
     CHECK(torch::equal(gradient, before));
   }
 }
 
-TEST_CASE("parameters whose strides change between steps go on as in torch::optim::Adam") {
+TEST_CASE_TEMPLATE("parameters whose strides change between steps go on as in torch's optimizer", Kind, OfAdam,
+                   OfAdamW) {
   const torch::Tensor ours = normal({2, 3, 2, 2}, 5).requires_grad_(), theirs = ours.detach().clone().requires_grad_();
-  attend::Adam our_optimizer(Tensors{ours}, AdamOptions(0.01).amsgrad(true));
-  torch::optim::Adam their_optimizer(Tensors{theirs}, AdamOptions(0.01).amsgrad(true));
+  Ours<Kind> our_optimizer(Tensors{ours}, Options<Kind>(0.01).amsgrad(true));
+  Theirs<Kind> their_optimizer(Tensors{theirs}, Options<Kind>(0.01).amsgrad(true));
   run(our_optimizer, {ours}, 0, 10);
   run(their_optimizer, {theirs}, 0, 10);
   ours.set_data(ours.detach().contiguous(torch::MemoryFormat::ChannelsLast));
@@ -251,58 +281,60 @@ TEST_CASE("parameters whose strides change between steps go on as in torch::opti
   CHECK(largest_difference({ours}, {theirs}) <= kEqual);
 }
 
-TEST_CASE("one group may hold parameters of several dtypes") {
+TEST_CASE_TEMPLATE("one group may hold parameters of several dtypes", Kind, OfAdam, OfAdamW) {
   const Tensors both = {normal({4}, 1).requires_grad_(), normal({4}, 2).to(torch::kFloat).requires_grad_(),
                         normal({2, 2}, 3).requires_grad_(), normal({3}, 4).to(torch::kFloat).requires_grad_()};
   const Tensors ours = copies(both), theirs = copies(both);
-  attend::Adam our_optimizer(ours, AdamOptions(0.01));
-  torch::optim::Adam their_optimizer(theirs, AdamOptions(0.01));
+  Ours<Kind> our_optimizer(ours, Options<Kind>(0.01));
+  Theirs<Kind> their_optimizer(theirs, Options<Kind>(0.01));
   run(our_optimizer, ours, 0, 50);
   run(their_optimizer, theirs, 0, 50);
   CHECK(largest_difference({ours[0], ours[2]}, {theirs[0], theirs[2]}) <= kEqual);
   CHECK(largest_difference({ours[1], ours[3]}, {theirs[1], theirs[3]}) <= 1e-6);
 }
 
-TEST_CASE("a parameter with gaps in memory and a sparse gradient are refused, and nothing has changed") {
+TEST_CASE_TEMPLATE("a parameter with gaps in memory and a sparse gradient are refused, and nothing has changed", Kind,
+                   OfAdam, OfAdamW) {
   const torch::Tensor gaps = torch::ones({4, 4}).slice(1, 0, 2).detach().requires_grad_();
   gaps.mutable_grad() = torch::ones({4, 2});
-  attend::Adam optimizer(Tensors{gaps});
+  Ours<Kind> optimizer(Tensors{gaps});
   CHECK(message_of<c10::NotImplementedError>([&] { optimizer.step(); }) ==
-        "attend::Adam: a parameter must be dense in memory, got sizes [4, 2] with strides [4, 1]");
+        Kind::kName + ": a parameter must be dense in memory, got sizes [4, 2] with strides [4, 1]");
   CHECK(torch::equal(gaps, torch::ones({4, 2})));
 
   torch::nn::Embedding embedding(torch::nn::EmbeddingOptions(5, 2).sparse(true));
   const torch::Tensor before = embedding->weight.detach().clone();
   embedding->forward(torch::tensor({1, 3})).sum().backward();
   REQUIRE(embedding->weight.grad().is_sparse());
-  attend::Adam of_embedding(embedding->parameters());
+  Ours<Kind> of_embedding(embedding->parameters());
   CHECK(message_of<c10::NotImplementedError>([&] { of_embedding.step(); }) ==
-        "attend::Adam: sparse gradients are not supported");
+        Kind::kName + ": sparse gradients are not supported");
   CHECK(torch::equal(embedding->weight, before));
 }
 
-TEST_CASE("options out of range are refused as torch::optim::Adam does") {
-  const std::vector<std::pair<AdamOptions, std::string>> refused = {
-      {AdamOptions(-1), "Invalid learning rate: -1"},
-      {AdamOptions().eps(-1), "Invalid epsilon value: -1"},
-      {AdamOptions().betas({1, 0.9}), "Invalid beta parameter at index 0: 1"},
-      {AdamOptions().betas({0.9, -0.1}), "Invalid beta parameter at index 1: -0.1"},
-      {AdamOptions().weight_decay(-1), "Invalid weight_decay value: -1"},
+TEST_CASE_TEMPLATE("options out of range are refused as torch's optimizer does", Kind, OfAdam, OfAdamW) {
+  const std::vector<std::pair<Options<Kind>, std::string>> refused = {
+      {Options<Kind>(-1), "Invalid learning rate: -1"},
+      {Options<Kind>().eps(-1), "Invalid epsilon value: -1"},
+      {Options<Kind>().betas({1, 0.9}), "Invalid beta parameter at index 0: 1"},
+      {Options<Kind>().betas({0.9, -0.1}), "Invalid beta parameter at index 1: -0.1"},
+      {Options<Kind>().weight_decay(-1), "Invalid weight_decay value: -1"},
   };
   for (const auto& row : refused)
-    CHECK(message_of<c10::Error>([&] { attend::Adam(parameters(), row.first); }) == row.second);
+    CHECK(message_of<c10::Error>([&] { Ours<Kind>(parameters(), row.first); }) == row.second);
 }
 
-TEST_CASE("a learning-rate schedule of torch::optim takes effect, for each group from its own rate") {
+TEST_CASE_TEMPLATE("a learning-rate schedule of torch::optim takes effect, for each group from its own rate", Kind,
+                   OfAdam, OfAdamW) {
   const auto groups = [](const Tensors& tensors) {
     std::vector<OptimizerParamGroup> groups;
-    groups.emplace_back(Tensors{tensors[0], tensors[1]}, std::make_unique<AdamOptions>(0.1));
-    groups.emplace_back(Tensors{tensors[2], tensors[3]}, std::make_unique<AdamOptions>(0.01));
+    groups.emplace_back(Tensors{tensors[0], tensors[1]}, std::make_unique<Options<Kind>>(0.1));
+    groups.emplace_back(Tensors{tensors[2], tensors[3]}, std::make_unique<Options<Kind>>(0.01));
     return groups;
   };
   const Tensors ours = parameters(), theirs = parameters();
-  attend::Adam our_optimizer(groups(ours));
-  torch::optim::Adam their_optimizer(groups(theirs));
+  Ours<Kind> our_optimizer(groups(ours));
+  Theirs<Kind> their_optimizer(groups(theirs));
   torch::optim::StepLR our_schedule(our_optimizer, 2, 0.25), their_schedule(their_optimizer, 2, 0.25);
   for (int step = 0; step < 7; ++step) {
     run(our_optimizer, ours, step, step + 1);
@@ -316,22 +348,24 @@ TEST_CASE("a learning-rate schedule of torch::optim takes effect, for each group
   CHECK(our_optimizer.param_groups()[1].options().get_lr() == 0.01 / 64);
 }
 
-TEST_CASE("a rate set before the first step counts") {
+TEST_CASE_TEMPLATE("a rate set before the first step counts", Kind, OfAdam, OfAdamW) {
   const Tensors ours = parameters(), theirs = parameters();
-  attend::Adam our_optimizer(ours, AdamOptions(0.5));
-  torch::optim::Adam their_optimizer(theirs, AdamOptions(0.125));
+  Ours<Kind> our_optimizer(ours, Options<Kind>(0.5));
+  Theirs<Kind> their_optimizer(theirs, Options<Kind>(0.125));
   our_optimizer.param_groups()[0].options().set_lr(0.125);
   run(our_optimizer, ours, 0, 3);
   run(their_optimizer, theirs, 0, 3);
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
-TEST_CASE("a rate written to the options between steps counts, also through a reference taken before the first step") {
+TEST_CASE_TEMPLATE(
+    "a rate written to the options between steps counts, also through a reference taken before the first step", Kind,
+    OfAdam, OfAdamW) {
   const Tensors ours = parameters(), theirs = parameters();
-  attend::Adam our_optimizer(ours, AdamOptions(0.5));
-  torch::optim::Adam their_optimizer(theirs, AdamOptions(0.5));
-  auto& our_options = static_cast<AdamOptions&>(our_optimizer.param_groups()[0].options());
-  auto& their_options = static_cast<AdamOptions&>(their_optimizer.param_groups()[0].options());
+  Ours<Kind> our_optimizer(ours, Options<Kind>(0.5));
+  Theirs<Kind> their_optimizer(theirs, Options<Kind>(0.5));
+  auto& our_options = static_cast<Options<Kind>&>(our_optimizer.param_groups()[0].options());
+  auto& their_options = static_cast<Options<Kind>&>(their_optimizer.param_groups()[0].options());
   for (int step = 0; step < 4; ++step) {
     run(our_optimizer, ours, step, step + 1);
     run(their_optimizer, theirs, step, step + 1);
@@ -342,12 +376,13 @@ TEST_CASE("a rate written to the options between steps counts, also through a re
   CHECK(&our_options == &our_optimizer.param_groups()[0].options());
 }
 
-TEST_CASE("options stay where they are: those of a group, and those that an archive overwrites") {
+TEST_CASE_TEMPLATE("options stay where they are: those of a group, and those that an archive overwrites", Kind, OfAdam,
+                   OfAdamW) {
   const Tensors tensors = parameters();
   std::vector<OptimizerParamGroup> groups;
-  groups.emplace_back(Tensors{tensors[0]}, std::make_unique<AdamOptions>(0.1));
+  groups.emplace_back(Tensors{tensors[0]}, std::make_unique<Options<Kind>>(0.1));
   groups.emplace_back(Tensors{tensors[1]});
-  attend::Adam optimizer(groups), written(groups);
+  Ours<Kind> optimizer(groups), written(groups);
   optimizer.add_param_group(OptimizerParamGroup({tensors[2]}));
   written.add_param_group(OptimizerParamGroup({tensors[2]}));
   std::vector<torch::optim::OptimizerOptions*> before;
@@ -357,9 +392,9 @@ TEST_CASE("options stay where they are: those of a group, and those that an arch
   for (std::size_t i = 0; i < before.size(); ++i) CHECK(&optimizer.param_groups()[i].options() == before[i]);
 }
 
-TEST_CASE("a state on another device than its parameter is refused") {
+TEST_CASE_TEMPLATE("a state on another device than its parameter is refused", Kind, OfAdam, OfAdamW) {
   const Tensors here = {normal({3}, 1).requires_grad_()};
-  attend::Adam optimizer(here);
+  Ours<Kind> optimizer(here);
   run(optimizer, here, 0, 1);
   // The state of the parameter here becomes that of one elsewhere, as in model->to(elsewhere).
   const torch::Tensor there = torch::empty({3}, torch::device(torch::kMeta).dtype(torch::kDouble)).requires_grad_();
@@ -370,19 +405,19 @@ TEST_CASE("a state on another device than its parameter is refused") {
   state[there.unsafeGetTensorImpl()] = std::move(moved);
   CHECK(message_of<c10::ValueError>([&] {
           optimizer.step();
-        }).find("attend::Adam: the state (cpu) must be on the device of its parameter (meta); ") == 0);
+        }).find(Kind::kName + ": the state (cpu) must be on the device of its parameter (meta); ") == 0);
 }
 
-TEST_CASE("an optimizer read from its archive continues to the last bit") {
-  for (const NamedOptions& row : kOptions) {
+TEST_CASE_TEMPLATE("an optimizer read from its archive continues to the last bit", Kind, OfAdam, OfAdamW) {
+  for (const NamedOptions<Kind>& row : kOptions<Kind>) {
     CAPTURE(row.name);
     const Tensors whole = parameters();
-    attend::Adam uninterrupted(whole, row.options);
+    Ours<Kind> uninterrupted(whole, row.options);
     run(uninterrupted, whole, 0, 10);
     uninterrupted.param_groups()[0].options().set_lr(0.0625);
 
     const Tensors resumed = copies(whole);
-    attend::Adam optimizer(resumed, AdamOptions(0.75));  // the archive's options win
+    Ours<Kind> optimizer(resumed, Options<Kind>(0.75));  // the archive's options win
     // Steps of its own, which the archive replaces.
     run(optimizer, resumed, 90, 93);
     for (std::size_t i = 0; i < whole.size(); ++i) resumed[i].set_data(whole[i].detach().clone());
@@ -395,18 +430,18 @@ TEST_CASE("an optimizer read from its archive continues to the last bit") {
   }
 }
 
-TEST_CASE("archives are exchanged with torch::optim::Adam, both ways") {
-  for (const NamedOptions& row : kOptions) {
+TEST_CASE_TEMPLATE("archives are exchanged with torch's optimizer, both ways", Kind, OfAdam, OfAdamW) {
+  for (const NamedOptions<Kind>& row : kOptions<Kind>) {
     CAPTURE(row.name);
     const Tensors ours = parameters(), theirs = parameters();
-    attend::Adam our_optimizer(ours, row.options);
-    torch::optim::Adam their_optimizer(theirs, row.options);
+    Ours<Kind> our_optimizer(ours, row.options);
+    Theirs<Kind> their_optimizer(theirs, row.options);
     run(our_optimizer, ours, 0, 10);
     run(their_optimizer, theirs, 0, 10);
 
     const Tensors ours_from_theirs = copies(theirs), theirs_from_ours = copies(ours);
-    attend::Adam our_heir(ours_from_theirs);
-    torch::optim::Adam their_heir(theirs_from_ours);
+    Ours<Kind> our_heir(ours_from_theirs);
+    Theirs<Kind> their_heir(theirs_from_ours);
     copy_by_archive(their_optimizer, our_heir);
     copy_by_archive(our_optimizer, their_heir);
 
@@ -418,17 +453,18 @@ TEST_CASE("archives are exchanged with torch::optim::Adam, both ways") {
   }
 }
 
-TEST_CASE("an archive written before the first step is read") {
+TEST_CASE_TEMPLATE("an archive written before the first step is read", Kind, OfAdam, OfAdamW) {
   const Tensors ours = parameters(), theirs = parameters();
-  attend::Adam written(parameters(), AdamOptions(0.03)), read(ours);
-  torch::optim::Adam expected(theirs, AdamOptions(0.03));
+  Ours<Kind> written(parameters(), Options<Kind>(0.03)), read(ours);
+  Theirs<Kind> expected(theirs, Options<Kind>(0.03));
   copy_by_archive(written, read);
   run(read, ours, 0, 5);
   run(expected, theirs, 0, 5);
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
-TEST_CASE("a parameter that an archive knows nothing of keeps its own state, as in torch::optim::Adam") {
+TEST_CASE_TEMPLATE("a parameter that an archive knows nothing of keeps its own state, as in torch's optimizer", Kind,
+                   OfAdam, OfAdamW) {
   const auto without_second = [](const Tensors& tensors, int step) {
     set_gradients(tensors, step);
     tensors[1].mutable_grad() = torch::Tensor();
@@ -443,60 +479,62 @@ TEST_CASE("a parameter that an archive knows nothing of keeps its own state, as 
     run(read, tensors, 7, 10);
   };
   const Tensors ours = parameters(), theirs = parameters();
-  resumed.operator()<attend::Adam>(ours);
-  resumed.operator()<torch::optim::Adam>(theirs);
+  resumed.template operator()<Ours<Kind>>(ours);
+  resumed.template operator()<Theirs<Kind>>(theirs);
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
-TEST_CASE("an archive of contiguous parameters is read for channels-last ones") {
+TEST_CASE_TEMPLATE("an archive of contiguous parameters is read for channels-last ones", Kind, OfAdam, OfAdamW) {
   const Tensors contiguous = {normal({2, 3, 2, 2}, 5).requires_grad_()};
-  attend::Adam optimizer(contiguous, AdamOptions(0.01).amsgrad(true));
+  Ours<Kind> optimizer(contiguous, Options<Kind>(0.01).amsgrad(true));
   run(optimizer, contiguous, 0, 10);
   const Tensors channels_last = {contiguous[0].detach().contiguous(torch::MemoryFormat::ChannelsLast).requires_grad_()};
-  attend::Adam heir(channels_last);
+  Ours<Kind> heir(channels_last);
   copy_by_archive(optimizer, heir);
   run(optimizer, contiguous, 10, 20);
   run(heir, channels_last, 10, 20);
   CHECK(largest_difference(contiguous, channels_last) <= kEqual);
 }
 
-TEST_CASE("a group that is added later starts there") {
+TEST_CASE_TEMPLATE("a group that is added later starts there", Kind, OfAdam, OfAdamW) {
   const auto trained = [&]<class Optimizer>(const Tensors& tensors) {
-    Optimizer optimizer(Tensors{tensors[0], tensors[1]}, AdamOptions(0.02));
+    Optimizer optimizer(Tensors{tensors[0], tensors[1]}, Options<Kind>(0.02));
     run(optimizer, tensors, 0, 5);
     optimizer.add_param_group(OptimizerParamGroup({tensors[2]}));
-    optimizer.add_param_group(OptimizerParamGroup({tensors[3]}, std::make_unique<AdamOptions>(0.1)));
+    optimizer.add_param_group(OptimizerParamGroup({tensors[3]}, std::make_unique<Options<Kind>>(0.1)));
     run(optimizer, tensors, 5, 10);
   };
   const Tensors ours = parameters(), theirs = parameters();
-  trained.operator()<attend::Adam>(ours);
-  trained.operator()<torch::optim::Adam>(theirs);
+  trained.template operator()<Ours<Kind>>(ours);
+  trained.template operator()<Theirs<Kind>>(theirs);
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
-TEST_CASE("amsgrad may be switched on and off between steps: the maximum counts from there") {
+TEST_CASE_TEMPLATE("amsgrad may be switched on and off between steps: the maximum counts from there", Kind, OfAdam,
+                   OfAdamW) {
   const Tensors ours = {torch::zeros({1}, torch::kDouble).requires_grad_()};
-  attend::Adam optimizer(ours, AdamOptions(1.0).betas({0.0, 0.5}).eps(0));
+  Ours<Kind> optimizer(ours, Options<Kind>(1.0).betas({0.0, 0.5}).eps(0).weight_decay(0));
   const auto gradient = [](double value) {
     return
         [value](const Tensors& tensors, int) { tensors[0].mutable_grad() = torch::full({1}, value, torch::kDouble); };
   };
   run(optimizer, ours, 0, 1, gradient(1));  // v = 1/2, v̂ = 1: p = −1
   CHECK(ours[0].item<double>() == doctest::Approx(-1).epsilon(1e-12));
-  static_cast<AdamOptions&>(optimizer.param_groups()[0].options()).amsgrad(true);
+  static_cast<Options<Kind>&>(optimizer.param_groups()[0].options()).amsgrad(true);
   run(optimizer, ours, 1, 2, gradient(1));  // v = 3/4, v̂ = 1: p = −2
   CHECK(ours[0].item<double>() == doctest::Approx(-2).epsilon(1e-12));
   run(optimizer, ours, 2, 3, gradient(0.5));  // v = 1/2, the maximum stays 3/4: p = −2 − 0.5 / √(6/7)
   const double third = -2 - 0.5 / std::sqrt(6.0 / 7.0);
   CHECK(ours[0].item<double>() == doctest::Approx(third).epsilon(1e-12));
-  static_cast<AdamOptions&>(optimizer.param_groups()[0].options()).amsgrad(false);
+  static_cast<Options<Kind>&>(optimizer.param_groups()[0].options()).amsgrad(false);
   run(optimizer, ours, 3, 4, gradient(0.5));  // v = 3/8, v̂ = 2/5
   CHECK(ours[0].item<double>() == doctest::Approx(third - 0.5 / std::sqrt(0.4)).epsilon(1e-12));
 }
 
-TEST_CASE("a closure is called once, with gradients enabled, and its loss is returned") {
+TEST_CASE_TEMPLATE("a closure is called once, with gradients enabled, and its loss is returned", Kind, OfAdam,
+                   OfAdamW) {
   const torch::Tensor parameter = torch::full({}, 2.0, torch::kDouble).requires_grad_();
-  attend::Adam optimizer(Tensors{parameter}, AdamOptions(0.5).eps(0));
+  Ours<Kind> optimizer(Tensors{parameter}, Options<Kind>(0.5).eps(0).weight_decay(0));
   const torch::NoGradGuard no_grad;
   int calls = 0;
   const torch::Tensor loss = optimizer.step([&] {

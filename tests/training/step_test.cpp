@@ -3,10 +3,13 @@
 
 #include <attend/training/trainer.h>
 
+#include "support/autocast.h"
 #include "support/errors.h"
 #include "training/support.h"
 
+#include <ATen/autocast_mode.h>
 #include <doctest/doctest.h>
+#include <torch/autograd.h>
 #include <torch/nn/init.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>
@@ -14,7 +17,9 @@
 #include <torch/optim/sgd.h>
 
 #include <memory>
+#include <stdexcept>
 #include <string>
+#include <utility>
 
 using attend::test::linear_model;
 using attend::test::linear_samples;
@@ -89,6 +94,97 @@ TEST_CASE("gradients are of the last batch alone") {
   const torch::Tensor difference = model->forward(second.x) - second.y;  // (8, 1)
   const torch::Tensor expected = 2 * (difference * second.x).mean(0, /*keepdim=*/true);
   CHECK(torch::allclose(model->weight.grad(), expected, 0, 1e-12));
+}
+
+TEST_CASE("accumulated gradients are those of the weighted sum; the loss that is returned is the batch's own") {
+  const Samples first = linear_samples(8, 1), second = linear_samples(4, 2);
+  for (const torch::ScalarType dtype : {torch::kDouble, torch::kFloat}) {
+    torch::nn::Linear model = linear_model();
+    model->to(dtype);
+    SGD optimizer(model->parameters(), SGDOptions(0.1));
+    attend::TrainingStep step(model, kMeanSquare, optimizer);
+    const auto mean_square = [&](const Samples& data) {
+      return kMeanSquare(model->forward(data.x.to(dtype)), data.y.to(dtype));
+    };
+    const torch::Tensor expected =
+        torch::autograd::grad({0.75 * mean_square(first) + 0.25 * mean_square(second)}, {model->weight})[0];
+
+    step.backward(second.x.to(dtype), second.y.to(dtype));
+    step.zero_gradients();
+    for (const auto& [data, weight] : {std::pair(first, 0.75), std::pair(second, 0.25)}) {
+      // The weight's dtype need not be the loss's.
+      const torch::Tensor loss =
+          step.accumulate(data.x.to(dtype), data.y.to(dtype), torch::full({}, weight, torch::kDouble));
+      CHECK(torch::equal(loss, mean_square(data)));
+      CHECK_FALSE(loss.requires_grad());
+    }
+    CHECK(torch::allclose(model->weight.grad(), expected, 0, dtype == torch::kDouble ? 1e-12 : 1e-5));
+    CHECK(torch::equal(model->weight, linear_model()->weight.to(dtype)));
+    step.zero_gradients();
+    CHECK_FALSE(model->weight.grad().defined());
+  }
+}
+
+namespace {
+
+/// What autocast is set to on the CPU.
+struct AutocastState {
+  bool is_enabled = at::autocast::is_autocast_enabled(at::kCPU);
+  at::ScalarType dtype = at::autocast::get_autocast_dtype(at::kCPU);
+  bool is_caching = at::autocast::is_autocast_cache_enabled();
+  bool operator==(const AutocastState&) const = default;
+
+  void set() const {
+    at::autocast::set_autocast_enabled(at::kCPU, is_enabled);
+    at::autocast::set_autocast_dtype(at::kCPU, dtype);
+    at::autocast::set_autocast_cache_enabled(is_caching);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("forward and loss run under the step's autocast, and the caller's returns, also after an exception") {
+  const Samples data = linear_samples(8);
+  const AutocastState before;
+  for (const bool is_enabled : {false, true}) {
+    for (const bool throws : {false, true}) {
+      AutocastState callers;
+      callers.is_enabled = is_enabled;
+      callers.dtype = at::kHalf;
+      callers.is_caching = !is_enabled;
+      callers.set();
+      AutocastState inside;
+      torch::nn::Linear model = linear_model();
+      SGD optimizer(model->parameters(), SGDOptions(0.1));
+      const auto loss = [&](const torch::Tensor& outputs, const torch::Tensor& targets) {
+        inside = AutocastState();
+        if (throws) throw std::runtime_error("no loss");
+        return kMeanSquare(outputs, targets);
+      };
+      attend::TrainingStep step(model, loss, optimizer, torch::kBFloat16);
+      if (throws)
+        CHECK(message_of<std::runtime_error>([&] { step(data.x, data.y); }) == "no loss");
+      else
+        step(data.x, data.y);
+      const bool is_restored = AutocastState() == callers;
+      before.set();
+      CHECK(is_restored);
+      CHECK((inside == AutocastState{true, at::kBFloat16, true}));
+    }
+  }
+}
+
+TEST_CASE("weights that have changed are cast anew under autocast, also inside an autocast of the caller's") {
+  const torch::Tensor x = torch::ones({2, 3}), y = torch::zeros({2, 1});
+  torch::nn::Linear model = linear_model();
+  model->to(torch::kFloat);
+  SGD optimizer(model->parameters(), SGDOptions(0.1));
+  attend::TrainingStep step(model, kMeanSquare, optimizer, torch::kBFloat16);
+  const attend::test::Autocast callers;
+  model->forward(x);  // the caller's autocast now keeps a copy of the weights
+  torch::nn::init::zeros_(model->weight);
+  torch::nn::init::constant_(model->bias, 2);
+  CHECK(step(x, y).item<float>() == 4);
 }
 
 TEST_CASE("the loss is a 0-d tensor without a graph behind it") {

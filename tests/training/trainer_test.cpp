@@ -28,7 +28,6 @@
 #include <cstdint>
 #include <functional>
 #include <iostream>
-#include <limits>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -37,6 +36,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -199,15 +199,6 @@ TEST_CASE("a trainer is made from a model alone, and from a holder, a Sequential
   const std::shared_ptr<torch::nn::LinearImpl> shared = linear_model().ptr();
   Trainer of_shared(shared, TrainerOptions().epochs(1));
   learns(of_shared);
-}
-
-TEST_CASE("the defaults are those that are documented") {
-  const TrainerOptions options;
-  CHECK(options.epochs() == 10);
-  CHECK(options.batch_size() == 32);
-  CHECK(options.learning_rate() == 1e-3);
-  CHECK_FALSE(options.device().has_value());
-  CHECK(options.seed() == 0);
 }
 
 TEST_CASE("a fit is the loop that one writes by hand with torch::optim::Adam, over the batches in their order") {
@@ -764,23 +755,6 @@ TEST_CASE("a fit after one that threw goes on with the epoch that was not finish
   CHECK(epochs == std::vector<std::int64_t>{1, 2});
 }
 
-TEST_CASE("options out of range are refused before anything happens") {
-  const double infinity = std::numeric_limits<double>::infinity();
-  const std::vector<std::pair<TrainerOptions, std::string>> refused = {
-      {TrainerOptions().epochs(0), "attend::Trainer: epochs (0) must be at least 1"},
-      {TrainerOptions().epochs(-1), "attend::Trainer: epochs (-1) must be at least 1"},
-      {TrainerOptions().batch_size(0), "attend::Trainer: batch_size (0) must be at least 1"},
-      {TrainerOptions().batch_size(-4), "attend::Trainer: batch_size (-4) must be at least 1"},
-      {TrainerOptions().learning_rate(0), "attend::Trainer: learning_rate (0) must be positive and finite"},
-      {TrainerOptions().learning_rate(-0.5), "attend::Trainer: learning_rate (-0.5) must be positive and finite"},
-      {TrainerOptions().learning_rate(std::nan("")),
-       "attend::Trainer: learning_rate (nan) must be positive and finite"},
-      {TrainerOptions().learning_rate(infinity), "attend::Trainer: learning_rate (inf) must be positive and finite"},
-  };
-  for (const auto& row : refused)
-    CHECK(message_of<c10::ValueError>([&] { Trainer(linear_model(), row.first); }) == row.second);
-}
-
 TEST_CASE("a device that is not there is refused, and the model stays where it was") {
   torch::nn::Linear model = linear_model();
   const std::string message =
@@ -828,10 +802,10 @@ TEST_CASE(
   const Samples data = linear_samples(8);
   OneByOne dataset(data);
   const torch::Tensor order = torch::arange(8);
-  CHECK(attend::detail::Batches("the tensors", data, torch::kMeta).prepared(order).is_meta());
-  CHECK(attend::detail::Batches("the dataset", dataset, torch::kMeta).prepared(order).is_cpu());
+  CHECK(attend::detail::Batches("the tensors", data, torch::kMeta, 4).prepared(order).is_meta());
+  CHECK(attend::detail::Batches("the dataset", dataset, torch::kMeta, 4).prepared(order).is_cpu());
 
-  const attend::detail::Batches batches("the tensors", data, torch::kCPU);
+  attend::detail::Batches batches("the tensors", data, torch::kCPU, 4);
   static int moves = 0;
   const auto count_moves = [](const at::RecordFunction& function) -> std::unique_ptr<at::ObserverContext> {
     if (std::string(function.name()) == "aten::to") ++moves;
@@ -843,6 +817,51 @@ TEST_CASE(
   batches.gather(prepared.slice(0, 0, 4));
   CHECK(moves == 1);
   at::removeCallback(handle);
+}
+
+namespace {
+
+/// A model whose backward pass reads the inputs, and that keeps what it was given.
+struct KeepsInputs : torch::nn::Module {
+  KeepsInputs() { weight = register_parameter("weight", attend::test::normal({3, 1}, 1)); }
+  torch::Tensor forward(const torch::Tensor& inputs) {
+    if (is_training()) kept.push_back(inputs);
+    return inputs.square().matmul(weight).sin() + (inputs * weight.t()).sum(1, /*keepdim=*/true);
+  }
+  torch::Tensor weight;
+  std::vector<torch::Tensor> kept;
+};
+
+}  // namespace
+
+TEST_CASE("batches of tensors share their memory, and no result shows it") {
+  const Samples data = linear_samples(22), validation = linear_samples(7, 3);
+  for (const std::int64_t accumulation_steps : {1, 3}) {
+    CAPTURE(accumulation_steps);
+    const auto trained = [&](auto&& train_set, auto&& validation_set) {
+      const auto model = std::make_shared<KeepsInputs>();
+      Trainer trainer(model, TrainerOptions().epochs(3).batch_size(4).accumulation_steps(accumulation_steps));
+      const attend::History history = trainer.fit(train_set, validation_set);
+      return std::tuple(model, history.train_loss(), history.validation_loss());
+    };
+    const auto [model, train_loss, validation_loss] = trained(data, validation);
+    const auto [other, other_train_loss, other_validation_loss] = trained(OneByOne(data), OneByOne(validation));
+    CHECK(torch::equal(model->weight, other->weight));
+    CHECK(train_loss == other_train_loss);
+    CHECK(validation_loss == other_validation_loss);
+    REQUIRE(model->kept.size() == 18);
+    for (const torch::Tensor& inputs : model->kept) CHECK(inputs.data_ptr() == model->kept[0].data_ptr());
+  }
+}
+
+TEST_CASE("tensors that need a gradient themselves are trained on as they are, and get none") {
+  const Samples data = linear_samples(8);
+  torch::nn::Linear model = linear_model(), expected = linear_model();
+  const Samples needing{data.x.clone().requires_grad_(), data.y};
+  Trainer(model, TrainerOptions().batch_size(4)).fit(needing);
+  Trainer(expected, TrainerOptions().batch_size(4)).fit(data);
+  CHECK(torch::equal(model->weight, expected->weight));
+  CHECK_FALSE(needing.x.grad().defined());
 }
 
 TEST_CASE("a model without parameters is refused") {

@@ -1,27 +1,44 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/_foreach_add.h>
-#include <ATen/ops/_fused_adam.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
-#include <c10/core/GradMode.h>
-#include <c10/util/Exception.h>
-#include <torch/optim/adam.h>
-#include <torch/types.h>
+#include <attend/training/detail/fused_adam.h>
 
-#include <cstdint>
-#include <map>
-#include <memory>
-#include <tuple>
-#include <unordered_map>
+#include <ATen/ops/_fused_adam.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <torch/optim/adam.h>
+#include <torch/optim/adamw.h>
+
 #include <utility>
-#include <vector>
 
 namespace attend {
+
+namespace detail {
+
+struct AdamTraits {
+  using Optimizer = torch::optim::Adam;
+  using Options = torch::optim::AdamOptions;
+  using State = torch::optim::AdamParamState;
+  static constexpr const char* kName = "attend::Adam";
+
+  template <class... Arguments>
+  static void update(Arguments&&... arguments) {
+    at::_fused_adam_(std::forward<Arguments>(arguments)...);
+  }
+};
+
+struct AdamWTraits {
+  using Optimizer = torch::optim::AdamW;
+  using Options = torch::optim::AdamWOptions;
+  using State = torch::optim::AdamWParamState;
+  static constexpr const char* kName = "attend::AdamW";
+
+  template <class... Arguments>
+  static void update(Arguments&&... arguments) {
+    at::_fused_adamw_(std::forward<Arguments>(arguments)...);
+  }
+};
+
+}  // namespace detail
 
 /// Adam in one fused call for all parameters, with everything that changes from step to step kept on the device.
 ///
@@ -30,173 +47,32 @@ namespace attend {
 ///
 /// Differs from torch::optim::Adam: about eight calls a parameter become one for all; t and the learning rate are
 /// tensors on the parameters' device, so that a step can be captured in a CUDA graph. The rate may be changed between
-/// steps by `options().set_lr(rate)`, as schedulers do, or by `AdamOptions::lr(rate)`; replays of a captured graph see
-/// the first only.
+/// steps by `options().set_lr(rate)`, as schedulers do, or by `AdamOptions::lr(rate)`, which replays of a captured step
+/// see after before_replay() (Trainer calls it). They do not see other options that change after the capture.
 /// Throws c10::Error for options out of range, c10::NotImplementedError for a sparse gradient or a parameter that is a
 /// view with gaps, c10::ValueError for a parameter that has left the device of its state.
 /// Source: D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015.
 ///
 /// Example:
 ///   attend::Adam optimizer(model->parameters(), torch::optim::AdamOptions(1e-3));
-class Adam : public torch::optim::Adam {
+class Adam : public detail::FusedAdam<detail::AdamTraits> {
  public:
-  explicit Adam(const std::vector<torch::optim::OptimizerParamGroup>& groups, torch::optim::AdamOptions defaults = {})
-      : torch::optim::Adam(groups, std::move(defaults)) {
-    // Now, so that references to options stay valid, and to the defaults, which groups without options copy.
-    defaults_ = std::make_unique<Options>(static_cast<const torch::optim::AdamOptions&>(*defaults_));
-    for (auto& group : param_groups_) options_of(group);
-  }
+  using FusedAdam::FusedAdam;
+};
 
-  explicit Adam(std::vector<torch::Tensor> parameters, torch::optim::AdamOptions defaults = {})
-      : Adam(std::vector{torch::optim::OptimizerParamGroup(std::move(parameters))}, std::move(defaults)) {}
-
-  torch::Tensor step(LossClosure closure = nullptr) override {
-    torch::Tensor loss;
-    if (closure) {
-      const at::AutoGradMode with_gradients(true);
-      loss = closure();
-    }
-    const c10::NoGradGuard no_grad;
-    for (auto& group : param_groups_) {
-      Options& options = options_of(group);
-      // The fused call wants one device and one dtype.
-      std::map<std::tuple<c10::DeviceType, c10::DeviceIndex, c10::ScalarType>, Tensors> kinds;
-      for (const torch::Tensor& parameter : group.params()) {
-        if (!parameter.grad().defined()) continue;
-        kinds[{parameter.device().type(), parameter.device().index(), parameter.scalar_type()}].add(
-            parameter, state_of(parameter, options), options.amsgrad());
-      }
-      for (auto& [kind, tensors] : kinds) {
-        at::_foreach_add_(tensors.steps, 1);
-        at::_fused_adam_(
-            tensors.parameters, tensors.gradients, tensors.exp_avgs, tensors.exp_avg_sqs, tensors.max_exp_avg_sqs,
-            tensors.steps, options.learning_rate_on(tensors.parameters[0].device()), std::get<0>(options.betas()),
-            std::get<1>(options.betas()), options.weight_decay(), options.eps(), options.amsgrad(), /*maximize=*/false);
-      }
-    }
-    return loss;
-  }
-
-  /// Writes the archive that torch::optim::Adam writes.
-  void save(torch::serialize::OutputArchive& archive) const override {
-    for (const auto& entry : state_) {
-      auto& state = static_cast<State&>(*entry.second);
-      state.step(state.device_step.item<std::int64_t>());
-    }
-    torch::optim::Adam::save(archive);
-  }
-
-  /// Reads an archive of this class or of torch::optim::Adam.
-  void load(torch::serialize::InputArchive& archive) override {
-    torch::optim::Adam::load(archive);
-    for (auto& entry : state_) {
-      if (dynamic_cast<State*>(entry.second.get()) != nullptr) continue;  // not in the archive: stays as it was
-      const auto& loaded = static_cast<const torch::optim::AdamParamState&>(*entry.second);
-      entry.second = std::make_unique<State>(loaded);
-    }
-  }
-
- private:
-  /// torch's options, with the learning rate as a 0-d tensor beside the number.
-  struct Options : torch::optim::AdamOptions {
-    explicit Options(const torch::optim::AdamOptions& options) : torch::optim::AdamOptions(options) {}
-
-    std::unique_ptr<torch::optim::OptimizerOptions> clone() const override {
-      return std::make_unique<Options>(static_cast<const torch::optim::AdamOptions&>(*this));
-    }
-
-    void set_lr(const double rate) override {
-      torch::optim::AdamOptions::set_lr(rate);
-      write_rate();
-    }
-
-    /// float64 where the kernel takes any dtype; the CUDA kernel reads float32.
-    const torch::Tensor& learning_rate_on(c10::Device device) {
-      if (lr() != written_rate) write_rate();  // AdamOptions::lr(rate) is not virtual, nor is what an archive assigns
-      torch::Tensor& tensor = learning_rates[device];
-      if (!tensor.defined())
-        tensor = at::full({}, lr(), at::device(device).dtype(device.is_cpu() ? at::kDouble : at::kFloat));
-      return tensor;
-    }
-
-    void write_rate() {
-      for (auto& [device, tensor] : learning_rates) tensor.fill_(lr());
-      written_rate = lr();
-    }
-
-    double written_rate = lr();
-    std::unordered_map<c10::Device, torch::Tensor> learning_rates;
-  };
-
-  /// torch's state, with the number of steps as a 0-d tensor; `step` is up to date only in an archive.
-  struct State : torch::optim::AdamParamState {
-    State() = default;
-    explicit State(const torch::optim::AdamParamState& state) : torch::optim::AdamParamState(state) {
-      device_step = at::full({}, static_cast<double>(step()), exp_avg().options().dtype(at::kFloat));
-    }
-
-    std::unique_ptr<torch::optim::OptimizerParamState> clone() const override {
-      auto copy = std::make_unique<State>(*this);
-      copy->device_step = device_step.clone();
-      return copy;
-    }
-
-    torch::Tensor device_step;
-  };
-
-  /// The arguments of the fused call.
-  struct Tensors {
-    void add(const torch::Tensor& parameter, State& state, bool amsgrad) {
-      const torch::Tensor& gradient = parameter.grad();
-      TORCH_CHECK_NOT_IMPLEMENTED(!gradient.is_sparse(), "attend::Adam: sparse gradients are not supported");
-      TORCH_CHECK_NOT_IMPLEMENTED(parameter.is_non_overlapping_and_dense(),
-                                  "attend::Adam: a parameter must be dense in memory, got sizes ", parameter.sizes(),
-                                  " with strides ", parameter.strides());
-      parameters.push_back(parameter);
-      gradients.push_back(laid_out_as(parameter, gradient));
-      // The state's layout differs if the parameter got a new one, or if an archive comes from one with another.
-      state.exp_avg(laid_out_as(parameter, state.exp_avg()));
-      state.exp_avg_sq(laid_out_as(parameter, state.exp_avg_sq()));
-      exp_avgs.push_back(state.exp_avg());
-      exp_avg_sqs.push_back(state.exp_avg_sq());
-      if (amsgrad) {
-        state.max_exp_avg_sq(laid_out_as(parameter, state.max_exp_avg_sq()));
-        max_exp_avg_sqs.push_back(state.max_exp_avg_sq());
-      }
-      steps.push_back(state.device_step);
-    }
-
-    /// The tensor, copied if its strides are not the parameter's: the kernel walks all tensors in the order of memory.
-    static at::Tensor laid_out_as(const at::Tensor& parameter, const at::Tensor& tensor) {
-      return tensor.strides() == parameter.strides() ? tensor : at::empty_like(parameter).copy_(tensor);
-    }
-
-    std::vector<at::Tensor> parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps;
-  };
-
-  State& state_of(const torch::Tensor& parameter, const Options& options) {
-    auto& entry = state_[parameter.unsafeGetTensorImpl()];
-    if (!entry) {
-      auto state = std::make_unique<State>();
-      state->exp_avg(at::zeros_like(parameter));
-      state->exp_avg_sq(at::zeros_like(parameter));
-      state->device_step = at::zeros({}, parameter.options().dtype(at::kFloat));
-      entry = std::move(state);
-    }
-    auto& state = static_cast<State&>(*entry);
-    TORCH_CHECK_VALUE(state.device_step.device() == parameter.device(), "attend::Adam: the state (",
-                      state.device_step.device(), ") must be on the device of its parameter (", parameter.device(),
-                      "); move the model before the optimizer's first step, and name the device in torch::load");
-    if (options.amsgrad() && !state.max_exp_avg_sq().defined()) state.max_exp_avg_sq(at::zeros_like(parameter));
-    return state;
-  }
-
-  /// The group's options; those that a group was made with are torch's and become ours here.
-  static Options& options_of(torch::optim::OptimizerParamGroup& group) {
-    if (dynamic_cast<Options*>(&group.options()) == nullptr)
-      group.set_options(std::make_unique<Options>(static_cast<const torch::optim::AdamOptions&>(group.options())));
-    return static_cast<Options&>(group.options());
-  }
+/// AdamW, Adam with weight decay apart from the gradient: as attend::Adam, beside torch::optim::AdamW.
+///
+/// p ← p − lr · weight_decay · p, then Adam's update without weight decay. weight_decay is 0.01 by default, as in
+/// torch.
+///
+/// Differs from torch::optim::AdamW, and throws, as attend::Adam does.
+/// Source: I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", 2019.
+///
+/// Example:
+///   attend::AdamW optimizer(model->parameters(), torch::optim::AdamWOptions(1e-3).weight_decay(0.1));
+class AdamW : public detail::FusedAdam<detail::AdamWTraits> {
+ public:
+  using FusedAdam::FusedAdam;
 };
 
 }  // namespace attend

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/training/detail/autocast_scope.h>
+
 #include <c10/util/Exception.h>
 #include <torch/optim/optimizer.h>
 #include <torch/types.h>
 
+#include <optional>
 #include <utility>
 
 namespace attend {
@@ -26,6 +29,7 @@ torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, con
 /// A function on device tensors that reads no host value that changes and waits for nothing, provided that the model,
 /// the loss and the optimizer do neither (attend::Adam does not). So a plain loop, accumulation, autocast and a CUDA
 /// graph can all wrap it. It comes in two halves, for what happens between gradients and update, such as clipping.
+/// Only forward and loss run under autocast; backward follows the dtypes that they used, as PyTorch advises.
 ///
 /// Model: `model->forward(inputs)` gives the outputs. Loss: `loss(outputs, targets)` gives a 0-d tensor.
 /// Throws c10::ValueError for a loss that is not 0-d.
@@ -36,17 +40,31 @@ torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, con
 template <class Model, class Loss>
 class TrainingStep {
  public:
-  /// The optimizer must outlive the step.
-  TrainingStep(Model model, Loss loss, torch::optim::Optimizer& optimizer)
-      : model_(std::move(model)), loss_(std::move(loss)), optimizer_(&optimizer) {}
+  /// The optimizer must outlive the step. autocast: as TrainerOptions::autocast; forward and loss run under it.
+  TrainingStep(Model model, Loss loss, torch::optim::Optimizer& optimizer,
+               std::optional<at::ScalarType> autocast = std::nullopt)
+      : model_(std::move(model)), loss_(std::move(loss)), optimizer_(&optimizer), autocast_(autocast) {}
 
   /// Fresh gradients of the loss, which is returned detached: a 0-d tensor.
   torch::Tensor backward(const torch::Tensor& inputs, const torch::Tensor& targets) {
-    optimizer_->zero_grad();
-    const torch::Tensor loss = detail::loss_of(model_, loss_, inputs, targets);
+    zero_gradients();
+    const torch::Tensor loss = loss_of(inputs, targets);
     loss.backward();
     return loss.detach();
   }
+
+  /// Adds the gradient of weight · loss to the gradients that are there, for updates that several batches share.
+  /// Returns the loss itself, detached.
+  ///
+  /// weight: 0-d, on the loss's device; a tensor, so that the call reads no number from the host.
+  torch::Tensor accumulate(const torch::Tensor& inputs, const torch::Tensor& targets, const torch::Tensor& weight) {
+    const torch::Tensor loss = loss_of(inputs, targets);
+    loss.backward(weight.to(loss.scalar_type()));
+    return loss.detach();
+  }
+
+  /// Forgets all gradients.
+  void zero_gradients() { optimizer_->zero_grad(); }
 
   /// Moves the parameters by their gradients.
   void update() { optimizer_->step(); }
@@ -58,9 +76,15 @@ class TrainingStep {
   }
 
  private:
+  torch::Tensor loss_of(const torch::Tensor& inputs, const torch::Tensor& targets) {
+    const detail::AutocastScope autocast(autocast_, inputs.device().type());
+    return detail::loss_of(model_, loss_, inputs, targets);
+  }
+
   Model model_;
   Loss loss_;
   torch::optim::Optimizer* optimizer_;
+  std::optional<at::ScalarType> autocast_;
 };
 
 }  // namespace attend

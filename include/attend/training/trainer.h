@@ -2,23 +2,27 @@
 #pragma once
 
 #include <attend/training/adam.h>
+#include <attend/training/detail/autocast_scope.h>
 #include <attend/training/detail/batches.h>
 #include <attend/training/detail/callback.h>
+#include <attend/training/detail/evaluation_mode.h>
+#include <attend/training/detail/step_runner.h>
 #include <attend/training/history.h>
 #include <attend/training/step.h>
+#include <attend/training/step_capture.h>
+#include <attend/training/trainer_options.h>
 #include <attend/training/training_state.h>
 
 #include <c10/core/GradMode.h>
+#include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
-#include <torch/arg.h>
-#include <torch/cuda.h>
+#include <c10/util/Type.h>
 #include <torch/nn/module.h>
 #include <torch/optim/optimizer.h>
 #include <torch/types.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -26,29 +30,13 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <string>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
 #include <vector>
 
 namespace attend {
-
-/// Options of Trainer.
-///
-/// Example:
-///   attend::TrainerOptions().epochs(50).batch_size(32).learning_rate(1e-3).device(torch::kCPU).seed(7)
-struct TrainerOptions {
-  /// How many epochs one fit() trains. Default: 10.
-  TORCH_ARG(std::int64_t, epochs) = 10;
-  /// Samples in a batch; the last batch of an epoch may be smaller. Default: 32.
-  TORCH_ARG(std::int64_t, batch_size) = 32;
-  /// Handed to the optimizer. Default: 1e-3.
-  TORCH_ARG(double, learning_rate) = 1e-3;
-  /// Where to train; the model is moved there. Default: where the model is.
-  TORCH_ARG(std::optional<torch::Device>, device) = std::nullopt;
-  /// Orders the batches and nothing else: the order of epoch e is a function of (seed, e). Weights and dropout follow
-  /// torch::manual_seed. Default: 0.
-  TORCH_ARG(std::uint64_t, seed) = 0;
-};
 
 /// The mean of the squared differences, Trainer's default loss.
 struct MeanSquaredError {
@@ -80,11 +68,14 @@ struct MakeAdam {
 /// LBFGS, whose step needs a closure.
 /// Data: anything with inputs() and targets(), samples first, which then live on the device as a whole; or a
 /// torch::data dataset of known size, not const, whose batches are fetched one by one.
+/// Batches of such tensors are written to the same memory again and again: what keeps a batch must copy it.
 /// Callbacks: objects with some of the hooks on_fit_begin, on_epoch_begin, on_before_step (between gradients and
 /// update), on_batch_end, on_epoch_end, on_fit_end, each taking TrainingState& and returning nothing or a bool. True
 /// ends the fit: a batch that has begun is finished, and so is the epoch, with its figures so far and on_epoch_end; an
 /// epoch without a batch (after on_fit_begin or on_epoch_begin) is not recorded and has no on_epoch_end; on_fit_end
 /// always runs. A callback that is passed as an lvalue keeps its state.
+/// With accumulation_steps, TrainingState counts batches as ever, on_batch_end follows every batch, and on_before_step
+/// comes once an update, in its last batch; a fit that is to end finishes the update that has begun.
 /// Modes: fit() puts the model in training mode once, before on_fit_begin, where a callback may freeze parts, and
 /// leaves it so. Validation and evaluate() give each submodule the mode back that it had.
 /// Throws c10::ValueError for options, data or a loss out of range and for a device that is not there. What a model, a
@@ -97,11 +88,14 @@ template <class Model, class Loss = MeanSquaredError, class MakeOptimizer = Make
 class Trainer {
  public:
   explicit Trainer(Model model, const TrainerOptions& options = {}, Loss loss = {}, MakeOptimizer make_optimizer = {})
-      : options_(checked(options)),
+      : options_(detail::checked(options)),
         model_(std::move(model)),
         loss_(std::move(loss)),
         device_(move_to_device()),
-        optimizer_(made(make_optimizer(model_->parameters(), options.learning_rate()))) {}
+        optimizer_(made(make_optimizer(model_->parameters(), options.learning_rate()))) {
+    const std::optional<std::string> reason = why_plain_loop();
+    how_ = reason ? "plain loop: " + *reason : options_.capture()->name() + " if the step can be captured";
+  }
 
   /// Trains for options().epochs() epochs; see the class.
   template <class TrainSet, class... More>
@@ -110,7 +104,8 @@ class Trainer {
         detail::TrainingData<TrainSet>,
         "attend::Trainer: the training set needs inputs() and targets(), or size() and get_batch(indices) as a "
         "torch::data dataset of Example<> has, which must not be const");
-    const detail::Batches<std::remove_reference_t<TrainSet>> train("the training set", train_set, device_);
+    detail::Batches<std::remove_reference_t<TrainSet>> train("the training set", train_set, device_,
+                                                             options_.batch_size());
     return split_validation_set(train, validation_set_and_callbacks...);
   }
 
@@ -120,13 +115,24 @@ class Trainer {
     static_assert(detail::TrainingData<Data>,
                   "attend::Trainer: the data need inputs() and targets(), or size() and get_batch(indices) as a "
                   "torch::data dataset of Example<> has, which must not be const");
-    return mean_loss(detail::Batches<std::remove_reference_t<Data>>("the data set", data, device_));
+    detail::Batches<std::remove_reference_t<Data>> batches("the data set", data, device_, options_.batch_size());
+    return mean_loss(batches);
   }
 
   /// What all fits of this trainer recorded so far.
   const History& history() const { return history_; }
 
   const TrainerOptions& options() const { return options_; }
+
+  /// How the steps of the last fit ran, or how those of the first will as far as that is known: dtypes, whether they
+  /// are a plain loop or replays of a recording, and why they are not the latter. For people: the words may change.
+  std::string explain() const {
+    std::string text = c10::toString(model_->parameters().front().scalar_type());
+    if (options_.autocast()) text += std::string(", autocast to ") + c10::toString(*options_.autocast());
+    if (options_.accumulation_steps() > 1)
+      text += ", an update every " + std::to_string(options_.accumulation_steps()) + " batches";
+    return text + "; " + how_;
+  }
 
   Model& model() { return model_; }
 
@@ -136,21 +142,24 @@ class Trainer {
   struct NoValidation {};
 
   template <class Train>
-  History split_validation_set(const Train& train) {
-    return run(train, NoValidation());
+  History split_validation_set(Train& train) {
+    NoValidation none;
+    return run(train, none);
   }
 
   template <class Train, class First, class... Callbacks>
-  History split_validation_set(const Train& train, First& first, Callbacks&... callbacks) {
+  History split_validation_set(Train& train, First& first, Callbacks&... callbacks) {
     if constexpr (detail::TrainingData<First>) {
-      return run(train, detail::Batches<First>("the validation set", first, device_), callbacks...);
+      detail::Batches<First> validation("the validation set", first, device_, options_.batch_size());
+      return run(train, validation, callbacks...);
     } else {
-      return run(train, NoValidation(), first, callbacks...);
+      NoValidation none;
+      return run(train, none, first, callbacks...);
     }
   }
 
-  template <class Train, class Validation, class... Callbacks>
-  History run(const Train& train, const Validation& validation, Callbacks&... callbacks) {
+  template <class Data, class Validation, class... Callbacks>
+  History run(detail::Batches<Data>& train, Validation& validation, Callbacks&... callbacks) {
     (detail::check_callback<Callbacks>(), ...);
     const auto begin = Clock::now();
     const auto first_epoch = static_cast<std::int64_t>(history_.epochs().size());
@@ -165,30 +174,52 @@ class Trainer {
       ((stop |= detail::call_hook<Hook>(callbacks, state)), ...);
     };
 
-    TrainingStep step(model_, std::ref(loss_), *optimizer_);
+    detail::StepPlan plan;
+    plan.device = device_;
+    plan.accumulates = options_.accumulation_steps() > 1;
+    plan.is_split = plan.accumulates || (detail::HasHook<detail::on_before_step_hook, Callbacks> || ...);
+    plan.keeps_loss = sizeof...(Callbacks) > 0;
+    std::optional<std::string> why_plain = why_plain_loop();
+    if (!why_plain && !train.reuses_memory()) why_plain = "the training set is not two dense tensors";
+    if (!why_plain) plan.capture = options_.capture().get();
+    how_ = "plain loop: " + why_plain.value_or("the fit was over before a step could be captured");
+    // Before all that lives on the stream, so that it is left after that has gone.
+    const std::shared_ptr<void> stream = plan.capture ? plan.capture->enter(device_) : nullptr;
+
+    TrainingStep step(model_, std::ref(loss_), *optimizer_, options_.autocast());
+    detail::StepRunner runner(step, *model_, *optimizer_, plan, how_);
+    const std::int64_t samples_per_update = options_.batch_size() * options_.accumulation_steps();
     model_->train();
     state.epoch = first_epoch;
     call(detail::on_fit_begin_hook());
     for (; state.epoch < state.epochs && !stop; ++state.epoch) {
       const auto epoch_begin = Clock::now();
       const torch::Tensor order = train.prepared(detail::shuffled(train.size(), options_.seed(), state.epoch));
-      torch::Tensor loss_sum = at::zeros({}, at::device(device_).dtype(torch::kDouble));
       state.samples = 0;
       state.batch = 0;
       call(detail::on_epoch_begin_hook());
-      for (; state.batch < state.batches && !stop; ++state.batch) {
-        const std::int64_t end = std::min(state.samples + options_.batch_size(), train.size());
-        const auto [inputs, targets] = train.gather(order.slice(0, state.samples, end));
-        state.loss = step.backward(inputs, targets);
-        loss_sum += state.loss * (end - state.samples);
-        state.samples = end;
-        call(detail::on_before_step_hook());
-        step.update();
+      runner.begin_epoch();
+      bool is_updated = true;
+      for (; state.batch < state.batches && !(stop && is_updated); ++state.batch) {
+        const std::int64_t begin = state.samples;
+        const std::int64_t update_begin = begin / samples_per_update * samples_per_update;
+        const std::int64_t update_end = std::min(update_begin + samples_per_update, train.size());
+        state.samples = std::min(begin + options_.batch_size(), train.size());
+        const auto [inputs, targets] = train.gather(order.slice(0, begin, state.samples));
+        const std::int64_t size = state.samples - begin;
+        state.loss = runner.backward(inputs, targets, /*is_full=*/size == options_.batch_size(),
+                                     /*begins=*/begin == update_begin,
+                                     static_cast<double>(size) / static_cast<double>(update_end - update_begin));
+        is_updated = state.samples == update_end;
+        if (is_updated) {
+          call(detail::on_before_step_hook());
+          runner.update();
+        }
         call(detail::on_batch_end_hook());
       }
       if (state.samples == 0) break;  // stopped before the first batch: there is nothing to record
       EpochRecord record;
-      record.train_loss = loss_sum.item<double>() / static_cast<double>(state.samples);
+      record.train_loss = runner.loss_sum() / static_cast<double>(state.samples);
       record.last_batch_loss = state.loss.item<double>();
       record.validation_loss = mean_loss(validation);
       record.seconds = seconds_since(epoch_begin);
@@ -202,34 +233,34 @@ class Trainer {
     return fitted;
   }
 
-  static double mean_loss(NoValidation) { return std::numeric_limits<double>::quiet_NaN(); }
+  /// Why no step can be captured, whatever the data; nothing if one can.
+  std::optional<std::string> why_plain_loop() const {
+    if (!options_.capture()) {
+      return device_.is_cpu() ? "the device is cpu" : "TrainerOptions::capture is not set";
+    }
+    if (std::optional<std::string> reason = options_.capture()->why_not(device_)) return reason;
+    const torch::optim::Optimizer& optimizer = *optimizer_;
+    if (dynamic_cast<const CapturableOptimizer*>(&optimizer) == nullptr)
+      return c10::demangle(typeid(optimizer).name()) +
+             " keeps numbers of its step on the host, unlike attend::Adam and AdamW";
+    return std::nullopt;
+  }
+
+  static double mean_loss(NoValidation&) { return std::numeric_limits<double>::quiet_NaN(); }
 
   template <class Data>
-  double mean_loss(const detail::Batches<Data>& data) {
+  double mean_loss(detail::Batches<Data>& data) {
     const c10::NoGradGuard no_grad;
-    const EvaluationMode evaluation(*model_);
+    const detail::EvaluationMode evaluation(*model_);
     torch::Tensor loss_sum = at::zeros({}, at::device(device_).dtype(torch::kDouble));
     const torch::Tensor order = data.prepared(at::arange(data.size(), torch::kLong));
     for (std::int64_t begin = 0; begin < data.size(); begin += options_.batch_size()) {
       const std::int64_t end = std::min(begin + options_.batch_size(), data.size());
       const auto [inputs, targets] = data.gather(order.slice(0, begin, end));
+      const detail::AutocastScope autocast(options_.autocast(), device_.type());
       loss_sum += detail::loss_of(model_, loss_, inputs, targets) * (end - begin);
     }
     return loss_sum.item<double>() / static_cast<double>(data.size());
-  }
-
-  static const TrainerOptions& checked(const TrainerOptions& options) {
-    TORCH_CHECK_VALUE(options.epochs() >= 1, "attend::Trainer: epochs (", options.epochs(), ") must be at least 1");
-    TORCH_CHECK_VALUE(options.batch_size() >= 1, "attend::Trainer: batch_size (", options.batch_size(),
-                      ") must be at least 1");
-    TORCH_CHECK_VALUE(std::isfinite(options.learning_rate()) && options.learning_rate() > 0.0,
-                      "attend::Trainer: learning_rate (", options.learning_rate(), ") must be positive and finite");
-    if (options.device() && options.device()->is_cuda()) {
-      const auto devices = static_cast<std::int64_t>(torch::cuda::device_count());
-      TORCH_CHECK_VALUE(std::max<std::int64_t>(options.device()->index(), 0) < devices, "attend::Trainer: device (",
-                        *options.device(), ") is not there: this machine has ", devices, " CUDA devices");
-    }
-    return options;
   }
 
   torch::Device move_to_device() {
@@ -247,23 +278,6 @@ class Trainer {
     return std::make_unique<Optimizer>(std::move(optimizer));
   }
 
-  /// Evaluation mode until the end of the scope; then each submodule's own mode again.
-  struct EvaluationMode {
-    explicit EvaluationMode(torch::nn::Module& module) : modules(module.modules()) {
-      for (const auto& each : modules) was_training.push_back(each->is_training());
-      module.eval();
-    }
-    ~EvaluationMode() {
-      // train() reaches down to the children, which come after their parents here and so have the last word.
-      for (std::size_t i = 0; i < modules.size(); ++i) modules[i]->train(was_training[i]);
-    }
-    EvaluationMode(const EvaluationMode&) = delete;
-    EvaluationMode& operator=(const EvaluationMode&) = delete;
-
-    std::vector<std::shared_ptr<torch::nn::Module>> modules;
-    std::vector<bool> was_training;
-  };
-
   using Clock = std::chrono::steady_clock;
 
   static double seconds_since(Clock::time_point begin) {
@@ -276,6 +290,7 @@ class Trainer {
   torch::Device device_;
   std::unique_ptr<torch::optim::Optimizer> optimizer_;
   History history_;
+  std::string how_;  // for explain()
 };
 
 }  // namespace attend

@@ -4,6 +4,9 @@
 #include <attend/detail/philox.h>
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/index_select.h>
+#include <c10/core/GradMode.h>
 #include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
 #include <torch/data/example.h>
@@ -40,10 +43,13 @@ template <class Data>
 concept TrainingData = TensorData<std::remove_reference_t<Data>> || TorchDataset<std::remove_reference_t<Data>>;
 
 /// Batches of a data set on a device. Tensors move there once, as a whole; a dataset's batches one by one.
+///
+/// A batch of dense tensors lies in memory that the next one overwrites: no allocation, and one address for all.
 template <class Data>
 class Batches {
  public:
-  Batches(const char* name, Data& data, torch::Device device) : data_(data), device_(device) {
+  Batches(const char* name, Data& data, torch::Device device, std::int64_t batch_size)
+      : data_(data), device_(device), batch_size_(batch_size) {
     if constexpr (TensorData<Data>) {
       const torch::Tensor& inputs = data.inputs();
       const torch::Tensor& targets = data.targets();
@@ -53,8 +59,8 @@ class Batches {
       TORCH_CHECK_VALUE(inputs.size(0) == targets.size(0), "attend::Trainer: ", name, " must have as many targets (",
                         targets.size(0), ") as inputs (", inputs.size(0), ")");
       size_ = inputs.size(0);
-      inputs_ = inputs.to(device);
-      targets_ = targets.to(device);
+      inputs_ = inputs.detach().to(device);
+      targets_ = targets.detach().to(device);
     } else {
       const std::optional<std::size_t> size = data.size();
       TORCH_CHECK_VALUE(size.has_value(), "attend::Trainer: ", name, " must know its size()");
@@ -65,15 +71,18 @@ class Batches {
 
   std::int64_t size() const { return size_; }
 
+  /// Whether all batches have one address, so that a recording of one can be replayed for the others.
+  bool reuses_memory() const { return TensorData<Data> && is_dense(inputs_) && is_dense(targets_); }
+
   /// Indices on the CPU, brought where gather() wants slices of them: once an epoch, as a copy to a GPU may wait.
   torch::Tensor prepared(const torch::Tensor& indices) const {
     return TensorData<Data> ? indices.to(device_) : indices;
   }
 
   /// The samples of these indices: a slice (batch) of int64 of what prepared() returned.
-  std::pair<torch::Tensor, torch::Tensor> gather(const torch::Tensor& indices) const {
+  std::pair<torch::Tensor, torch::Tensor> gather(const torch::Tensor& indices) {
     if constexpr (TensorData<Data>) {
-      return {inputs_.index_select(0, indices), targets_.index_select(0, indices)};
+      return {select(inputs_, indices, input_buffer_), select(targets_, indices, target_buffer_)};
     } else {
       const auto* first = indices.const_data_ptr<std::int64_t>();
       const std::vector<std::size_t> samples(first, first + indices.numel());
@@ -92,10 +101,27 @@ class Batches {
   }
 
  private:
+  static bool is_dense(const torch::Tensor& tensor) { return tensor.layout() == torch::kStrided; }
+
+  torch::Tensor select(const torch::Tensor& samples, const torch::Tensor& indices, torch::Tensor& buffer) const {
+    if (!is_dense(samples)) return samples.index_select(0, indices);
+    if (!buffer.defined()) {
+      std::vector<std::int64_t> sizes = samples.sizes().vec();
+      sizes[0] = std::min(batch_size_, size_);
+      buffer = at::empty(sizes, samples.options());
+    }
+    torch::Tensor batch = buffer.slice(0, 0, indices.size(0));
+    const c10::NoGradGuard no_grad;
+    at::index_select_out(batch, samples, 0, indices);
+    return batch;
+  }
+
   Data& data_;
   torch::Device device_;
+  std::int64_t batch_size_;
   std::int64_t size_ = 0;
   torch::Tensor inputs_, targets_;
+  torch::Tensor input_buffer_, target_buffer_;
 };
 
 /// The order of the samples in one epoch, a function of seed and epoch alone: (samples), int64, on the CPU.

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+#
+# Makes the target attend::cuda: attend::attend, CUDA's headers and CUDA's runtime, which <attend/training/cuda_graph.h>
+# needs. Used by attend's own build and by find_package(attend), once attend::attend is there.
+#
+# Where LibTorch was built without CUDA, or CUDA's headers are missing, there is no such target, and that is no error.
+# find_package(CUDAToolkit) is not called: what it keeps in the cache would answer a later call of the user's.
+
+function(attend_make_cuda)
+  set(parts)
+  if(TARGET torch::cudart) # find_package(Torch) was here, and has found a toolkit
+    set(parts torch::cudart)
+  elseif(attend_TORCH_ROOT AND EXISTS "${attend_TORCH_ROOT}/lib/libtorch_cuda.so")
+    file(STRINGS "${attend_TORCH_ROOT}/include/caffe2/core/macros.h" wanted REGEX "\"CUDA_VERSION\"")
+    string(REGEX MATCH "[0-9]+" wanted "${wanted}")
+    file(GLOB roots "${attend_TORCH_ROOT}/../nvidia/cu${wanted}") # came with the wheel: what LibTorch itself loads
+    foreach(root IN ITEMS ${roots} "${CUDAToolkit_ROOT}" "$ENV{CUDA_HOME}" "$ENV{CUDA_PATH}" /usr/local/cuda)
+      set(header "${root}/include/cuda_runtime_api.h")
+      file(GLOB runtime "${root}/lib/libcudart.so*" "${root}/lib64/libcudart.so*")
+      if(parts OR NOT root OR NOT runtime OR NOT EXISTS "${header}")
+        continue()
+      endif()
+      file(STRINGS "${header}" found REGEX "^#define CUDART_VERSION +${wanted}[0-9][0-9][0-9]") # 13000 is version 13.0
+      if(found)
+        list(GET runtime 0 parts)
+        set(include "${root}/include")
+      endif()
+    endforeach()
+  endif()
+  if(parts)
+    add_library(attend::cuda INTERFACE IMPORTED GLOBAL)
+    target_link_libraries(attend::cuda INTERFACE attend::attend "${parts}")
+    target_include_directories(attend::cuda SYSTEM INTERFACE ${include})
+  endif()
+endfunction()
+
+if(NOT TARGET attend::cuda)
+  attend_make_cuda()
+endif()

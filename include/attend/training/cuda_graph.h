@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Training steps as CUDA graphs. Needs CUDA's runtime headers and libtorch_cuda: the CMake target attend::cuda.
+
+#include <attend/training/step_capture.h>
+
+#include <ATen/core/CachingHostAllocator.h>
+#include <ATen/cuda/CUDAEvent.h>
+#include <ATen/cuda/CUDAGeneratorImpl.h>
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <c10/util/Exception.h>
+#include <cuda_runtime_api.h>
+#include <torch/cuda.h>
+
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <string>
+
+namespace attend {
+
+namespace detail {
+
+/// LibTorch's graph, which can also be given up: if a capture fails, CUDAGraph::capture_end() throws half-way, and
+/// leaves the allocators in its pool and the generator waiting for the end (LibTorch 2.11).
+class AbandonableGraph : public at::cuda::CUDAGraph {
+ public:
+  /// After a capture that failed. CUDAGraph's destructor does the rest.
+  void abandon() noexcept {
+    attempt([&] { capture_end(); });
+    cudaGetLastError();  // what failed has been reported, and must not be taken for the error of a later call
+    if (capture_ended_ || capture_dev_ < 0) return;
+    auto* const pinned = at::getHostAllocator(at::kCUDA);
+    attempt([&] { c10::cuda::CUDACachingAllocator::endAllocateToPool(capture_dev_, mempool_id_); });
+    attempt([&] { pinned->end_allocate_to_pool(mempool_id_); });
+    attempt([&] { c10::cuda::CUDACachingAllocator::releasePool(capture_dev_, mempool_id_); });
+    attempt([&] { pinned->release_pool(mempool_id_); });
+    for (auto& entry : captured_generator_states_) entry.first->capturing_ = false;
+  }
+
+ private:
+  template <class Action>
+  static void attempt(const Action& action) noexcept {
+    try {
+      action();
+    } catch (const std::exception&) {  // that state was not reached: there is nothing to undo
+    }
+  }
+};
+
+/// A stream of its own until the end of the scope: it begins after the work of the current one, which goes on after it.
+class SideStream {
+ public:
+  explicit SideStream(c10::DeviceIndex device)
+      : before_(c10::cuda::getCurrentCUDAStream(device)), side_(c10::cuda::getStreamFromPool(false, device)) {
+    wait(side_, before_);
+    guard_.emplace(side_);
+  }
+  ~SideStream() {
+    guard_.reset();
+    try {
+      wait(before_, side_);
+    } catch (const std::exception&) {  // the device has failed, as the next call on it will say
+    }
+  }
+  SideStream(const SideStream&) = delete;
+  SideStream& operator=(const SideStream&) = delete;
+
+ private:
+  static void wait(const c10::cuda::CUDAStream& waiting, const c10::cuda::CUDAStream& other) {
+    at::cuda::CUDAEvent event;
+    event.record(other);
+    event.block(waiting);
+  }
+
+  c10::cuda::CUDAStream before_, side_;
+  std::optional<c10::cuda::CUDAStreamGuard> guard_;
+};
+
+}  // namespace detail
+
+/// Captures training steps as CUDA graphs: one launch for a whole step. For models of many small kernels, whose
+/// launches take longer than they do.
+///
+/// The memory of a step is then kept for as long as the fit, beside what plain steps have used. Random numbers are new
+/// in each replay, as torch's generator gives them. A model that reads a number from the device (`.item()`, a mask as
+/// an index) cannot be captured: the trainer then goes on with the plain loop. No other thread of the program may use
+/// CUDA while the step is captured, once a fit, as in torch.cuda.graph.
+class CudaGraphs : public StepCapture {
+ public:
+  std::string name() const override { return "CUDA graph"; }
+
+  std::optional<std::string> why_not(c10::Device device) const override {
+    if (!device.is_cuda()) return "the device is " + device.str();
+    if (torch::cuda::device_count() == 0) return "this machine has no CUDA device";
+    return std::nullopt;
+  }
+
+  /// Throws c10::ValueError where why_not() has a reason.
+  std::shared_ptr<void> enter(c10::Device device) override {
+    const std::optional<std::string> reason = why_not(device);
+    TORCH_CHECK_VALUE(!reason, "attend::CudaGraphs: device (", device, ") must be one that can capture, but ", *reason);
+    return std::make_shared<detail::SideStream>(device.has_index() ? device.index() : c10::cuda::current_device());
+  }
+
+  /// Throws c10::ValueError without a CUDA device; for the rest see StepCapture.
+  Recording capture(const std::function<void()>& body) override {
+    TORCH_CHECK_VALUE(torch::cuda::device_count() > 0, "attend::CudaGraphs: this machine must have a CUDA device");
+    c10::cuda::device_synchronize();
+    c10::cuda::CUDACachingAllocator::emptyCache();  // a graph's pool takes nothing from the memory of plain steps
+    const auto graph = std::make_shared<detail::AbandonableGraph>();
+    try {
+      graph->capture_begin();
+      body();
+      graph->capture_end();
+    } catch (const std::exception& error) {
+      graph->abandon();
+      return {{}, first_line_of(error)};
+    }
+    return {[graph] { graph->replay(); }, {}};
+  }
+
+ private:
+  static std::string first_line_of(const std::exception& error) {
+    const auto* const torch_error = dynamic_cast<const c10::Error*>(&error);
+    std::istringstream text(torch_error != nullptr ? torch_error->what_without_backtrace() : error.what());
+    std::string line;
+    std::getline(text, line);
+    return line;
+  }
+};
+
+/// For TrainerOptions::capture.
+///
+/// Example:
+///   attend::Trainer trainer(model, attend::TrainerOptions().device(torch::kCUDA).capture(attend::cuda_graphs()));
+inline std::shared_ptr<CudaGraphs> cuda_graphs() { return std::make_shared<CudaGraphs>(); }
+
+}  // namespace attend

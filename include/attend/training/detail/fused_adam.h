@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/training/step_capture.h>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_foreach_add.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/GradMode.h>
+#include <c10/util/Exception.h>
+#include <torch/optim/optimizer.h>
+#include <torch/serialize/archive.h>
+#include <torch/types.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace attend::detail {
+
+/// What attend::Adam and attend::AdamW share: all but the kernel.
+///
+/// Traits: Optimizer, Options and State, torch's classes; kName; update(…), the fused call, with the learning rate as a
+/// tensor.
+template <class Traits>
+class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
+ public:
+  using TorchOptimizer = typename Traits::Optimizer;
+  using TorchOptions = typename Traits::Options;
+  using TorchState = typename Traits::State;
+  using LossClosure = torch::optim::Optimizer::LossClosure;
+
+  explicit FusedAdam(const std::vector<torch::optim::OptimizerParamGroup>& groups, TorchOptions defaults = {})
+      : TorchOptimizer(groups, std::move(defaults)) {
+    // Now, so that references to options stay valid, and to the defaults, which groups without options copy.
+    this->defaults_ = std::make_unique<Options>(static_cast<const TorchOptions&>(*this->defaults_));
+    for (auto& group : this->param_groups_) options_of(group);
+  }
+
+  explicit FusedAdam(std::vector<torch::Tensor> parameters, TorchOptions defaults = {})
+      : FusedAdam(std::vector{torch::optim::OptimizerParamGroup(std::move(parameters))}, std::move(defaults)) {}
+
+  torch::Tensor step(LossClosure closure = nullptr) override {
+    torch::Tensor loss;
+    if (closure) {
+      const at::AutoGradMode with_gradients(true);
+      loss = closure();
+    }
+    const c10::NoGradGuard no_grad;
+    for (auto& group : this->param_groups_) {
+      Options& options = options_of(group);
+      // The fused call wants one device and one dtype.
+      std::map<std::tuple<c10::DeviceType, c10::DeviceIndex, c10::ScalarType>, Tensors> kinds;
+      for (const torch::Tensor& parameter : group.params()) {
+        if (!parameter.grad().defined()) continue;
+        kinds[{parameter.device().type(), parameter.device().index(), parameter.scalar_type()}].add(
+            parameter, state_of(parameter, options), options.amsgrad());
+      }
+      for (auto& [kind, tensors] : kinds) {
+        at::_foreach_add_(tensors.steps, 1);
+        Traits::update(tensors.parameters, tensors.gradients, tensors.exp_avgs, tensors.exp_avg_sqs,
+                       tensors.max_exp_avg_sqs, tensors.steps, options.learning_rate_on(tensors.parameters[0].device()),
+                       std::get<0>(options.betas()), std::get<1>(options.betas()), options.weight_decay(),
+                       options.eps(), options.amsgrad(), /*maximize=*/false);
+      }
+    }
+    return loss;
+  }
+
+  /// Writes to the device what the options' lr(rate), which is not virtual, has changed on the host.
+  void before_replay() override {
+    for (auto& group : this->param_groups_) options_of(group).refresh_rate();
+  }
+
+  /// Writes the archive that torch's class writes.
+  void save(torch::serialize::OutputArchive& archive) const override {
+    for (const auto& entry : this->state_) {
+      auto& state = static_cast<State&>(*entry.second);
+      state.step(state.device_step.template item<std::int64_t>());
+    }
+    TorchOptimizer::save(archive);
+  }
+
+  /// Reads an archive of this class or of torch's.
+  void load(torch::serialize::InputArchive& archive) override {
+    TorchOptimizer::load(archive);
+    for (auto& entry : this->state_) {
+      if (dynamic_cast<State*>(entry.second.get()) != nullptr) continue;  // not in the archive: stays as it was
+      const auto& loaded = static_cast<const TorchState&>(*entry.second);
+      entry.second = std::make_unique<State>(loaded);
+    }
+  }
+
+ private:
+  /// torch's options, with the learning rate as a 0-d tensor beside the number.
+  struct Options : TorchOptions {
+    explicit Options(const TorchOptions& options) : TorchOptions(options) {}
+
+    std::unique_ptr<torch::optim::OptimizerOptions> clone() const override {
+      return std::make_unique<Options>(static_cast<const TorchOptions&>(*this));
+    }
+
+    void set_lr(const double rate) override {
+      TorchOptions::set_lr(rate);
+      write_rate();
+    }
+
+    /// float64 where the kernel takes any dtype; the CUDA kernel reads float32.
+    const torch::Tensor& learning_rate_on(c10::Device device) {
+      refresh_rate();
+      torch::Tensor& tensor = learning_rates[device];
+      if (!tensor.defined())
+        tensor = at::full({}, this->lr(), at::device(device).dtype(device.is_cpu() ? at::kDouble : at::kFloat));
+      return tensor;
+    }
+
+    /// The options' lr(rate) is not virtual, nor is what an archive assigns.
+    void refresh_rate() {
+      if (this->lr() != written_rate) write_rate();
+    }
+
+    void write_rate() {
+      for (auto& [device, tensor] : learning_rates) tensor.fill_(this->lr());
+      written_rate = this->lr();
+    }
+
+    double written_rate = this->lr();
+    std::unordered_map<c10::Device, torch::Tensor> learning_rates;
+  };
+
+  /// torch's state, with the number of steps as a 0-d tensor; `step` is up to date only in an archive.
+  struct State : TorchState {
+    State() = default;
+    explicit State(const TorchState& state) : TorchState(state) {
+      device_step = at::full({}, static_cast<double>(this->step()), this->exp_avg().options().dtype(at::kFloat));
+    }
+
+    std::unique_ptr<torch::optim::OptimizerParamState> clone() const override {
+      auto copy = std::make_unique<State>(*this);
+      copy->device_step = device_step.clone();
+      return copy;
+    }
+
+    torch::Tensor device_step;
+  };
+
+  /// The arguments of the fused call.
+  struct Tensors {
+    void add(const torch::Tensor& parameter, State& state, bool amsgrad) {
+      const torch::Tensor& gradient = parameter.grad();
+      TORCH_CHECK_NOT_IMPLEMENTED(!gradient.is_sparse(), Traits::kName, ": sparse gradients are not supported");
+      TORCH_CHECK_NOT_IMPLEMENTED(parameter.is_non_overlapping_and_dense(), Traits::kName,
+                                  ": a parameter must be dense in memory, got sizes ", parameter.sizes(),
+                                  " with strides ", parameter.strides());
+      parameters.push_back(parameter);
+      gradients.push_back(laid_out_as(parameter, gradient));
+      // The state's layout differs if the parameter got a new one, or if an archive comes from one with another.
+      state.exp_avg(laid_out_as(parameter, state.exp_avg()));
+      state.exp_avg_sq(laid_out_as(parameter, state.exp_avg_sq()));
+      exp_avgs.push_back(state.exp_avg());
+      exp_avg_sqs.push_back(state.exp_avg_sq());
+      if (amsgrad) {
+        state.max_exp_avg_sq(laid_out_as(parameter, state.max_exp_avg_sq()));
+        max_exp_avg_sqs.push_back(state.max_exp_avg_sq());
+      }
+      steps.push_back(state.device_step);
+    }
+
+    /// The tensor, copied if its strides are not the parameter's: the kernel walks all tensors in the order of memory.
+    static at::Tensor laid_out_as(const at::Tensor& parameter, const at::Tensor& tensor) {
+      return tensor.strides() == parameter.strides() ? tensor : at::empty_like(parameter).copy_(tensor);
+    }
+
+    std::vector<at::Tensor> parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps;
+  };
+
+  State& state_of(const torch::Tensor& parameter, const Options& options) {
+    auto& entry = this->state_[parameter.unsafeGetTensorImpl()];
+    if (!entry) {
+      auto state = std::make_unique<State>();
+      state->exp_avg(at::zeros_like(parameter));
+      state->exp_avg_sq(at::zeros_like(parameter));
+      state->device_step = at::zeros({}, parameter.options().dtype(at::kFloat));
+      entry = std::move(state);
+    }
+    auto& state = static_cast<State&>(*entry);
+    TORCH_CHECK_VALUE(state.device_step.device() == parameter.device(), Traits::kName, ": the state (",
+                      state.device_step.device(), ") must be on the device of its parameter (", parameter.device(),
+                      "); move the model before the optimizer's first step, and name the device in torch::load");
+    if (options.amsgrad() && !state.max_exp_avg_sq().defined()) state.max_exp_avg_sq(at::zeros_like(parameter));
+    return state;
+  }
+
+  /// The group's options; those that a group was made with are torch's and become ours here.
+  static Options& options_of(torch::optim::OptimizerParamGroup& group) {
+    if (dynamic_cast<Options*>(&group.options()) == nullptr)
+      group.set_options(std::make_unique<Options>(static_cast<const TorchOptions&>(group.options())));
+    return static_cast<Options&>(group.options());
+  }
+};
+
+}  // namespace attend::detail

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/training/step_capture.h>
+
+#include <c10/core/ScalarType.h>
+#include <c10/util/Exception.h>
+#include <torch/arg.h>
+#include <torch/cuda.h>
+#include <torch/types.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+namespace attend {
+
+/// Options of Trainer.
+///
+/// Example:
+///   attend::TrainerOptions().epochs(50).batch_size(32).learning_rate(1e-3).device(torch::kCPU).seed(7)
+struct TrainerOptions {
+  /// How many epochs one fit() trains. Default: 10.
+  TORCH_ARG(std::int64_t, epochs) = 10;
+  /// Samples in a batch; the last batch of an epoch may be smaller. Default: 32.
+  TORCH_ARG(std::int64_t, batch_size) = 32;
+  /// Handed to the optimizer. Default: 1e-3.
+  TORCH_ARG(double, learning_rate) = 1e-3;
+  /// Where to train; the model is moved there. Default: where the model is.
+  TORCH_ARG(std::optional<torch::Device>, device) = std::nullopt;
+  /// Orders the batches and nothing else: the order of epoch e is a function of (seed, e). Weights and dropout follow
+  /// torch::manual_seed. Default: 0.
+  TORCH_ARG(std::uint64_t, seed) = 0;
+  /// Forward and loss run under autocast to this dtype, in training and validation; weights stay as they are. Only
+  /// torch::kBFloat16: float16 would need its gradients scaled. Default: no autocast of the trainer's own.
+  TORCH_ARG(std::optional<at::ScalarType>, autocast) = std::nullopt;
+  /// Batches that share one update, by the mean gradient over their samples, as if they were one batch. Default: 1.
+  TORCH_ARG(std::int64_t, accumulation_steps) = 1;
+  /// What captures steps, attend::cuda_graphs(): full batches of dense tensors are then replays of one recording, if
+  /// the optimizer is a CapturableOptimizer; else, and where capturing fails, the plain loop runs and explain() says
+  /// why. Host code of model and loss then runs once and not for each batch. What callbacks change other than values,
+  /// such as training modes or frozen parameters, counts from the next epoch on. Default: the plain loop.
+  TORCH_ARG(std::shared_ptr<StepCapture>, capture) = nullptr;
+};
+
+namespace detail {
+
+inline const TrainerOptions& checked(const TrainerOptions& options) {
+  TORCH_CHECK_VALUE(options.epochs() >= 1, "attend::Trainer: epochs (", options.epochs(), ") must be at least 1");
+  TORCH_CHECK_VALUE(options.batch_size() >= 1, "attend::Trainer: batch_size (", options.batch_size(),
+                    ") must be at least 1");
+  TORCH_CHECK_VALUE(std::isfinite(options.learning_rate()) && options.learning_rate() > 0.0,
+                    "attend::Trainer: learning_rate (", options.learning_rate(), ") must be positive and finite");
+  TORCH_CHECK_VALUE(options.accumulation_steps() >= 1, "attend::Trainer: accumulation_steps (",
+                    options.accumulation_steps(), ") must be at least 1");
+  TORCH_CHECK_VALUE(!options.autocast() || *options.autocast() == torch::kBFloat16, "attend::Trainer: autocast (",
+                    c10::toString(options.autocast().value_or(torch::kBFloat16)),
+                    ") must be BFloat16; float16 would need its gradients scaled");
+  if (options.device() && options.device()->is_cuda()) {
+    const auto devices = static_cast<std::int64_t>(torch::cuda::device_count());
+    TORCH_CHECK_VALUE(std::max<std::int64_t>(options.device()->index(), 0) < devices, "attend::Trainer: device (",
+                      *options.device(), ") is not there: this machine has ", devices, " CUDA devices");
+  }
+  return options;
+}
+
+}  // namespace detail
+
+}  // namespace attend

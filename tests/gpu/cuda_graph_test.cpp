@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+#include <attend/training/cuda_graph.h>
+
+#include <attend/training.h>
+
+#include "support/errors.h"
+#include "training/support.h"
+
+#include <doctest/doctest.h>
+#include <torch/cuda.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/dropout.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/utils.h>
+
+#include <iostream>
+#include <string>
+#include <vector>
+
+using attend::Trainer;
+using attend::TrainerOptions;
+using attend::test::linear_model;
+using attend::test::linear_samples;
+using attend::test::message_of;
+
+namespace {
+
+bool has_gpu() {
+  const bool has = torch::cuda::is_available();
+  if (!has) std::cout << "this machine has no GPU" << std::endl;
+  return has;
+}
+
+struct Fitted {
+  std::vector<double> losses;
+  torch::Tensor weight;
+  std::string explanation;
+};
+
+template <class... Callbacks>
+Fitted fitted(const TrainerOptions& options, Callbacks&&... callbacks) {
+  torch::nn::Linear model = linear_model();
+  Trainer trainer(model, TrainerOptions(options).device(torch::kCUDA).epochs(3).batch_size(4));
+  const attend::History history = trainer.fit(linear_samples(42), linear_samples(8, 3), callbacks...);
+  return {history.train_loss(), model->weight.detach().cpu(), trainer.explain()};
+}
+
+/// Any wait for the device is an error while a batch runs.
+struct NoWaiting {
+  void on_epoch_begin(attend::TrainingState& state) { set(state.epoch > 0); }  // the first captures, which waits
+  void on_batch_end(attend::TrainingState& state) { set(state.epoch > 0 && state.batch + 1 < state.batches); }
+  void on_fit_end(attend::TrainingState&) { set(false); }
+  static void set(bool is_error) {
+    c10::cuda::warning_state().set_sync_debug_mode(is_error ? c10::cuda::SyncDebugMode::L_ERROR
+                                                            : c10::cuda::SyncDebugMode::L_DISABLED);
+  }
+};
+
+struct Clip {
+  void on_before_step(attend::TrainingState& state) {
+    for (torch::Tensor& gradient : state.gradients()) gradient.clamp_(-0.5, 0.5);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a captured fit equals the plain loop, with hooks and accumulation as well") {
+  if (!has_gpu()) return;
+  const auto captured = TrainerOptions().capture(attend::cuda_graphs());
+  const auto equal = [](const Fitted& plain, const Fitted& graph) {
+    CHECK(graph.explanation.find("CUDA graph") != std::string::npos);
+    CHECK(torch::allclose(plain.weight, graph.weight, 0, 1e-12));
+    for (std::size_t i = 0; i < 3; ++i) CHECK(plain.losses[i] == doctest::Approx(graph.losses[i]).epsilon(1e-12));
+  };
+  equal(fitted(TrainerOptions()), fitted(captured));
+  equal(fitted(TrainerOptions(), Clip()), fitted(captured, Clip()));
+  equal(fitted(TrainerOptions().accumulation_steps(2)), fitted(TrainerOptions(captured).accumulation_steps(2)));
+}
+
+TEST_CASE("steps wait for nothing") {
+  if (!has_gpu()) return;
+  fitted(TrainerOptions(), NoWaiting());
+  fitted(TrainerOptions().capture(attend::cuda_graphs()), NoWaiting());
+}
+
+TEST_CASE("a loss that reads a number is trained by the plain loop, and dropout goes on after that") {
+  if (!has_gpu()) return;
+  torch::nn::Sequential model(torch::nn::Linear(3, 8), torch::nn::Dropout(0.5), torch::nn::Linear(8, 1));
+  model->to(torch::kDouble);
+  const auto reads = [](const torch::Tensor& outputs, const torch::Tensor& targets) {
+    const torch::Tensor loss = (outputs - targets).square().mean();
+    return loss.item<double>() < 0 ? -loss : loss;
+  };
+  Trainer trainer(model, TrainerOptions().device(torch::kCUDA).epochs(2).batch_size(4).capture(attend::cuda_graphs()),
+                  reads);
+  CHECK(trainer.fit(linear_samples(42)).epochs().size() == 2);
+  CHECK(trainer.explain().find("plain loop: the step could not be captured: ") != std::string::npos);
+}
+
+TEST_CASE("where nothing can be captured, why_not() says why, and who tries is refused") {
+  const auto graphs = attend::cuda_graphs();
+  CHECK(graphs->why_not(torch::kCPU) == "the device is cpu");
+  CHECK(message_of<c10::ValueError>([&] { graphs->enter(torch::kCPU); }) ==
+        "attend::CudaGraphs: device (cpu) must be one that can capture, but the device is cpu");
+  if (has_gpu()) return;
+  CHECK(graphs->why_not(torch::kCUDA) == "this machine has no CUDA device");
+  CHECK(message_of<c10::ValueError>([&] { graphs->capture([] {}); }) ==
+        "attend::CudaGraphs: this machine must have a CUDA device");
+  CHECK(Trainer(linear_model(), TrainerOptions().capture(graphs)).explain() == "Double; plain loop: the device is cpu");
+}
