@@ -4,7 +4,7 @@
 // torch has no words for it (dropout), against the reference.
 
 #include <attend/attention/cpu.h>
-#include <attend/attention/detail/parallel.h>
+#include <attend/detail/parallel.h>
 #include <attend/flex_attention.h>
 
 #include "support/accuracy.h"

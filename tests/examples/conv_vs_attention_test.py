@@ -39,7 +39,7 @@ class ConvVsAttention(unittest.TestCase):
         result = run("--help")
         self.assertEqual(result.returncode, 0)
         for option in ("epochs", "batch", "rate", "samples", "held-out", "size", "height", "noise", "seed", "device",
-                       "threads", "output"):
+                       "dtype", "threads", "output"):
             self.assertRegex(result.stdout, f"--{option}[ =]")
 
     def test_a_run_prints_what_the_notebook_prints_and_a_table(self):
@@ -56,6 +56,18 @@ class ConvVsAttention(unittest.TestCase):
             self.assertEqual([line["epoch"] for line in history], [str(epoch) for epoch in range(11)])
             self.assertAlmostEqual(float(row[2]), float(history[-1]["train_loss"]), places=5)
             self.assertAlmostEqual(float(row[3]), float(history[-1]["validation_loss"]), places=5)
+
+    def test_bfloat16_learns_as_float32_does(self):
+        losses = {}
+        for dtype in ("float32", "bfloat16"):
+            result = run(*SMALL, "--epochs", "6", "--dtype", dtype, "--output", self.folder)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertEqual("in bfloat16" in result.stdout, dtype == "bfloat16")
+            losses[dtype] = [float(rows(self.folder / name / "history.csv")[-1]["train_loss"])
+                             for name in ("convolution", "attention")]
+        self.assertNotEqual(losses["float32"], losses["bfloat16"])
+        for in_float32, in_bfloat16 in zip(*losses.values()):
+            self.assertAlmostEqual(in_bfloat16 / in_float32, 1, delta=0.1)
 
     def test_predictions_and_maps_are_whole_and_can_be_drawn(self):
         self.assertEqual(run(*SMALL, "--epochs", "1", "--output", self.folder).returncode, 0)
@@ -152,6 +164,7 @@ class ConvVsAttention(unittest.TestCase):
             ("--noise", "1e308"): "attend::ShapeDataset: noise_std (1e+308) must be between 0 and",
             ("--seed", "1.5"): "--seed: Value 1.5 must be a whole number from 0",
             ("--threads", "-1"): "--threads: Value -1 must be a whole number from 0 to 1024",
+            ("--dtype", "float16"): "--dtype: float16 not in {",
             ("--device", "tpu"): "--device: tpu must be auto, cpu, cuda or cuda:N",
             ("--device", "cuda:99"): "--device: cuda:99 is not there: this machine has",
             ("--output", str(blocked / "x")): f"--output: cannot write to the folder {blocked}/x",

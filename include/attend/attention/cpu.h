@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/cpu/available_instruction_set.h>
 #include <attend/attention/cpu/backward.h>
 #include <attend/attention/cpu/forward.h>
 #include <attend/attention/cpu/scores.h>
-#include <attend/attention/cpu/available_instruction_set.h>
 #include <attend/attention/detail/dropout.h>
-#include <attend/attention/detail/parallel.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/fused_function.h>
 #include <attend/attention/modification.h>
 #include <attend/attention/sdpa.h>
+#include <attend/detail/parallel.h>
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>

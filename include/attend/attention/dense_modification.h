@@ -8,8 +8,8 @@
 #include <attend/attention/binder.h>
 #include <attend/attention/coordinate.h>
 #include <attend/attention/detail/dual.h>
-#include <attend/attention/detail/parallel.h>
 #include <attend/attention/score_mod.h>
+#include <attend/detail/parallel.h>
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>

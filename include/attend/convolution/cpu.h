@@ -2,11 +2,11 @@
 #pragma once
 
 #include <attend/attention/cpu/available_instruction_set.h>
-#include <attend/attention/detail/parallel.h>
 #include <attend/convolution/cpu/backward.h>
 #include <attend/convolution/cpu/forward.h>
 #include <attend/convolution/reference.h>
 #include <attend/detail/fused_function.h>
+#include <attend/detail/parallel.h>
 
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>

@@ -4,8 +4,8 @@
 #include <attend/attention/backend.h>
 #include <attend/attention/cpu/available_instruction_set.h>
 #include <attend/attention/cpu/tile_operations.h>
-#include <attend/attention/detail/parallel.h>
 #include <attend/detail/fused_function.h>
+#include <attend/detail/parallel.h>
 
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/data/detail/gaussian_stream.h>
+#include <attend/detail/parallel.h>
 #include <attend/detail/philox.h>
 
 #include <c10/util/ArrayRef.h>
@@ -12,9 +13,9 @@
 #include <torch/types.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -79,7 +80,10 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
                       ") must be at least 1");
     inputs_ = torch::empty({options.max_samples(), 1, options.size()}, torch::kFloat);
     targets_ = torch::empty_like(inputs_);
-    for (std::int64_t i = 0; i < options.max_samples(); ++i) draw_sample(i);
+    detail::parallel_ranges(options.max_samples(), /*grain=*/64, [this](std::int64_t begin, std::int64_t end) {
+      Scratch scratch;
+      for (std::int64_t i = begin; i < end; ++i) draw_sample(i, scratch);
+    });
   }
 
   /// All inputs: (max_samples, 1, size).
@@ -126,25 +130,31 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
     std::int64_t numerator, denominator;
   };
 
-  void draw_sample(std::int64_t index) {
-    const std::vector<Shape> shapes = draw_shapes(index);
+  /// What samples that are drawn one after another need not allocate anew.
+  struct Scratch {
+    std::vector<Shape> shapes;
+    std::vector<double> signal;
+  };
+
+  void draw_sample(std::int64_t index, Scratch& scratch) {
+    draw_shapes(index, scratch.shapes);
     Height means[2] = {{0, 0}, {0, 0}};  // of the rectangles, of the triangles
-    for (const Shape& shape : shapes) {
+    for (const Shape& shape : scratch.shapes) {
       means[shape.is_triangle].numerator += shape.height;
       means[shape.is_triangle].denominator += 1;
     }
-    std::vector<double> input(options_.size()), target(options_.size());
-    for (const Shape& shape : shapes) {
-      draw(shape, {shape.height, 1}, input);
-      draw(shape, means[shape.is_triangle], target);
-    }
     detail::GaussianStream noise(options_.seed(), kNoiseStream, index);
-    write(input, noise, inputs_.data_ptr<float>() + index * options_.size());
-    write(target, noise, targets_.data_ptr<float>() + index * options_.size());
+    for (const bool is_target : {false, true}) {
+      scratch.signal.assign(options_.size(), 0.0);
+      for (const Shape& shape : scratch.shapes)
+        draw(shape, is_target ? means[shape.is_triangle] : Height{shape.height, 1}, scratch.signal);
+      const torch::Tensor& signals = is_target ? targets_ : inputs_;
+      write(scratch.signal, noise, signals.mutable_data_ptr<float>() + index * options_.size());
+    }
   }
 
-  std::vector<Shape> draw_shapes(std::int64_t index) const {
-    std::vector<Shape> shapes;
+  void draw_shapes(std::int64_t index, std::vector<Shape>& shapes) const {
+    shapes.clear();
     for (std::int64_t offset = 0; offset < options_.size();) {
       const detail::PhiloxBlock block = detail::philox(options_.seed(), kShapeStream + shapes.size(), index);
       const auto uniform = [&block](int word, std::int64_t low, std::int64_t high) {  // from the integers [low, high)
@@ -156,7 +166,6 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
       shapes.push_back(shape);
       offset = shape.base + shape.width + 10;
     }
-    return shapes;
   }
 
   static void draw(const Shape& shape, Height height, std::vector<double>& signal) {
@@ -174,12 +183,18 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
 
   /// Adds noise, normalizes, and stores a signal.
   void write(std::vector<double>& signal, detail::GaussianStream& noise, float* row) const {
-    for (double& x : signal) x = std::fma(options_.noise_std(), noise(), x);
+    // The product of two single precision numbers is exact in double precision: contracted or not, the sum is the same.
+    const double deviation = static_cast<float>(options_.noise_std());
+    double smallest = std::numeric_limits<double>::infinity(), largest = -smallest;
+    for (double& x : signal) {
+      x += deviation * static_cast<double>(noise());
+      smallest = std::min(smallest, x);
+      largest = std::max(largest, x);
+    }
     double low = 0.0, range = 1.0;
     if (options_.normalize() == Normalization::kMinMax) {
-      const auto [smallest, largest] = std::minmax_element(signal.begin(), signal.end());
-      low = *smallest;
-      range = *largest - *smallest;  // never 0: a signal has a shape of height 5 or more, and a gap
+      low = smallest;
+      range = largest - smallest;  // never 0: a signal has a shape of height 5 or more, and a gap
     } else if (options_.normalize() == Normalization::kMaxHeight) {
       range = static_cast<double>(options_.max_height());
     }

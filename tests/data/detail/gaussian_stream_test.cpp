@@ -33,6 +33,22 @@ TEST_CASE("the stream is standard normal: moments and distribution function of a
   CHECK(distance * std::sqrt(static_cast<double>(kCount)) < 1.95);
 }
 
+TEST_CASE("the tails are the normal distribution's, on both sides") {
+  constexpr int kCount = 4'000'000;
+  const double limits[] = {2.5, 3.5, 3.6542, 4.0, 4.5};  // the lowest layer's tail begins at 3.65415
+  int beyond[2][5] = {};
+  GaussianStream stream(/*seed=*/5, /*first_counter=*/0, /*sample=*/1);
+  for (int i = 0; i < kCount; ++i) {
+    const double x = stream();
+    for (int k = 0; k < 5; ++k) beyond[x < 0][k] += std::abs(x) > limits[k];
+  }
+  for (int k = 0; k < 5; ++k) {
+    const double expected = kCount * 0.5 * std::erfc(limits[k] / std::sqrt(2.0));
+    CAPTURE(limits[k]);
+    for (const auto& side : beyond) CHECK(std::abs(side[k] - expected) <= 5 * std::sqrt(expected));
+  }
+}
+
 TEST_CASE("streams of different samples, seeds and counters differ, equal ones are equal") {
   const auto first = [](std::uint64_t seed, std::uint64_t counter, std::int64_t sample) {
     return GaussianStream(seed, counter, sample)();

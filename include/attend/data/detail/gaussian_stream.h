@@ -3,43 +3,91 @@
 
 #include <attend/detail/philox.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 
 namespace attend::detail {
 
-/// Standard normal numbers by Marsaglia's polar method. The sum, the logarithm and the noise are built from fma alone,
-/// so that no compiler may contract them differently, and from operations that IEEE 754 rounds in one way only.
+/// Standard normal numbers by Marsaglia and Tsang's ziggurat: the area below the bell's right half is covered by 256
+/// layers of one area, each a strip as wide as the bell is at its lower edge, and the lowest has the tail besides. A
+/// random point of a random layer is below the bell at once in 99 of 100 cases.
+///
+/// No sum here has a product for a term, except for std::fma, so that no compiler may contract it; and all operations
+/// are those that IEEE 754 rounds in one way only.
+///
+/// Source: G. Marsaglia, W. W. Tsang, "The ziggurat method for generating random variables", J. Stat. Soft. 5 (2000).
 class GaussianStream {
  public:
   /// The stream of one sample, from the Philox counters (first_counter, sample) on.
   GaussianStream(std::uint64_t seed, std::uint64_t first_counter, std::int64_t sample)
-      : seed_(seed), counter_(first_counter), sample_(sample) {}
+      : layers_(layers()), seed_(seed), counter_(first_counter), sample_(sample) {}
 
-  double operator()() {
-    if (has_spare_) {
-      has_spare_ = false;
-      return spare_;
-    }
+  float operator()() {
     for (;;) {
-      const double u = uniform(), v = uniform();
-      const double square = std::fma(u, u, v * v);
-      if (square >= 1.0) continue;
-      const double factor = std::sqrt(-2.0 * log(square) / square);
-      spare_ = v * factor;
-      has_spare_ = true;
-      return u * factor;
+      const std::uint32_t random = word();
+      const std::uint32_t layer = random % kLayers;
+      const std::int32_t position = (static_cast<std::int32_t>(random) >> 7) | 1;  // odd, within ±2²⁴
+      const float x = static_cast<float>(position) * layers_.step[layer];
+      if (std::abs(position) < layers_.inside[layer]) return x;
+      if (layer == 0) return std::copysign(tail(), x);
+      if (is_below_bell(x, layer)) return x;
     }
   }
 
  private:
-  /// In (−1, 1), never 0: the middles of 2³² equal steps.
-  double uniform() {
-    if (used_ == 4) {
-      block_ = philox(seed_, counter_++, sample_);
+  static constexpr int kLayers = 256, kBlocks = 8;
+  static constexpr double kTail = 3.6541528853610088;           // where the tail begins
+  static constexpr double kTailHeight = 1.2602859304985976e-3;  // of exp(−x²/2), there
+  static constexpr double kArea = 4.9286732339746554e-3;        // of each layer
+
+  struct Layers {
+    float step[kLayers];           // a layer's width, by 2²⁴
+    std::int32_t inside[kLayers];  // positions nearer to 0 lie below the next layer, and so below the bell
+    double height[kLayers + 1];    // of the bell at a layer's lower edge
+  };
+
+  static const Layers& layers() {
+    static const Layers kAll = [] {
+      Layers all{};
+      double width = kArea / kTailHeight, next = kTail;  // the lowest layer is as wide as if it were a strip
+      for (int i = 0; i < kLayers; ++i) {
+        all.step[i] = static_cast<float>(width * 0x1p-24);
+        all.inside[i] = static_cast<std::int32_t>(next / width * 0x1p24);
+        all.height[i + 1] = i == 0 ? kTailHeight : all.height[i] + kArea / width;
+        width = next;
+        const double above = all.height[i + 1] + kArea / width;
+        next = above < 1.0 ? std::sqrt(-2.0 * log(above)) : 0.0;
+      }
+      return all;
+    }();
+    return kAll;
+  }
+
+  std::uint32_t word() {
+    if (used_ == 4 * kBlocks) {
+      for (int i = 0; i < kBlocks; ++i) blocks_[i] = philox(seed_, counter_ + i, sample_);
+      counter_ += kBlocks;
       used_ = 0;
     }
-    return (2.0 * block_.words[used_++] + 1.0) * 0x1p-32 - 1.0;  // exact
+    const int i = used_++;
+    return blocks_[i / 4].words[i % 4];
+  }
+
+  /// In (0, 1): the middles of 2³² equal steps.
+  double uniform() { return (2.0 * word() + 1.0) * 0x1p-33; }  // exact
+
+  bool is_below_bell(double x, int layer) {
+    const double low = layers_.height[layer], high = layers_.height[layer + 1];
+    return -2.0 * log(std::fma(uniform(), high - low, low)) > x * x;
+  }
+
+  float tail() {
+    for (;;) {
+      const double x = -log(uniform()) / kTail, y = -log(uniform());
+      if (y + y > x * x) return static_cast<float>(kTail + x);
+    }
   }
 
   /// The natural logarithm: x = m · 2ᵉ with m around 1, and log m = 2 artanh((m − 1)/(m + 1)) by its series.
@@ -57,12 +105,11 @@ class GaussianStream {
     return std::fma(exponent, 0.69314718055994531, 2.0 * t * series);
   }
 
+  const Layers& layers_;
   std::uint64_t seed_, counter_;
   std::int64_t sample_;
-  PhiloxBlock block_{};
-  int used_ = 4;
-  double spare_ = 0.0;
-  bool has_spare_ = false;
+  PhiloxBlock blocks_[kBlocks]{};
+  int used_ = 4 * kBlocks;
 };
 
 }  // namespace attend::detail
