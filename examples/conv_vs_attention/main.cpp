@@ -8,6 +8,9 @@
 
 #include <attend/attend.h>
 #include <attend/training.h>
+#ifdef CONV_VS_ATTENTION_WITH_CUDA_GRAPHS
+#include <attend/training/cuda_graph.h>
+#endif
 
 #include <torch/nn/modules/container/sequential.h>
 
@@ -44,6 +47,7 @@ struct Settings {
   double noise_std = 0.3;
   std::uint64_t seed = 7;
   std::string device = "auto";
+  std::string dtype = "float32";
   int threads = 0;
   std::string output = "conv_vs_attention_output";
 };
@@ -99,12 +103,17 @@ attend::ShapeDataset data_of(const attend::ShapeDatasetOptions& options) {
 }
 
 attend::TrainerOptions trainer_options(const Settings& settings, torch::Device device) {
-  return attend::TrainerOptions()
-      .epochs(settings.epochs)
-      .batch_size(settings.batch_size)
-      .learning_rate(settings.learning_rate)
-      .device(device)
-      .seed(settings.seed);
+  auto options = attend::TrainerOptions()
+                     .epochs(settings.epochs)
+                     .batch_size(settings.batch_size)
+                     .learning_rate(settings.learning_rate)
+                     .device(device)
+                     .seed(settings.seed);
+  if (settings.dtype == "bfloat16") options.autocast(torch::kBFloat16);
+#ifdef CONV_VS_ATTENTION_WITH_CUDA_GRAPHS
+  if (device.is_cuda()) options.capture(attend::cuda_graphs());
+#endif
+  return options;
 }
 
 /// Seconds that an epoch will take: ten batches on a copy of the net, the fastest of three times.
@@ -230,8 +239,9 @@ int run(const Settings& settings, torch::Device device) {
   std::cout << "Two nets, " << with_thousands(nets[0].parameters()) << " and " << with_thousands(nets[1].parameters())
             << " parameters; " << settings.epochs << " epochs of " << with_thousands(settings.samples)
             << " samples each on " << device
-            << (device.is_cpu() ? ", " + std::to_string(torch::get_num_threads()) + " threads" : "") << ": about "
-            << duration(seconds) << ". Ctrl-C stops early and keeps what was learnt.\n";
+            << (device.is_cpu() ? ", " + std::to_string(torch::get_num_threads()) + " threads" : "")
+            << (settings.dtype == "bfloat16" ? ", in bfloat16" : "") << ": about " << duration(seconds)
+            << ". Ctrl-C stops early and keeps what was learnt.\n";
 
   attend::StopOnInterrupt interrupt;
   for (std::size_t i = 0; i < nets.size(); ++i) {
@@ -310,6 +320,9 @@ int main(int argc, char** argv) {
          "standard deviation of the noise, in units of height");
   number("--seed", settings.seed, whole<0>(), "of data, weights and order");
   number("--threads", settings.threads, whole<0, 1024>(), "CPU threads; 0 leaves the choice to LibTorch");
+  app.add_option("--dtype", settings.dtype, "float32, or bfloat16, in which the nets compute by autocast")
+      ->type_name("")
+      ->check(CLI::IsMember({"float32", "bfloat16"}));
   app.add_option("--device", settings.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->type_name("");
   app.add_option("--output", settings.output, "folder for the results; made if it is missing")->type_name("");
   try {
