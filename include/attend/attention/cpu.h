@@ -144,20 +144,25 @@ struct Cpu {
       set_scores();
     }
 
-    /// Kept for a backward pass: what the log-sum-exp has lost by rounding, and, for bfloat16, the output before it is
-    /// rounded. Without them the gradients would have several times the error of the dense formula: both concern all
-    /// keys of a query alike.
+    /// Kept for a backward pass: the weights of a call with few keys. Of others the log-sum-exp, and what it has lost
+    /// by rounding, and, for bfloat16, the output before it is rounded. Without the latter two the gradients would have
+    /// several times the error of the dense formula: both concern all keys of a query alike.
     FusedResult forward(bool with_backward) {
       const auto N = problem_.batch_size(), H = problem_.num_heads(), L = problem_.query_length();
       const at::TensorOptions options = problem_.query.options();
-      const bool keeps_output = with_backward && problem_.query.scalar_type() != kDtype;
+      const bool keeps_output = with_backward && !keeps_weights() && problem_.query.scalar_type() != kDtype;
       FusedResult result;
       const std::int64_t Dv = problem_.value_width();
       // A query's heads lie side by side, as layers want them; not a view, which could not be changed in place.
       result.output =
           at::empty_strided({N, H, L, Dv}, {L * H * Dv, Dv, H * Dv, 1}, keeps_output ? options.dtype(kDtype) : options);
-      result.log_sum_exp = at::empty({N, H, L}, options.dtype(kDtype));
-      if (with_backward) result.kept = {at::empty({N, H, L}, options.dtype(kDtype))};
+      if (with_backward && keeps_weights()) {
+        result.kept = {at::empty({call_.size_of_weights()}, options.dtype(kDtype))};
+      } else if (with_backward) {
+        result.kept = {at::empty({N, H, L}, options.dtype(kDtype))};
+      }
+      if (problem_.needs_log_sum_exp || (with_backward && !keeps_weights()))
+        result.log_sum_exp = at::empty({N, H, L}, options.dtype(kDtype));
       if (keeps_output) result.kept.push_back(result.output);
       set_result(result);
       const std::int64_t tasks = N * H * static_cast<std::int64_t>(call_.blocks.size());
@@ -233,10 +238,17 @@ struct Cpu {
       return rows;
     }
 
+    /// Nothing of the scores is wanted again but what the softmax has made of them.
+    bool keeps_weights() const {
+      return call_.keys <= cpu::kFewKeys && scores_.standard.softcap == 0 && scores_.standard.dropout == 0 &&
+             (scores_.modified == nullptr || !scores_.modified->changes_scores());
+    }
+
     void set_result(const FusedResult& result) {
       call_.output = rows(result.kept.size() == 2 ? result.kept[1] : result.output);
-      call_.log_sum_exp = result.log_sum_exp.template data_ptr<T>();
-      call_.log_sum_exp_rest = result.kept.empty() ? nullptr : result.kept[0].template data_ptr<T>();
+      if (result.log_sum_exp.defined()) call_.log_sum_exp = result.log_sum_exp.template data_ptr<T>();
+      if (!result.kept.empty())
+        (keeps_weights() ? call_.weights : call_.log_sum_exp_rest) = result.kept[0].template data_ptr<T>();
     }
 
     void set_blocks() {

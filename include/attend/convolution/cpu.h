@@ -194,13 +194,14 @@ struct CpuConvolution {
         stack.convolutions[i].unpack(*stack.operations, of_threads, weight_gradients[i].mutable_data_ptr<float>());
       });
       for (std::size_t i = 0; i < count; ++i) results.push_back(weight_gradients[i].to(inputs[1 + i].scalar_type()));
-      const at::Tensor bias_sums = sums.slice(1, offsets[count]).sum(0);
       for (std::size_t i = 0; i < count; ++i) {
         const at::Tensor& bias = inputs[1 + count + i];
         if (!bias.defined()) continue;
         results.resize(1 + count + i);
-        const std::int64_t begin = offsets[count + i] - offsets[count];
-        results.push_back(bias_sums.slice(0, begin, begin + bias.size(0)).to(bias.scalar_type(), false, /*copy=*/true));
+        const at::Tensor bias_gradient = at::empty(bias.sizes(), x.options().dtype(at::kFloat));
+        add_sums_of_threads(sums.const_data_ptr<float>() + offsets[count + i], offsets.back(), threads, bias.size(0),
+                            bias_gradient.mutable_data_ptr<float>());
+        results.push_back(bias_gradient.to(bias.scalar_type()));
       }
       return results;
     }

@@ -60,19 +60,16 @@ struct Projections {
       const int channels = static_cast<int>(x.size(2));
       FusedOutputs result;
       result.needs_outputs = false;
-      std::vector<at::Tensor> transposed;  // (channels, out_j)
+      std::vector<Panel> panels;
       for (std::size_t j = 1; j < inputs.size(); ++j) {
         result.outputs.push_back(at::empty({x.size(0), x.size(1), inputs[j].size(0)}, x.options()));
-        transposed.push_back(inputs[j].t().contiguous());
+        add_panels(inputs[j], result.outputs.back().mutable_data_ptr<float>(), panels);
       }
-      each_block(x, [&](int, std::int64_t first, int rows) {
+      each_block(x, [&](int, std::int64_t first, int rows, bool) {
         const cpu::Strided<float> block{x.const_data_ptr<float>() + first * channels, channels, 1};
-        for (std::size_t j = 0; j < transposed.size(); ++j) {
-          const std::int64_t out = transposed[j].size(1);
-          operations().product(block, transposed[j].const_data_ptr<float>(), out,
-                               result.outputs[j].mutable_data_ptr<float>() + first * out, out, rows,
-                               static_cast<int>(out), channels, /*add=*/false);
-        }
+        for (const Panel& panel : panels)
+          operations().product(block, panel.weights.data(), cpu::kTileQueries, panel.output + first * panel.output_row,
+                               panel.output_row, rows, panel.columns, channels, /*add=*/false);
       });
       return result;
     }
@@ -83,15 +80,18 @@ struct Projections {
       const at::Tensor& x = inputs[0];
       const int channels = static_cast<int>(x.size(2));
       const int threads = threads_for(x);
-      std::vector<at::Tensor> results{x.requires_grad() ? at::empty_like(x) : at::Tensor()}, gradients, weights, sums;
+      std::vector<at::Tensor> results{x.requires_grad() ? at::empty_like(x) : at::Tensor()}, gradients, weights;
+      std::vector<std::int64_t> offsets{0};  // of each weight's sums
       for (std::size_t j = 1; j < inputs.size(); ++j) {
         if (!given[j - 1].defined()) continue;
         gradients.push_back(given[j - 1].contiguous().resolve_neg());  // (N, L, out_j)
         weights.push_back(inputs[j].contiguous());
-        sums.push_back(at::zeros({threads, weights.back().size(0), channels}, x.options()));
+        offsets.push_back(offsets.back() + inputs[j].numel());
       }
-      each_block(x, [&](int thread, std::int64_t first, int rows) {
+      const at::Tensor sums = at::empty({threads, offsets.back()}, x.options());
+      each_block(x, [&](int thread, std::int64_t first, int rows, bool is_first_of_thread) {
         const float* const block = x.const_data_ptr<float>() + first * channels;
+        float* const own_sums = sums.mutable_data_ptr<float>() + thread * offsets.back();
         float* const to = results[0].defined() ? results[0].mutable_data_ptr<float>() + first * channels : nullptr;
         for (std::size_t j = 0; j < weights.size(); ++j) {
           const std::int64_t out = weights[j].size(0);
@@ -99,13 +99,18 @@ struct Projections {
           if (to != nullptr)
             operations().product(gradient, weights[j].const_data_ptr<float>(), channels, to, channels, rows, channels,
                                  static_cast<int>(out), /*add=*/j > 0);
-          operations().product(gradient.transposed(), block, channels,
-                               sums[j].mutable_data_ptr<float>() + thread * out * channels, channels,
-                               static_cast<int>(out), channels, rows, /*add=*/true);
+          operations().product(gradient.transposed(), block, channels, own_sums + offsets[j], channels,
+                               static_cast<int>(out), channels, rows, /*add=*/!is_first_of_thread);
         }
       });
-      auto next = sums.begin();
-      for (const at::Tensor& gradient : given) results.push_back(gradient.defined() ? (next++)->sum(0) : at::Tensor());
+      auto offset = offsets.begin();
+      for (std::size_t j = 1; j < inputs.size(); ++j) {
+        results.emplace_back();
+        if (!given[j - 1].defined()) continue;
+        results.back() = at::empty(inputs[j].sizes(), x.options());
+        add_sums_of_threads(sums.const_data_ptr<float>() + *offset++, offsets.back(), threads, inputs[j].numel(),
+                            results.back().mutable_data_ptr<float>());
+      }
       return results;
     }
 
@@ -120,6 +125,28 @@ struct Projections {
       return cpu::tile_operations<float>(available_instruction_set());
     }
 
+    /// Some columns of an output, and the weights that they take: (channels, kTileQueries).
+    struct Panel {
+      std::vector<float> weights;
+      float* output;
+      std::int64_t output_row;
+      int columns;
+    };
+
+    static void add_panels(const at::Tensor& weights, float* output, std::vector<Panel>& panels) {
+      const std::int64_t outputs = weights.size(0), channels = weights.size(1);
+      const cpu::Rows<float> rows{reinterpret_cast<char*>(const_cast<float*>(weights.const_data_ptr<float>())),
+                                  weights.stride(0), weights.stride(1), false};  // to be read
+      for (std::int64_t first = 0; first < outputs; first += cpu::kTileQueries) {
+        const int columns = static_cast<int>(std::min<std::int64_t>(outputs - first, cpu::kTileQueries));
+        Panel panel{std::vector<float>(static_cast<std::size_t>(channels * cpu::kTileQueries)), output + first, outputs,
+                    columns};
+        operations().read_transposed(rows, first, columns, columns, static_cast<int>(channels), 1.0f,
+                                     panel.weights.data());
+        panels.push_back(std::move(panel));
+      }
+    }
+
     static constexpr std::int64_t kRows = 96;  // of x and of all gradients, which stay in the second cache
 
     static int threads_for(const at::Tensor& x) {
@@ -127,15 +154,16 @@ struct Projections {
       return static_cast<int>(std::min<std::int64_t>(at::get_num_threads(), blocks));
     }
 
-    /// Calls work(thread, first row, rows) for all rows of x; a thread's share is the same in every call, so that sums
-    /// have the same order.
+    /// Calls work(thread, first row, rows, is_first_of_thread) for all rows of x; a thread's share is the same in every
+    /// call, so that sums have the same order.
     template <class Work>
     static void each_block(const at::Tensor& x, const Work& work) {
       const std::int64_t rows = x.size(0) * x.size(1), blocks = (rows + kRows - 1) / kRows;
       const int threads = threads_for(x);
       parallel(threads, [&](int thread) {
-        for (std::int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; ++block)
-          work(thread, block * kRows, static_cast<int>(std::min(kRows, rows - block * kRows)));
+        const std::int64_t begin = blocks * thread / threads, end = blocks * (thread + 1) / threads;
+        for (std::int64_t block = begin; block < end; ++block)
+          work(thread, block * kRows, static_cast<int>(std::min(kRows, rows - block * kRows)), block == begin);
       });
     }
   };

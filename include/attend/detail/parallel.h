@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <cstdint>
 
 namespace attend::detail {
@@ -31,6 +32,15 @@ void parallel(int threads, const Work& work) {
   if (threads == 1) return work(0);
   parallel_ranges(threads, /*grain=*/1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) work(static_cast<int>(t));
+  });
+}
+
+/// to[i] = Σ_t sums[t · row + i] for i = 0 … count − 1: what each thread has added up for itself, in their order.
+inline void add_sums_of_threads(const float* sums, std::int64_t row, int threads, std::int64_t count, float* to) {
+  parallel_ranges(count, /*grain=*/1 << 15, [&](std::int64_t begin, std::int64_t end) {
+    std::copy(sums + begin, sums + end, to + begin);
+    for (int t = 1; t < threads; ++t)
+      for (std::int64_t i = begin; i < end; ++i) to[i] += sums[t * row + i];
   });
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Backward pass of fused attention on the CPU, from the log-sum-exp that the forward pass has kept.
+// Backward pass of fused attention on the CPU, from the log-sum-exp or the weights that the forward pass has kept.
 //
 //   for each block of 64 queries of a head, with δ = ΣP · dP − d(log-sum-exp):
 //     for each tile of 64 keys that the scores do not rule out:
@@ -17,6 +17,8 @@
 // is where single keys count, all of them are computed before δ; it costs no arithmetic, and makes the gradients as
 // accurate as those of the dense formula. The gradient of a slope adds up dS times a distance over whole rows, and with
 // it every error of δ: where such sums are wanted, long blocks compute their tiles twice, first for δ.
+//
+// The forward pass keeps P of a call with few keys: then Sᵀ and P are not computed again.
 //
 // The blocks of all heads stand in one row, which is cut into pieces of equal cost, one for each thread. Heads that
 // share a key head stand together; the thread adds up their dK and dV in a buffer of its own, and writes it. Where a
@@ -163,6 +165,7 @@ class Backward {
 
   // Blocks that see no more tiles than this have all of them kept until δ is known.
   static constexpr int kShort = 6;
+  static_assert(kFewKeys <= kShort * kTileKeys);
 
   std::int64_t workspace() const {
     return BlockProducts<T>::size(call_) +
@@ -172,10 +175,11 @@ class Backward {
   /// What is computed of one tile: before δ is needed, and after.
   struct TileMemory {
     T *weights, *gradients, *slopes, *modified_slopes, *before, *factors;
-    bool has_slopes, has_modified_slopes;
+    bool has_slopes = false, has_modified_slopes = false;
 
-    explicit TileMemory(Workspace<T>& memory)
-        : weights(memory.take(kTileSize)),
+    /// `kept`: the weights, if they are there already.
+    explicit TileMemory(Workspace<T>& memory, T* kept = nullptr)
+        : weights(kept != nullptr ? kept : memory.take(kTileSize)),
           gradients(memory.take(kTileSize)),
           slopes(memory.take(kTileSize)),
           modified_slopes(memory.take(kTileSize)),
@@ -188,6 +192,8 @@ class Backward {
     const TileOperations<T>& operations = *call_.operations;
     const int queries = place.block.queries, columns = columns_for(queries);
     const std::int64_t row = call_.row_of(place.batch, place.head) + place.block.query_begin;
+    const bool is_kept = call_.weights != nullptr;
+    T* const weights = is_kept ? call_.weights_of(place) : nullptr;
     memory.begin_again();
     BlockProducts<T> products(call_, place, gradients_.output, memory);
     T* query_gradient = memory.take(call_.width * kTileQueries);  // dQᵀ / scale
@@ -199,8 +205,8 @@ class Backward {
     std::fill_n(rest, kTileQueries, T(0));
     std::fill_n(delta, kTileQueries, T(0));
     std::fill_n(delta_rest, kTileQueries, T(0));
-    std::fill_n(weight_sum, kTileQueries, T(0));
-    for (int i = 0; i < queries; ++i) {
+    std::fill_n(weight_sum, kTileQueries, is_kept ? T(1) : T(0));
+    for (int i = 0; i < queries && !is_kept; ++i) {
       if (call_.log_sum_exp[row + i] != kNever<T>) log_sum_exp[i] = call_.log_sum_exp[row + i];
       rest[i] = call_.log_sum_exp_rest[row + i];
     }
@@ -242,9 +248,12 @@ class Backward {
     if (range.end - range.begin <= kShort * kTileKeys) {
       std::vector<std::pair<Tile<T>, TileMemory>> tiles;
       each_tile([&](std::int32_t first_key) {
-        TileMemory tile_memory(memory);
+        TileMemory tile_memory(memory, is_kept ? weights + (first_key - range.begin) * kTileQueries : nullptr);
         const Tile<T> tile = begin_tile(first_key, tile_memory);
-        softmax_again(tile, tile_memory, delta);
+        if (is_kept)
+          operations.add_excess(tile.scores, tile_memory.gradients, tile.keys, columns, /*delta=*/delta_rest, delta);
+        else
+          softmax_again(tile, tile_memory, delta);
         tiles.emplace_back(tile, tile_memory);
       });
       divide_by_weights(delta);
@@ -280,15 +289,17 @@ class Backward {
                                 call_.width, call_.scale, query_gradient);
   }
 
-  /// Scores as the softmax wants them, with their slopes, and dP.
+  /// Scores as the softmax wants them, with their slopes, unless the weights have been kept; and dP.
   void weights_and_gradients(BlockProducts<T>& products, const Tile<T>& tile, TileMemory& memory) const {
     const TileOperations<T>& operations = *call_.operations;
     const StandardScores<T>& standard = scores_.standard;
-    products.scores(tile.scores);
-    memory.has_slopes = standard.change(operations, tile, memory.slopes);
-    if (!gradients_.modification.empty()) std::copy_n(tile.scores, tile.keys * kTileQueries, memory.before);
-    memory.has_modified_slopes = scores_.modified != nullptr && scores_.modified->apply(tile, memory.modified_slopes);
-    standard.rule_out(operations, tile);
+    if (call_.weights == nullptr) {
+      products.scores(tile.scores);
+      memory.has_slopes = standard.change(operations, tile, memory.slopes);
+      if (!gradients_.modification.empty()) std::copy_n(tile.scores, tile.keys * kTileQueries, memory.before);
+      memory.has_modified_slopes = scores_.modified != nullptr && scores_.modified->apply(tile, memory.modified_slopes);
+      standard.rule_out(operations, tile);
+    }
     products.weight_gradients(memory.gradients);
     if (standard.dropout > 0) {
       standard.dropout_factors(operations, tile, memory.factors);

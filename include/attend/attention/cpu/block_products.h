@@ -15,8 +15,8 @@ namespace attend::cpu {
 template <class T>
 class BlockProducts {
  public:
-  /// For a forward pass. The workspace must have size() left.
-  BlockProducts(const Call<T>& call, const Place& place, Workspace<T>& memory)
+  /// For a forward pass, or a backward pass without scores(). The workspace must have size() left.
+  BlockProducts(const Call<T>& call, const Place& place, bool has_scores, Workspace<T>& memory)
       : operations_(*call.operations),
         pairs_(call.pairs),
         block_(place.block),
@@ -32,6 +32,7 @@ class BlockProducts {
     converted_values_ = memory.take(kTileKeys * row_of(value_width_));
     packed_ = memory.take(kTileSize);
     paired_ = memory.take(kTileKeys * std::max(row_of(width_), row_of(value_width_)));
+    if (!has_scores) return;
     if (pairs_ == nullptr)
       operations_.read_transposed(queries_, block_.query_begin, block_.queries, columns_, width_, scale_,
                                   query_columns_);
@@ -41,7 +42,7 @@ class BlockProducts {
 
   /// For a backward pass, with the gradient of the output.
   BlockProducts(const Call<T>& call, const Place& place, const TensorRows<T>& output_gradient, Workspace<T>& memory)
-      : BlockProducts(call, place, memory) {
+      : BlockProducts(call, place, /*has_scores=*/call.weights == nullptr, memory) {
     const Rows<T> gradients = output_gradient.of(place.batch, place.head);
     query_rows_ = memory.take(kTileQueries * row_of(width_));
     gradient_rows_ = memory.take(kTileQueries * row_of(value_width_));

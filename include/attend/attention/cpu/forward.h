@@ -11,9 +11,12 @@
 //       Oᵀ += Vᵀ P                      (value width, queries)
 //     write O = Oᵀᵀ / l, and m + log l for the backward pass
 //
+// Where there are few keys (kFewKeys), a forward pass that a backward pass will follow takes all tiles of a block in
+// one softmax and keeps P / l, which the backward pass takes up instead of computing it again.
+//
 // Everything is transposed, so that the queries of a block lie side by side in the lanes of vectors: maximum, sum and
 // rescaling need no step across lanes, and K and V are read number by number where they are, whatever their strides.
-// No (L, S) tensor exists, and no copy of K or V.
+// No (L, S) tensor exists but that, and no copy of K or V.
 
 #include <attend/attention/cpu/block_products.h>
 #include <attend/attention/cpu/call.h>
@@ -31,13 +34,26 @@ std::int64_t forward_workspace(const Call<T>& call) {
   return BlockProducts<T>::size(call) + kTileQueries * (call.value_width + 2 * kTileKeys + 4);
 }
 
-/// The output and log-sum-exp of one block of queries.
+template <class T>
+void write_log_sum_exp(const Call<T>& call, const Place& place, const T* largest, const T* sum) {
+  const std::int64_t row = call.row_of(place.batch, place.head) + place.block.query_begin;
+  for (int i = 0; i < place.block.queries; ++i) {
+    const double exact = static_cast<double>(largest[i]) + std::log(static_cast<double>(sum[i]));
+    const bool has_infinity = largest[i] == -kNever<T>;  // then the sum is NaN, but its logarithm is not
+    const T rounded = sum[i] == T(0) ? kNever<T> : has_infinity ? largest[i] : static_cast<T>(exact);
+    call.log_sum_exp[row + i] = rounded;
+    if (call.log_sum_exp_rest != nullptr)
+      call.log_sum_exp_rest[row + i] = rounded == kNever<T> ? T(0) : static_cast<T>(exact - rounded);
+  }
+}
+
+/// The output of one block of queries, its log-sum-exp if it is wanted, and its weights if they are kept.
 template <class T>
 void forward_block(const Call<T>& call, const Scores<T>& scores, const Place& place, Workspace<T>& memory) {
   const TileOperations<T>& operations = *call.operations;
   const int queries = place.block.queries, columns = columns_for(queries);
   memory.begin_again();
-  BlockProducts<T> products(call, place, memory);
+  BlockProducts<T> products(call, place, /*has_scores=*/true, memory);
   T* output = memory.take(call.value_width * kTileQueries);  // Oᵀ
   T *tile_scores = memory.take(kTileSize), *factors = memory.take(kTileSize);
   T *largest = memory.take(kTileQueries), *sum = memory.take(kTileQueries), *rescale = memory.take(kTileQueries);
@@ -46,33 +62,48 @@ void forward_block(const Call<T>& call, const Scores<T>& scores, const Place& pl
   std::fill_n(sum, kTileQueries, T(0));
 
   const KeyRange range = scores.keys(call, place);
-  for (std::int32_t first_key = range.begin; first_key < range.end; first_key += kTileKeys) {
-    const Tile<T> tile = scores.tile(call, place, first_key, range, tile_scores);
-    products.set_tile(first_key, tile.keys);
+  const auto each_tile = [&](T* to, int step, const auto& visit) {
+    for (std::int32_t key = range.begin; key < range.end; key += kTileKeys, to += step) {
+      const Tile<T> tile = scores.tile(call, place, key, range, to);
+      products.set_tile(key, tile.keys);
+      visit(tile);
+    }
+  };
+  const auto set_scores = [&](const Tile<T>& tile) {
     products.scores(tile.scores);
     scores.apply(operations, tile);
-    operations.softmax_step(tile.scores, tile.keys, columns, largest, sum, rescale);
-    const bool has_changed = std::any_of(rescale, rescale + columns, [](T factor) { return factor != T(1); });
-    if (has_changed && first_key > range.begin) operations.scale_columns(output, call.value_width, columns, rescale);
-    if (scores.standard.dropout > 0) {
-      scores.standard.dropout_factors(operations, tile, factors);
-      operations.multiply(tile.scores, factors, tile.keys);
-    }
-    products.add_values(tile.scores, output);
-  }
+  };
+  const auto finish_sums = [&] {
+    std::fill(sum + queries, sum + columns, T(1));
+    if (call.log_sum_exp != nullptr) write_log_sum_exp(call, place, largest, sum);
+    for (int i = 0; i < queries; ++i)
+      if (sum[i] == T(0)) sum[i] = T(1);  // no key: zeros
+  };
 
-  const std::int64_t row = call.row_of(place.batch, place.head) + place.block.query_begin;
-  for (int i = 0; i < queries; ++i) {
-    const double exact = static_cast<double>(largest[i]) + std::log(static_cast<double>(sum[i]));
-    const bool has_infinity = largest[i] == -kNever<T>;  // then the sum is NaN, but its logarithm is not
-    const T rounded = sum[i] == T(0) ? kNever<T> : has_infinity ? largest[i] : static_cast<T>(exact);
-    call.log_sum_exp[row + i] = rounded;
-    if (call.log_sum_exp_rest != nullptr)
-      call.log_sum_exp_rest[row + i] = rounded == kNever<T> ? T(0) : static_cast<T>(exact - rounded);
-    if (sum[i] == T(0)) sum[i] = T(1);  // no key: zeros
+  if (call.weights != nullptr) {
+    T* const weights = call.weights_of(place);
+    const int keys = std::max(0, range.end - range.begin);
+    each_tile(weights, kTileSize, set_scores);
+    operations.softmax_step(weights, keys, columns, largest, sum, rescale);
+    finish_sums();
+    operations.divide_columns(weights, keys, columns, sum);
+    each_tile(weights, kTileSize, [&](const Tile<T>& tile) { products.add_values(tile.scores, output); });
+  } else {
+    each_tile(tile_scores, 0, [&](const Tile<T>& tile) {
+      set_scores(tile);
+      operations.softmax_step(tile.scores, tile.keys, columns, largest, sum, rescale);
+      const bool has_changed = std::any_of(rescale, rescale + columns, [](T factor) { return factor != T(1); });
+      if (has_changed && tile.first.key > range.begin)
+        operations.scale_columns(output, call.value_width, columns, rescale);
+      if (scores.standard.dropout > 0) {
+        scores.standard.dropout_factors(operations, tile, factors);
+        operations.multiply(tile.scores, factors, tile.keys);
+      }
+      products.add_values(tile.scores, output);
+    });
+    finish_sums();
+    operations.divide_columns(output, call.value_width, columns, sum);
   }
-  std::fill(sum + queries, sum + columns, T(1));
-  operations.divide_columns(output, call.value_width, columns, sum);
   operations.write_transposed(call.output.of(place.batch, place.head), place.block.query_begin, queries,
                               call.value_width, T(1), output);
 }

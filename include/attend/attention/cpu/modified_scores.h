@@ -28,6 +28,9 @@ class ModifiedScores {
   /// result is true, it has been filled; else they are 1.
   virtual bool apply(const Tile<T>& tile, T* derivatives) const = 0;
 
+  /// False if it only rules out.
+  virtual bool changes_scores() const = 0;
+
   /// How many tensors gradients may go back to.
   virtual int tensors() const = 0;
 
@@ -91,10 +94,11 @@ class ModifiedScoresBy final : public ModifiedScores<T> {
   KeyRange keys(const QueryBlock& block) const override { return attend::detail::key_range(mod_.mask, block); }
 
   bool apply(const Tile<T>& tile, T* derivatives) const override {
-    constexpr bool is_changed = !std::is_same_v<Score, Unchanged>;
-    apply_(mod_, tile, is_changed ? derivatives : nullptr);
-    return is_changed && derivatives != nullptr;
+    apply_(mod_, tile, changes_scores() ? derivatives : nullptr);
+    return changes_scores() && derivatives != nullptr;
   }
+
+  bool changes_scores() const override { return !std::is_same_v<Score, Unchanged>; }
 
   int tensors() const override { return static_cast<int>(differentiated_.size()); }
 
