@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <attend/training/cuda_graph.h>
 
+#include <attend/data/shape_dataset.h>
+#include <attend/layers/conv_stack.h>
+#include <attend/layers/self_attention1d.h>
 #include <attend/training.h>
 
 #include "support/errors.h"
@@ -13,6 +16,8 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/utils.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -75,6 +80,57 @@ TEST_CASE("a captured fit equals the plain loop, with hooks and accumulation as 
   equal(fitted(TrainerOptions()), fitted(captured));
   equal(fitted(TrainerOptions(), Clip()), fitted(captured, Clip()));
   equal(fitted(TrainerOptions().accumulation_steps(2)), fitted(TrainerOptions(captured).accumulation_steps(2)));
+}
+
+TEST_CASE("the nets of the experiment learn as in the plain loop, in float32 and bfloat16, in a second fit too") {
+  if (!has_gpu()) return;
+  const attend::ShapeDataset data(attend::ShapeDatasetOptions().max_samples(100).size(40));
+  const auto losses = [&](bool has_attention, bool is_bfloat16, bool is_captured) {
+    torch::manual_seed(1);
+    torch::nn::Sequential model(attend::ConvStack(attend::ConvStackOptions(1, 16, 16).depth(2)));
+    if (has_attention) model->push_back(attend::SelfAttention1d(attend::SelfAttention1dOptions(16, 16, 16)));
+    model->push_back(attend::ConvStack(attend::ConvStackOptions(16, 16, 1).depth(2)));
+    auto options = TrainerOptions().device(torch::kCUDA).epochs(2).batch_size(8);
+    if (is_bfloat16) options.autocast(torch::kBFloat16);
+    if (is_captured) options.capture(attend::cuda_graphs());
+    Trainer trainer(model, options);
+    trainer.fit(data);
+    trainer.fit(data);
+    CHECK((trainer.explain().find("CUDA graph of the whole step") != std::string::npos) == is_captured);
+    return trainer.history().train_loss();
+  };
+  for (const bool has_attention : {false, true}) {
+    for (const bool is_bfloat16 : {false, true}) {
+      const std::vector<double> plain = losses(has_attention, is_bfloat16, false),
+                                captured = losses(has_attention, is_bfloat16, true);
+      for (std::size_t i = 0; i < plain.size(); ++i)
+        CHECK(captured[i] == doctest::Approx(plain[i]).epsilon(is_bfloat16 ? 0.02 : 1e-3));
+    }
+  }
+}
+
+TEST_CASE("a layer that gets its first gradient in the second epoch has numbers, whether captured at once or not") {
+  if (!has_gpu()) return;
+  struct Unfreeze {
+    void on_epoch_begin(attend::TrainingState& state) {
+      state.model.named_parameters()["bias"].requires_grad_(state.epoch > 0);
+    }
+  };
+  for (const std::int64_t batches : {3, 10}) {
+    for (const bool is_split : {false, true}) {
+      const auto weight = [&](const TrainerOptions& given) {
+        torch::nn::Linear model = linear_model();
+        Trainer trainer(model, TrainerOptions(given).device(torch::kCUDA).epochs(3).batch_size(4));
+        if (is_split)
+          trainer.fit(linear_samples(4 * batches), Unfreeze(), Clip());
+        else
+          trainer.fit(linear_samples(4 * batches), Unfreeze());
+        return torch::cat({model->weight.detach().view(-1), model->bias.detach()}).cpu();
+      };
+      CHECK(
+          torch::allclose(weight(TrainerOptions()), weight(TrainerOptions().capture(attend::cuda_graphs())), 0, 1e-12));
+    }
+  }
 }
 
 TEST_CASE("steps wait for nothing") {

@@ -312,6 +312,64 @@ TEST_CASE_TEMPLATE("a parameter with gaps in memory and a sparse gradient are re
   CHECK(torch::equal(embedding->weight, before));
 }
 
+TEST_CASE_TEMPLATE("gradients and states of other sizes or dtypes are refused, and no group has moved", Kind, OfAdam,
+                   OfAdamW) {
+  const Tensors tensors = {normal({2}, 1).requires_grad_(), normal({3}, 2).requires_grad_()};
+  const Tensors before = {tensors[0].detach().clone(), tensors[1].detach().clone()};
+  std::vector<OptimizerParamGroup> groups;
+  for (const torch::Tensor& tensor : tensors) groups.emplace_back(Tensors{tensor});
+  Ours<Kind> optimizer(groups, Options<Kind>());
+  tensors[0].mutable_grad() = torch::ones({2}, torch::kDouble);
+  const std::string rule = " of a parameter Double [3] must have its dtype and sizes, got ";
+  for (const torch::Tensor& gradient : {torch::ones({4}, torch::kDouble), torch::ones({1}, torch::kDouble)}) {
+    tensors[1].mutable_grad() = gradient;
+    CHECK(message_of<c10::ValueError>([&] { optimizer.step(); }) ==
+          Kind::kName + ": the gradient" + rule + "Double [" + std::to_string(gradient.size(0)) + "]");
+  }
+  tensors[1].mutable_grad() = torch::ones({3});
+  CHECK(message_of<c10::ValueError>([&] { optimizer.step(); }) == Kind::kName + ": the gradient" + rule + "Float [3]");
+  for (std::size_t i = 0; i < 2; ++i) CHECK(torch::equal(tensors[i], before[i]));
+
+  const Tensors smaller = {normal({2}, 1).requires_grad_()}, larger = {normal({3}, 1).requires_grad_()};
+  Ours<Kind> of_smaller(smaller), of_larger(larger);
+  run(of_smaller, smaller, 0, 2);
+  copy_by_archive(of_smaller, of_larger);
+  larger[0].mutable_grad() = torch::ones({3}, torch::kDouble);
+  CHECK(message_of<c10::ValueError>([&] { of_larger.step(); }) == Kind::kName + ": the state" + rule + "Double [2]");
+}
+
+TEST_CASE_TEMPLATE("after an archive that cannot be read to the end, training goes on", Kind, OfAdam, OfAdamW) {
+  const auto optimizer_of = [](const Tensors& tensors, std::size_t first_group) {
+    std::vector<OptimizerParamGroup> groups;
+    groups.emplace_back(Tensors(tensors.begin(), tensors.begin() + first_group));
+    groups.emplace_back(Tensors(tensors.begin() + first_group, tensors.end()));
+    return std::make_unique<Ours<Kind>>(groups, Options<Kind>());
+  };
+  const Tensors theirs = parameters(), ours = parameters();
+  const auto other = optimizer_of(theirs, 2), optimizer = optimizer_of(ours, 2);
+  other->add_param_group(OptimizerParamGroup({normal({1}, 1).requires_grad_()}));
+  run(*other, theirs, 0, 3);
+  run(*optimizer, ours, 0, 3);
+  CHECK_THROWS_AS(copy_by_archive(*other, *optimizer), c10::Error);
+  run(*other, theirs, 3, 6);
+  run(*optimizer, ours, 3, 6);
+  for (std::size_t i = 0; i < ours.size(); ++i) CHECK(torch::equal(ours[i], theirs[i]));
+}
+
+TEST_CASE_TEMPLATE("while a step is captured, no state is made", Kind, OfAdam, OfAdamW) {
+  const Tensors tensors = parameters();
+  Ours<Kind> optimizer(tensors);
+  optimizer.set_capturing(true);
+  CHECK(message_of<c10::Error>([&] { run(optimizer, tensors, 0, 1); }) ==
+        Kind::kName + ": a state must be there before a step is captured; it comes with a parameter's first gradient");
+  CHECK(optimizer.state_tensors().empty());
+  optimizer.set_capturing(false);
+  run(optimizer, tensors, 0, 1);
+  CHECK(optimizer.state_tensors().size() == 3 * tensors.size() + 1);
+  optimizer.set_capturing(true);
+  run(optimizer, tensors, 1, 2);
+}
+
 TEST_CASE_TEMPLATE("options out of range are refused as torch's optimizer does", Kind, OfAdam, OfAdamW) {
   const std::vector<std::pair<Options<Kind>, std::string>> refused = {
       {Options<Kind>(-1), "Invalid learning rate: -1"},

@@ -10,6 +10,7 @@
 #include <doctest/doctest.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/dropout.h>
+#include <torch/serialize.h>
 
 #include <cmath>
 #include <cstddef>
@@ -17,6 +18,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -211,6 +213,45 @@ TEST_CASE("what a callback changes before an epoch is captured anew; what stays 
   }
 }
 
+namespace {
+
+/// Reads the optimizer's own archive again: other tensors with the same numbers.
+struct Restore {
+  void on_epoch_begin(TrainingState& state) {
+    if (state.epoch != 1) return;
+    std::stringstream stream;
+    torch::serialize::OutputArchive written;
+    state.optimizer.save(written);
+    written.save_to(stream);
+    torch::serialize::InputArchive read;
+    read.load_from(stream);
+    state.optimizer.load(read);
+  }
+};
+
+/// Gives the optimizer a parameter that the model does not have.
+struct AddGroup {
+  void on_batch_end(TrainingState& state) {
+    if (state.epoch == 1 && state.batch == 4)
+      state.optimizer.add_param_group(torch::optim::OptimizerParamGroup({torch::zeros({1}).requires_grad_()}));
+  }
+};
+
+}  // namespace
+
+TEST_CASE("an optimizer that gets other tensors, or more of them, is captured anew") {
+  for (const std::int64_t accumulation_steps : {1, 2}) {
+    CAPTURE(accumulation_steps);
+    const auto check = [&](auto callback) {
+      const auto capture = std::make_shared<FakeCapture>();
+      check_same(fitted(capture, accumulation_steps, callback), fitted(nullptr, accumulation_steps, callback));
+      CHECK(capture->captures == (accumulation_steps == 1 ? 3 : 6));
+    };
+    check(Restore());
+    check(AddGroup());
+  }
+}
+
 TEST_CASE("a captured fit ends where a callback says so, and finishes the update") {
   for (const std::int64_t accumulation_steps : {1, 2, 4}) {
     for (const std::int64_t at : {0, 4, 10}) {  // the last batch is a small one
@@ -321,7 +362,7 @@ TEST_CASE("explain() says why steps are not captured") {
   const TrainerOptions options = TrainerOptions().epochs(1).batch_size(4).capture(std::make_shared<FakeCapture>());
   CHECK(Trainer(linear_model()).explain() == "Double; plain loop: the device is cpu");
   CHECK(Trainer(linear_model(), TrainerOptions().autocast(torch::kBFloat16).accumulation_steps(3)).explain() ==
-        "Double, autocast to BFloat16, an update every 3 batches; plain loop: the device is cpu");
+        "Double, which is not autocast to BFloat16, an update every 3 batches; plain loop: the device is cpu");
   const auto sgd = [](std::vector<torch::Tensor> parameters, double rate) {
     return torch::optim::SGD(std::move(parameters), torch::optim::SGDOptions(rate));
   };

@@ -19,6 +19,7 @@
 
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -58,8 +59,8 @@ class AbandonableGraph : public at::cuda::CUDAGraph {
 /// A stream of its own until the end of the scope: it begins after the work of the current one, which goes on after it.
 class SideStream {
  public:
-  explicit SideStream(c10::DeviceIndex device)
-      : before_(c10::cuda::getCurrentCUDAStream(device)), side_(c10::cuda::getStreamFromPool(false, device)) {
+  explicit SideStream(c10::cuda::CUDAStream side)
+      : before_(c10::cuda::getCurrentCUDAStream(side.device_index())), side_(side) {
     wait(side_, before_);
     guard_.emplace(side_);
   }
@@ -92,7 +93,8 @@ class SideStream {
 /// The memory of a step is then kept for as long as the fit, beside what plain steps have used. Random numbers are new
 /// in each replay, as torch's generator gives them. A model that reads a number from the device (`.item()`, a mask as
 /// an index) cannot be captured: the trainer then goes on with the plain loop. No other thread of the program may use
-/// CUDA while the step is captured, once a fit, as in torch.cuda.graph.
+/// CUDA while a step is captured, as in torch.cuda.graph: once or twice a fit, and again when an epoch begins with
+/// other modes, frozen parameters or tensors.
 class CudaGraphs : public StepCapture {
  public:
   std::string name() const override { return "CUDA graph"; }
@@ -107,7 +109,9 @@ class CudaGraphs : public StepCapture {
   std::shared_ptr<void> enter(c10::Device device) override {
     const std::optional<std::string> reason = why_not(device);
     TORCH_CHECK_VALUE(!reason, "attend::CudaGraphs: device (", device, ") must be one that can capture, but ", *reason);
-    return std::make_shared<detail::SideStream>(device.has_index() ? device.index() : c10::cuda::current_device());
+    const c10::DeviceIndex index = device.has_index() ? device.index() : c10::cuda::current_device();
+    const auto [stream, is_new] = streams_.try_emplace(index, c10::cuda::getStreamFromPool(false, index));
+    return std::make_shared<detail::SideStream>(stream->second);
   }
 
   /// Throws c10::ValueError without a CUDA device; for the rest see StepCapture.
@@ -123,6 +127,9 @@ class CudaGraphs : public StepCapture {
     } catch (const std::exception& error) {
       graph->abandon();
       return {{}, first_line_of(error)};
+    } catch (...) {
+      graph->abandon();
+      return {{}, "it threw something that is not a std::exception"};
     }
     return {[graph] { graph->replay(); }, {}};
   }
@@ -135,6 +142,9 @@ class CudaGraphs : public StepCapture {
     std::getline(text, line);
     return line;
   }
+
+  // One for all fits: cuBLAS keeps a workspace for each stream that it has seen.
+  std::map<c10::DeviceIndex, c10::cuda::CUDAStream> streams_;
 };
 
 /// For TrainerOptions::capture.

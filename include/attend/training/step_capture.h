@@ -2,11 +2,13 @@
 #pragma once
 
 #include <c10/core/Device.h>
+#include <torch/types.h>
 
 #include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace attend {
 
@@ -36,7 +38,8 @@ class StepCapture {
   virtual std::shared_ptr<void> enter(c10::Device device) = 0;
 
   /// Records what `body` does, without doing it. Does not throw for what `body` throws: that is an error in the result,
-  /// and the device is as it was before.
+  /// and the device's numbers are as they were before. Tensors that `body` has made, gradients among them, hold nothing
+  /// before the first replay.
   virtual Recording capture(const std::function<void()>& body) = 0;
 };
 
@@ -48,6 +51,13 @@ class CapturableOptimizer {
 
   /// Brings to the device what was changed on the host, such as the learning rate. Called before each replay of a step.
   virtual void before_replay() = 0;
+
+  /// All tensors beside parameters and gradients that step() reads or writes. A recording is good for as long as they
+  /// are the same.
+  virtual std::vector<torch::Tensor> state_tensors() const = 0;
+
+  /// While true, step() throws instead of making such a tensor.
+  virtual void set_capturing(bool is_capturing) = 0;
 };
 
 }  // namespace attend

@@ -128,7 +128,11 @@ class Trainer {
   /// are a plain loop or replays of a recording, and why they are not the latter. For people: the words may change.
   std::string explain() const {
     std::string text = c10::toString(model_->parameters().front().scalar_type());
-    if (options_.autocast()) text += std::string(", autocast to ") + c10::toString(*options_.autocast());
+    if (options_.autocast()) {
+      const bool is_cast = model_->parameters().front().scalar_type() != torch::kDouble;
+      text +=
+          std::string(is_cast ? ", autocast to " : ", which is not autocast to ") + c10::toString(*options_.autocast());
+    }
     if (options_.accumulation_steps() > 1)
       text += ", an update every " + std::to_string(options_.accumulation_steps()) + " batches";
     return text + "; " + how_;
@@ -258,7 +262,7 @@ class Trainer {
       const std::int64_t end = std::min(begin + options_.batch_size(), data.size());
       const auto [inputs, targets] = data.gather(order.slice(0, begin, end));
       const detail::AutocastScope autocast(options_.autocast(), device_.type());
-      loss_sum += detail::loss_of(model_, loss_, inputs, targets) * (end - begin);
+      loss_sum.add_(detail::loss_of(model_, loss_, inputs, targets), end - begin);  // in float64
     }
     return loss_sum.item<double>() / static_cast<double>(data.size());
   }

@@ -40,8 +40,10 @@ struct TrainerOptions {
   TORCH_ARG(std::int64_t, accumulation_steps) = 1;
   /// What captures steps, attend::cuda_graphs(): full batches of dense tensors are then replays of one recording, if
   /// the optimizer is a CapturableOptimizer; else, and where capturing fails, the plain loop runs and explain() says
-  /// why. Host code of model and loss then runs once and not for each batch. What callbacks change other than values,
-  /// such as training modes or frozen parameters, counts from the next epoch on. Default: the plain loop.
+  /// why. Host code of model and loss then runs once and not for each batch. What callbacks do to values of tensors and
+  /// to the learning rate counts at once; training modes, frozen parameters and tensors put in others' places from the
+  /// next epoch on; other numbers on the host, such as weight_decay or a dropout rate, from the next fit on. Default:
+  /// the plain loop.
   TORCH_ARG(std::shared_ptr<StepCapture>, capture) = nullptr;
 };
 

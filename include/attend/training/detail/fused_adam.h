@@ -15,6 +15,7 @@
 #include <torch/serialize/archive.h>
 #include <torch/types.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -54,25 +55,51 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
       loss = closure();
     }
     const c10::NoGradGuard no_grad;
+    // The fused call wants one device and one dtype. Nothing moves before all groups have been looked at.
+    using Kind = std::tuple<c10::DeviceType, c10::DeviceIndex, c10::ScalarType>;
+    std::vector<std::map<Kind, Tensors>> groups;
     for (auto& group : this->param_groups_) {
-      Options& options = options_of(group);
-      // The fused call wants one device and one dtype.
-      std::map<std::tuple<c10::DeviceType, c10::DeviceIndex, c10::ScalarType>, Tensors> kinds;
+      const Options& options = options_of(group);
+      auto& kinds = groups.emplace_back();
       for (const torch::Tensor& parameter : group.params()) {
         if (!parameter.grad().defined()) continue;
         kinds[{parameter.device().type(), parameter.device().index(), parameter.scalar_type()}].add(
             parameter, state_of(parameter, options), options.amsgrad());
       }
-      for (auto& [kind, tensors] : kinds) {
-        at::_foreach_add_(tensors.steps, 1);
-        Traits::update(tensors.parameters, tensors.gradients, tensors.exp_avgs, tensors.exp_avg_sqs,
-                       tensors.max_exp_avg_sqs, tensors.steps, options.learning_rate_on(tensors.parameters[0].device()),
-                       std::get<0>(options.betas()), std::get<1>(options.betas()), options.weight_decay(),
-                       options.eps(), options.amsgrad(), /*maximize=*/false);
+    }
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+      Options& options = options_of(this->param_groups_[i]);
+      for (auto& [kind, tensors] : groups[i]) {
+        count_step(tensors.steps);
+        Traits::update(
+            tensors.parameters, tensors.gradients, tensors.exp_avgs, tensors.exp_avg_sqs, tensors.max_exp_avg_sqs,
+            tensors.steps, learning_rate_on(tensors.parameters[0].device(), options), std::get<0>(options.betas()),
+            std::get<1>(options.betas()), options.weight_decay(), options.eps(), options.amsgrad(), /*maximize=*/false);
       }
     }
     return loss;
   }
+
+  std::vector<torch::Tensor> state_tensors() const override {
+    std::vector<torch::Tensor> tensors;
+    for (const auto& group : this->param_groups_) {
+      if (const auto* const options = dynamic_cast<const Options*>(&group.options())) {
+        for (const auto& [device, rate] : options->learning_rates) tensors.push_back(rate);
+      }
+      for (const torch::Tensor& parameter : group.params()) {
+        const auto found = this->state_.find(parameter.unsafeGetTensorImpl());
+        const auto* const state = found == this->state_.end() ? nullptr : dynamic_cast<State*>(found->second.get());
+        if (state == nullptr) continue;
+        for (const torch::Tensor& tensor :
+             {state->device_step, state->exp_avg(), state->exp_avg_sq(), state->max_exp_avg_sq()}) {
+          if (tensor.defined()) tensors.push_back(tensor);
+        }
+      }
+    }
+    return tensors;
+  }
+
+  void set_capturing(bool is_capturing) override { is_capturing_ = is_capturing; }
 
   /// Writes to the device what the options' lr(rate), which is not virtual, has changed on the host.
   void before_replay() override {
@@ -82,20 +109,10 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
   /// Writes the archive that torch's class writes.
   void save(torch::serialize::OutputArchive& archive) const override {
     for (const auto& entry : this->state_) {
-      auto& state = static_cast<State&>(*entry.second);
-      state.step(state.device_step.template item<std::int64_t>());
+      auto* const state = dynamic_cast<State*>(entry.second.get());
+      if (state != nullptr) state->step(state->device_step.template item<std::int64_t>());
     }
     TorchOptimizer::save(archive);
-  }
-
-  /// Reads an archive of this class or of torch's.
-  void load(torch::serialize::InputArchive& archive) override {
-    TorchOptimizer::load(archive);
-    for (auto& entry : this->state_) {
-      if (dynamic_cast<State*>(entry.second.get()) != nullptr) continue;  // not in the archive: stays as it was
-      const auto& loaded = static_cast<const TorchState&>(*entry.second);
-      entry.second = std::make_unique<State>(loaded);
-    }
   }
 
  private:
@@ -110,15 +127,6 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
     void set_lr(const double rate) override {
       TorchOptions::set_lr(rate);
       write_rate();
-    }
-
-    /// float64 where the kernel takes any dtype; the CUDA kernel reads float32.
-    const torch::Tensor& learning_rate_on(c10::Device device) {
-      refresh_rate();
-      torch::Tensor& tensor = learning_rates[device];
-      if (!tensor.defined())
-        tensor = at::full({}, this->lr(), at::device(device).dtype(device.is_cpu() ? at::kDouble : at::kFloat));
-      return tensor;
     }
 
     /// The options' lr(rate) is not virtual, nor is what an archive assigns.
@@ -156,6 +164,13 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
     void add(const torch::Tensor& parameter, State& state, bool amsgrad) {
       const torch::Tensor& gradient = parameter.grad();
       TORCH_CHECK_NOT_IMPLEMENTED(!gradient.is_sparse(), Traits::kName, ": sparse gradients are not supported");
+      for (const torch::Tensor& each : {gradient, state.exp_avg(), state.exp_avg_sq(), state.max_exp_avg_sq()}) {
+        TORCH_CHECK_VALUE(
+            !each.defined() || (each.sizes() == parameter.sizes() && each.scalar_type() == parameter.scalar_type()),
+            Traits::kName, ": the ", each.is_same(gradient) ? "gradient" : "state", " of a parameter ",
+            parameter.scalar_type(), " ", parameter.sizes(), " must have its dtype and sizes, got ", each.scalar_type(),
+            " ", each.sizes());
+      }
       TORCH_CHECK_NOT_IMPLEMENTED(parameter.is_non_overlapping_and_dense(), Traits::kName,
                                   ": a parameter must be dense in memory, got sizes ", parameter.sizes(),
                                   " with strides ", parameter.strides());
@@ -181,21 +196,52 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
     std::vector<at::Tensor> parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps;
   };
 
+  /// On the CPU each addition of _foreach_add_ would cost as much as the update of a small parameter.
+  static void count_step(const std::vector<at::Tensor>& steps) {
+    if (!steps[0].is_cpu()) return at::_foreach_add_(steps, 1);
+    for (const at::Tensor& step : steps) *step.mutable_data_ptr<float>() += 1.0f;
+  }
+
   State& state_of(const torch::Tensor& parameter, const Options& options) {
-    auto& entry = this->state_[parameter.unsafeGetTensorImpl()];
-    if (!entry) {
-      auto state = std::make_unique<State>();
-      state->exp_avg(at::zeros_like(parameter));
-      state->exp_avg_sq(at::zeros_like(parameter));
-      state->device_step = at::zeros({}, parameter.options().dtype(at::kFloat));
-      entry = std::move(state);
+    const auto found = this->state_.find(parameter.unsafeGetTensorImpl());
+    auto* known = found == this->state_.end() ? nullptr : dynamic_cast<State*>(found->second.get());
+    if (known == nullptr || (options.amsgrad() && !known->max_exp_avg_sq().defined())) check_may_make("state");
+    if (known == nullptr) {
+      std::unique_ptr<State> made;
+      if (found != this->state_.end()) {  // from an archive
+        made = std::make_unique<State>(static_cast<const TorchState&>(*found->second));
+      } else {
+        made = std::make_unique<State>();
+        made->exp_avg(at::zeros_like(parameter));
+        made->exp_avg_sq(at::zeros_like(parameter));
+        made->device_step = at::zeros({}, parameter.options().dtype(at::kFloat));
+      }
+      known = made.get();
+      this->state_[parameter.unsafeGetTensorImpl()] = std::move(made);
     }
-    auto& state = static_cast<State&>(*entry);
+    State& state = *known;
     TORCH_CHECK_VALUE(state.device_step.device() == parameter.device(), Traits::kName, ": the state (",
                       state.device_step.device(), ") must be on the device of its parameter (", parameter.device(),
                       "); move the model before the optimizer's first step, and name the device in torch::load");
     if (options.amsgrad() && !state.max_exp_avg_sq().defined()) state.max_exp_avg_sq(at::zeros_like(parameter));
     return state;
+  }
+
+  /// float64 where the kernel takes any dtype; the CUDA kernel reads float32.
+  const torch::Tensor& learning_rate_on(c10::Device device, Options& options) const {
+    options.refresh_rate();
+    torch::Tensor& tensor = options.learning_rates[device];
+    if (!tensor.defined()) {
+      check_may_make("learning rate");
+      tensor = at::full({}, options.lr(), at::device(device).dtype(device.is_cpu() ? at::kDouble : at::kFloat));
+    }
+    return tensor;
+  }
+
+  /// What is made within a capture is not there before a replay.
+  void check_may_make(const char* what) const {
+    TORCH_CHECK(!is_capturing_, Traits::kName, ": a ", what,
+                " must be there before a step is captured; it comes with a parameter's first gradient");
   }
 
   /// The group's options; those that a group was made with are torch's and become ours here.
@@ -204,6 +250,8 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
       group.set_options(std::make_unique<Options>(static_cast<const TorchOptions&>(group.options())));
     return static_cast<Options&>(group.options());
   }
+
+  bool is_capturing_ = false;
 };
 
 }  // namespace attend::detail

@@ -37,6 +37,8 @@ struct StepPlan {
 ///
 /// A replay writes the gradients where the captured step left them. A plain step makes new ones; they are put aside
 /// before the next replay, so that whoever looks at a parameter's gradient sees that of the last batch.
+///
+/// A recording knows addresses only. What lies there is held for as long, and compared at the beginning of each epoch.
 template <class Step>
 class StepRunner {
  public:
@@ -52,7 +54,9 @@ class StepRunner {
 
   void begin_epoch() {
     loss_sum_.zero_();
-    if (backward_.replay && signature() != captured_signature_) forget();
+    if (plan_.capture == nullptr) return;
+    if (signature() != signature_) forget();
+    set_signature();
   }
 
   /// The gradients of a batch, or its share of them. Returns its loss.
@@ -63,6 +67,7 @@ class StepRunner {
                          double weight) {
     set_weight(weight);
     is_updated_ = false;
+    if (backward_.replay && gradients().tensors.size() != captured_gradients_.tensors.size()) forget();
     if (plan_.capture != nullptr && is_full) {
       if (!backward_.replay && begins && warm_batches_ >= kWarmUp) capture(inputs, targets);
       if (backward_.replay) return replay(begins);
@@ -103,21 +108,30 @@ class StepRunner {
     }
   };
 
+  struct Capturing {
+    explicit Capturing(CapturableOptimizer& optimizer) : optimizer(optimizer) { optimizer.set_capturing(true); }
+    ~Capturing() { optimizer.set_capturing(false); }
+    Capturing(const Capturing&) = delete;
+    Capturing& operator=(const Capturing&) = delete;
+    CapturableOptimizer& optimizer;
+  };
+
   torch::Tensor gradients_and_sum(const torch::Tensor& inputs, const torch::Tensor& targets) {
     torch::Tensor loss =
         plan_.accumulates ? step_.accumulate(inputs, targets, weight_) : step_.backward(inputs, targets);
-    loss_sum_ += loss * inputs.size(0);
+    loss_sum_.add_(loss, inputs.size(0));  // in float64, whatever the loss is
     return loss;
   }
 
   void capture(const torch::Tensor& inputs, const torch::Tensor& targets) {
-    captured_signature_ = signature();
+    set_signature();
     captured_gradients_ = gradients();
     expected_gradients_ = captured_gradients_.defined();
     loss_ = at::empty({}, loss_options_);
     before_replay();
     // Gradients that are added to must be there; those that are written belong to the recording.
     if (plan_.accumulates) zero_captured_gradients();
+    const Capturing capturing(optimizer());
     backward_ = plan_.capture->capture([this, inputs, targets] {
       loss_.copy_(gradients_and_sum(inputs, targets));
       if (!plan_.is_split) step_.update();
@@ -145,7 +159,7 @@ class StepRunner {
     if (is_first_replay_) {
       is_first_replay_ = false;
       captured_gradients_ = gradients();
-      // The state of a parameter that never had a gradient was made while capturing: each replay would make it anew.
+      // A recording updates the same parameters each time.
       if (captured_gradients_.defined() != expected_gradients_)
         give_up("parameters have a gradient in some batches only");
     }
@@ -165,7 +179,9 @@ class StepRunner {
     warm_batches_ = 0;
   }
 
-  void before_replay() { dynamic_cast<CapturableOptimizer&>(optimizer_).before_replay(); }
+  CapturableOptimizer& optimizer() const { return dynamic_cast<CapturableOptimizer&>(optimizer_); }
+
+  void before_replay() { optimizer().before_replay(); }
 
   void set_weight(double weight) {
     if (!plan_.accumulates || weight == written_weight_) return;
@@ -196,17 +212,31 @@ class StepRunner {
     }
   }
 
-  /// What a recording takes for granted and a callback may change between epochs: modes, frozen parameters, tensors.
+  /// What a recording takes for granted and a callback may change: modes, frozen parameters, tensors.
   std::vector<std::uintptr_t> signature() const {
     std::vector<std::uintptr_t> signature;
     for (const auto& module : model_.modules()) signature.push_back(module->is_training());
     for (const auto& group : optimizer_.param_groups()) {
-      for (const torch::Tensor& parameter : group.params()) {
-        signature.push_back(reinterpret_cast<std::uintptr_t>(parameter.data_ptr()));
-        signature.push_back(parameter.requires_grad());
-      }
+      for (const torch::Tensor& parameter : group.params()) signature.push_back(parameter.requires_grad());
+    }
+    for (const torch::Tensor& tensor : tensors()) {
+      signature.push_back(reinterpret_cast<std::uintptr_t>(tensor.data_ptr()));
     }
     return signature;
+  }
+
+  void set_signature() {
+    signature_ = signature();
+    in_use_ = tensors();
+  }
+
+  /// Parameters and optimizer state, each a handle of its memory.
+  std::vector<torch::Tensor> tensors() const {
+    std::vector<torch::Tensor> tensors = optimizer().state_tensors();
+    for (const auto& group : optimizer_.param_groups()) {
+      for (const torch::Tensor& parameter : group.params()) tensors.push_back(parameter.detach());
+    }
+    return tensors;
   }
 
   Step& step_;
@@ -227,7 +257,8 @@ class StepRunner {
   torch::TensorOptions loss_options_;
   Gradients captured_gradients_;
   std::vector<bool> expected_gradients_;
-  std::vector<std::uintptr_t> captured_signature_;
+  std::vector<std::uintptr_t> signature_;  // at the beginning of the epoch, or of the recording
+  std::vector<torch::Tensor> in_use_;      // by the recording, whatever callbacks put in their places
 };
 
 }  // namespace attend::detail
