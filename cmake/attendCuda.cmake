@@ -13,7 +13,8 @@ function(attend_make_cuda)
   elseif(attend_TORCH_ROOT AND EXISTS "${attend_TORCH_ROOT}/lib/libtorch_cuda.so")
     file(STRINGS "${attend_TORCH_ROOT}/include/caffe2/core/macros.h" wanted REGEX "\"CUDA_VERSION\"")
     string(REGEX MATCH "[0-9]+" wanted "${wanted}")
-    file(GLOB roots "${attend_TORCH_ROOT}/../nvidia/cu${wanted}") # came with the wheel: what LibTorch itself loads
+    # Came with the wheel: what LibTorch itself loads. Wheels for CUDA 12 have a folder for each part.
+    file(GLOB roots "${attend_TORCH_ROOT}/../nvidia/cu${wanted}" "${attend_TORCH_ROOT}/../nvidia/cuda_runtime")
     foreach(root IN ITEMS ${roots} "${CUDAToolkit_ROOT}" "$ENV{CUDA_HOME}" "$ENV{CUDA_PATH}" /usr/local/cuda)
       set(header "${root}/include/cuda_runtime_api.h")
       file(GLOB runtime "${root}/lib/libcudart.so*" "${root}/lib64/libcudart.so*")

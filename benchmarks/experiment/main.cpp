@@ -9,6 +9,7 @@
 //   evaluate NET     held_out_loss
 //   rate             what the machine can do, in GFLOP/s: products of matrices, in the dtype of the training
 //   memory           the most that the process has held at once, in MiB: peak_mib, and on a GPU device_mib
+//   steps            how the training steps ran: steps
 //   quit             ends the program
 
 #include <attend/data/shape_dataset.h>
@@ -229,6 +230,8 @@ class Experiment {
     return answer;
   }
 
+  Answer steps() const { return Answer().add("steps", trainers_.at("attention").explain()); }
+
   Answer ready() const {
     return Answer()
         .add("torch", std::string(TORCH_VERSION))
@@ -272,6 +275,8 @@ void serve(Experiment& experiment) {
       experiment.rate().print();
     } else if (command == "memory") {
       experiment.memory().print();
+    } else if (command == "steps") {
+      experiment.steps().print();
     } else {
       throw std::invalid_argument("cannot read the request " + command);
     }

@@ -34,7 +34,8 @@ PAGE = """# The experiment
 How long does the notebook's program take in Python, and how long by attend, on the same machine{device}? `benchmarks/experiment/measure.py` lets the
 three programs train the same two nets in turn, epoch by epoch: {samples:,} samples, batches of {batch_size}, Adam, {epochs} epochs of each net. Seconds
 of an epoch are medians; a ratio is the median of the epochs' ratios, above 1 where attend is faster. "To reach" is what was asked for before it was
-written. The nets are evaluated after each epoch on {held_out:,} held-out samples, with the clock stopped.
+written. The nets are evaluated after each epoch on {held_out:,} held-out samples, with the clock stopped. The notebook computes in float32, as it is; attend in
+bfloat16 is compared with that too.{steps}
 
 ![Seconds per epoch, and held-out loss over time](experiment{suffix}.png)
 
@@ -54,6 +55,8 @@ Samples to train on and held-out samples: the notebook's rule, one by one in Pyt
 {data_table}
 {machine}, {threads} threads{gpu}; {compiler}, {libtorch}; {python}, torch {torch}.
 """
+
+STEPS = """ attend's steps: {}. Each epoch is a fit of its own there, which captures anew."""
 
 LIMIT = """A step of {batch_size} samples is {step_convolution:.2f} GFLOP for the convolution net and {step_attention:.2f} for the attention net: forward, and
 gradients of inputs and of weights, without products with padding. The limit is what this machine reached in the same run with products of float32
@@ -205,7 +208,9 @@ def measure(programs, settings):
                 f"{row['who']} {row['seconds']:.2f} s, held-out loss {row['held_out_loss']:.5f}"
                 for row in rows[-len(programs):]), flush=True)
     take_rates()
-    return rows, rates, held_out_seconds, {program.who: program.ask("memory") for program in programs}
+    ends = {program.who: {**program.ask("memory"), **({} if program.who == PEER else program.ask("steps"))}
+            for program in programs}
+    return rows, rates, held_out_seconds, ends
 
 
 def table(columns, rows):
@@ -323,7 +328,7 @@ class Results:
     def page(self):
         peer, ours = (next(program for program in self.programs if program.who == who) for who in (PEER, OURS))
         return PAGE.format(
-            device="" if self.is_cpu else " with a GPU", samples=self.settings.samples, batch_size=BATCH_SIZE,
+            device="" if self.is_cpu else " with a GPU", steps="" if self.is_cpu else STEPS.format(self.memory[OURS]["steps"]), samples=self.settings.samples, batch_size=BATCH_SIZE,
             epochs=self.settings.epochs, held_out=self.settings.held_out, suffix=suffix(self.settings),
             epochs_table=self.epochs_table(), about_columns=self.limit() if self.is_cpu else "", last=self.last(),
             programs_table=self.programs_table(), bfloat16=self.bfloat16(), data_table=self.data_table(),
@@ -354,12 +359,19 @@ def write(results, rows, settings, folder):
     print(f"written: {stem}.md, .csv and .png")
 
 
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program")
     parser.add_argument("--output", type=Path, help="folder for the results")
-    parser.add_argument("--epochs", type=int, help="epochs of each net (50)")
-    parser.add_argument("--threads", type=int, default=0, help="threads of each program (what torch takes by itself)")
+    parser.add_argument("--epochs", type=positive, help="epochs of each net (50)")
+    parser.add_argument("--threads", type=positive, default=0, help="threads of each program (what torch takes by itself)")
     parser.add_argument("--workers", type=int, default=0, help="processes that make the notebook's batches (none)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only-float32", action="store_true", help="without attend in bfloat16")
@@ -377,6 +389,8 @@ def main():
         versions = {program.ready["torch"] for program in programs}
         if len(versions) > 1:
             raise SystemExit(f"the programs have different versions of torch: {' and '.join(sorted(versions))}")
+        if len({program.ready["threads"] for program in programs}) > 1:
+            raise SystemExit("the programs have different numbers of threads: name one by --threads")
         measured = measure(programs, settings)
     rows = measured[0]
     if any(not math.isfinite(row["held_out_loss"]) for row in rows):
@@ -385,6 +399,9 @@ def main():
     print(f"\n{results.epochs_table()}\n{results.limit() if results.is_cpu else ''}\n{results.programs_table()}\n"
           f"{results.bfloat16()}{results.data_table()}")
     write(results, rows, settings, options.output or RESULTS)
+    steps = results.memory[OURS]["steps"]
+    if not results.is_cpu and "CUDA graph" not in steps:
+        raise SystemExit(f"attend's steps should have been CUDA graphs: {steps}")
 
 
 if __name__ == "__main__":

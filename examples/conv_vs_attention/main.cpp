@@ -250,6 +250,7 @@ int run(const Settings& settings, torch::Device device) {
     attend::Trainer trainer(net.model, trainer_options(settings, device));
     net.history = trainer.fit(train_set, held_out, attend::ProgressBar(), NotebookLines(), net.log, interrupt);
     net.model->eval();
+    if (!device.is_cpu()) std::cout << "Steps: " << trainer.explain() << '\n';
     if (interrupt.happened()) nets.erase(nets.begin() + static_cast<std::ptrdiff_t>(i) + 1, nets.end());
   }
 
@@ -320,7 +321,8 @@ int main(int argc, char** argv) {
          "standard deviation of the noise, in units of height");
   number("--seed", settings.seed, whole<0>(), "of data, weights and order");
   number("--threads", settings.threads, whole<0, 1024>(), "CPU threads; 0 leaves the choice to LibTorch");
-  app.add_option("--dtype", settings.dtype, "float32, or bfloat16, in which the nets compute by autocast")
+  app.add_option("--dtype", settings.dtype,
+                 "float32, or bfloat16: the nets train in it by autocast; pictures are made in float32")
       ->type_name("")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
   app.add_option("--device", settings.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->type_name("");

@@ -334,6 +334,7 @@ TEST_CASE("explain() says who computes and why; a backend asked for by name runs
   stack->to(torch::kDouble);
   CHECK(stack->explain(x.to(torch::kDouble)).backend == Backend::kReference);
   stack->options.backend(Backend::kCpu);
+  CHECK(stack(x.to(torch::kDouble).slice(0, 0, 0)).size(0) == 0);  // there is nothing to compute
   CHECK(message_of<c10::NotImplementedError>([&] { stack(x.to(torch::kDouble)); }) ==
         "attend::ConvStack: kCpu: convolutions are computed in float32 and bfloat16, not Double");
   stack->options.backend(Backend::kReference);

@@ -7,6 +7,7 @@
 #include <torch/autograd.h>
 #include <torch/types.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -91,4 +92,19 @@ TEST_CASE("outputs that nobody uses cost nothing and change nothing; second deri
       torch::autograd::grad({outputs[1].sum()}, {a, b}, {}, std::nullopt, false, /*allow_unused=*/true);
   CHECK_FALSE(gradients[0].defined());
   CHECK(gradients[1].defined());
+}
+
+TEST_CASE("the same call gives the same bits; a guard's kReference is torch's") {
+  torch::manual_seed(3);
+  const Tensors inputs{torch::randn({7, 100, 32}), torch::randn({48, 32}), torch::randn({80, 32})};
+  const Tensors gradients{torch::randn({7, 100, 48}), torch::randn({7, 100, 80})};
+  const auto fused = [](const torch::Tensor& x, const Tensors& weights) { return Projections::run(x, weights); };
+  const Tensors first = results_of(inputs, gradients, torch::kFloat, fused),
+                again = results_of(inputs, gradients, torch::kFloat, fused);
+  for (std::size_t i = 0; i < first.size(); ++i) CHECK(torch::equal(first[i], again[i]));
+
+  const attend::BackendGuard guard(attend::Backend::kReference);
+  const Tensors guarded = results_of(inputs, gradients, torch::kFloat, fused),
+                expected = results_of(inputs, gradients, torch::kFloat, by_torch);
+  for (std::size_t i = 0; i < first.size(); ++i) CHECK(torch::equal(guarded[i], expected[i]));
 }

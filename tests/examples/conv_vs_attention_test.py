@@ -4,10 +4,12 @@
 
 import csv
 import os
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
@@ -56,6 +58,13 @@ class ConvVsAttention(unittest.TestCase):
             self.assertEqual([line["epoch"] for line in history], [str(epoch) for epoch in range(11)])
             self.assertAlmostEqual(float(row[2]), float(history[-1]["train_loss"]), places=5)
             self.assertAlmostEqual(float(row[3]), float(history[-1]["validation_loss"]), places=5)
+
+    def test_one_thread_is_one_thread(self):
+        begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.assertEqual(run("--samples", "2000", "--device", "cpu", "--threads", "1", "--epochs", "2", "--output", self.folder).returncode, 0)
+        seconds, after = time.monotonic() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+        on_processors = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        self.assertLess(on_processors, 1.15 * seconds)
 
     def test_bfloat16_learns_as_float32_does(self):
         losses = {}

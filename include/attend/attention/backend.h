@@ -8,11 +8,12 @@
 
 namespace attend {
 
-/// Who computes attention. Each has a header under attention/.
+/// Who computes attention: each has a header under attention/. ConvStack and the projections of SelfAttention1d have
+/// two, torch (kReference) and our own kernels (all others, where they can).
 enum class Backend {
   kAuto,       ///< the fastest backend that can do what the call asks for
   kReference,  ///< the dense formula (attention/reference.h): can do everything, O(L·S) memory
-  kCpu,        ///< our own kernels for the CPU (attention/cpu.h)
+  kCpu,        ///< our own kernels for the CPU (attention/cpu.h, convolution/cpu.h)
   kSdpa,  ///< ATen's fused kernels (attention/sdpa.h); asked for by name, it throws rather than go ATen's dense way
 };
 

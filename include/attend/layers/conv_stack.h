@@ -156,7 +156,8 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     if (asked == Backend::kReference) return {Backend::kReference, "", "", ""};
     const bool is_asked_for = asked == Backend::kCpu;
     std::optional<std::string> why_not = detail::CpuConvolution::why_not(stack, x);
-    TORCH_CHECK_NOT_IMPLEMENTED(!is_asked_for || !why_not, "attend::ConvStack: ", why_not.value_or(""));
+    TORCH_CHECK_NOT_IMPLEMENTED(!is_asked_for || !why_not || x.numel() == 0,
+                                "attend::ConvStack: ", why_not.value_or(""));
     if (!why_not && !is_asked_for) why_not = detail::CpuConvolution::why_rather_not(stack, x);
     if (why_not) return {Backend::kReference, *why_not, "", ""};
     return {Backend::kCpu, "", "", detail::CpuConvolution::how(x)};

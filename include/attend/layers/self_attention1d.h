@@ -35,7 +35,7 @@ struct SelfAttention1dOptions {
   TORCH_ARG(std::int64_t, num_heads) = 1;
   /// The factor before q·k: a number, or kInverseSqrt for 1/√(key_channels / num_heads). Default: 1.
   TORCH_ARG(Scale, scale) = 1.0;
-  /// Who computes the attention. Default: kAuto.
+  /// Who computes the attention; kReference computes the projections by torch too. Default: kAuto.
   TORCH_ARG(Backend, backend) = Backend::kAuto;
 };
 
