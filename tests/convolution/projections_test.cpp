@@ -2,6 +2,7 @@
 #include <attend/convolution/projections.h>
 
 #include "support/accuracy.h"
+#include "support/autocast.h"
 
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
@@ -26,7 +27,8 @@ Tensors results_of(const Tensors& inputs, const Tensors& output_gradients, at::S
                    const Project& project) {
   Tensors leaves, given;
   for (const torch::Tensor& input : inputs) leaves.push_back(input.to(dtype).clone().requires_grad_());
-  for (const torch::Tensor& gradient : output_gradients) given.push_back(gradient.to(dtype));
+  for (const torch::Tensor& gradient : output_gradients)
+    given.push_back(gradient.scalar_type() == torch::kBFloat16 ? gradient : gradient.to(dtype));
   Tensors results = project(leaves[0], Tensors(leaves.begin() + 1, leaves.end()));
   const Tensors gradients = torch::autograd::grad(results, leaves, given);
   results.insert(results.end(), gradients.begin(), gradients.end());
@@ -68,6 +70,27 @@ TEST_CASE("several linear layers of one input are torch's, forward and backward,
       CAPTURE(i);
       check_as_accurate_as(dense[i], ours[i], exact[i]);
       check_equal_in_float64(in_float64[i], exact[i]);
+    }
+
+    // In bfloat16 everything that is given has its numbers; under autocast gradients of weights are float32.
+    for (Tensors* tensors : {&inputs, &gradients})
+      for (torch::Tensor& tensor : *tensors) tensor = tensor.to(torch::kBFloat16).to(torch::kFloat);
+    const Tensors exact_bfloat16 = results_of(inputs, gradients, torch::kDouble, by_torch),
+                  dense_bfloat16 = results_of(inputs, gradients, torch::kBFloat16, by_torch),
+                  our_bfloat16 = results_of(inputs, gradients, torch::kBFloat16, fused);
+    const auto under_autocast = [&](const torch::Tensor& x, const Tensors& weights) {
+      const attend::test::Autocast autocast;
+      return fused(x, weights);
+    };
+    Tensors autocast_gradients;
+    for (const torch::Tensor& gradient : gradients) autocast_gradients.push_back(gradient.to(torch::kBFloat16));
+    const Tensors under = results_of(inputs, autocast_gradients, torch::kFloat, under_autocast);
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      CAPTURE(i);
+      CHECK((our_bfloat16[i].scalar_type() == torch::kBFloat16));
+      check_as_accurate_as(dense_bfloat16[i], our_bfloat16[i], exact_bfloat16[i]);
+      CHECK((under[i].scalar_type() == (i < gradients.size() ? torch::kBFloat16 : torch::kFloat)));
+      check_as_accurate_as(dense_bfloat16[i], under[i].to(torch::kBFloat16), exact_bfloat16[i]);
     }
   }
 }

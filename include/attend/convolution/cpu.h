@@ -5,11 +5,11 @@
 #include <attend/convolution/cpu/backward.h>
 #include <attend/convolution/cpu/forward.h>
 #include <attend/convolution/reference.h>
+#include <attend/detail/autocast.h>
 #include <attend/detail/fused_function.h>
 #include <attend/detail/parallel.h>
 
 #include <ATen/Parallel.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -28,17 +28,9 @@ namespace attend::detail {
 
 /// Our own convolutions for the CPU (convolution/cpu/).
 struct CpuConvolution {
-  /// The dtype that a stack computes in: that of autocast, where it is on.
-  static at::ScalarType dtype_of(const at::Tensor& x) {
-    const c10::DeviceType device = x.device().type();
-    return at::autocast::is_autocast_enabled(device) && x.scalar_type() != at::kDouble
-               ? at::autocast::get_autocast_dtype(device)
-               : x.scalar_type();
-  }
-
   static std::optional<std::string> why_not(const ConvolutionStack& stack, const at::Tensor& x) {
     if (!x.is_cpu()) return c10::str("kCpu: x is on ", x.device().type());
-    const at::ScalarType dtype = dtype_of(x);
+    const at::ScalarType dtype = dtype_under_autocast(x);
     if (dtype != at::kFloat && dtype != at::kBFloat16)
       return c10::str("kCpu: convolutions are computed in float32 and bfloat16, not ", dtype);
     if (available_instruction_set() == cpu::InstructionSet::kBaseline) return "kCpu: convolutions need AVX2 or AVX-512";
@@ -102,13 +94,13 @@ struct CpuConvolution {
 
   static std::string how(const at::Tensor& x) {
     if (available_instruction_set() == cpu::InstructionSet::kAvx2) return "kCpu: AVX2";
-    return dtype_of(x) == at::kBFloat16 ? "kCpu: AVX-512, products of bfloat16" : "kCpu: AVX-512";
+    return dtype_under_autocast(x) == at::kBFloat16 ? "kCpu: AVX-512, products of bfloat16" : "kCpu: AVX-512";
   }
 
   /// x (N, in channels, L) to (N, out channels, L), whose channels lie side by side in memory.
   static at::Tensor run(const ConvolutionStack& stack, const at::Tensor& x) {
     std::vector<at::Tensor> inputs{
-        x.to(dtype_of(x)).transpose(1, 2).contiguous().resolve_neg()};  // (N, L, in channels)
+        x.to(dtype_under_autocast(x)).transpose(1, 2).contiguous().resolve_neg()};  // (N, L, in channels)
     inputs.insert(inputs.end(), stack.weights.begin(), stack.weights.end());
     inputs.insert(inputs.end(), stack.biases.begin(), stack.biases.end());
     return FusedFunction<Fused>::run({stack.has_relu, stack.has_relu_after_last}, inputs)[0].transpose(1, 2);

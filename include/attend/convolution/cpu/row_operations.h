@@ -69,6 +69,19 @@ struct FinishRows {
   }
 };
 
+/// to (rows, width) = from, rounded; whole runs
+struct RoundRows {
+  template <class Set>
+  static ATTEND_ALWAYS_INLINE void run(const float* from, int from_row, BFloat16* to, int to_row, int rows, int width) {
+    Run::Vector x;
+    for (int l = 0; l < rows; ++l, from += from_row, to += to_row)
+      for (int c = 0; c < width; c += kRunOfRow) {
+        Run::load(x, from + c);
+        Run::store(to + c, x);
+      }
+  }
+};
+
 /// to (rows, width) = from where output > 0, else 0; and zeros from `width` to the end of the rows
 template <class Element>
 struct GradientRows {
@@ -166,6 +179,7 @@ struct RowOperations {
                  bool has_relu);
   void (*finish_bfloat16)(const float* from, int from_row, const float* bias, BFloat16* to, int to_row, int rows,
                           int width, bool has_relu);
+  void (*round)(const float* from, int from_row, BFloat16* to, int to_row, int rows, int width);
   void (*gradient)(const float* from, int from_row, const float* output, int output_row, float* to, int to_row,
                    int rows, int width);
   void (*gradient_bfloat16)(const float* from, int from_row, const BFloat16* output, int output_row, float* to,
@@ -177,11 +191,14 @@ struct RowOperations {
 };
 
 template <class Set>
-inline constexpr RowOperations kRowOperations{
-    &On<Set, FinishRows<float>>::call,   &On<Set, FinishRows<BFloat16>>::call,
-    &On<Set, GradientRows<float>>::call, &On<Set, GradientRows<BFloat16>>::call,
-    &On<Set, AddColumns>::call,          &On<Set, NarrowProduct>::call,
-    &On<Set, PairFloats>::call};
+inline constexpr RowOperations kRowOperations{&On<Set, FinishRows<float>>::call,
+                                              &On<Set, FinishRows<BFloat16>>::call,
+                                              &On<Set, RoundRows>::call,
+                                              &On<Set, GradientRows<float>>::call,
+                                              &On<Set, GradientRows<BFloat16>>::call,
+                                              &On<Set, AddColumns>::call,
+                                              &On<Set, NarrowProduct>::call,
+                                              &On<Set, PairFloats>::call};
 
 inline const RowOperations& row_operations(InstructionSet available) {
   if constexpr (supported<float>(InstructionSet::kAvx512) == InstructionSet::kAvx512) {

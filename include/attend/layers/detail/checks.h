@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <ATen/autocast_mode.h>
+#include <attend/detail/autocast.h>
+
 #include <c10/util/Exception.h>
 #include <torch/types.h>
 
@@ -20,14 +21,8 @@ inline void check_fits_weights(const char* layer, const char* name, const torch:
   TORCH_CHECK_VALUE(tensor.device() == weight.device(), layer, ": ", name, " (", tensor.device(),
                     ") must be on the device of the weights (", weight.device(),
                     "); move one of them with .to(device)");
-  const auto is_cast = [](const torch::Tensor& x) {
-    const c10::DeviceType device = x.device().type();
-    return at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device) &&
-           x.is_floating_point() && x.scalar_type() != torch::kDouble;
-  };
-  TORCH_CHECK_TYPE(tensor.scalar_type() == weight.scalar_type() || (is_cast(tensor) && is_cast(weight)), layer, ": ",
-                   name, " (", tensor.scalar_type(), ") must have the dtype of the weights (", weight.scalar_type(),
-                   ")");
+  TORCH_CHECK_TYPE(dtype_under_autocast(tensor) == dtype_under_autocast(weight), layer, ": ", name, " (",
+                   tensor.scalar_type(), ") must have the dtype of the weights (", weight.scalar_type(), ")");
 }
 
 /// The rules of every layer that takes a channels-first signal (N, channels, L): rank, channels, L ≥ 1, and the dtype

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/Tensor.h>
+
+namespace attend::detail {
+
+/// The dtype in which an operation that autocast covers takes x: that of autocast where it is on, but float64 stays.
+inline at::ScalarType dtype_under_autocast(const at::Tensor& x) {
+  const c10::DeviceType device = x.device().type();
+  const bool is_cast = at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device) &&
+                       x.is_floating_point() && x.scalar_type() != at::kDouble;
+  return is_cast ? at::autocast::get_autocast_dtype(device) : x.scalar_type();
+}
+
+}  // namespace attend::detail
