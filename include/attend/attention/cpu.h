@@ -245,6 +245,7 @@ struct Cpu {
     }
 
     void set_result(const FusedResult& result) {
+      call_.takes_keys_at_once = keeps_weights();
       call_.output = rows(result.kept.size() == 2 ? result.kept[1] : result.output);
       if (result.log_sum_exp.defined()) call_.log_sum_exp = result.log_sum_exp.template data_ptr<T>();
       if (!result.kept.empty())

@@ -55,6 +55,7 @@ struct Call {
   std::int32_t batch, heads, kv_heads;
   std::int32_t queries, keys, width, value_width;
   T scale;
+  bool takes_keys_at_once = false;  // all of a block's in one softmax, with a backward pass to come or not
   std::vector<Block> blocks;
 
   std::int32_t kv_head(std::int32_t head) const { return head / (heads / kv_heads); }

@@ -11,8 +11,8 @@
 //       Oᵀ += Vᵀ P                      (value width, queries)
 //     write O = Oᵀᵀ / l, and m + log l for the backward pass
 //
-// Where there are few keys (kFewKeys), a forward pass that a backward pass will follow takes all tiles of a block in
-// one softmax and keeps P / l, which the backward pass takes up instead of computing it again.
+// Where there are few keys (kFewKeys), all tiles of a block are taken in one softmax, and if a backward pass will
+// follow P / l is kept, which that takes up instead of computing it again.
 //
 // Everything is transposed, so that the queries of a block lie side by side in the lanes of vectors: maximum, sum and
 // rescaling need no step across lanes, and K and V are read number by number where they are, whatever their strides.
@@ -31,7 +31,7 @@ namespace attend::cpu {
 /// Memory that forward_block() needs, in numbers of T.
 template <class T>
 std::int64_t forward_workspace(const Call<T>& call) {
-  return BlockProducts<T>::size(call) + kTileQueries * (call.value_width + 2 * kTileKeys + 4);
+  return BlockProducts<T>::size(call) + kTileQueries * (call.value_width + 2 * kTileKeys + kFewKeys + 4);
 }
 
 template <class T>
@@ -80,8 +80,8 @@ void forward_block(const Call<T>& call, const Scores<T>& scores, const Place& pl
       if (sum[i] == T(0)) sum[i] = T(1);  // no key: zeros
   };
 
-  if (call.weights != nullptr) {
-    T* const weights = call.weights_of(place);
+  if (call.takes_keys_at_once) {
+    T* const weights = call.weights != nullptr ? call.weights_of(place) : memory.take(kFewKeys * kTileQueries);
     const int keys = std::max(0, range.end - range.begin);
     each_tile(weights, kTileSize, set_scores);
     operations.softmax_step(weights, keys, columns, largest, sum, rescale);
