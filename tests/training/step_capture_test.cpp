@@ -216,16 +216,26 @@ TEST_CASE("what a callback changes before an epoch is captured anew; what stays 
 namespace {
 
 /// Reads the optimizer's own archive again: other tensors with the same numbers.
+void restore(torch::optim::Optimizer& optimizer) {
+  std::stringstream stream;
+  torch::serialize::OutputArchive written;
+  optimizer.save(written);
+  written.save_to(stream);
+  torch::serialize::InputArchive read;
+  read.load_from(stream);
+  optimizer.load(read);
+}
+
 struct Restore {
   void on_epoch_begin(TrainingState& state) {
-    if (state.epoch != 1) return;
-    std::stringstream stream;
-    torch::serialize::OutputArchive written;
-    state.optimizer.save(written);
-    written.save_to(stream);
-    torch::serialize::InputArchive read;
-    read.load_from(stream);
-    state.optimizer.load(read);
+    if (state.epoch == 1) restore(state.optimizer);
+  }
+};
+
+/// After a plain step, just before the capture.
+struct RestoreInTheFirstSteps {
+  void on_batch_end(TrainingState& state) {
+    if (state.epoch == 0 && state.batch == 2) restore(state.optimizer);
   }
 };
 
@@ -250,6 +260,48 @@ TEST_CASE("an optimizer that gets other tensors, or more of them, is captured an
     check(Restore());
     check(AddGroup());
   }
+}
+
+namespace {
+
+/// y = w·x·s, where s is no parameter.
+struct ScaledImpl : torch::nn::Module {
+  ScaledImpl() {
+    weight = register_parameter("weight", torch::ones({3, 2}));
+    scale = register_buffer("scale", torch::full({2}, 2.0));
+  }
+  torch::Tensor forward(const torch::Tensor& x) { return x.matmul(weight) * scale; }
+  torch::Tensor weight, scale;
+};
+TORCH_MODULE(Scaled);
+
+}  // namespace
+
+TEST_CASE("a buffer in another's place is captured anew, and held while a recording reads it") {
+  const auto fit = [](const std::shared_ptr<FakeCapture>& capture) {
+    torch::manual_seed(4);
+    Scaled model;
+    if (capture) capture->parameters = model->parameters();
+    Trainer trainer(model, TrainerOptions().epochs(3).batch_size(4).capture(capture));
+    Samples samples{torch::rand({40, 3}), torch::rand({40, 2})};
+    trainer.fit(samples, Change{[](torch::nn::Module& changed) {
+                  torch::Tensor scale = changed.named_buffers()["scale"];
+                  scale.set_data(torch::full({2}, 3.0));
+                }});
+    return model->weight.detach().clone();
+  };
+  const auto capture = std::make_shared<FakeCapture>();
+  CHECK(fit(capture).equal(fit(nullptr)));
+  CHECK(capture->captures == 2);
+}
+
+TEST_CASE("what a callback changes in the first steps delays the capture, and does not end it") {
+  const auto capture = std::make_shared<FakeCapture>();
+  const Result captured = fitted(capture, 1, RestoreInTheFirstSteps());
+  check_same(captured, fitted(nullptr, 1, RestoreInTheFirstSteps()));
+  CHECK(capture->captures == 2);                // one for each fit
+  CHECK(capture->replays == 2 * (3 * 10 - 6));  // ten full batches an epoch
+  CHECK(captured.explanation.find("recording of the whole step") != std::string::npos);
 }
 
 TEST_CASE("a captured fit ends where a callback says so, and finishes the update") {

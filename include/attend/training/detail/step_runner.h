@@ -38,7 +38,8 @@ struct StepPlan {
 /// A replay writes the gradients where the captured step left them. A plain step makes new ones; they are put aside
 /// before the next replay, so that whoever looks at a parameter's gradient sees that of the last batch.
 ///
-/// A recording knows addresses only. What lies there is held for as long, and compared at the beginning of each epoch.
+/// A recording knows addresses only. What lies there is held for as long, and compared at the beginning of each epoch
+/// and before a step is captured.
 template <class Step>
 class StepRunner {
  public:
@@ -55,8 +56,7 @@ class StepRunner {
   void begin_epoch() {
     loss_sum_.zero_();
     if (plan_.capture == nullptr) return;
-    if (signature() != signature_) forget();
-    set_signature();
+    forget_if_changed();
   }
 
   /// The gradients of a batch, or its share of them. Returns its loss.
@@ -69,7 +69,10 @@ class StepRunner {
     is_updated_ = false;
     if (backward_.replay && gradients().tensors.size() != captured_gradients_.tensors.size()) forget();
     if (plan_.capture != nullptr && is_full) {
-      if (!backward_.replay && begins && warm_batches_ >= kWarmUp) capture(inputs, targets);
+      if (!backward_.replay && begins && warm_batches_ >= kWarmUp) {
+        forget_if_changed();
+        if (warm_batches_ > 0) capture(inputs, targets);
+      }
       if (backward_.replay) return replay(begins);
       ++warm_batches_;
     }
@@ -87,6 +90,8 @@ class StepRunner {
       update_.replay();
     } else {
       step_.update();
+      // The optimizer has made its state in the first ones.
+      if (plan_.capture != nullptr && !backward_.replay) set_signature();
     }
   }
 
@@ -124,7 +129,6 @@ class StepRunner {
   }
 
   void capture(const torch::Tensor& inputs, const torch::Tensor& targets) {
-    set_signature();
     captured_gradients_ = gradients();
     expected_gradients_ = captured_gradients_.defined();
     loss_ = at::empty({}, loss_options_);
@@ -171,6 +175,12 @@ class StepRunner {
     forget();
     plan_.capture = nullptr;
     how_ = "plain loop: " + reason;
+  }
+
+  void forget_if_changed() {
+    if (signature() == signature_) return;
+    forget();
+    set_signature();
   }
 
   void forget() {
@@ -230,12 +240,14 @@ class StepRunner {
     in_use_ = tensors();
   }
 
-  /// Parameters and optimizer state, each a handle of its memory.
+  /// Of the optimizer and the model, each a handle of its own of the memory.
   std::vector<torch::Tensor> tensors() const {
     std::vector<torch::Tensor> tensors = optimizer().state_tensors();
-    for (const auto& group : optimizer_.param_groups()) {
-      for (const torch::Tensor& parameter : group.params()) tensors.push_back(parameter.detach());
-    }
+    for (const auto& group : optimizer_.param_groups())
+      tensors.insert(tensors.end(), group.params().begin(), group.params().end());
+    for (const auto& more : {model_.parameters(), model_.buffers()})
+      tensors.insert(tensors.end(), more.begin(), more.end());
+    for (torch::Tensor& tensor : tensors) tensor = tensor.detach();
     return tensors;
   }
 
@@ -257,7 +269,7 @@ class StepRunner {
   torch::TensorOptions loss_options_;
   Gradients captured_gradients_;
   std::vector<bool> expected_gradients_;
-  std::vector<std::uintptr_t> signature_;  // at the beginning of the epoch, or of the recording
+  std::vector<std::uintptr_t> signature_;  // after the last update by a plain step, or at the beginning of an epoch
   std::vector<torch::Tensor> in_use_;      // by the recording, whatever callbacks put in their places
 };
 
