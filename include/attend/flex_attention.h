@@ -54,7 +54,7 @@ Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::T
 
 /// attention() with a score of your own: a struct that changes each score, and one that says which keys a query may
 /// attend to. Both are compiled into the kernel, with the derivative of the score; no tensor of L × S
-/// is made, but that of the weights where there are 128 keys or fewer.
+/// is made, but, where a mask_mod alone meets 128 keys or fewer, one of the weights for the backward pass.
 ///
 /// output = softmax(mask(score_mod(score))) v, where score is that of attention() with the options' softcap, ALiBi and
 /// float attn_mask in it; where mask_mod, or the options' is_causal, window or bool attn_mask, says no, it counts as

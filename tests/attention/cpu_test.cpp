@@ -660,18 +660,19 @@ TEST_CASE("whatever gradient comes for the log-sum-exp of a row that may attend 
 }
 
 TEST_CASE("NaN and ±∞ in query, key, value and mask: NaN where the reference has NaN, infinity where it has infinity") {
-  constexpr std::int64_t L = 67, S = 130;
+  constexpr std::int64_t L = 67;
   const std::string names[] = {"query", "key", "value", "attn_mask"};
   for (const auto dtype : kDtypes) {
     for (const double bad : {kNan, kInfinity, -kInfinity}) {
       for (std::size_t which = 0; which < std::size(names); ++which) {
-        for (const std::int64_t row : {15, 64}) {
+        for (const std::int64_t S : {90, 130}) {  // in one softmax, and tile by tile
+          const std::int64_t row = S == 90 ? 64 : 15;
           CAPTURE(dtype);
           CAPTURE(bad);
           CAPTURE(names[which]);
-          CAPTURE(row);
+          CAPTURE(S);
           torch::manual_seed(1);
-          Tensors inputs = random_inputs({.queries = L, .keys = S, .width = 4, .value_width = 3});
+          Tensors inputs = random_inputs({.queries = L, .keys = S, .width = 20, .value_width = 3});
           inputs.push_back(random({L, S}));
           inputs[which].select(-2, row).select(-1, 1).fill_(bad);
           const Tensors rounded = in_dtype(inputs, dtype);

@@ -202,22 +202,28 @@ TEST_CASE("any of query, key and value may need a gradient, and the others get n
 TEST_CASE("without gradient mode, and in inference mode, nothing is kept, and the result is the same") {
   for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
-    const torch::Tensor x = leaf({1, 2, 4, 8});
-    const AttentionOptions options = AttentionOptions().backend(backend);
-    const AttentionResult with = attend::attention_with_lse(x, x, x, options);
-    const auto check_the_same = [&] {
-      const AttentionResult without = attend::attention_with_lse(x, x, x, options);
-      CHECK_FALSE(without.output.requires_grad());
-      CHECK_FALSE(without.log_sum_exp.requires_grad());
-      CHECK(without.output.equal(with.output));
-      CHECK(without.log_sum_exp.equal(with.log_sum_exp));
-    };
-    {
-      const torch::NoGradGuard no_grad;
-      check_the_same();
+    for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16}) {
+      for (const std::int64_t length : {4, 100, 130}) {
+        CAPTURE(dtype);
+        CAPTURE(length);
+        const torch::Tensor x = leaf({1, 2, length, 16}).detach().to(dtype).requires_grad_();
+        const AttentionOptions options = AttentionOptions().backend(backend);
+        const AttentionResult with = attend::attention_with_lse(x, x, x, options);
+        const auto check_the_same = [&] {
+          const AttentionResult without = attend::attention_with_lse(x, x, x, options);
+          CHECK_FALSE(without.output.requires_grad());
+          CHECK_FALSE(without.log_sum_exp.requires_grad());
+          CHECK(without.output.equal(with.output));
+          CHECK(without.log_sum_exp.equal(with.log_sum_exp));
+        };
+        {
+          const torch::NoGradGuard no_grad;
+          check_the_same();
+        }
+        const c10::InferenceMode inference_mode;
+        check_the_same();
+      }
     }
-    const c10::InferenceMode inference_mode;
-    check_the_same();
   }
 }
 

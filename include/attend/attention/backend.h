@@ -9,7 +9,7 @@
 namespace attend {
 
 /// Who computes attention: each has a header under attention/. ConvStack and the projections of SelfAttention1d have
-/// two, torch (kReference) and our own kernels (all others, where they can).
+/// two: our own kernels, where these can and are faster, and torch, which is also what kReference asks for.
 enum class Backend {
   kAuto,       ///< the fastest backend that can do what the call asks for
   kReference,  ///< the dense formula (attention/reference.h): can do everything, O(L·S) memory

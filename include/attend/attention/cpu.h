@@ -142,6 +142,7 @@ struct Cpu {
       call_.scale = static_cast<T>(problem.scale);
       set_blocks();
       set_scores();
+      call_.takes_keys_at_once = takes_keys_at_once();
     }
 
     /// Kept for a backward pass: the weights of a call with few keys. Of others the log-sum-exp, and what it has lost
@@ -150,18 +151,18 @@ struct Cpu {
     FusedResult forward(bool with_backward) {
       const auto N = problem_.batch_size(), H = problem_.num_heads(), L = problem_.query_length();
       const at::TensorOptions options = problem_.query.options();
-      const bool keeps_output = with_backward && !keeps_weights() && problem_.query.scalar_type() != kDtype;
+      const bool keeps_output = with_backward && !call_.takes_keys_at_once && problem_.query.scalar_type() != kDtype;
       FusedResult result;
       const std::int64_t Dv = problem_.value_width();
       // A query's heads lie side by side, as layers want them; not a view, which could not be changed in place.
       result.output =
           at::empty_strided({N, H, L, Dv}, {L * H * Dv, Dv, H * Dv, 1}, keeps_output ? options.dtype(kDtype) : options);
-      if (with_backward && keeps_weights()) {
+      if (with_backward && call_.takes_keys_at_once) {
         result.kept = {at::empty({call_.size_of_weights()}, options.dtype(kDtype))};
       } else if (with_backward) {
         result.kept = {at::empty({N, H, L}, options.dtype(kDtype))};
       }
-      if (problem_.needs_log_sum_exp || (with_backward && !keeps_weights()))
+      if (problem_.needs_log_sum_exp || (with_backward && !call_.takes_keys_at_once))
         result.log_sum_exp = at::empty({N, H, L}, options.dtype(kDtype));
       if (keeps_output) result.kept.push_back(result.output);
       set_result(result);
@@ -238,18 +239,18 @@ struct Cpu {
       return rows;
     }
 
-    /// Nothing of the scores is wanted again but what the softmax has made of them.
-    bool keeps_weights() const {
+    /// Nothing of the scores is wanted again but what the softmax has made of them, and that is not too much.
+    bool takes_keys_at_once() const {
       return call_.keys <= cpu::kFewKeys && scores_.standard.softcap == 0 && scores_.standard.dropout == 0 &&
-             (scores_.modified == nullptr || !scores_.modified->changes_scores());
+             (scores_.modified == nullptr || !scores_.modified->changes_scores()) &&
+             call_.size_of_weights() <= cpu::kMostWeights * (problem_.query.numel() + problem_.key.numel());
     }
 
     void set_result(const FusedResult& result) {
-      call_.takes_keys_at_once = keeps_weights();
       call_.output = rows(result.kept.size() == 2 ? result.kept[1] : result.output);
       if (result.log_sum_exp.defined()) call_.log_sum_exp = result.log_sum_exp.template data_ptr<T>();
       if (!result.kept.empty())
-        (keeps_weights() ? call_.weights : call_.log_sum_exp_rest) = result.kept[0].template data_ptr<T>();
+        (call_.takes_keys_at_once ? call_.weights : call_.log_sum_exp_rest) = result.kept[0].template data_ptr<T>();
     }
 
     void set_blocks() {

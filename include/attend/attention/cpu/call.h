@@ -36,11 +36,12 @@ struct Place {
   }
 };
 
-/// A call with no more keys than this may keep its weights for the backward pass: memory of a few q's, and a seventh of
-/// the arithmetic and all exponentials saved. Forward + backward, N 16, H 8, two threads of a Zen 4, float32: 1.1
-/// to 1.5 times as fast as without for 25 to 128 keys and D 8 to 128; for 256 keys 0.5 for D 8, 1.1 for D 64. In
-/// bfloat16 about the same as without.
+/// A call with no more keys than this keeps its weights for the backward pass, unless they take more than kMostWeights
+/// times the memory of q and k: a seventh of the arithmetic and all exponentials saved. Forward + backward, N 16, H 8,
+/// two threads of a Zen 4, float32: 1.1 to 1.5 times as fast as without for 25 to 128 keys and D 8 to 128; for 256 keys
+/// 0.5 for D 8, 1.1 for D 64. In bfloat16 about the same as without.
 inline constexpr int kFewKeys = 128;
+inline constexpr int kMostWeights = 8;
 
 /// One call of attention, as the kernels see it: memory, strides and sizes. T is float or double, in which all is
 /// computed; the tensors may also hold bfloat16.

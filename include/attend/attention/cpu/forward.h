@@ -82,7 +82,7 @@ void forward_block(const Call<T>& call, const Scores<T>& scores, const Place& pl
 
   if (call.takes_keys_at_once) {
     T* const weights = call.weights != nullptr ? call.weights_of(place) : memory.take(kFewKeys * kTileQueries);
-    const int keys = std::max(0, range.end - range.begin);
+    const int keys = range.end - range.begin;
     each_tile(weights, kTileSize, set_scores);
     operations.softmax_step(weights, keys, columns, largest, sum, rescale);
     finish_sums();
