@@ -36,12 +36,18 @@ struct Projections {
     inputs.insert(inputs.end(), weights.begin(), weights.end());
     if (backend == Backend::kAuto) backend = BackendGuard::current();
     if (backend == Backend::kReference || !is_fused(inputs) || !is_faster_fused(inputs))
-      return Fused().reference(inputs);
+      return by_torch(inputs);
     inputs[0] = x.to(dtype_under_autocast(x));
     return FusedFunction<Fused>::run({}, inputs);
   }
 
  private:
+  static std::vector<at::Tensor> by_torch(const std::vector<at::Tensor>& inputs) {
+    std::vector<at::Tensor> outputs;
+    for (std::size_t j = 1; j < inputs.size(); ++j) outputs.push_back(at::linear(inputs[0], inputs[j]));
+    return outputs;
+  }
+
   /// Our speed over torch's, forward / backward, with two threads of a Zen 4, 2026-11-24, three weights (channels,
   /// channels); the row of 96 is measured before wide ones on few rows were left to torch, the others after:
   ///
@@ -155,11 +161,9 @@ struct Projections {
       return results;
     }
 
-    std::vector<at::Tensor> reference(const std::vector<at::Tensor>& inputs) const {
-      std::vector<at::Tensor> outputs;
-      for (std::size_t j = 1; j < inputs.size(); ++j)
-        outputs.push_back(at::linear(inputs[0], inputs[j].to(inputs[0].scalar_type())));
-      return outputs;
+    std::vector<at::Tensor> reference(std::vector<at::Tensor> inputs) const {
+      for (at::Tensor& input : inputs) input = input.to(inputs[0].scalar_type());
+      return by_torch(inputs);
     }
 
     /// Each thread has some blocks of rows.
@@ -257,7 +261,9 @@ struct Projections {
     static T* numbers(const at::Tensor& tensor) {
       return static_cast<T*>(tensor.data_ptr());
     }
-    static const std::uint16_t* halves(const at::Tensor& tensor) { return numbers<std::uint16_t>(tensor); }
+    static const std::uint16_t* halves(const at::Tensor& tensor) {
+      return static_cast<const std::uint16_t*>(tensor.const_data_ptr());
+    }
 
     // The same memory holds numbers, or pairs of them.
     static Pair* words(void* memory) { return static_cast<Pair*>(memory); }
