@@ -230,7 +230,10 @@ class Experiment {
     return answer;
   }
 
-  Answer steps() const { return Answer().add("steps", trainers_.at("attention").explain()); }
+  Answer steps() const {
+    return Answer().add("steps", "convolution net: " + trainers_.at("convolution").explain() +
+                                     "; attention net: " + trainers_.at("attention").explain());
+  }
 
   Answer ready() const {
     return Answer()
