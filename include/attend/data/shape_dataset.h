@@ -134,6 +134,7 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
   struct Scratch {
     std::vector<Shape> shapes;
     std::vector<double> signal;
+    std::vector<float> noise;
   };
 
   void draw_sample(std::int64_t index, Scratch& scratch) {
@@ -146,10 +147,12 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
     detail::GaussianStream noise(options_.seed(), kNoiseStream, index);
     for (const bool is_target : {false, true}) {
       scratch.signal.assign(options_.size(), 0.0);
+      scratch.noise.resize(options_.size());
+      noise.fill(scratch.noise.data(), options_.size());
       for (const Shape& shape : scratch.shapes)
         draw(shape, is_target ? means[shape.is_triangle] : Height{shape.height, 1}, scratch.signal);
       const torch::Tensor& signals = is_target ? targets_ : inputs_;
-      write(scratch.signal, noise, signals.mutable_data_ptr<float>() + index * options_.size());
+      write(scratch, signals.mutable_data_ptr<float>() + index * options_.size());
     }
   }
 
@@ -182,12 +185,13 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
   }
 
   /// Adds noise, normalizes, and stores a signal.
-  void write(std::vector<double>& signal, detail::GaussianStream& noise, float* row) const {
+  void write(Scratch& scratch, float* row) const {
     // The product of two single precision numbers is exact in double precision: contracted or not, the sum is the same.
     const double deviation = static_cast<float>(options_.noise_std());
     double smallest = std::numeric_limits<double>::infinity(), largest = -smallest;
-    for (double& x : signal) {
-      x += deviation * static_cast<double>(noise());
+    for (std::int64_t i = 0; i < options_.size(); ++i) {
+      double& x = scratch.signal[i];
+      x += deviation * static_cast<double>(scratch.noise[i]);
       smallest = std::min(smallest, x);
       largest = std::max(largest, x);
     }
@@ -198,7 +202,7 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
     } else if (options_.normalize() == Normalization::kMaxHeight) {
       range = static_cast<double>(options_.max_height());
     }
-    for (const double x : signal) *row++ = static_cast<float>((x - low) / range);
+    for (const double x : scratch.signal) *row++ = static_cast<float>((x - low) / range);
   }
 
   // Philox counters of a sample: shapes and noise draw from streams that never meet.

@@ -12,6 +12,10 @@ struct PhiloxBlock {
   std::uint32_t words[4];
 };
 
+inline constexpr std::uint32_t kPhiloxMultiplier0 = 0xD2511F53, kPhiloxMultiplier1 = 0xCD9E8D57;
+inline constexpr std::uint32_t kPhiloxWeyl0 = 0x9E3779B9, kPhiloxWeyl1 = 0xBB67AE85;
+inline constexpr int kPhiloxRounds = 10;
+
 /// Philox4x32-10: a random function rather than a random stream. The same seed and counter give the same four words
 /// on every machine, in any order, on any number of threads, on the CPU and on the GPU.
 ///
@@ -21,21 +25,17 @@ struct PhiloxBlock {
 ///   PhiloxBlock block = philox(/*seed=*/7, /*counter_low=*/draw, /*counter_high=*/sample);
 ATTEND_HOST_DEVICE inline PhiloxBlock philox(std::uint64_t seed, std::uint64_t counter_low,
                                              std::uint64_t counter_high) {
-  constexpr std::uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
-  constexpr std::uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
-  constexpr int kRounds = 10;
-
   PhiloxBlock block{{static_cast<std::uint32_t>(counter_low), static_cast<std::uint32_t>(counter_low >> 32),
                      static_cast<std::uint32_t>(counter_high), static_cast<std::uint32_t>(counter_high >> 32)}};
   auto key0 = static_cast<std::uint32_t>(seed), key1 = static_cast<std::uint32_t>(seed >> 32);
-  for (int round = 0; round < kRounds; ++round) {
-    const std::uint64_t product0 = std::uint64_t{kMultiplier0} * block.words[0];
-    const std::uint64_t product1 = std::uint64_t{kMultiplier1} * block.words[2];
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const std::uint64_t product0 = std::uint64_t{kPhiloxMultiplier0} * block.words[0];
+    const std::uint64_t product1 = std::uint64_t{kPhiloxMultiplier1} * block.words[2];
     block = {{static_cast<std::uint32_t>(product1 >> 32) ^ block.words[1] ^ key0, static_cast<std::uint32_t>(product1),
               static_cast<std::uint32_t>(product0 >> 32) ^ block.words[3] ^ key1,
               static_cast<std::uint32_t>(product0)}};
-    key0 += kWeyl0;
-    key1 += kWeyl1;
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
   }
   return block;
 }

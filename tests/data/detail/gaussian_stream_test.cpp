@@ -12,8 +12,8 @@ using attend::detail::GaussianStream;
 TEST_CASE("the stream is standard normal: moments and distribution function of a million numbers") {
   constexpr int kCount = 1'000'000;
   GaussianStream stream(/*seed=*/3, /*first_counter=*/0, /*sample=*/0);
-  std::vector<double> numbers(kCount);
-  for (double& number : numbers) number = stream();
+  std::vector<float> numbers(kCount);
+  stream.fill(numbers.data(), kCount);
 
   double moments[5] = {};
   for (const double x : numbers)
@@ -38,8 +38,9 @@ TEST_CASE("the tails are the normal distribution's, on both sides") {
   const double limits[] = {2.5, 3.5, 3.6542, 4.0, 4.5};  // the lowest layer's tail begins at 3.65415
   int beyond[2][5] = {};
   GaussianStream stream(/*seed=*/5, /*first_counter=*/0, /*sample=*/1);
-  for (int i = 0; i < kCount; ++i) {
-    const double x = stream();
+  std::vector<float> numbers(kCount);
+  stream.fill(numbers.data(), kCount);
+  for (const double x : numbers) {
     for (int k = 0; k < 5; ++k) beyond[x < 0][k] += std::abs(x) > limits[k];
   }
   for (int k = 0; k < 5; ++k) {
@@ -51,10 +52,24 @@ TEST_CASE("the tails are the normal distribution's, on both sides") {
 
 TEST_CASE("streams of different samples, seeds and counters differ, equal ones are equal") {
   const auto first = [](std::uint64_t seed, std::uint64_t counter, std::int64_t sample) {
-    return GaussianStream(seed, counter, sample)();
+    float number = 0;
+    GaussianStream(seed, counter, sample).fill(&number, 1);
+    return number;
   };
   CHECK(first(1, 2, 3) == first(1, 2, 3));
   CHECK(first(1, 2, 3) != first(2, 2, 3));
   CHECK(first(1, 2, 3) != first(1, 1, 3));
   CHECK(first(1, 2, 3) != first(1, 2, 4));
+}
+
+TEST_CASE("numbers do not depend on how many are asked for at a time") {
+  constexpr int kCount = 10'000;
+  std::vector<float> at_once(kCount), in_parts(kCount);
+  GaussianStream(1, 2, 3).fill(at_once.data(), kCount);
+  GaussianStream stream(1, 2, 3);
+  for (int begin = 0, size = 0; begin < kCount; begin += size) {
+    size = std::min(size % 70 + 1, kCount - begin);
+    stream.fill(in_parts.data() + begin, size);
+  }
+  CHECK((at_once == in_parts));
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/detail/philox.h>
+#include <attend/data/detail/random_words.h>
 
 #include <algorithm>
 #include <cmath>
@@ -22,22 +22,28 @@ class GaussianStream {
  public:
   /// The stream of one sample, from the Philox counters (first_counter, sample) on.
   GaussianStream(std::uint64_t seed, std::uint64_t first_counter, std::int64_t sample)
-      : layers_(layers()), seed_(seed), counter_(first_counter), sample_(sample) {}
+      : layers_(layers()), words_(seed, first_counter, sample) {}
 
-  float operator()() {
-    for (;;) {
-      const std::uint32_t random = word();
-      const std::uint32_t layer = random % kLayers;
-      const std::int32_t position = (static_cast<std::int32_t>(random) >> 7) | 1;  // odd, within ±2²⁴
-      const float x = static_cast<float>(position) * layers_.step[layer];
-      if (std::abs(position) < layers_.inside[layer]) return x;
-      if (layer == 0) return std::copysign(tail(), x);
-      if (is_below_bell(x, layer)) return x;
+  /// The next numbers of the stream.
+  void fill(float* numbers, std::int64_t count) {
+    for (float* const end = numbers + count; numbers < end;) {
+      const std::uint32_t* const words = words_.begin();
+      const auto most = static_cast<int>(std::min<std::int64_t>(end - numbers, words_.end() - words));
+      int i = 0;
+      for (; i < most; ++i) {  // until a point that may lie above the bell
+        const std::uint32_t layer = words[i] % kLayers;
+        const std::int32_t position = (static_cast<std::int32_t>(words[i]) >> 7) | 1;  // odd, within ±2²⁴
+        numbers[i] = static_cast<float>(position) * layers_.step[layer];
+        if (std::abs(position) >= layers_.inside[layer]) break;
+      }
+      words_.skip(i);
+      numbers += i;
+      if (i < most && is_settled(*numbers)) ++numbers;
     }
   }
 
  private:
-  static constexpr int kLayers = 256, kBlocks = 8;
+  static constexpr int kLayers = 256;
   static constexpr double kTail = 3.6541528853610088;           // where the tail begins
   static constexpr double kTailHeight = 1.2602859304985976e-3;  // of exp(−x²/2), there
   static constexpr double kArea = 4.9286732339746554e-3;        // of each layer
@@ -65,27 +71,22 @@ class GaussianStream {
     return kAll;
   }
 
-  std::uint32_t word() {
-    if (used_ == 4 * kBlocks) {
-      for (int i = 0; i < kBlocks; ++i) blocks_[i] = philox(seed_, counter_ + i, sample_);
-      counter_ += kBlocks;
-      used_ = 0;
-    }
-    const int i = used_++;
-    return blocks_[i / 4].words[i % 4];
+  /// Whether the point of the next word counts; if it is in the tail, `x` moves there.
+  bool is_settled(float& x) {
+    const std::uint32_t layer = words_() % kLayers;
+    if (layer != 0) return is_below_bell(x, layer);
+    x = std::copysign(tail(), x);
+    return true;
   }
-
-  /// In (0, 1): the middles of 2³² equal steps.
-  double uniform() { return (2.0 * word() + 1.0) * 0x1p-33; }  // exact
 
   bool is_below_bell(double x, int layer) {
     const double low = layers_.height[layer], high = layers_.height[layer + 1];
-    return -2.0 * log(std::fma(uniform(), high - low, low)) > x * x;
+    return -2.0 * log(std::fma(words_.uniform(), high - low, low)) > x * x;
   }
 
   float tail() {
     for (;;) {
-      const double x = -log(uniform()) / kTail, y = -log(uniform());
+      const double x = -log(words_.uniform()) / kTail, y = -log(words_.uniform());
       if (y + y > x * x) return static_cast<float>(kTail + x);
     }
   }
@@ -106,10 +107,7 @@ class GaussianStream {
   }
 
   const Layers& layers_;
-  std::uint64_t seed_, counter_;
-  std::int64_t sample_;
-  PhiloxBlock blocks_[kBlocks]{};
-  int used_ = 4 * kBlocks;
+  RandomWords words_;
 };
 
 }  // namespace attend::detail
