@@ -97,6 +97,26 @@ TEST_CASE("parameters are named and shaped as Conv1d's, and the experiment's net
   CHECK(count + convolutions == 54'081);
 }
 
+TEST_CASE("positions permuted in x are permuted in y, with several heads too; not so with a notebook's reshape") {
+  torch::manual_seed(1);
+  const torch::Tensor order = torch::randperm(9), x = torch::randn({2, 8, 9});
+  for (const std::int64_t heads : {1, 2, 4}) {
+    CAPTURE(heads);
+    SelfAttention1d layer(SelfAttention1dOptions(8, 8, 8).num_heads(heads));
+    CHECK(max_difference(layer(x.index_select(2, order)), layer(x).index_select(2, order)) < 1e-6);
+
+    const auto reshaped = [&](const torch::Tensor& signal) {
+      const auto project = [&](const torch::Tensor& weight) {
+        return torch::conv1d(signal, weight).reshape({2, heads, 9, 8 / heads});  // of (N, C, L), not of (N, L, C)
+      };
+      const torch::Tensor q = project(layer->query->weight), k = project(layer->key->weight);
+      const torch::Tensor y = q.matmul(k.transpose(2, 3)).softmax(3).matmul(project(layer->value->weight));
+      return y.reshape({2, 8, 9});
+    };
+    CHECK(max_difference(reshaped(x.index_select(2, order)), reshaped(x).index_select(2, order)) > 0.1);
+  }
+}
+
 TEST_CASE("attention_map rows are averages, and the map of head h comes from its own channels") {
   SelfAttention1d layer(SelfAttention1dOptions(6, 4, 8).num_heads(2));
   const torch::Tensor x = torch::randn({2, 6, 9});

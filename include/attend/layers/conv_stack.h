@@ -5,7 +5,7 @@
 #include <attend/convolution/cpu.h>
 #include <attend/convolution/reference.h>
 #include <attend/layers/activation.h>
-#include <attend/layers/detail/checks.h>
+#include <attend/detail/checks.h>
 
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <attend/attention.h>
-#include <attend/layers/detail/checks.h>
+#include <attend/detail/checks.h>
 #include <attend/layers/detail/ignore_masks.h>
 
 #include <c10/util/Exception.h>

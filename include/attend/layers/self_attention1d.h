@@ -3,7 +3,7 @@
 
 #include <attend/attention.h>
 #include <attend/convolution/projections.h>
-#include <attend/layers/detail/checks.h>
+#include <attend/detail/checks.h>
 
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
@@ -43,7 +43,9 @@ struct SelfAttention1dOptions {
 /// how well its query matches each key.
 ///
 /// y = softmax(scale · QᵀK) Vᵀ with Q = W_q x, K = W_k x, V = W_v x (1×1 convolutions without bias). With several
-/// heads, head h works on the h-th share of the key and value channels.
+/// heads, head h works on the h-th share of the key and value channels. (Heads are cut from the channels: where the
+/// positions of x are permuted, those of y are. To read (N, C, L) as (N, H, L, C / H), as one of the notebooks does,
+/// mixes channels with positions.)
 ///
 /// Parameters: `query.weight`, `key.weight` (key_channels, in_channels, 1), `value.weight` (out_channels, in_channels,
 /// 1). Shapes: x (N, in_channels, L) → (N, out_channels, L). Any L ≥ 1; N may be 0. Differs from

@@ -25,6 +25,13 @@ inline void check_fits_weights(const char* layer, const char* name, const torch:
                    tensor.scalar_type(), ") must have the dtype of the weights (", weight.scalar_type(), ")");
 }
 
+/// The rules of every layer that takes a channels-first signal of any number of channels, (N, C, L): rank, and L ≥ 1.
+inline void check_signal(const char* layer, const torch::Tensor& x) {
+  TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor (N, C, L), got an undefined one");
+  TORCH_CHECK_VALUE(x.dim() == 3, layer, ": x must be 3-d (N, C, L), got ", x.dim(), "-d ", x.sizes());
+  TORCH_CHECK_VALUE(x.size(2) >= 1, layer, ": x must have a length of at least 1, got ", x.sizes());
+}
+
 /// The rules of every layer that takes a channels-first signal (N, channels, L): rank, channels, L ≥ 1, and the dtype
 /// and device of the layer's weights.
 inline void check_signal(const char* layer, const torch::Tensor& x, std::int64_t channels,
