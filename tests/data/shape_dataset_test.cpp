@@ -9,6 +9,7 @@
 #include <torch/data/dataloader.h>
 #include <torch/data/samplers/sequential.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -18,9 +19,11 @@
 #include <string>
 #include <vector>
 
+using attend::GroupBy;
 using attend::Normalization;
 using attend::ShapeDataset;
 using attend::ShapeDatasetOptions;
+using attend::ShapeGenerator;
 using attend::test::max_difference;
 using attend::test::message_of;
 
@@ -279,6 +282,173 @@ TEST_CASE("the options count: size, max_height") {
   CHECK(smallest.inputs().isfinite().all().item<bool>());
 }
 
+// ---- By location, the shapes themselves, the handout's rule ---------------------------------------------------------
+
+TEST_CASE("by location the left half of the shapes has one mean height, and the right half another") {
+  const ShapeDataset data(clean(500).group_by(GroupBy::kLocation)), by_kind(clean(500));
+  CHECK(data.inputs().equal(by_kind.inputs()));  // the same shapes
+  for (int i = 0; i < 500; ++i) {
+    const std::vector<Shape> shapes = shapes_of(row(data.inputs(), i)), averaged = shapes_of(row(data.targets(), i));
+    const std::size_t half = shapes.size() / 2;
+    double sum[2] = {};
+    for (std::size_t shape = 0; shape < shapes.size(); ++shape) sum[shape >= half] += shapes[shape].height;
+    const double mean[2] = {sum[0] / half, sum[1] / (shapes.size() - half)};
+    const std::vector<attend::DrawnShape> told = data.shapes(i);
+    for (std::size_t shape = 0; shape < shapes.size(); ++shape)
+      CHECK(told[shape].target_height == doctest::Approx(mean[shape >= half]).epsilon(1e-12));
+    REQUIRE(averaged.size() == shapes.size());
+    for (std::size_t shape = 0; shape < shapes.size(); ++shape)
+      CHECK(std::floor(averaged[shape].height) == std::floor(mean[shape >= half]));  // triangles have integer parts
+  }
+}
+
+TEST_CASE("shapes() tells what the notebook's rule drew") {
+  const ShapeDataset data(clean(500).seed(9));
+  for (int i = 0; i < 500; ++i) {
+    const std::vector<Shape> seen = shapes_of(row(data.inputs(), i));
+    const std::vector<attend::DrawnShape> told = data.shapes(i);
+    REQUIRE(told.size() == seen.size());
+    for (std::size_t shape = 0; shape < seen.size(); ++shape) {
+      CHECK((told[shape].kind == attend::ShapeKind::kTriangle) == seen[shape].is_triangle);
+      CHECK(told[shape].centre == seen[shape].base + (seen[shape].width - 1) / 2.0);
+      CHECK(told[shape].width == seen[shape].width);
+      CHECK(told[shape].height == seen[shape].height);
+    }
+  }
+}
+
+namespace {
+
+ShapeDatasetOptions handout(std::int64_t samples) {
+  return ShapeDatasetOptions().generator(ShapeGenerator::kHandout).max_samples(samples);
+}
+
+/// The handout's formulas for one shape, of a height, at position t.
+double handout_height(const attend::DrawnShape& shape, double height, int t) {
+  const double distance = std::abs(t - shape.centre), slope = 2 * height / shape.width;
+  const auto relu = [](double x) { return std::max(x, 0.0); };
+  if (shape.kind == attend::ShapeKind::kTriangle) return relu(height - slope * relu(distance - 0.5));
+  return distance * slope < height ? height : 0.0;
+}
+
+}  // namespace
+
+TEST_CASE("the handout's signals are the maximum of its formulas, and noise is uniform within 0.15") {
+  for (const GroupBy group_by : {GroupBy::kKind, GroupBy::kLocation}) {
+    const ShapeDataset plain(handout(1000).group_by(group_by).noise_std(0)), noisy(handout(1000).group_by(group_by));
+    for (int i = 0; i < 1000; ++i) {
+      const std::vector<attend::DrawnShape> shapes = plain.shapes(i);
+      const std::vector<double> input = row(plain.inputs(), i), target = row(plain.targets(), i);
+      for (int t = 0; t < 100; ++t) {
+        double highest[2] = {};
+        for (const attend::DrawnShape& shape : shapes) {
+          highest[0] = std::max(highest[0], handout_height(shape, shape.height, t));
+          highest[1] = std::max(highest[1], handout_height(shape, shape.target_height, t));
+        }
+        REQUIRE(input[t] == doctest::Approx(highest[0]).epsilon(1e-6));
+        REQUIRE(target[t] == doctest::Approx(highest[1]).epsilon(1e-6));
+      }
+    }
+    const torch::Tensor input_noise = (noisy.inputs() - plain.inputs()).to(torch::kDouble).flatten();
+    const torch::Tensor target_noise = (noisy.targets() - plain.targets()).to(torch::kDouble).flatten();
+    const double five_errors = 5 / std::sqrt(100'000.0);
+    for (const torch::Tensor& noise : {input_noise, target_noise}) {
+      CHECK(noise.abs().max().item<double>() <= 0.15 + 1e-5);
+      CHECK(noise.abs().max().item<double>() > 0.1499);
+      CHECK(std::abs(noise.mean().item<double>()) < 0.15 * five_errors);
+      CHECK(noise.std().item<double>() == doctest::Approx(0.15 / std::sqrt(3)).epsilon(five_errors));
+      CHECK(noise.pow(4).mean().item<double>() == doctest::Approx(std::pow(0.15, 4) / 5).epsilon(2 * five_errors));
+    }
+    CHECK(std::abs((input_noise * target_noise).mean().item<double>()) < 0.0075 * five_errors);
+  }
+}
+
+TEST_CASE("the handout's shapes keep its rules: kinds, ranges, gaps, differences, means") {
+  const double kLargest = std::numeric_limits<double>::infinity();
+  for (const GroupBy group_by : {GroupBy::kKind, GroupBy::kLocation}) {
+    const ShapeDataset data(handout(3000).group_by(group_by).noise_std(0));
+    double smallest[3] = {kLargest, kLargest, kLargest}, largest[3] = {};
+    int kinds_to_the_left = 0;
+    for (int i = 0; i < 3000; ++i) {
+      const std::vector<attend::DrawnShape> shapes = data.shapes(i);
+      REQUIRE(shapes.size() == 4);
+      int triangles = 0;
+      std::vector<double> sums(2), heights_of_triangles;
+      for (int s = 0; s < 4; ++s) {
+        const bool is_triangle = shapes[s].kind == attend::ShapeKind::kTriangle;
+        triangles += is_triangle;
+        if (is_triangle) heights_of_triangles.push_back(shapes[s].height);
+        sums[group_by == GroupBy::kKind ? is_triangle : s >= 2] += shapes[s].height;
+        if (s > 0) CHECK(shapes[s].centre >= shapes[s - 1].centre);
+        const double figures[] = {shapes[s].centre, shapes[s].height, shapes[s].width};
+        for (int figure = 0; figure < 3; ++figure) {
+          smallest[figure] = std::min(smallest[figure], figures[figure]);
+          largest[figure] = std::max(largest[figure], figures[figure]);
+        }
+      }
+      CHECK(triangles == 2);
+      kinds_to_the_left += shapes[0].kind == attend::ShapeKind::kTriangle;
+      for (int s = 0; s < 4; ++s) {
+        const bool is_triangle = shapes[s].kind == attend::ShapeKind::kTriangle;
+        CHECK(shapes[s].target_height == sums[group_by == GroupBy::kKind ? is_triangle : s >= 2] / 2);
+      }
+      if (group_by == GroupBy::kKind)
+        CHECK(std::abs(heights_of_triangles[0] - heights_of_triangles[1]) > 4);
+      else
+        CHECK(std::abs(sums[0] - sums[1]) / 2 > 4);
+      // Four runs of positions above 0, with a gap between any two of them.
+      const std::vector<double> signal = row(data.inputs(), i);
+      int runs = 0;
+      for (int t = 0; t < 100; ++t) runs += signal[t] > 0 && (t == 0 || signal[t - 1] == 0);
+      CHECK(runs == 4);
+    }
+    const double low[3] = {5.5, 1, 5}, high[3] = {94.5, 25, 11};
+    for (int figure = 0; figure < 3; ++figure) {
+      CHECK(smallest[figure] > low[figure]);
+      CHECK(smallest[figure] < low[figure] + 0.01 * (high[figure] - low[figure]));
+      CHECK(largest[figure] < high[figure]);
+      CHECK(largest[figure] > high[figure] - 0.01 * (high[figure] - low[figure]));
+    }
+    CHECK(std::abs(kinds_to_the_left - 1500) < 5 * std::sqrt(750.0));
+  }
+}
+
+TEST_CASE("the handout's training inputs have the mean and deviation measured with its program: 3.32 and 6.23") {
+  const ShapeDataset data(handout(25'000).seed(1));
+  CHECK(data.inputs().mean().item<double>() == doctest::Approx(3.32).epsilon(0.01));
+  CHECK(data.inputs().std().item<double>() == doctest::Approx(6.23).epsilon(0.01));
+}
+
+TEST_CASE("the handout's bits are the same on every machine: golden hashes") {
+  const ShapeDataset by_kind(handout(1000).seed(7));
+  CHECK(hash_of(by_kind.inputs()) == 13781196172308212997u);
+  CHECK(hash_of(by_kind.targets()) == 13455683901996438491u);
+  const ShapeDataset by_location(handout(1000).seed(7).group_by(GroupBy::kLocation));
+  CHECK(hash_of(by_location.inputs()) == 16065106599729788971u);
+  CHECK(hash_of(by_location.targets()) == 7755729451977909990u);
+}
+
+TEST_CASE("defaults follow the generator, and what is given counts") {
+  const ShapeDataset notebook(ShapeDatasetOptions().max_samples(1)), handouts(handout(1));
+  CHECK(*notebook.options().max_height() == 50);
+  CHECK(*notebook.options().noise_std() == 0.3);
+  CHECK((*notebook.options().normalize() == Normalization::kMinMax));
+  CHECK(*handouts.options().max_height() == 25);
+  CHECK(*handouts.options().noise_std() == doctest::Approx(0.15 / std::sqrt(3)));
+  CHECK((*handouts.options().normalize() == Normalization::kNone));
+  const ShapeDataset raw(handout(100).max_height(40)),
+      scaled(handout(100).max_height(40).normalize(Normalization::kMaxHeight));
+  CHECK(raw.inputs().max().item<double>() > 30);
+  CHECK(max_difference(scaled.inputs(), raw.inputs() / 40) < 1e-6);
+}
+
+TEST_CASE("a request that can hardly be met ends with an error") {
+  CHECK(message_of<c10::ValueError>([] { ShapeDataset data(handout(25'000).size(30)); }) ==
+        "attend::ShapeDataset: 10000 draws gave no sample of size (30) and max_height (25) whose four shapes do not "
+        "touch "
+        "and whose heights differ by more than 4; raise one of the two");
+}
+
 TEST_CASE("it is a torch::data dataset: get, get_batch by one gather, data loaders") {
   ShapeDataset data(ShapeDatasetOptions().max_samples(10));
   CHECK(data.get(3).data.equal(data.inputs()[3]));
@@ -306,6 +476,9 @@ TEST_CASE("options out of range are refused with the rule and the value") {
       {ShapeDatasetOptions().noise_std(nan), "noise_std (nan) must be between 0 and 1e+09"},
       {ShapeDatasetOptions().noise_std(1e308), "noise_std (1e+308) must be between 0 and 1e+09"},
       {ShapeDatasetOptions().max_samples(0), "max_samples (0) must be at least 1"},
+      {ShapeDatasetOptions().generator(ShapeGenerator::kHandout).max_height(5),
+       "attend::ShapeDataset: max_height (5) must be at least 6, since heights start at 1 and must differ by more than "
+       "4"},
       {ShapeDatasetOptions().max_samples(-3), "max_samples (-3) must be at least 1"},
   };
   for (const auto& c : cases) {
@@ -321,4 +494,5 @@ TEST_CASE("an index out of range is refused with the index and the size") {
   CHECK(message_of<c10::IndexError>([&] {
           data.get_batch(std::vector<std::size_t>{1, 10});
         }).find(expected) != std::string::npos);
+  CHECK(message_of<c10::IndexError>([&] { data.shapes(10); }).find(expected) != std::string::npos);
 }
