@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// All of attend but the trainer: attention, layers, data.
+// All of attend but the trainer: attention, positions, layers, data.
 
 // The version
 #include <attend/version.h>
@@ -10,6 +10,13 @@
 #include <attend/attention.h>
 #include <attend/flex_attention.h>
 
+// Positions
+#include <attend/positions/binary.h>
+#include <attend/positions/combine.h>
+#include <attend/positions/learned.h>
+#include <attend/positions/linear.h>
+#include <attend/positions/sinusoidal.h>
+
 // Layers
 #include <attend/layers/activation.h>
 #include <attend/layers/conv_stack.h>
@@ -17,4 +24,6 @@
 #include <attend/layers/self_attention1d.h>
 
 // Data
+#include <attend/data/drawn_shape.h>
 #include <attend/data/shape_dataset.h>
+#include <attend/data/standardize.h>

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <c10/util/Exception.h>
+#include <torch/arg.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+
+#include <cmath>
+#include <ostream>
+
+namespace attend {
+
+/// Options of Standardize.
+struct StandardizeOptions {
+  StandardizeOptions() = default;
+
+  /// The mean and the standard deviation (with N − 1) of all elements of some data, in float64.
+  ///
+  /// Throws c10::ValueError if they have less than two elements, or are all the same, or not finite.
+  explicit StandardizeOptions(const torch::Tensor& data) {
+    TORCH_CHECK_VALUE(data.defined() && data.numel() >= 2, "attend::Standardize: data (",
+                      data.defined() ? data.numel() : 0, " elements) must have at least 2 elements");
+    const torch::Tensor values = data.detach().to(torch::kDouble);
+    mean_ = values.mean().item<double>();
+    deviation_ = values.std().item<double>();
+  }
+
+  /// What becomes 0. Default: 0.
+  TORCH_ARG(double, mean) = 0.0;
+  /// What becomes 1 above it; above 0. Default: 1.
+  TORCH_ARG(double, deviation) = 1.0;
+};
+
+/// Brings data to mean 0 and standard deviation 1: y = (x − mean) / deviation, with the mean and the deviation of the
+/// data that a model is trained with.
+///
+/// Both are buffers, so that they are saved, loaded and moved with the model and not trained. One pair of numbers
+/// serves all channels and positions. Buffers: `mean`, `deviation`, 0-d. Shapes: x of any shape → the same. Throws
+/// c10::ValueError if mean or deviation is not finite or deviation not above 0.
+///
+/// Example:
+///   attend::Standardize standardize(train_set.inputs());
+///   torch::Tensor y = standardize(x);                  // what the model is to see
+///   torch::Tensor back = standardize->inverse(y);      // in the units of x again
+class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
+ public:
+  explicit StandardizeImpl(const torch::Tensor& data) : StandardizeImpl(StandardizeOptions(data)) {}
+
+  explicit StandardizeImpl(const StandardizeOptions& options_ = {}) : options(options_) { reset(); }
+
+  void reset() override {
+    TORCH_CHECK_VALUE(std::isfinite(options.mean()), "attend::Standardize: mean (", options.mean(), ") must be finite");
+    TORCH_CHECK_VALUE(std::isfinite(options.deviation()) && options.deviation() > 0.0,
+                      "attend::Standardize: deviation (", options.deviation(), ") must be above 0 and finite");
+    mean = register_buffer("mean", torch::tensor(options.mean(), torch::kFloat));
+    deviation = register_buffer("deviation", torch::tensor(options.deviation(), torch::kFloat));
+  }
+
+  void pretty_print(std::ostream& stream) const override {
+    stream << "attend::Standardize(mean=" << mean.item<double>() << ", deviation=" << deviation.item<double>() << ")";
+  }
+
+  torch::Tensor forward(const torch::Tensor& x) { return (x - mean) / deviation; }
+
+  /// From what forward() gives back to x.
+  torch::Tensor inverse(const torch::Tensor& y) const { return y * deviation + mean; }
+
+  /// The options that the layer was made with; what it computes with are the buffers, which loading changes.
+  StandardizeOptions options;
+
+  /// The buffers.
+  torch::Tensor mean, deviation;
+};
+
+TORCH_MODULE(Standardize);
+
+}  // namespace attend

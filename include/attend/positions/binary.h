@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/detail/checks.h>
+#include <attend/positions/combine.h>
+#include <attend/positions/detail/joined.h>
+#include <attend/positions/detail/table_cache.h>
+
+#include <ATen/ops/arange.h>
+#include <c10/util/Exception.h>
+#include <torch/arg.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <optional>
+#include <ostream>
+
+namespace attend {
+
+/// Positions as binary numbers: channel c is the c-th bit of t, the least significant one first.
+///
+/// `num_channels` is by default as few as tell all positions apart, ⌈log2 length⌉ and at least 1.
+/// Returns (num_channels, length) of 0 and 1, float64 on the CPU. Throws c10::ValueError if length is below 1, or if
+/// num_channels is below 1, above 62, or too few to tell the positions apart.
+/// Source: F. Fleuret, Deep Learning course, handout 13.2.
+///
+/// Example:
+///   torch::Tensor bits = attend::binary_positions(4);  // [[0, 1, 0, 1], [0, 0, 1, 1]]
+inline torch::Tensor binary_positions(std::int64_t length, std::optional<std::int64_t> num_channels = std::nullopt) {
+  const char* const kName = "attend::binary_positions";
+  detail::check_positive(kName, "length", length);
+  const auto bits = std::max<std::int64_t>(std::bit_width(static_cast<std::uint64_t>(length - 1)), 1);
+  const std::int64_t channels = num_channels.value_or(bits);
+  TORCH_CHECK_VALUE(channels >= 1 && channels <= 62, kName, ": num_channels (", channels, ") must be between 1 and 62");
+  TORCH_CHECK_VALUE(channels >= bits, kName, ": length (", length, ") must be at most ", std::int64_t{1} << channels,
+                    ", which is what num_channels (", channels, ") can tell apart");
+  const torch::Tensor weights = at::arange(channels, torch::kLong).unsqueeze(1);  // (channels, 1)
+  return at::arange(length, torch::kLong).bitwise_right_shift(weights).bitwise_and(1).to(torch::kDouble);
+}
+
+/// Options of BinaryPositions.
+struct BinaryPositionsOptions {
+  /// Bits. Default: as few as tell the positions of x apart, so that their number depends on its length.
+  TORCH_ARG(std::optional<std::int64_t>, num_channels) = std::nullopt;
+  /// How the channels join those of x. Default: kConcatenate.
+  TORCH_ARG(Combine, combine) = Combine::kConcatenate;
+};
+
+/// Gives a signal the channels of binary_positions().
+///
+/// Without parameters. Shapes: x (N, C, L) → (N, C + num_channels, L), or (N, C, L) with kAdd, which needs C =
+/// num_channels or one bit. Any L ≥ 1 that the bits can tell apart; N may be 0.
+/// Throws c10::ValueError if x is not 3-d or too long, or has other channels than the positions with kAdd.
+///
+/// Example:
+///   attend::BinaryPositions positions(attend::BinaryPositionsOptions().num_channels(7));
+///   torch::Tensor y = positions(x);  // (N, 1, 100) → (N, 8, 100)
+class BinaryPositionsImpl : public torch::nn::Cloneable<BinaryPositionsImpl> {
+ public:
+  explicit BinaryPositionsImpl(const BinaryPositionsOptions& options_ = {}) : options(options_) { reset(); }
+
+  void reset() override {
+    const std::int64_t channels = options.num_channels().value_or(1);
+    TORCH_CHECK_VALUE(channels >= 1 && channels <= 62, "attend::BinaryPositions: num_channels (", channels,
+                      ") must be between 1 and 62");
+  }
+
+  void pretty_print(std::ostream& stream) const override {
+    stream << "attend::BinaryPositions(";
+    if (options.num_channels()) stream << "num_channels=" << *options.num_channels() << ", ";
+    stream << "combine=" << options.combine() << ")";
+  }
+
+  torch::Tensor forward(const torch::Tensor& x) {
+    detail::check_signal_for_positions("attend::BinaryPositions", x);
+    const torch::Tensor bits = table_.get(
+        x.size(2), x, [this](std::int64_t length) { return binary_positions(length, options.num_channels()); });
+    return detail::joined("attend::BinaryPositions", x, bits, options.combine());
+  }
+
+  /// The options that the layer was made with.
+  BinaryPositionsOptions options;
+
+ private:
+  detail::TableCache table_;
+};
+
+TORCH_MODULE(BinaryPositions);
+
+}  // namespace attend

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ostream>
+
+namespace attend {
+
+/// How a layer of positions/ joins its channels with those of a signal.
+enum class Combine {
+  kConcatenate,  ///< behind the signal's channels: (N, C, L) → (N, C + channels of the positions, L)
+  kAdd,          ///< to the signal's channels, which must be as many, unless the positions have only one
+};
+
+inline std::ostream& operator<<(std::ostream& stream, Combine combine) {
+  return stream << (combine == Combine::kConcatenate ? "kConcatenate" : "kAdd");
+}
+
+}  // namespace attend

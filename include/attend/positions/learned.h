@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/detail/checks.h>
+#include <attend/positions/combine.h>
+#include <attend/positions/detail/joined.h>
+
+#include <c10/util/Exception.h>
+#include <torch/arg.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/init.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+
+#include <cstdint>
+#include <ostream>
+
+namespace attend {
+
+/// The first `length` positions of a table (num_channels, max_length) that is learned: (num_channels, length), a view.
+///
+/// Throws c10::ValueError if the table is not 2-d, or length is below 1 or above max_length.
+///
+/// Example:
+///   torch::Tensor positions = attend::learned_positions(table, 100);
+inline torch::Tensor learned_positions(const torch::Tensor& table, std::int64_t length) {
+  const char* const kName = "attend::learned_positions";
+  TORCH_CHECK_VALUE(table.defined(), kName, ": table must be 2-d (num_channels, max_length), got an undefined one");
+  TORCH_CHECK_VALUE(table.dim() == 2, kName, ": table must be 2-d (num_channels, max_length), got ", table.dim(), "-d");
+  detail::check_positive(kName, "length", length);
+  TORCH_CHECK_VALUE(length <= table.size(1), kName, ": length (", length, ") must be at most the max_length (",
+                    table.size(1), ") of the table");
+  return table.slice(1, 0, length);
+}
+
+/// Options of LearnedPositions.
+///
+/// Example:
+///   attend::LearnedPositionsOptions(64, 512).combine(attend::Combine::kConcatenate)
+struct LearnedPositionsOptions {
+  LearnedPositionsOptions(std::int64_t num_channels, std::int64_t max_length)
+      : num_channels_(num_channels), max_length_(max_length) {}
+
+  /// How many channels.
+  TORCH_ARG(std::int64_t, num_channels);
+  /// How many positions there are numbers for; longer signals are an error.
+  TORCH_ARG(std::int64_t, max_length);
+  /// How the channels join those of x. Default: kAdd.
+  TORCH_ARG(Combine, combine) = Combine::kAdd;
+};
+
+/// Adds to each position of a signal numbers that are learned, or puts them beside its channels.
+///
+/// Parameter: `weight` (num_channels, max_length), at first normal with standard deviation 0.02, as in BERT and GPT-2.
+/// Shapes: x (N, C, L) → (N, C, L), which needs C = num_channels; or (N, C + num_channels, L) with kConcatenate. Any L
+/// from 1 to max_length; N may be 0.
+/// Differs from torch.nn.Embedding: channels first, as signals are, and no indices.
+/// Throws c10::ValueError, c10::TypeError for options out of range, if x is not 3-d, longer than max_length, or of
+/// another dtype or device than the weight, or has other channels with kAdd.
+///
+/// Example:
+///   attend::LearnedPositions positions(attend::LearnedPositionsOptions(64, 100));
+///   torch::Tensor y = positions(x);  // (N, 64, L) → (N, 64, L)
+class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
+ public:
+  LearnedPositionsImpl(std::int64_t num_channels, std::int64_t max_length)
+      : LearnedPositionsImpl(LearnedPositionsOptions(num_channels, max_length)) {}
+
+  explicit LearnedPositionsImpl(const LearnedPositionsOptions& options_) : options(options_) { reset(); }
+
+  void reset() override {
+    detail::check_positive("attend::LearnedPositions", "num_channels", options.num_channels());
+    detail::check_positive("attend::LearnedPositions", "max_length", options.max_length());
+    weight = register_parameter("weight", torch::empty({options.num_channels(), options.max_length()}));
+    reset_parameters();
+  }
+
+  /// Draws new numbers.
+  void reset_parameters() { torch::nn::init::normal_(weight, 0.0, 0.02); }
+
+  void pretty_print(std::ostream& stream) const override {
+    stream << "attend::LearnedPositions(" << options.num_channels() << ", " << options.max_length()
+           << ", combine=" << options.combine() << ")";
+  }
+
+  torch::Tensor forward(const torch::Tensor& x) {
+    const char* const kName = "attend::LearnedPositions";
+    detail::check_signal_for_positions(kName, x);
+    detail::check_fits_weights(kName, "x", x, weight);
+    TORCH_CHECK_VALUE(x.size(2) <= options.max_length(), kName, ": x (length ", x.size(2),
+                      ") must be no longer than max_length (", options.max_length(), ")");
+    return detail::joined(kName, x, learned_positions(weight, x.size(2)).to(x.scalar_type()), options.combine());
+  }
+
+  /// The options that the layer was made with.
+  LearnedPositionsOptions options;
+
+  /// The numbers: (num_channels, max_length).
+  torch::Tensor weight;
+};
+
+TORCH_MODULE(LearnedPositions);
+
+}  // namespace attend

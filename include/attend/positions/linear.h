@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/detail/checks.h>
+#include <attend/positions/combine.h>
+#include <attend/positions/detail/joined.h>
+#include <attend/positions/detail/table_cache.h>
+
+#include <ATen/ops/arange.h>
+#include <torch/arg.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+
+#include <cstdint>
+#include <ostream>
+
+namespace attend {
+
+/// Positions as one channel that rises from 0 towards 1: t / length for t = 0 … length − 1.
+///
+/// Returns (1, length), float64 on the CPU. Throws c10::ValueError if length is below 1.
+///
+/// Example:
+///   torch::Tensor ramp = attend::linear_positions(4);  // [[0, 0.25, 0.5, 0.75]]
+inline torch::Tensor linear_positions(std::int64_t length) {
+  detail::check_positive("attend::linear_positions", "length", length);
+  return (at::arange(length, torch::kDouble) / static_cast<double>(length)).unsqueeze(0);  // (1, length)
+}
+
+/// Options of LinearPositions.
+struct LinearPositionsOptions {
+  /// How the channel joins those of x. Default: kConcatenate.
+  TORCH_ARG(Combine, combine) = Combine::kConcatenate;
+};
+
+/// Gives a signal the channel of linear_positions().
+///
+/// Without parameters. Shapes: x (N, C, L) → (N, C + 1, L), or (N, C, L) with kAdd. Any L ≥ 1; N may be 0.
+/// Throws c10::ValueError if x is not 3-d.
+///
+/// Example:
+///   attend::LinearPositions positions;
+///   torch::Tensor y = positions(x);
+class LinearPositionsImpl : public torch::nn::Cloneable<LinearPositionsImpl> {
+ public:
+  explicit LinearPositionsImpl(const LinearPositionsOptions& options_ = {}) : options(options_) {}
+
+  void reset() override {}
+
+  void pretty_print(std::ostream& stream) const override {
+    stream << "attend::LinearPositions(combine=" << options.combine() << ")";
+  }
+
+  torch::Tensor forward(const torch::Tensor& x) {
+    detail::check_signal_for_positions("attend::LinearPositions", x);
+    return detail::joined("attend::LinearPositions", x, table_.get(x.size(2), x, linear_positions), options.combine());
+  }
+
+  /// The options that the layer was made with.
+  LinearPositionsOptions options;
+
+ private:
+  detail::TableCache table_;
+};
+
+TORCH_MODULE(LinearPositions);
+
+}  // namespace attend

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/detail/checks.h>
+#include <attend/positions/combine.h>
+#include <attend/positions/detail/joined.h>
+#include <attend/positions/detail/table_cache.h>
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/where.h>
+#include <c10/util/Exception.h>
+#include <torch/arg.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+
+#include <cmath>
+#include <cstdint>
+#include <ostream>
+
+namespace attend {
+
+/// Options of sinusoidal_positions() and SinusoidalPositions.
+///
+/// Example:
+///   attend::SinusoidalPositionsOptions(64).base(1000).sine_first(true)
+struct SinusoidalPositionsOptions {
+  explicit SinusoidalPositionsOptions(std::int64_t num_channels) : num_channels_(num_channels) {}
+
+  /// How many channels, odd or even.
+  TORCH_ARG(std::int64_t, num_channels);
+  /// The frequencies fall from 1 towards 1/base; above 0. Default: 10,000.
+  TORCH_ARG(double, base) = 10000.0;
+  /// Whether the even channels have the sine and the odd ones the cosine, as in the paper. Default: false, as in the
+  /// notebooks.
+  TORCH_ARG(bool, sine_first) = false;
+  /// How the channels join those of x. Default: kAdd.
+  TORCH_ARG(Combine, combine) = Combine::kAdd;
+};
+
+namespace detail {
+
+inline void check_sinusoidal(const char* name, const SinusoidalPositionsOptions& options) {
+  check_positive(name, "num_channels", options.num_channels());
+  TORCH_CHECK_VALUE(std::isfinite(options.base()) && options.base() > 0.0, name, ": base (", options.base(),
+                    ") must be above 0 and finite");
+}
+
+}  // namespace detail
+
+/// Positions as waves: channel 2i is cos(t · f_i) and channel 2i + 1 is sin(t · f_i), with f_i = base^(−2i / channels).
+///
+/// With an odd number of channels the last cosine has no sine.
+/// Returns (num_channels, length), float64 on the CPU. Throws c10::ValueError if length or num_channels is below 1, or
+/// base is not above 0 and finite.
+/// Differs from the paper in that the cosine comes first; see sine_first. The notebooks' min_freq is 1/base.
+/// Source: A. Vaswani et al., "Attention is all you need", 2017, section 3.5.
+///
+/// Example:
+///   torch::Tensor waves = attend::sinusoidal_positions(100, attend::SinusoidalPositionsOptions(64));  // (64, 100)
+inline torch::Tensor sinusoidal_positions(std::int64_t length, const SinusoidalPositionsOptions& options) {
+  detail::check_positive("attend::sinusoidal_positions", "length", length);
+  detail::check_sinusoidal("attend::sinusoidal_positions", options);
+  const torch::Tensor channel = at::arange(options.num_channels(), torch::kLong).unsqueeze(1);  // (channels, 1)
+  const torch::Tensor is_odd = channel.bitwise_and(1).to(torch::kBool);
+  const torch::Tensor exponent = (channel - channel.bitwise_and(1)).to(torch::kDouble) / options.num_channels();
+  const torch::Tensor angle =
+      at::arange(length, torch::kDouble) * exponent.mul(-std::log(options.base())).exp();  // (channels, length)
+  return at::where(options.sine_first() ? is_odd : is_odd.logical_not(), angle.cos(), angle.sin());
+}
+
+/// Adds the channels of sinusoidal_positions() to a signal, or puts them beside its own.
+///
+/// Without parameters. Shapes: x (N, C, L) → (N, C, L), which needs C = num_channels; or (N, C + num_channels, L) with
+/// kConcatenate. Any L ≥ 1; N may be 0.
+/// Throws c10::ValueError for options out of range, if x is not 3-d, or has other channels than the positions with
+/// kAdd.
+///
+/// Example:
+///   attend::SinusoidalPositions positions(attend::SinusoidalPositionsOptions(64));
+///   torch::Tensor y = positions(x);  // (N, 64, L) → (N, 64, L)
+class SinusoidalPositionsImpl : public torch::nn::Cloneable<SinusoidalPositionsImpl> {
+ public:
+  explicit SinusoidalPositionsImpl(std::int64_t num_channels)
+      : SinusoidalPositionsImpl(SinusoidalPositionsOptions(num_channels)) {}
+
+  explicit SinusoidalPositionsImpl(const SinusoidalPositionsOptions& options_) : options(options_) { reset(); }
+
+  void reset() override { detail::check_sinusoidal("attend::SinusoidalPositions", options); }
+
+  void pretty_print(std::ostream& stream) const override {
+    stream << "attend::SinusoidalPositions(" << options.num_channels() << ", base=" << options.base() << std::boolalpha
+           << ", sine_first=" << options.sine_first() << ", combine=" << options.combine() << ")";
+  }
+
+  torch::Tensor forward(const torch::Tensor& x) {
+    detail::check_signal_for_positions("attend::SinusoidalPositions", x);
+    const torch::Tensor waves =
+        table_.get(x.size(2), x, [this](std::int64_t length) { return sinusoidal_positions(length, options); });
+    return detail::joined("attend::SinusoidalPositions", x, waves, options.combine());
+  }
+
+  /// The options that the layer was made with.
+  SinusoidalPositionsOptions options;
+
+ private:
+  detail::TableCache table_;
+};
+
+TORCH_MODULE(SinusoidalPositions);
+
+}  // namespace attend
