@@ -109,6 +109,15 @@ class Trainer {
     return split_validation_set(train, validation_set_and_callbacks...);
   }
 
+  /// Goes on where a trainer of an earlier run ended: its history counts as recorded here, so that epochs, and with
+  /// them the orders of the batches, count on. Model and optimizer are as the caller loads them, with torch::load.
+  /// Throws c10::ValueError if this trainer has recorded epochs of its own.
+  void resume(const History& history) {
+    TORCH_CHECK_VALUE(history_.epochs().empty(), "attend::Trainer: resume() must come before fit(), which has trained ",
+                      history_.epochs().size(), " epochs");
+    history_ = history;
+  }
+
   /// Mean loss over a data set, in evaluation mode, without gradients.
   template <class Data>
   double evaluate(Data&& data) {
