@@ -6,28 +6,24 @@
 //
 // After the notebook "Attention intuition" and F. Fleuret, Deep Learning course, handout 13.2.
 
+#include "support/command_line.h"
+#include "support/shape_net.h"
+
 #include <attend/attend.h>
 #include <attend/training.h>
 #ifdef CONV_VS_ATTENTION_WITH_CUDA_GRAPHS
 #include <attend/training/cuda_graph.h>
 #endif
 
-#include <torch/nn/modules/container/sequential.h>
-
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
-#include <iterator>
 #include <memory>
-#include <regex>
-#include <sstream>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -55,27 +51,10 @@ struct Settings {
 /// One of the two nets, and the records of its training.
 struct Net {
   std::string name;
-  torch::nn::Sequential model;
+  ShapeNet model;
   attend::CsvLog log;
   attend::History history = {};
-
-  std::int64_t parameters() const {
-    std::int64_t count = 0;
-    for (const torch::Tensor& parameter : model->parameters()) count += parameter.numel();
-    return count;
-  }
 };
-
-torch::nn::Sequential convolution_net() {
-  return torch::nn::Sequential(attend::ConvStack(attend::ConvStackOptions(1, 64, 1).depth(5)));
-}
-
-torch::nn::Sequential attention_net() {
-  return torch::nn::Sequential(
-      attend::ConvStack(attend::ConvStackOptions(1, 64, 64).depth(2).activation_after_last(true)),
-      attend::SelfAttention1d(attend::SelfAttention1dOptions(64, 64, 64)),
-      attend::ConvStack(attend::ConvStackOptions(64, 64, 1).depth(2)));
-}
 
 /// A callback that prints what the notebook prints: the loss of the last batch, every ten epochs.
 struct NotebookLines {
@@ -120,30 +99,11 @@ attend::TrainerOptions trainer_options(const Settings& settings, torch::Device d
 double estimated_epoch_seconds(const Net& net, const attend::ShapeDataset& data, const Settings& settings,
                                torch::Device device) {
   const std::int64_t count = std::min(settings.samples, 10 * settings.batch_size);
-  const auto copy = std::dynamic_pointer_cast<torch::nn::SequentialImpl>(net.model->clone());
+  const auto copy = std::dynamic_pointer_cast<ShapeNetImpl>(net.model->clone());
   attend::Trainer trainer(copy, trainer_options(settings, device).epochs(3));
   const std::vector<double> seconds = trainer.fit(FirstSamples{data, count}).seconds();
   return *std::min_element(seconds.begin(), seconds.end()) * static_cast<double>(settings.samples) /
          static_cast<double>(count);
-}
-
-std::string with_thousands(std::int64_t number) {
-  std::string digits = std::to_string(number);
-  for (int i = static_cast<int>(digits.size()) - 3; i > 0; i -= 3) digits.insert(i, ",");
-  return digits;
-}
-
-std::string duration(double seconds) {
-  return seconds < 90 ? std::to_string(std::llround(std::ceil(seconds))) + " s"
-                      : std::to_string(std::llround(seconds / 60)) + " minutes";
-}
-
-/// Opens a file for writing or throws.
-std::ofstream open(const std::filesystem::path& path) {
-  std::ofstream file(path);
-  if (!file) throw std::runtime_error("cannot write " + path.string());
-  file.precision(9);
-  return file;
 }
 
 /// What the nets make of the first held-out signals: a line for each position.
@@ -156,7 +116,7 @@ void write_samples(const std::filesystem::path& folder, const std::vector<Net>& 
                                        .max_samples(kPicturedSamples));
   const torch::Tensor inputs = held_out.inputs().slice(0, 0, kPicturedSamples);  // (samples, 1, size)
   std::vector<torch::Tensor> columns{clean.inputs(), inputs, held_out.targets().slice(0, 0, kPicturedSamples)};
-  std::ofstream file = open(folder / "samples.csv");
+  std::ofstream file = support::open(folder / "samples.csv");
   file << "sample,position,height,input,target";
   for (const Net& net : nets) {
     file << ',' << net.name;
@@ -170,7 +130,7 @@ void write_samples(const std::filesystem::path& folder, const std::vector<Net>& 
       file << '\n';
     }
   }
-  if (!file.flush()) throw std::runtime_error("cannot write samples.csv");
+  support::close(file, folder / "samples.csv");
 }
 
 std::filesystem::path map_file(const std::filesystem::path& folder, std::int64_t sample) {
@@ -180,18 +140,16 @@ std::filesystem::path map_file(const std::filesystem::path& folder, std::int64_t
 /// The attention maps for the first held-out signals: one file each, a line for each query position.
 void write_maps(const std::filesystem::path& folder, const Net& net, const attend::ShapeDataset& held_out,
                 torch::Device device) {
-  const auto before = std::dynamic_pointer_cast<attend::ConvStackImpl>(net.model->ptr(0));
-  const auto attention = std::dynamic_pointer_cast<attend::SelfAttention1dImpl>(net.model->ptr(1));
   const torch::Tensor inputs = held_out.inputs().slice(0, 0, kPicturedSamples).to(device);  // (samples, 1, size)
-  const torch::Tensor maps = attention->attention_map(before->forward(inputs)).cpu();       // (samples, 1, size, size)
+  const torch::Tensor maps = net.model.ptr()->attention_map(inputs).cpu();                  // (samples, 1, size, size)
   for (std::int64_t sample = 0; sample < kPicturedSamples; ++sample) {
-    std::ofstream file = open(map_file(folder / net.name, sample));
+    std::ofstream file = support::open(map_file(folder / net.name, sample));
     for (std::int64_t query = 0; query < maps.size(2); ++query) {
       for (std::int64_t key = 0; key < maps.size(3); ++key)
         file << (key > 0 ? "," : "") << maps[sample][0][query][key].item<float>();
       file << '\n';
     }
-    if (!file.flush()) throw std::runtime_error("cannot write an attention map");
+    support::close(file, map_file(folder / net.name, sample));
   }
 }
 
@@ -208,7 +166,7 @@ void print_table(const std::vector<Net>& nets) {
     const auto median = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
     std::nth_element(seconds.begin(), median, seconds.end());
     std::cout << std::left << std::setw(12) << net.name << std::right << std::setw(12)
-              << with_thousands(net.parameters()) << std::setprecision(5) << std::setw(16)
+              << support::with_thousands(support::parameter_count(*net.model)) << std::setprecision(5) << std::setw(16)
               << net.history.train_loss().back() << std::setw(16) << net.history.validation_loss().back()
               << std::setprecision(1) << std::setw(12) << *median << '\n';
   }
@@ -229,18 +187,18 @@ int run(const Settings& settings, torch::Device device) {
   remove_results(folder);
   std::vector<Net> nets;
   for (const auto& [name, model] :
-       {std::pair("convolution", convolution_net()), std::pair("attention", attention_net())}) {
+       {std::pair("convolution", ShapeNet(ShapeNetOptions().attention(false))), std::pair("attention", ShapeNet())}) {
     std::filesystem::create_directories(folder / name);
     nets.push_back({name, model, attend::CsvLog((folder / name / "history.csv").string())});
   }
   double seconds = 0;
   for (const Net& net : nets)
     seconds += static_cast<double>(settings.epochs) * estimated_epoch_seconds(net, train_set, settings, device);
-  std::cout << "Two nets, " << with_thousands(nets[0].parameters()) << " and " << with_thousands(nets[1].parameters())
-            << " parameters; " << settings.epochs << " epochs of " << with_thousands(settings.samples)
-            << " samples each on " << device
+  std::cout << "Two nets, " << support::with_thousands(support::parameter_count(*nets[0].model)) << " and "
+            << support::with_thousands(support::parameter_count(*nets[1].model)) << " parameters; " << settings.epochs
+            << " epochs of " << support::with_thousands(settings.samples) << " samples each on " << device
             << (device.is_cpu() ? ", " + std::to_string(torch::get_num_threads()) + " threads" : "")
-            << (settings.dtype == "bfloat16" ? ", in bfloat16" : "") << ": about " << duration(seconds)
+            << (settings.dtype == "bfloat16" ? ", in bfloat16" : "") << ": about " << support::duration(seconds)
             << ". Ctrl-C stops early and keeps what was learnt.\n";
 
   attend::StopOnInterrupt interrupt;
@@ -265,38 +223,6 @@ int run(const Settings& settings, torch::Device device) {
   return is_complete ? 0 : 130;
 }
 
-/// The device of a name, or an error that says what is there.
-torch::Device device_of(const std::string& name) {
-  if (name == "auto") return torch::cuda::is_available() ? torch::kCUDA : torch::kCPU;
-  if (!std::regex_match(name, std::regex("cpu|cuda(:[0-9]{1,2})?")))
-    throw CLI::ValidationError("--device", name + " must be auto, cpu, cuda or cuda:N");
-  const torch::Device device(name);
-  const auto devices = static_cast<int>(torch::cuda::device_count());
-  if (device.is_cuda() && std::max<int>(device.index(), 0) >= devices)
-    throw CLI::ValidationError("--device",
-                               name + " is not there: this machine has " + std::to_string(devices) + " CUDA devices");
-  return device;
-}
-
-/// The rule of an option that is a number; `phrase` says it.
-template <class Number>
-CLI::Validator rule(const std::string& phrase, bool (*is_kept)(Number)) {
-  return CLI::Validator(
-      [=](const std::string& text) {
-        std::istringstream stream(text);
-        Number value{};
-        const bool is_good = stream >> value && stream.eof() && is_kept(value);
-        return is_good ? std::string() : "Value " + text + " must be " + phrase;
-      },
-      "");
-}
-
-template <std::int64_t least, std::int64_t most = 1'000'000'000>
-CLI::Validator whole() {
-  return rule<std::int64_t>("a whole number from " + std::to_string(least) + " to " + std::to_string(most),
-                            [](std::int64_t value) { return value >= least && value <= most; });
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -308,6 +234,8 @@ int main(int argc, char** argv) {
   const auto number = [&app](const char* name, auto& value, const CLI::Validator& rule, const char* meaning) {
     app.add_option(name, value, meaning)->type_name("N")->check(rule);
   };
+  using support::rule;
+  using support::whole;
   number("--epochs", settings.epochs, whole<1>(), "how often each net sees all training samples");
   number("--batch", settings.batch_size, whole<1>(), "samples in one training step");
   number("--rate", settings.learning_rate, rule<double>("a number above 0", [](double rate) { return rate > 0; }),
@@ -327,24 +255,9 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"float32", "bfloat16"}));
   app.add_option("--device", settings.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->type_name("");
   app.add_option("--output", settings.output, "folder for the results; made if it is missing")->type_name("");
-  try {
-    app.parse(argc, argv);
-    const torch::Device device = device_of(settings.device);
-    std::error_code error;
-    std::filesystem::create_directories(settings.output, error);
-    if (!std::ofstream(std::filesystem::path(settings.output) / "samples.csv", std::ios::app))
-      throw CLI::ValidationError("--output", "cannot write to the folder " + settings.output);
+  return support::run(app, argc, argv, "conv_vs_attention", [&] {
+    const torch::Device device = support::device_of(settings.device);
+    support::make_output_folder(settings.output);
     return run(settings, device);
-  } catch (const CLI::CallForHelp& help) {
-    return app.exit(help);
-  } catch (const CLI::Error& error) {
-    std::cerr << "conv_vs_attention: " << error.what() << "\nRun with --help for the options.\n";
-    return 2;
-  } catch (const c10::Error& error) {
-    std::cerr << "conv_vs_attention: " << error.what_without_backtrace() << '\n';
-    return 1;
-  } catch (const std::exception& error) {
-    std::cerr << "conv_vs_attention: " << error.what() << '\n';
-    return 1;
-  }
+  });
 }

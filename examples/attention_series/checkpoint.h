@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "support/command_line.h"
+
+#include <attend/training.h>
+
+#include <torch/serialize.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+/// Keeps a training in a folder, so that a later run of the program goes on where this one ended, with the same numbers
+/// as if it had never stopped. A callback: it saves after each epoch that was trained to its end.
+///
+/// `checkpoint.pt` has the weights, the optimizer, the losses and the settings; it is replaced as a whole, so that
+/// whenever the program is killed one is there. `history.csv` has the losses again, to be read by people and plot.py.
+class Checkpoint {
+ public:
+  /// Reads what an earlier run saved, if there is something. Throws if that was made with other settings.
+  Checkpoint(std::filesystem::path folder, std::string settings)
+      : folder_(std::move(folder)), settings_(std::move(settings)) {
+    if (!std::filesystem::exists(path())) return;
+    saved_.emplace().load_from(path().string());
+    c10::IValue settings_of_saved;
+    saved_->read("settings", settings_of_saved);
+    if (settings_of_saved.toStringRef() != settings_)
+      throw std::runtime_error(folder_.string() + " has a run with " + settings_of_saved.toStringRef() +
+                               "; this one has " + settings_ + ". Choose another --output, or delete that folder");
+    torch::Tensor table;  // (epochs, 4)
+    saved_->read("history", table, /*is_buffer=*/true);
+    for (std::int64_t epoch = 0; epoch < table.size(0); ++epoch) {
+      const auto column = [&](std::int64_t i) { return table[epoch][i].item<double>(); };
+      history_.add({column(0), column(1), column(2), column(3)});
+    }
+  }
+
+  /// The epochs of earlier runs.
+  const attend::History& history() const { return history_; }
+
+  /// Brings a new trainer to where the earlier run ended.
+  template <class Trainer>
+  void restore(Trainer& trainer) {
+    if (!saved_) return;
+    torch::serialize::InputArchive model, optimizer;
+    saved_->read("model", model);
+    trainer.model()->load(model);
+    saved_->read("optimizer", optimizer);
+    trainer.optimizer().load(optimizer);
+    trainer.resume(history_);
+  }
+
+  void on_epoch_end(attend::TrainingState& state) {
+    if (state.samples < state.samples_per_epoch) return;
+    torch::serialize::OutputArchive archive, model, optimizer;
+    state.model.save(model);
+    state.optimizer.save(optimizer);
+    torch::Tensor table = torch::empty({std::ssize(state.history.epochs()), 4}, torch::kDouble);
+    std::ofstream csv = support::open(folder_ / "history.csv.new");
+    csv << "epoch,train_loss,last_batch_loss,validation_loss,seconds\n";
+    for (std::int64_t epoch = 0; epoch < table.size(0); ++epoch) {
+      const attend::EpochRecord& record = state.history.epochs()[epoch];
+      const double figures[] = {record.train_loss, record.last_batch_loss, record.validation_loss, record.seconds};
+      csv << epoch;
+      for (int i = 0; i < 4; ++i) {
+        table[epoch][i] = figures[i];
+        csv << ',' << figures[i];
+      }
+      csv << '\n';
+    }
+    support::close(csv, folder_ / "history.csv.new");
+    archive.write("settings", c10::IValue(settings_));
+    archive.write("model", model);
+    archive.write("optimizer", optimizer);
+    archive.write("history", table, /*is_buffer=*/true);
+    archive.save_to(path().string() + ".new");
+    std::filesystem::rename(folder_ / "history.csv.new", folder_ / "history.csv");
+    std::filesystem::rename(path().string() + ".new", path());
+  }
+
+ private:
+  std::filesystem::path path() const { return folder_ / "checkpoint.pt"; }
+
+  std::filesystem::path folder_;
+  std::string settings_;
+  std::optional<torch::serialize::InputArchive> saved_;
+  attend::History history_;
+};

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: MIT
+
+// What attention is, in five experiments: a convolution net, an attention net, attention that cannot know where things
+// are, attention that is told where, and attention with four heads.
+//
+// After F. Fleuret, Deep Learning course, handout 13.2, and the notebooks that re-tell it.
+
+#include "checkpoint.h"
+#include "experiments.h"
+#include "results.h"
+#include "support/command_line.h"
+#include "support/shape_net.h"
+
+#include <attend/attend.h>
+#include <attend/training.h>
+#ifdef ATTENTION_SERIES_WITH_CUDA_GRAPHS
+#include <attend/training/cuda_graph.h>
+#endif
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <iomanip>
+#include <iostream>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace {
+
+constexpr int kPicturedSamples = 4;
+constexpr std::int64_t kMeasuredMaps = 200;
+
+struct Settings {
+  std::string experiment = "all";
+  bool quick = false;
+  std::int64_t epochs = 250;
+  std::int64_t batch_size = 100;
+  double learning_rate = 1e-3;
+  std::int64_t samples = 25000;
+  std::int64_t held_out_samples = 1000;
+  std::uint64_t seed = 1;
+  std::string device = "auto";
+  std::string dtype = "float32";
+  int threads = 0;
+  std::string output = "attention_series_output";
+
+  /// All that the numbers of a run depend on but for its length; runs that differ in it must not be mixed.
+  std::string fingerprint() const {
+    std::ostringstream text;
+    text << "seed " << seed << ", " << samples << " training and " << held_out_samples
+         << " held-out samples, batches of " << batch_size << ", learning rate " << learning_rate << ", " << dtype;
+    return text.str();
+  }
+};
+
+attend::ShapeDataset data_of(const Experiment& experiment, std::int64_t samples, std::uint64_t seed) {
+  return attend::ShapeDataset(attend::ShapeDatasetOptions()
+                                  .generator(attend::ShapeGenerator::kHandout)
+                                  .group_by(experiment.group_by)
+                                  .max_samples(samples)
+                                  .seed(seed));
+}
+
+/// Trains one net, or goes on with it, and writes what came out. Returns whether it was trained to its end.
+bool run_experiment(const Experiment& experiment, const Settings& settings, torch::Device device,
+                    attend::StopOnInterrupt& interrupt) {
+  const std::filesystem::path folder = std::filesystem::path(settings.output) / experiment.name;
+  std::filesystem::create_directories(folder);
+  attend::ShapeDataset train_set = data_of(experiment, settings.samples, settings.seed);
+  attend::ShapeDataset held_out = data_of(experiment, settings.held_out_samples, settings.seed + 1);
+
+  torch::manual_seed(settings.seed);
+  ShapeNet net(ShapeNetOptions(experiment.net).standardize(attend::StandardizeOptions(train_set.inputs())));
+  auto options = attend::TrainerOptions()
+                     .batch_size(settings.batch_size)
+                     .learning_rate(settings.learning_rate)
+                     .device(device)
+                     .seed(settings.seed);
+  if (settings.dtype == "bfloat16") options.autocast(torch::kBFloat16);
+#ifdef ATTENTION_SERIES_WITH_CUDA_GRAPHS
+  if (device.is_cuda()) options.capture(attend::cuda_graphs());
+#endif
+  Checkpoint checkpoint(folder, settings.fingerprint());
+  const std::int64_t trained = std::ssize(checkpoint.history().epochs());
+  std::cout << "\n"
+            << experiment.name << ": " << experiment.title << ", "
+            << support::with_thousands(support::parameter_count(*net)) << " parameters";
+  if (trained > 0) std::cout << ", " << trained << " epochs trained before";
+  std::cout << std::endl;
+  bool is_complete = trained >= settings.epochs;
+  attend::Trainer trainer(net, options.epochs(std::max<std::int64_t>(settings.epochs - trained, 1)));
+  checkpoint.restore(trainer);
+  if (!is_complete) {
+    trainer.fit(train_set, held_out, attend::ProgressBar(), checkpoint, interrupt);
+    is_complete = !interrupt.happened();
+    if (!device.is_cpu()) std::cout << "Steps: " << trainer.explain() << '\n';
+  }
+  write_results(folder, net, held_out, kPicturedSamples, device);
+
+  std::vector<double> seconds = trainer.history().seconds();
+  const auto median = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
+  std::nth_element(seconds.begin(), median, seconds.end());
+  std::ofstream file = support::open(folder / "results.csv");
+  file << "title,epochs,parameters,train_loss,held_out_loss,own_share,seconds\n\"" << experiment.title << "\","
+       << seconds.size() << ',' << support::parameter_count(*net) << ',' << trainer.history().train_loss().back() << ','
+       << trainer.history().validation_loss().back() << ',';
+  if (experiment.net.attention()) {
+    const torch::NoGradGuard no_grad;
+    const torch::Tensor inputs = held_out.inputs().slice(0, 0, kMeasuredMaps);
+    file << own_share(net->attention_map(inputs.to(device)), held_out);
+  }
+  file << ',' << *median << '\n';
+  support::close(file, folder / "results.csv");
+  std::cout << "held-out loss after " << seconds.size() << " epochs: " << trainer.history().validation_loss().back()
+            << std::endl;
+  return is_complete;
+}
+
+int run(Settings settings) {
+  const torch::Device device = support::device_of(settings.device);
+  support::make_output_folder(settings.output);
+  if (settings.threads > 0) torch::set_num_threads(settings.threads);
+  if (settings.quick) settings.epochs = std::min<std::int64_t>(settings.epochs, 6);
+  std::vector<Experiment> chosen;
+  for (const Experiment& experiment : series()) {
+    // What is told by location shows nothing in a few epochs, and what heads show needs long training.
+    const bool is_in_all = !settings.quick || experiment.name == "conv" || experiment.name == "attention";
+    if (settings.experiment == experiment.name || (settings.experiment == "all" && is_in_all))
+      chosen.push_back(experiment);
+  }
+  std::cout << chosen.size() << (chosen.size() == 1 ? " net, " : " nets, ") << settings.epochs << " epochs of "
+            << support::with_thousands(settings.samples) << " samples each on " << device
+            << (device.is_cpu() ? ", " + std::to_string(torch::get_num_threads()) + " threads" : "")
+            << (settings.dtype == "bfloat16" ? ", in bfloat16" : "")
+            << ". Ctrl-C stops; the same command goes on after the last whole epoch.\n";
+
+  attend::StopOnInterrupt interrupt;
+  for (const Experiment& experiment : chosen) {
+    if (!run_experiment(experiment, settings, device, interrupt)) {
+      std::cout << "\nStopped by a signal; what was trained so far is in " << std::filesystem::path(settings.output)
+                << ", and the same command goes on with it.\n";
+      return 130;
+    }
+  }
+  std::cout << "\nWritten to " << std::filesystem::path(settings.output) << ". To draw the figures and the page:\n  "
+            << ATTEND_PLOT_COMMAND << ' ' << std::filesystem::path(settings.output) << '\n';
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Settings settings;
+  CLI::App app(
+      "Trains the nets of the series: convolution, attention, attention by location without and with positions, and\n"
+      "four heads; and writes losses, predictions and attention maps for plot.py to draw.\n");
+  app.option_defaults()->always_capture_default();
+  const auto number = [&app](const char* name, auto& value, const CLI::Validator& rule, const char* meaning) {
+    app.add_option(name, value, meaning)->type_name("N")->check(rule);
+  };
+  std::vector<std::string> names{"all"};
+  for (const Experiment& experiment : series()) names.push_back(experiment.name);
+  app.add_option("--experiment", settings.experiment, "which of them")->type_name("")->check(CLI::IsMember(names));
+  app.add_flag("--quick", settings.quick, "six epochs; of `all` convolution and attention: about two minutes");
+  using support::whole;
+  number("--epochs", settings.epochs, whole<1>(), "how often each net sees all training samples");
+  number("--batch", settings.batch_size, whole<1>(), "samples in one training step");
+  number("--rate", settings.learning_rate,
+         support::rule<double>("a number above 0", [](double rate) { return rate > 0; }), "learning rate of Adam");
+  number("--samples", settings.samples, whole<2>(), "training samples");
+  number("--held-out", settings.held_out_samples, whole<kPicturedSamples>(),
+         "samples that are measured on but not trained on");
+  number("--seed", settings.seed, whole<0>(), "of data, weights and order");
+  number("--threads", settings.threads, whole<0, 1024>(), "CPU threads; 0 leaves the choice to LibTorch");
+  app.add_option("--dtype", settings.dtype,
+                 "float32, or bfloat16: the nets train in it by autocast; pictures are made in float32")
+      ->type_name("")
+      ->check(CLI::IsMember({"float32", "bfloat16"}));
+  app.add_option("--device", settings.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->type_name("");
+  app.add_option("--output", settings.output, "folder for the results; made if it is missing")->type_name("");
+  return support::run(app, argc, argv, "attention_series", [&] { return run(settings); });
+}

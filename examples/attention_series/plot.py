@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Draws the figures of attention_series and writes its page: python3 plot.py FOLDER, the folder that the program wrote.
+
+Needs matplotlib and numpy. Writes into the same folder series.md, and the figures that it shows, of as many experiments as
+have been run.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+import numpy as np
+from figures import COLORS, draw_losses, draw_map, draw_signals, plt, read_columns, read_rows, read_samples, save
+
+NAMES = ("conv", "attention", "location", "location_positions", "heads")
+COLORS = {
+    **COLORS,
+    "conv": COLORS["convolution"],
+    "location": "#c77d1e",
+    "location_positions": "#3d8b37",
+    "heads": "#5b4b9a",
+}
+
+
+class Experiment:
+    """What one experiment left in its folder."""
+
+    def __init__(self, folder):
+        (self.results,) = read_rows(folder / "results.csv")
+        self.history = read_columns(folder / "history.csv")
+        self.samples = read_samples(folder / "samples.csv")
+        self.shapes = [[] for _ in self.samples]
+        for row in read_rows(folder / "shapes.csv"):
+            centre, reach = float(row["centre"]), float(row["width"]) / 2
+            self.shapes[int(row["sample"])].append(
+                (math.floor(centre - reach) + 1, math.ceil(centre + reach), row["kind"]))
+        self.maps = []  # by sample and head
+        for sample in range(len(self.samples)):
+            paths = sorted(folder.glob(f"map_{sample}_*.csv"), key=lambda path: int(path.stem.split("_")[2]))
+            self.maps.append([np.loadtxt(path, delimiter=",") for path in paths])
+
+    def after(self):
+        """How long it was trained, in words."""
+        return "After one epoch" if self.epochs == 1 else f"After {self.epochs} epochs"
+
+    title = property(lambda self: self.results["title"])
+    epochs = property(lambda self: int(self.results["epochs"]))
+    held_out_loss = property(lambda self: float(self.results["held_out_loss"]))
+    own_share = property(lambda self: float(self.results["own_share"]))
+
+
+def legend_beside(axes):
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def draw_outputs(path, experiments, title):
+    """Test inputs with what each of the nets makes of them; the nets were given the same signals."""
+    first = next(iter(experiments.values()))
+    figure, all_axes = plt.subplots(len(first.samples), 1, figsize=(8, 2.2 * len(first.samples)), sharex=True,
+                                    layout="constrained")
+    for i, axes in enumerate(all_axes):
+        sample = {**first.samples[i], **{name: each.samples[i]["output"] for name, each in experiments.items()}}
+        draw_signals(axes, sample, ("input", "target", *experiments), COLORS)
+        axes.label_outer()
+    all_axes[0].set_title(title)
+    legend_beside(all_axes[0])
+    save(figure, path)
+
+
+def draw_maps(path, cells, title):
+    """Maps in two columns: (label, signal, shapes, weights) each."""
+    rows = (len(cells) + 1) // 2
+    figure = plt.figure(figsize=(12.6, 5.4 * rows))
+    grid = figure.add_gridspec(rows, 2, wspace=0.34, hspace=0.28)
+    for cell, (label, signal, shapes, weights) in zip(grid, cells):
+        draw_map(figure, cell, signal, shapes, weights).set_title(label, loc="left")
+    figure.suptitle(title, y=0.93)
+    save(figure, path)
+
+
+def draw_curves(path, experiments):
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    for name, each in experiments.items():
+        axes.plot(each.history["epoch"] + 1, each.history["validation_loss"], color=COLORS[name], label=each.title)
+    axes.set(yscale="log", xlabel="epoch", ylabel="held-out mean squared error", title="The series")
+    axes.grid(which="both", alpha=0.25)
+    axes.legend(frameon=False)
+    save(figure, path)
+
+
+def loss_after(experiment, epochs):
+    return experiment.history["validation_loss"][epochs - 1]
+
+
+def story(folder, experiments):
+    """Draws the figures in the order of the story; the page as a list of paragraphs."""
+    page = ["# What attention is, in a few experiments"]
+    conv, attention, location, with_positions, heads = (experiments.get(name) for name in NAMES)
+    by_kind = {name: experiments[name] for name in ("conv", "attention") if name in experiments}
+    by_location = {name: experiments[name] for name in ("location", "location_positions") if name in experiments}
+
+    def show(heading, *figures_and_sentences):
+        page.append(f"## {heading}")
+        page.extend(figures_and_sentences)
+
+    if by_kind:
+        figure, axes = plt.subplots(figsize=(8, 3))
+        draw_signals(axes, next(iter(by_kind.values())).samples[0], ("input", "target"))
+        axes.set_title("One sample: each shape is to get the mean height of its kind")
+        legend_beside(axes)
+        save(figure, folder / "data_example.png")
+        show("The task", "![A sample: input and target](data_example.png)",
+             "A signal has two triangles and two rectangles, with noise; the net is to redraw it with both triangles at their mean "
+             "height, and both rectangles at theirs. For that an output must know of shapes that may stand at the other end.")
+
+        figure, axes = plt.subplots(figsize=(8, 4))
+        draw_losses(axes, {name: each.history for name, each in by_kind.items()}, COLORS)
+        save(figure, folder / "loss.png")
+        sentences = [f"{each.after()} the held-out error of {each.title} is {each.held_out_loss:.3f}, with "
+                     f"{int(each.results['parameters']):,} parameters." for each in by_kind.values()]
+        show("Convolution and attention", "![Loss per epoch](loss.png)", " ".join(sentences))
+
+        draw_outputs(folder / "predictions.png", by_kind, "Held-out signals and what the nets make of them")
+        show("What they draw", "![Held-out signals](predictions.png)",
+             "Five convolutions of width 5 see 21 positions: where both shapes of a kind are farther apart, the convolution net can but "
+             "draw each near the height that it has. The attention layer sees all positions and chooses by what stands there.")
+
+    if attention:
+        cells = [(f"signal {i + 1}", attention.samples[i]["input"], attention.shapes[i], maps[0])
+                 for i, maps in enumerate(attention.maps)]
+        draw_maps(folder / "attention_map.png", cells, "What each position attends to")
+        show("What attention looks at", "![Attention maps](attention_map.png)",
+             "Each row of a map is a position, and the weights with which it averages all positions; frames are where a shape meets shapes "
+             "of its kind. Peaks attend to peaks of their kind: of what a peak's weights put on shapes, "
+             f"{attention.own_share:.0%} falls on shapes of its own kind (200 held-out signals; without a preference it would be half).")
+
+    if by_location:
+        draw_outputs(folder / "location.png", by_location, "By location: the two shapes to the left, and the two to the right")
+        sentences = [f"{each.after()} the held-out error of {each.title} is {each.held_out_loss:.3f}."
+                     for each in by_location.values()]
+        show("Where things are", "![Held-out signals, by location](location.png)",
+             "Now the two leftmost shapes are to be averaged, and the two rightmost. Attention compares what stands at two positions and not "
+             "where they are, so it needs channels that say so, here the bits of the position. " + " ".join(sentences))
+
+    curves = {name: each for name, each in experiments.items() if name != "heads"}
+    if len(curves) > 1:
+        draw_curves(folder / "curves.png", curves)
+        epochs = min(12, *(each.epochs for each in curves.values()))
+        rows = [f"| {each.title} | {loss_after(each, epochs):.2f} | {each.held_out_loss:.3f} | {each.epochs} "
+                f"| {float(each.results['seconds']):.1f} |" for each in curves.values()]
+        show("All curves", "![The curves](curves.png)",
+             f"| net | held-out error after epoch {epochs} | at the end | epochs | s / epoch |\n| --- | --- | --- | --- | --- |\n"
+             + "\n".join(rows))
+
+    if heads:
+        cells = [(f"head {head + 1}", heads.samples[0]["input"], heads.shapes[0], weights)
+                 for head, weights in enumerate(heads.maps[0])]
+        draw_maps(folder / "heads.png", cells, "Four heads, one signal")
+        show("Several heads", "![The maps of four heads](heads.png)",
+             f"The attention net again, with four heads, scaled scores and GELU, as in the last notebook. {heads.after()} its held-out "
+             f"error is {heads.held_out_loss:.3f}. Each head has a quarter of the channels, and a map of its own.")
+    return page
+
+
+def main():
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: python3 plot.py FOLDER, the folder that attention_series wrote")
+    folder = Path(sys.argv[1])
+    experiments = {name: Experiment(folder / name) for name in NAMES if (folder / name / "results.csv").is_file()}
+    if not experiments:
+        sys.exit(f"plot.py: {folder} has no results; run attention_series --output {folder}")
+    (folder / "series.md").write_text("\n\n".join(story(folder, experiments)) + "\n")
+    print(folder / "series.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT
+
+// What the example programs share: how options are checked, how a program ends, how files are opened.
+#pragma once
+
+#include <c10/util/Exception.h>
+#include <torch/cuda.h>
+#include <torch/nn/module.h>
+#include <torch/types.h>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <regex>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace support {
+
+/// The rule of an option that is a number; `phrase` says it.
+template <class Number>
+CLI::Validator rule(const std::string& phrase, bool (*is_kept)(Number)) {
+  return CLI::Validator(
+      [=](const std::string& text) {
+        std::istringstream stream(text);
+        Number value{};
+        const bool is_good = stream >> value && stream.eof() && is_kept(value);
+        return is_good ? std::string() : "Value " + text + " must be " + phrase;
+      },
+      "");
+}
+
+template <std::int64_t least, std::int64_t most = 1'000'000'000>
+CLI::Validator whole() {
+  return rule<std::int64_t>("a whole number from " + std::to_string(least) + " to " + std::to_string(most),
+                            [](std::int64_t value) { return value >= least && value <= most; });
+}
+
+/// The device of a name, or an error that says what is there.
+inline torch::Device device_of(const std::string& name) {
+  if (name == "auto") return torch::cuda::is_available() ? torch::kCUDA : torch::kCPU;
+  if (!std::regex_match(name, std::regex("cpu|cuda(:[0-9]{1,2})?")))
+    throw CLI::ValidationError("--device", name + " must be auto, cpu, cuda or cuda:N");
+  const torch::Device device(name);
+  const auto devices = static_cast<int>(torch::cuda::device_count());
+  if (device.is_cuda() && std::max<int>(device.index(), 0) >= devices)
+    throw CLI::ValidationError("--device",
+                               name + " is not there: this machine has " + std::to_string(devices) + " CUDA devices");
+  return device;
+}
+
+/// Makes the folder of --output, or throws an error of the command line if nothing can be written there.
+inline void make_output_folder(const std::filesystem::path& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  const std::filesystem::path probe = folder / ".writable";
+  if (!std::ofstream(probe)) throw CLI::ValidationError("--output", "cannot write to the folder " + folder.string());
+  std::filesystem::remove(probe, error);
+}
+
+/// Opens a file for writing, or throws.
+inline std::ofstream open(const std::filesystem::path& path) {
+  std::ofstream file(path);
+  if (!file) throw std::runtime_error("cannot write " + path.string());
+  file.precision(9);
+  return file;
+}
+
+/// Closes a file that open() gave, or throws if not everything was written.
+inline void close(std::ofstream& file, const std::filesystem::path& path) {
+  file.close();
+  if (!file) throw std::runtime_error("cannot write " + path.string());
+}
+
+inline std::string with_thousands(std::int64_t number) {
+  std::string digits = std::to_string(number);
+  for (int i = static_cast<int>(digits.size()) - 3; i > 0; i -= 3) digits.insert(i, ",");
+  return digits;
+}
+
+inline std::string duration(double seconds) {
+  return seconds < 90 ? std::to_string(std::llround(std::ceil(seconds))) + " s"
+                      : std::to_string(std::llround(seconds / 60)) + " minutes";
+}
+
+/// The trainable numbers of a model.
+inline std::int64_t parameter_count(const torch::nn::Module& model) {
+  std::int64_t count = 0;
+  for (const torch::Tensor& parameter : model.parameters()) count += parameter.numel();
+  return count;
+}
+
+/// Parses the arguments and runs a program. The exit status is what `program` returns, 1 for a failed run and 2 for
+/// arguments that it does not understand; errors are one line.
+template <class Program>
+int run(CLI::App& app, int argc, char** argv, const std::string& name, const Program& program) {
+  try {
+    app.parse(argc, argv);
+    return program();
+  } catch (const CLI::CallForHelp& help) {
+    return app.exit(help);
+  } catch (const CLI::Error& error) {
+    std::cerr << name << ": " << error.what() << "\nRun with --help for the options.\n";
+    return 2;
+  } catch (const c10::Error& error) {
+    std::cerr << name << ": " << error.what_without_backtrace() << '\n';
+    return 1;
+  } catch (const std::exception& error) {
+    std::cerr << name << ": " << error.what() << '\n';
+    return 1;
+  }
+}
+
+}  // namespace support
