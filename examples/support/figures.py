@@ -30,9 +30,10 @@ def read_rows(path):
 
 
 def read_columns(path):
-    """A CSV file with a header as arrays of numbers by column name."""
-    rows = read_rows(path)
-    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+    """A CSV file with a header as arrays of numbers by column name, empty ones if it has the header alone."""
+    with open(path, newline="") as file:
+        header, *rows = csv.reader(file)
+    return {name: np.array([float(row[i]) for row in rows]) for i, name in enumerate(header)}
 
 
 def read_samples(path):
