@@ -52,8 +52,9 @@ struct Cpu {
     return std::nullopt;
   }
 
-  /// What ATen's kernels do faster, where they can do it at all. Our speed over theirs, forward / forward + backward,
-  /// with two threads of a Zen 4, 8 heads, D 64, 2026-11-23 (more: benchmarks/results/flex_attention.md):
+  /// What ATen's kernels do faster, where they can do it at all: float64, and what has neither AVX2 nor AVX-512. Our
+  /// speed over theirs, forward / forward + backward, with two threads, 8 heads, D 64; AVX-512 on a Zen 4, 2026-11-23
+  /// (more: benchmarks/results/flex_attention.md), AVX2 on a Zen 3, 2026-11-27:
   ///
   ///                       float32                   bfloat16                  float16
   ///                       dense       causal        dense       causal        dense        causal
@@ -62,20 +63,15 @@ struct Cpu {
   ///     L 512, batch 8    1.4 / 1.5   2.1 / 2.4     2.4 / 2.1   3.9 / 3.5     2.5 /  9.9   4.6 / 17.4
   ///     L 4,096           1.4 / 1.5   1.4 / 1.6     2.1 / 1.8   2.4 / 2.2     2.4 / 10.9   2.5 / 11.7
   ///   AVX2
-  ///     L 100, batch 32   1.4 / 1.3   1.4 / 1.5     1.4 / 2.7   1.5 / 3.0     2.4 /  5.7   2.0 /  6.1
-  ///     L 512, batch 8    0.8 / 0.9   1.6 / 1.8     0.9 / 0.9   1.4 / 1.6     1.5 /  6.7   2.7 / 11.4
-  ///     L 4,096           0.9 / 0.9   1.0 / 1.0     0.9 / 0.8   0.9 / 0.9     1.6 /  5.4   1.4 /  7.4
+  ///     L 100, batch 32   1.2 / 1.5   1.3 / 1.9     1.3 / 1.7   1.6 / 2.2     2.4 /  2.0   2.8 /  2.1
+  ///     L 512, batch 8    1.1 / 1.3   1.9 / 2.0     1.1 / 1.2   1.8 / 2.3     2.4 /  1.6   4.1 /  2.5
+  ///     L 4,096           1.1 / 1.0   1.3 / 1.2     1.0 / 1.0   1.2 / 1.1     1.9 /  1.4   2.0 /  1.4
   static std::optional<std::string> why_rather_not(const Problem& problem) {
-    const bool is_double = problem.query.scalar_type() == at::kDouble,
-               is_half = problem.query.scalar_type() == at::kHalf;
-    const cpu::InstructionSet available = available_instruction_set();
-    const bool is_portable = available == cpu::InstructionSet::kBaseline;
-    const bool is_long = available == cpu::InstructionSet::kAvx2 && !is_half &&
-                         problem.key_length() >= (problem.is_causal() ? 2048 : 256);
-    if ((!is_double && !is_portable && !is_long) || Sdpa::why_not(problem)) return std::nullopt;
+    const bool is_double = problem.query.scalar_type() == at::kDouble;
+    const bool is_portable = available_instruction_set() == cpu::InstructionSet::kBaseline;
+    if ((!is_double && !is_portable) || Sdpa::why_not(problem)) return std::nullopt;
     if (is_double) return "kCpu: ATen's kernels are faster in float64";
-    if (is_portable) return "kCpu: ATen's kernels are faster where only the portable path of ours can run";
-    return "kCpu: ATen's kernels are faster for long sequences where there is AVX2 and no AVX-512";
+    return "kCpu: ATen's kernels are faster where only the portable path of ours can run";
   }
 
   static std::string copies(const Problem& problem) {

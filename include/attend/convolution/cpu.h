@@ -62,30 +62,28 @@ struct CpuConvolution {
     return std::nullopt;
   }
 
-  /// What torch does faster. Our speed over torch's, forward / forward + backward, with two threads of a Zen 4,
-  /// 2026-11-23; channels as in - hidden - out:
+  /// What torch does faster. Our speed over torch's, forward / forward + backward, with two threads; AVX-512 on a
+  /// Zen 4, 2026-11-23, AVX2 on a Zen 3, 2026-11-27; channels as in - hidden - out:
   ///
   ///                                                     AVX-512                      AVX2
   ///                                                     float32       bfloat16       float32
-  ///   1 -  64 -  1, depth 5, taps 5, L    100, N  32   1.4 / 1.4     1.5 / 1.6      0.9 / 0.8
-  ///   1 -   8 -  1, depth 4, taps 5, L    100, N  32   1.8 / 2.0     2.4 / 2.9      1.6 / 1.8
-  ///  16 -  16 - 16, depth 3, taps 3, L    200, N  32   1.5 / 1.5     1.8 / 1.9      1.1 / 1.1
-  ///  32 -  32 - 32, depth 3, taps 9, L    500, N  16   0.9 / 0.9     1.1 / 1.0      0.8 / 0.7
-  ///  64 -  64 - 64, depth 3, taps 5, L    100, N   2   2.0 / 1.9     2.1 / 2.0      1.5 / 1.4
-  ///  64 -  64 - 64, depth 3, taps 3, L  1,000, N   8   1.4 / 1.1     1.2 / 1.2      0.7 / 0.7
-  ///  64 -  64 - 64, depth 3, taps 5, L 10,000, N   2   1.1 / 1.1     1.1 / 1.1      0.7 / 0.6
-  /// 128 - 128 -128, depth 3, taps 3, L    256, N  16   1.2 / 1.2     1.1 / 1.1      0.8 / 0.8
-  /// 256 - 256 -256, depth 3, taps 7, L    128, N   8   1.0 / 0.9     0.9 / 0.8      0.7 / 0.6
-  ///   3 -   4 -  3, depth 3, taps 5, L  1,000, N  32   0.5 / 0.8     0.4 / 0.9      0.8 / 1.2
+  ///   1 -  64 -  1, depth 5, taps 5, L    100, N  32   1.4 / 1.4     1.5 / 1.6      2.5 / 1.4
+  ///   1 -   8 -  1, depth 4, taps 5, L    100, N  32   1.8 / 2.0     2.4 / 2.9      2.3 / 2.3
+  ///  16 -  16 - 16, depth 3, taps 3, L    200, N  32   1.5 / 1.5     1.8 / 1.9      1.4 / 1.7
+  ///  32 -  32 - 32, depth 3, taps 9, L    500, N  16   0.9 / 0.9     1.1 / 1.0      2.3 / 1.6
+  ///  64 -  64 - 64, depth 3, taps 5, L    100, N   2   2.0 / 1.9     2.1 / 2.0      2.1 / 2.1
+  ///  64 -  64 - 64, depth 3, taps 3, L  1,000, N   8   1.4 / 1.1     1.2 / 1.2      1.0 / 1.1
+  ///  64 -  64 - 64, depth 3, taps 5, L 10,000, N   2   1.1 / 1.1     1.1 / 1.1      0.9 / 1.1
+  /// 128 - 128 -128, depth 3, taps 3, L    256, N  16   1.2 / 1.2     1.1 / 1.1      1.0 / 1.0
+  /// 256 - 256 -256, depth 3, taps 7, L    128, N   8   1.0 / 0.9     0.9 / 0.8      0.7 / 0.8
+  ///   3 -   4 -  3, depth 3, taps 5, L  1,000, N  32   0.5 / 0.8     0.4 / 0.9      0.5 / 0.7
   static std::optional<std::string> why_rather_not(const ConvolutionStack& stack, const at::Tensor& x) {
     if (x.size(0) < at::get_num_threads())
       return c10::str("kCpu: a batch of ", x.size(0), " does not keep ", at::get_num_threads(), " threads busy");
-    const bool has_avx512 = available_instruction_set() > cpu::InstructionSet::kAvx2;
-    const std::int64_t widest = has_avx512 ? 128 : 16;
+    constexpr std::int64_t kWidest = 128;
     for (const at::Tensor& weight : stack.weights) {
-      if (std::max(weight.size(0), weight.size(1)) > widest)
-        return c10::str("kCpu: torch's convolutions are faster for more than ", widest, " channels with ",
-                        has_avx512 ? "AVX-512" : "AVX2");
+      if (std::max(weight.size(0), weight.size(1)) > kWidest)
+        return c10::str("kCpu: torch's convolutions are faster for more than ", kWidest, " channels");
       if (std::max(weight.size(0), weight.size(1)) <= cpu::kFewChannels)
         return c10::str("kCpu: torch's convolutions are faster between ", cpu::kFewChannels, " or fewer channels");
     }

@@ -35,8 +35,7 @@ struct Projections {
     std::vector<at::Tensor> inputs{x};
     inputs.insert(inputs.end(), weights.begin(), weights.end());
     if (backend == Backend::kAuto) backend = BackendGuard::current();
-    if (backend == Backend::kReference || !is_fused(inputs) || !is_faster_fused(inputs))
-      return by_torch(inputs);
+    if (backend == Backend::kReference || !is_fused(inputs) || !is_faster_fused(inputs)) return by_torch(inputs);
     inputs[0] = x.to(dtype_under_autocast(x));
     return FusedFunction<Fused>::run({}, inputs);
   }
@@ -48,21 +47,28 @@ struct Projections {
     return outputs;
   }
 
-  /// Our speed over torch's, forward / backward, with two threads of a Zen 4, 2026-11-24, three weights (channels,
-  /// channels); the row of 96 is measured before wide ones on few rows were left to torch, the others after:
+  /// Our speed over torch's, forward / backward, with two threads, three weights (channels, channels); with AVX-512 on
+  /// a Zen 4, 2026-11-24, with AVX2 on a Zen 3, 2026-11-27, where the last three numbers of 96 rows are torch's own:
   ///
   ///   channels                  16           32           64          128          256          512
+  ///   AVX-512
   ///   float32     96 rows    2.8 / 3.0    2.3 / 2.5    1.4 / 1.7    0.8 / 0.9    0.7 / 0.7    0.6 / 0.6
   ///              800 rows    1.8 / 2.3    1.5 / 1.9    1.3 / 1.5    1.2 / 1.2    1.1 / 1.1    1.1 / 1.0
   ///            3,200 rows    1.5 / 1.8    1.2 / 1.4    1.3 / 1.5    1.3 / 1.3    1.2 / 1.2    1.2 / 1.0
   ///   bfloat16    96 rows    6.7 / 5.4    5.1 / 4.6    3.4 / 3.1
   ///              800 rows    4.5 / 4.2    3.0 / 3.1    1.8 / 1.9    1.2 / 1.3    1.1 / 1.0    1.0 / 0.9
   ///            3,200 rows    2.5 / 3.0    1.5 / 1.9    1.2 / 1.5    1.1 / 1.1    1.0 / 1.0    1.0 / 1.0
+  ///   AVX2
+  ///   float32     96 rows    3.3 / 3.4    2.2 / 2.7    1.4 / 1.9    1.0 / 1.0    1.0 / 1.0    1.0 / 1.0
+  ///              800 rows    2.0 / 2.6    1.3 / 2.0    1.2 / 1.7    1.0 / 1.2    0.9 / 0.9    0.9 / 0.7
+  ///            3,200 rows    1.8 / 2.5    1.3 / 1.8    1.1 / 1.4    1.2 / 1.3    1.2 / 1.1    0.9 / 0.6
   static bool is_faster_fused(const std::vector<at::Tensor>& inputs) {
     std::int64_t widest = 0;
     for (const at::Tensor& weight : inputs)
       if (!weight.is_same(inputs[0])) widest = std::max({widest, weight.size(0), weight.size(1)});
-    const std::int64_t widest_of_many_rows = dtype_under_autocast(inputs[0]) == at::kBFloat16 ? 256 : 512;
+    const bool is_bfloat16 = dtype_under_autocast(inputs[0]) == at::kBFloat16;
+    const bool has_avx512 = available_instruction_set() >= cpu::InstructionSet::kAvx512;
+    const std::int64_t widest_of_many_rows = has_avx512 && !is_bfloat16 ? 512 : 256;
     return widest <= 64 || (widest <= widest_of_many_rows && Fused::threads_for(inputs[0]) == at::get_num_threads());
   }
 

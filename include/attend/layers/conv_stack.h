@@ -4,8 +4,8 @@
 #include <attend/attention/backend.h>
 #include <attend/convolution/cpu.h>
 #include <attend/convolution/reference.h>
-#include <attend/layers/activation.h>
 #include <attend/detail/checks.h>
+#include <attend/layers/activation.h>
 
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
