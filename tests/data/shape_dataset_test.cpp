@@ -470,6 +470,7 @@ TEST_CASE("options out of range are refused with the rule and the value") {
   const std::pair<ShapeDatasetOptions, std::string> cases[] = {
       {ShapeDatasetOptions().size(17), "attend::ShapeDataset: size (17) must be at least 18"},
       {ShapeDatasetOptions().size(-1), "size (-1) must be at least 18"},
+      {ShapeDatasetOptions().size((1 << 20) + 1), "size (1048577) must be at most 1048576"},
       {ShapeDatasetOptions().max_height(5), "attend::ShapeDataset: max_height (5) must be at least 6"},
       {ShapeDatasetOptions().max_height(2'000'000), "max_height (2000000) must be at most"},
       {ShapeDatasetOptions().noise_std(-0.1), "noise_std (-0.1) must be between 0 and 1e+09"},

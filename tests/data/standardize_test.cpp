@@ -68,10 +68,12 @@ TEST_CASE("data and options out of range are refused with the rule and the value
   };
   check([] { Standardize standardize(torch::Tensor{}); }, "data (0 elements) must have at least 2 elements");
   check([] { Standardize standardize(torch::ones({1})); }, "data (1 elements) must have at least 2 elements");
-  check([] { Standardize standardize(torch::ones({4})); }, "deviation (0) must be above 0 and finite");
-  check([] { Standardize standardize(torch::full({4}, NAN)); }, "mean (nan) must be finite");
+  check([] { Standardize standardize(torch::ones({4})); }, "deviation (0) must be above 0 and finite in float32");
+  check([] { Standardize standardize(torch::full({4}, NAN)); }, "mean (nan) must be finite in float32");
   check([] { Standardize standardize(StandardizeOptions().deviation(-1)); },
-        "deviation (-1) must be above 0 and finite");
+        "deviation (-1) must be above 0 and finite in float32");
+  check([] { Standardize standardize(StandardizeOptions().deviation(1e-50)); },
+        "deviation (1e-50) must be above 0 and finite in float32");
   check([] { Standardize standardize(StandardizeOptions().mean(std::numeric_limits<double>::infinity())); },
-        "mean (inf) must be finite");
+        "mean (inf) must be finite in float32");
 }

@@ -371,7 +371,7 @@ TEST_CASE("resume() goes on in another trainer, with weights and optimizer loade
   CHECK(loaded->weight.equal(straight->weight));
   CHECK(second.history().train_loss() == whole.history().train_loss());
   CHECK(message_of<c10::ValueError>([&] { second.resume(first.history()); }) ==
-        "attend::Trainer: resume() must come before fit(), which has trained 4 epochs");
+        "attend::Trainer: resume() needs a trainer without recorded epochs; this one has 4");
 }
 
 // ---- Figures -----------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ struct ShapeDatasetOptions {
   TORCH_ARG(ShapeGenerator, generator) = ShapeGenerator::kNotebook;
   /// Which shapes of a signal get their mean height. Default: kKind.
   TORCH_ARG(GroupBy, group_by) = GroupBy::kKind;
-  /// Length of a signal in positions; at least 18, so that a shape fits. Default: 100.
+  /// Length of a signal in positions; at least 18, so that a shape fits, and at most 2²⁰. Default: 100.
   TORCH_ARG(std::int64_t, size) = 100;
   /// Heights are drawn from the integers 5 … max_height − 1 (notebook) or between 1 and max_height (handout); at
   /// least 6. Default: 50 (notebook), 25 (handout).
@@ -142,8 +142,8 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
   const ShapeDatasetOptions& options() const { return options_; }
 
  private:
-  static constexpr std::int64_t kLargestHeight = 1 << 20;  // keeps every product of the generators exact
-  static constexpr double kLargestNoise = 1e9;             // far from overflow
+  static constexpr std::int64_t kLargestSize = 1 << 20, kLargestHeight = 1 << 20;  // products of generators are exact
+  static constexpr double kLargestNoise = 1e9;                                     // far from overflow
 
   // Philox counters of a sample: shapes and noise draw from streams that never meet.
   static constexpr std::uint64_t kShapeStream = 0;
@@ -161,6 +161,8 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
     const char* const kName = "attend::ShapeDataset";
     TORCH_CHECK_VALUE(options_.size() >= 18, kName, ": size (", options_.size(),
                       ") must be at least 18, so that a shape fits");
+    TORCH_CHECK_VALUE(options_.size() <= kLargestSize, kName, ": size (", options_.size(), ") must be at most ",
+                      kLargestSize);
     TORCH_CHECK_VALUE(*options_.max_height() >= 6, kName, ": max_height (", *options_.max_height(),
                       ") must be at least 6, since heights ",
                       is_handout() ? "start at 1 and must differ by more than 4" : "start at 5");

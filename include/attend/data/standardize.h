@@ -18,7 +18,8 @@ struct StandardizeOptions {
 
   /// The mean and the standard deviation (with N − 1) of all elements of some data, in float64.
   ///
-  /// Throws c10::ValueError if they have less than two elements, or are all the same, or not finite.
+  /// Throws c10::ValueError if they have less than two elements. (Data that are all the same or not finite the layer
+  /// refuses.)
   explicit StandardizeOptions(const torch::Tensor& data) {
     TORCH_CHECK_VALUE(data.defined() && data.numel() >= 2, "attend::Standardize: data (",
                       data.defined() ? data.numel() : 0, " elements) must have at least 2 elements");
@@ -37,8 +38,8 @@ struct StandardizeOptions {
 /// data that a model is trained with.
 ///
 /// Both are buffers, so that they are saved, loaded and moved with the model and not trained. One pair of numbers
-/// serves all channels and positions. Buffers: `mean`, `deviation`, 0-d. Shapes: x of any shape → the same. Throws
-/// c10::ValueError if mean or deviation is not finite or deviation not above 0.
+/// serves all channels and positions. Buffers: `mean`, `deviation`, 0-d float32. Shapes: x of any shape → the same.
+/// Throws c10::ValueError if, in float32, mean or deviation is not finite or deviation not above 0.
 ///
 /// Example:
 ///   attend::Standardize standardize(train_set.inputs());
@@ -51,11 +52,14 @@ class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
   explicit StandardizeImpl(const StandardizeOptions& options_ = {}) : options(options_) { reset(); }
 
   void reset() override {
-    TORCH_CHECK_VALUE(std::isfinite(options.mean()), "attend::Standardize: mean (", options.mean(), ") must be finite");
-    TORCH_CHECK_VALUE(std::isfinite(options.deviation()) && options.deviation() > 0.0,
-                      "attend::Standardize: deviation (", options.deviation(), ") must be above 0 and finite");
-    mean = register_buffer("mean", torch::tensor(options.mean(), torch::kFloat));
-    deviation = register_buffer("deviation", torch::tensor(options.deviation(), torch::kFloat));
+    const auto mean_of_data = static_cast<float>(options.mean());
+    const auto deviation_of_data = static_cast<float>(options.deviation());
+    TORCH_CHECK_VALUE(std::isfinite(mean_of_data), "attend::Standardize: mean (", options.mean(),
+                      ") must be finite in float32");
+    TORCH_CHECK_VALUE(std::isfinite(deviation_of_data) && deviation_of_data > 0.0f, "attend::Standardize: deviation (",
+                      options.deviation(), ") must be above 0 and finite in float32");
+    mean = register_buffer("mean", torch::tensor(mean_of_data));
+    deviation = register_buffer("deviation", torch::tensor(deviation_of_data));
   }
 
   void pretty_print(std::ostream& stream) const override {

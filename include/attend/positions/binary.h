@@ -21,6 +21,26 @@
 
 namespace attend {
 
+namespace detail {
+
+inline void check_bits(const char* name, std::int64_t num_channels) {
+  TORCH_CHECK_VALUE(num_channels >= 1 && num_channels <= 62, name, ": num_channels (", num_channels,
+                    ") must be between 1 and 62");
+}
+
+inline torch::Tensor binary_positions(const char* name, std::int64_t length, std::optional<std::int64_t> num_channels) {
+  check_positive(name, "length", length);
+  const auto bits = std::max<std::int64_t>(std::bit_width(static_cast<std::uint64_t>(length - 1)), 1);
+  const std::int64_t channels = num_channels.value_or(bits);
+  check_bits(name, channels);
+  TORCH_CHECK_VALUE(channels >= bits, name, ": length (", length, ") must be at most ", std::int64_t{1} << channels,
+                    ", which is what num_channels (", channels, ") can tell apart");
+  const torch::Tensor weights = at::arange(channels, torch::kLong).unsqueeze(1);  // (channels, 1)
+  return at::arange(length, torch::kLong).bitwise_right_shift(weights).bitwise_and(1).to(torch::kDouble);
+}
+
+}  // namespace detail
+
 /// Positions as binary numbers: channel c is the c-th bit of t, the least significant one first.
 ///
 /// `num_channels` is by default as few as tell all positions apart, ⌈log2 length⌉ and at least 1.
@@ -31,15 +51,7 @@ namespace attend {
 /// Example:
 ///   torch::Tensor bits = attend::binary_positions(4);  // [[0, 1, 0, 1], [0, 0, 1, 1]]
 inline torch::Tensor binary_positions(std::int64_t length, std::optional<std::int64_t> num_channels = std::nullopt) {
-  const char* const kName = "attend::binary_positions";
-  detail::check_positive(kName, "length", length);
-  const auto bits = std::max<std::int64_t>(std::bit_width(static_cast<std::uint64_t>(length - 1)), 1);
-  const std::int64_t channels = num_channels.value_or(bits);
-  TORCH_CHECK_VALUE(channels >= 1 && channels <= 62, kName, ": num_channels (", channels, ") must be between 1 and 62");
-  TORCH_CHECK_VALUE(channels >= bits, kName, ": length (", length, ") must be at most ", std::int64_t{1} << channels,
-                    ", which is what num_channels (", channels, ") can tell apart");
-  const torch::Tensor weights = at::arange(channels, torch::kLong).unsqueeze(1);  // (channels, 1)
-  return at::arange(length, torch::kLong).bitwise_right_shift(weights).bitwise_and(1).to(torch::kDouble);
+  return detail::binary_positions("attend::binary_positions", length, num_channels);
 }
 
 /// Options of BinaryPositions.
@@ -63,11 +75,7 @@ class BinaryPositionsImpl : public torch::nn::Cloneable<BinaryPositionsImpl> {
  public:
   explicit BinaryPositionsImpl(const BinaryPositionsOptions& options_ = {}) : options(options_) { reset(); }
 
-  void reset() override {
-    const std::int64_t channels = options.num_channels().value_or(1);
-    TORCH_CHECK_VALUE(channels >= 1 && channels <= 62, "attend::BinaryPositions: num_channels (", channels,
-                      ") must be between 1 and 62");
-  }
+  void reset() override { detail::check_bits("attend::BinaryPositions", options.num_channels().value_or(1)); }
 
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::BinaryPositions(";
@@ -76,10 +84,12 @@ class BinaryPositionsImpl : public torch::nn::Cloneable<BinaryPositionsImpl> {
   }
 
   torch::Tensor forward(const torch::Tensor& x) {
-    detail::check_signal_for_positions("attend::BinaryPositions", x);
-    const torch::Tensor bits = table_.get(
-        x.size(2), x, [this](std::int64_t length) { return binary_positions(length, options.num_channels()); });
-    return detail::joined("attend::BinaryPositions", x, bits, options.combine());
+    const char* const kName = "attend::BinaryPositions";
+    detail::check_signal_for_positions(kName, x);
+    const torch::Tensor bits = table_.get(x.size(2), x, [&](std::int64_t length) {
+      return detail::binary_positions(kName, length, options.num_channels());
+    });
+    return detail::joined(kName, x, bits, options.combine());
   }
 
   /// The options that the layer was made with.

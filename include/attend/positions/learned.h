@@ -52,8 +52,8 @@ struct LearnedPositionsOptions {
 /// Adds to each position of a signal numbers that are learned, or puts them beside its channels.
 ///
 /// Parameter: `weight` (num_channels, max_length), at first normal with standard deviation 0.02, as in BERT and GPT-2.
-/// Shapes: x (N, C, L) → (N, C, L), which needs C = num_channels; or (N, C + num_channels, L) with kConcatenate. Any L
-/// from 1 to max_length; N may be 0.
+/// Shapes: x (N, C, L) → (N, C, L), which needs C = num_channels, or one channel for all; or (N, C + num_channels, L)
+/// with kConcatenate. Any L from 1 to max_length; N may be 0.
 /// Differs from torch.nn.Embedding: channels first, as signals are, and no indices.
 /// Throws c10::ValueError, c10::TypeError for options out of range, if x is not 3-d, longer than max_length, or of
 /// another dtype or device than the weight, or has other channels with kAdd.

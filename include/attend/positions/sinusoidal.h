@@ -29,7 +29,7 @@ struct SinusoidalPositionsOptions {
 
   /// How many channels, odd or even.
   TORCH_ARG(std::int64_t, num_channels);
-  /// The frequencies fall from 1 towards 1/base; above 0. Default: 10,000.
+  /// The frequencies go from 1 towards 1/base; above 0. Default: 10,000.
   TORCH_ARG(double, base) = 10000.0;
   /// Whether the even channels have the sine and the odd ones the cosine, as in the paper. Default: false, as in the
   /// notebooks.
@@ -71,10 +71,9 @@ inline torch::Tensor sinusoidal_positions(std::int64_t length, const SinusoidalP
 
 /// Adds the channels of sinusoidal_positions() to a signal, or puts them beside its own.
 ///
-/// Without parameters. Shapes: x (N, C, L) → (N, C, L), which needs C = num_channels; or (N, C + num_channels, L) with
-/// kConcatenate. Any L ≥ 1; N may be 0.
-/// Throws c10::ValueError for options out of range, if x is not 3-d, or has other channels than the positions with
-/// kAdd.
+/// Without parameters. Shapes: x (N, C, L) → (N, C, L), which needs C = num_channels, or one channel for all; or (N, C
+/// + num_channels, L) with kConcatenate. Any L ≥ 1; N may be 0. Throws c10::ValueError for options out of range, if x
+/// is not 3-d, or has other channels than the positions with kAdd.
 ///
 /// Example:
 ///   attend::SinusoidalPositions positions(attend::SinusoidalPositionsOptions(64));

@@ -110,11 +110,14 @@ class Trainer {
   }
 
   /// Goes on where a trainer of an earlier run ended: its history counts as recorded here, so that epochs, and with
-  /// them the orders of the batches, count on. Model and optimizer are as the caller loads them, with torch::load.
+  /// them the orders of the batches, count on. Model and optimizer are as the caller loads them, with torch::load and
+  /// the device named there; what draws from torch's generator, as dropout does, draws other numbers.
   /// Throws c10::ValueError if this trainer has recorded epochs of its own.
   void resume(const History& history) {
-    TORCH_CHECK_VALUE(history_.epochs().empty(), "attend::Trainer: resume() must come before fit(), which has trained ",
-                      history_.epochs().size(), " epochs");
+    TORCH_CHECK_VALUE(history_.epochs().empty(),
+                      "attend::Trainer: resume() needs a trainer without recorded epochs; this "
+                      "one has ",
+                      history_.epochs().size());
     history_ = history;
   }
 

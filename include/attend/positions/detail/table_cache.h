@@ -5,11 +5,12 @@
 
 #include <cstdint>
 #include <mutex>
+#include <vector>
 
 namespace attend::detail {
 
-/// The last table that a layer computed from a length, for the dtype and device that it was asked for with. A table is
-/// never changed, so that it may be used by several threads; a copy of the layer begins with an empty cache.
+/// The tables that a layer computed, one for each length, dtype and device. A table is never changed nor dropped, so
+/// that several threads may use it, and a CUDA graph that reads it; a copy of the layer begins with an empty cache.
 class TableCache {
  public:
   TableCache() = default;
@@ -20,16 +21,15 @@ class TableCache {
   template <class Make>
   torch::Tensor get(std::int64_t length, const torch::Tensor& like, const Make& make) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!table_.defined() || table_.size(1) != length || table_.scalar_type() != like.scalar_type() ||
-        table_.device() != like.device()) {
-      table_ = make(length).to(like.options());
-    }
-    return table_;
+    for (const torch::Tensor& table : tables_)
+      if (table.size(1) == length && table.scalar_type() == like.scalar_type() && table.device() == like.device())
+        return table;
+    return tables_.emplace_back(make(length).to(like.options()));
   }
 
  private:
   std::mutex mutex_;
-  torch::Tensor table_;
+  std::vector<torch::Tensor> tables_;
 };
 
 }  // namespace attend::detail
