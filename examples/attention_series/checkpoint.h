@@ -5,6 +5,7 @@
 
 #include <attend/training.h>
 
+#include <c10/util/Exception.h>
 #include <torch/serialize.h>
 
 #include <cstdint>
@@ -22,13 +23,18 @@
 /// whenever the program is killed one is there. `history.csv` has the losses again, to be read by people and plot.py.
 class Checkpoint {
  public:
-  /// Reads what an earlier run saved, if there is something. Throws if that was made with other settings.
-  Checkpoint(std::filesystem::path folder, std::string settings)
+  /// Reads what an earlier run saved, if there is something, onto a device. Throws if that was made with other
+  /// settings, or is damaged.
+  Checkpoint(std::filesystem::path folder, std::string settings, torch::Device device)
       : folder_(std::move(folder)), settings_(std::move(settings)) {
     if (!std::filesystem::exists(path())) return;
-    saved_.emplace().load_from(path().string());
     c10::IValue settings_of_saved;
-    saved_->read("settings", settings_of_saved);
+    try {
+      saved_.emplace().load_from(path().string(), device);
+      saved_->read("settings", settings_of_saved);
+    } catch (const c10::Error&) {
+      throw std::runtime_error(path().string() + " is damaged; delete it to begin anew");
+    }
     if (settings_of_saved.toStringRef() != settings_)
       throw std::runtime_error(folder_.string() + " has a run with " + settings_of_saved.toStringRef() +
                                "; this one has " + settings_ + ". Choose another --output, or delete that folder");
@@ -43,15 +49,21 @@ class Checkpoint {
   /// The epochs of earlier runs.
   const attend::History& history() const { return history_; }
 
-  /// Brings a new trainer to where the earlier run ended.
+  /// Loads the weights of the last whole epoch.
+  void load_weights(torch::nn::Module& model) {
+    torch::serialize::InputArchive archive;
+    saved_.value().read("model", archive);
+    model.load(archive);
+  }
+
+  /// Brings a new trainer to where the earlier run ended, if there was one.
   template <class Trainer>
   void restore(Trainer& trainer) {
     if (!saved_) return;
-    torch::serialize::InputArchive model, optimizer;
-    saved_->read("model", model);
-    trainer.model()->load(model);
-    saved_->read("optimizer", optimizer);
-    trainer.optimizer().load(optimizer);
+    load_weights(*trainer.model());
+    torch::serialize::InputArchive archive;
+    saved_->read("optimizer", archive);
+    trainer.optimizer().load(archive);
     trainer.resume(history_);
   }
 

@@ -16,16 +16,17 @@ struct Experiment {
   ShapeNetOptions net;
 };
 
-/// The series, in the order of the story.
-inline std::vector<Experiment> series() {
+/// The series, in the order of the story; `positions` are what the last but one is told.
+inline std::vector<Experiment> series(Positions positions = Positions::kBinary) {
   using attend::GroupBy;
   return {
       {"conv", "convolution", GroupBy::kKind, ShapeNetOptions().attention(false)},
       {"attention", "attention", GroupBy::kKind, ShapeNetOptions()},
       {"location", "attention, by location", GroupBy::kLocation, ShapeNetOptions()},
       {"location_positions", "attention and positions, by location", GroupBy::kLocation,
-       ShapeNetOptions().positions(Positions::kBinary)},
+       ShapeNetOptions().positions(positions)},
+      // The notebook scales by 1/√(channels of all heads).
       {"heads", "attention, four heads", GroupBy::kKind,
-       ShapeNetOptions().num_heads(4).scale(attend::kInverseSqrt).activation(attend::kGELUTanh)},
+       ShapeNetOptions().num_heads(4).scale(0.125).activation(attend::kGELUTanh)},
   };
 }

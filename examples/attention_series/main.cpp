@@ -13,7 +13,7 @@
 
 #include <attend/attend.h>
 #include <attend/training.h>
-#ifdef ATTENTION_SERIES_WITH_CUDA_GRAPHS
+#ifdef EXAMPLE_WITH_CUDA_GRAPHS
 #include <attend/training/cuda_graph.h>
 #endif
 
@@ -23,9 +23,8 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <iomanip>
 #include <iostream>
-#include <optional>
+#include <map>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -46,17 +45,24 @@ struct Settings {
   std::uint64_t seed = 1;
   std::string device = "auto";
   std::string dtype = "float32";
+  std::string positions = "binary";
   int threads = 0;
   std::string output = "attention_series_output";
 
-  /// All that the numbers of a run depend on but for its length; runs that differ in it must not be mixed.
+  /// What the numbers of a run depend on but for its length and the machine; runs that differ in it must not be mixed.
   std::string fingerprint() const {
     std::ostringstream text;
     text << "seed " << seed << ", " << samples << " training and " << held_out_samples
          << " held-out samples, batches of " << batch_size << ", learning rate " << learning_rate << ", " << dtype;
+    if (positions != "binary") text << ", " << positions << " positions";
     return text.str();
   }
 };
+
+const std::map<std::string, Positions> kPositions{{"linear", Positions::kLinear},
+                                                  {"binary", Positions::kBinary},
+                                                  {"sinusoidal", Positions::kSinusoidal},
+                                                  {"learned", Positions::kLearned}};
 
 attend::ShapeDataset data_of(const Experiment& experiment, std::int64_t samples, std::uint64_t seed) {
   return attend::ShapeDataset(attend::ShapeDatasetOptions()
@@ -82,43 +88,46 @@ bool run_experiment(const Experiment& experiment, const Settings& settings, torc
                      .device(device)
                      .seed(settings.seed);
   if (settings.dtype == "bfloat16") options.autocast(torch::kBFloat16);
-#ifdef ATTENTION_SERIES_WITH_CUDA_GRAPHS
+#ifdef EXAMPLE_WITH_CUDA_GRAPHS
   if (device.is_cuda()) options.capture(attend::cuda_graphs());
 #endif
-  Checkpoint checkpoint(folder, settings.fingerprint());
+  Checkpoint checkpoint(folder, settings.fingerprint(), device);
   const std::int64_t trained = std::ssize(checkpoint.history().epochs());
   std::cout << "\n"
             << experiment.name << ": " << experiment.title << ", "
             << support::with_thousands(support::parameter_count(*net)) << " parameters";
   if (trained > 0) std::cout << ", " << trained << " epochs trained before";
   std::cout << std::endl;
-  bool is_complete = trained >= settings.epochs;
-  attend::Trainer trainer(net, options.epochs(std::max<std::int64_t>(settings.epochs - trained, 1)));
-  checkpoint.restore(trainer);
-  if (!is_complete) {
+  if (trained < settings.epochs) {
+    attend::Trainer trainer(net, options.epochs(settings.epochs - trained));
+    checkpoint.restore(trainer);
     trainer.fit(train_set, held_out, attend::ProgressBar(), checkpoint, interrupt);
-    is_complete = !interrupt.happened();
     if (!device.is_cpu()) std::cout << "Steps: " << trainer.explain() << '\n';
   }
+
+  // Of a run that was stopped the results are those of the last whole epoch, with which the next run goes on.
+  Checkpoint saved(folder, settings.fingerprint(), device);
+  const attend::History& history = saved.history();
+  if (history.epochs().empty()) return false;
+  saved.load_weights(*net);
   write_results(folder, net, held_out, kPicturedSamples, device);
 
-  std::vector<double> seconds = trainer.history().seconds();
-  const auto median = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
-  std::nth_element(seconds.begin(), median, seconds.end());
   std::ofstream file = support::open(folder / "results.csv");
-  file << "title,epochs,parameters,train_loss,held_out_loss,own_share,seconds\n\"" << experiment.title << "\","
-       << seconds.size() << ',' << support::parameter_count(*net) << ',' << trainer.history().train_loss().back() << ','
-       << trainer.history().validation_loss().back() << ',';
+  file << "title,epochs,parameters,train_loss,held_out_loss,own_share,mapped_samples,seconds\n\"" << experiment.title
+       << "\"," << history.epochs().size() << ',' << support::parameter_count(*net) << ','
+       << history.train_loss().back() << ',' << history.validation_loss().back() << ',';
   if (experiment.net.attention()) {
     const torch::NoGradGuard no_grad;
     const torch::Tensor inputs = held_out.inputs().slice(0, 0, kMeasuredMaps);
-    file << own_share(net->attention_map(inputs.to(device)), held_out);
+    file << own_share(net->attention_map(inputs.to(device)), held_out) << ',' << inputs.size(0);
+  } else {
+    file << ',';
   }
-  file << ',' << *median << '\n';
+  file << ',' << support::median(history.seconds()) << '\n';
   support::close(file, folder / "results.csv");
-  std::cout << "held-out loss after " << seconds.size() << " epochs: " << trainer.history().validation_loss().back()
+  std::cout << "held-out loss after " << history.epochs().size() << " epochs: " << history.validation_loss().back()
             << std::endl;
-  return is_complete;
+  return std::ssize(history.epochs()) >= settings.epochs;
 }
 
 int run(Settings settings) {
@@ -127,7 +136,7 @@ int run(Settings settings) {
   if (settings.threads > 0) torch::set_num_threads(settings.threads);
   if (settings.quick) settings.epochs = std::min<std::int64_t>(settings.epochs, 6);
   std::vector<Experiment> chosen;
-  for (const Experiment& experiment : series()) {
+  for (const Experiment& experiment : series(kPositions.at(settings.positions))) {
     // What is told by location shows nothing in a few epochs, and what heads show needs long training.
     const bool is_in_all = !settings.quick || experiment.name == "conv" || experiment.name == "attention";
     if (settings.experiment == experiment.name || (settings.experiment == "all" && is_in_all))
@@ -181,6 +190,9 @@ int main(int argc, char** argv) {
                  "float32, or bfloat16: the nets train in it by autocast; pictures are made in float32")
       ->type_name("")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
+  app.add_option("--positions", settings.positions, "what location_positions is told")
+      ->type_name("")
+      ->check(CLI::IsMember(kPositions));
   app.add_option("--device", settings.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->type_name("");
   app.add_option("--output", settings.output, "folder for the results; made if it is missing")->type_name("");
   return support::run(app, argc, argv, "attention_series", [&] { return run(settings); });

@@ -134,8 +134,9 @@ def story(folder, experiments):
         draw_maps(folder / "attention_map.png", cells, "What each position attends to")
         show("What attention looks at", "![Attention maps](attention_map.png)",
              "Each row of a map is a position, and the weights with which it averages all positions; frames are where a shape meets shapes "
-             "of its kind. Peaks attend to peaks of their kind: of what a peak's weights put on shapes, "
-             f"{attention.own_share:.0%} falls on shapes of its own kind (200 held-out signals; without a preference it would be half).")
+             f"of its kind. {'Peaks attend to peaks of their kind: of' if attention.own_share > 0.6 else 'Of'} what a peak's weights put on "
+             f"shapes, {attention.own_share:.0%} falls on shapes of its own kind (mean over {attention.results['mapped_samples']} held-out "
+             "signals; without a preference it would be half).")
 
     if by_location:
         draw_outputs(folder / "location.png", by_location, "By location: the two shapes to the left, and the two to the right")
@@ -151,7 +152,11 @@ def story(folder, experiments):
         epochs = min(12, *(each.epochs for each in curves.values()))
         rows = [f"| {each.title} | {loss_after(each, epochs):.2f} | {each.held_out_loss:.3f} | {each.epochs} "
                 f"| {float(each.results['seconds']):.1f} |" for each in curves.values()]
+        best, worst = (choose(curves.values(), key=lambda each: loss_after(each, epochs)) for choose in (min, max))
         show("All curves", "![The curves](curves.png)",
+             f"After {epochs} epochs {best.title} has the smallest held-out error, {loss_after(best, epochs):.2f}, and {worst.title} the "
+             f"largest, {loss_after(worst, epochs):.2f}. A net that lacks what its task asks for, sight or positions, stops early; one that has "
+             "it goes on.",
              f"| net | held-out error after epoch {epochs} | at the end | epochs | s / epoch |\n| --- | --- | --- | --- | --- |\n"
              + "\n".join(rows))
 

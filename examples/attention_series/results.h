@@ -16,8 +16,8 @@
 
 /// The share of a peak's attention that falls on shapes of its own group: own / (own + other), where `own` is the
 /// weight that the position nearest to a shape's centre puts on the positions of all shapes of its group, itself
-/// included, and `other` what it puts on those of the other group. The mean over all shapes of all samples that have
-/// both groups, and over all heads; without any preference it is about one half.
+/// included, and `other` what it puts on those of the other group. Of several heads the weights are the mean. The mean
+/// over all shapes of all samples that have both groups; without any preference it is about one half.
 ///
 /// maps: (samples, heads, size, size) for the first samples of the data.
 inline double own_share(const torch::Tensor& maps, const attend::ShapeDataset& data) {
@@ -29,13 +29,16 @@ inline double own_share(const torch::Tensor& maps, const attend::ShapeDataset& d
     const std::vector<attend::DrawnShape> shapes = data.shapes(sample);
     for (const attend::DrawnShape& queried : shapes) {
       double own = 0, other = 0;
+      bool has_other = false;
       for (const attend::DrawnShape& shape : shapes) {
         const auto first = static_cast<std::int64_t>(std::floor(shape.centre - shape.width / 2)) + 1;
         const auto end = static_cast<std::int64_t>(std::ceil(shape.centre + shape.width / 2));
+        const bool is_own = shape.target_height == queried.target_height;
+        has_other |= !is_own;
         for (std::int64_t key = first; key < std::min(end, weights.size(2)); ++key)
-          (shape.target_height == queried.target_height ? own : other) += at[sample][std::lround(queried.centre)][key];
+          (is_own ? own : other) += at[sample][std::lround(queried.centre)][key];
       }
-      if (other == 0) continue;
+      if (!has_other || own + other == 0) continue;
       sum += own / (own + other);
       ++peaks;
     }
@@ -74,13 +77,8 @@ inline void write_results(const std::filesystem::path& folder, ShapeNet& net, co
 
   const torch::Tensor maps = net->attention_map(inputs.to(device)).cpu();  // (pictured, heads, size, size)
   for (std::int64_t sample = 0; sample < pictured; ++sample) {
-    for (std::int64_t head = 0; head < maps.size(1); ++head) {
-      const auto path = folder / ("map_" + std::to_string(sample) + "_" + std::to_string(head) + ".csv");
-      std::ofstream file = support::open(path);
-      for (std::int64_t query = 0; query < maps.size(2); ++query)
-        for (std::int64_t key = 0; key < maps.size(3); ++key)
-          file << maps[sample][head][query][key].item<float>() << (key + 1 < maps.size(3) ? ',' : '\n');
-      support::close(file, path);
-    }
+    for (std::int64_t head = 0; head < maps.size(1); ++head)
+      support::write_map(folder / ("map_" + std::to_string(sample) + "_" + std::to_string(head) + ".csv"),
+                         maps[sample][head]);
   }
 }

@@ -11,7 +11,7 @@
 
 #include <attend/attend.h>
 #include <attend/training.h>
-#ifdef CONV_VS_ATTENTION_WITH_CUDA_GRAPHS
+#ifdef EXAMPLE_WITH_CUDA_GRAPHS
 #include <attend/training/cuda_graph.h>
 #endif
 
@@ -89,7 +89,7 @@ attend::TrainerOptions trainer_options(const Settings& settings, torch::Device d
                      .device(device)
                      .seed(settings.seed);
   if (settings.dtype == "bfloat16") options.autocast(torch::kBFloat16);
-#ifdef CONV_VS_ATTENTION_WITH_CUDA_GRAPHS
+#ifdef EXAMPLE_WITH_CUDA_GRAPHS
   if (device.is_cuda()) options.capture(attend::cuda_graphs());
 #endif
   return options;
@@ -137,20 +137,13 @@ std::filesystem::path map_file(const std::filesystem::path& folder, std::int64_t
   return folder / ("map_" + std::to_string(sample) + ".csv");
 }
 
-/// The attention maps for the first held-out signals: one file each, a line for each query position.
+/// The attention maps for the first held-out signals: one file each.
 void write_maps(const std::filesystem::path& folder, const Net& net, const attend::ShapeDataset& held_out,
                 torch::Device device) {
   const torch::Tensor inputs = held_out.inputs().slice(0, 0, kPicturedSamples).to(device);  // (samples, 1, size)
   const torch::Tensor maps = net.model.ptr()->attention_map(inputs).cpu();                  // (samples, 1, size, size)
-  for (std::int64_t sample = 0; sample < kPicturedSamples; ++sample) {
-    std::ofstream file = support::open(map_file(folder / net.name, sample));
-    for (std::int64_t query = 0; query < maps.size(2); ++query) {
-      for (std::int64_t key = 0; key < maps.size(3); ++key)
-        file << (key > 0 ? "," : "") << maps[sample][0][query][key].item<float>();
-      file << '\n';
-    }
-    support::close(file, map_file(folder / net.name, sample));
-  }
+  for (std::int64_t sample = 0; sample < kPicturedSamples; ++sample)
+    support::write_map(map_file(folder / net.name, sample), maps[sample][0]);
 }
 
 /// Removes what an earlier run left, so that results of two runs never stand side by side.
@@ -162,13 +155,10 @@ void remove_results(const std::filesystem::path& folder) {
 void print_table(const std::vector<Net>& nets) {
   std::cout << "\nnet           parameters   training loss   held-out loss   s / epoch\n" << std::fixed;
   for (const Net& net : nets) {
-    std::vector<double> seconds = net.history.seconds();
-    const auto median = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
-    std::nth_element(seconds.begin(), median, seconds.end());
     std::cout << std::left << std::setw(12) << net.name << std::right << std::setw(12)
               << support::with_thousands(support::parameter_count(*net.model)) << std::setprecision(5) << std::setw(16)
               << net.history.train_loss().back() << std::setw(16) << net.history.validation_loss().back()
-              << std::setprecision(1) << std::setw(12) << *median << '\n';
+              << std::setprecision(1) << std::setw(12) << support::median(net.history.seconds()) << '\n';
   }
   std::cout << std::defaultfloat;
 }

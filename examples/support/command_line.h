@@ -21,6 +21,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace support {
 
@@ -88,6 +89,21 @@ inline std::string with_thousands(std::int64_t number) {
 inline std::string duration(double seconds) {
   return seconds < 90 ? std::to_string(std::llround(std::ceil(seconds))) + " s"
                       : std::to_string(std::llround(seconds / 60)) + " minutes";
+}
+
+inline double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+/// Writes an attention map (queries, keys): a line for each query position, a column for each key position.
+inline void write_map(const std::filesystem::path& path, const torch::Tensor& map) {
+  std::ofstream file = open(path);
+  for (std::int64_t query = 0; query < map.size(0); ++query)
+    for (std::int64_t key = 0; key < map.size(1); ++key)
+      file << map[query][key].item<float>() << (key + 1 < map.size(1) ? ',' : '\n');
+  close(file, path);
 }
 
 /// The trainable numbers of a model.

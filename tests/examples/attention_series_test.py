@@ -108,25 +108,38 @@ class AttentionSeries(unittest.TestCase):
         self.assertIn("4 epochs trained before", again.stdout)
         self.assertEqual(rows(self.folder / "parts" / "location_positions" / "samples.csv"), parts)
 
-    def test_ctrl_c_keeps_the_whole_epochs_and_the_next_run_goes_on(self):
-        command = [PROGRAM, *SMALL, "--experiment", "conv", "--epochs", "100000", "--output", self.folder]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    def interrupted_run(self, line_before, *options):
+        """Starts a long run and ends it with Ctrl-C after a line; what it printed to stdout from then on."""
+        process = subprocess.Popen([PROGRAM, *options, "--epochs", "100000", "--output", self.folder],
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                    # a shell starts background jobs with SIGINT ignored, which is inherited
                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-        for line in process.stderr:
-            if re.match("epoch +2/", line):
+        for line in process.stdout:
+            if re.match(line_before, line):
                 break
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 130)
         self.assertIn("the same command goes on with it", output)
+
+    def test_ctrl_c_keeps_the_whole_epochs_and_the_next_run_goes_on(self):
+        self.interrupted_run("epoch +2/", *SMALL, "--experiment", "conv")
         history = rows(self.folder / "conv" / "history.csv")
         self.assertGreaterEqual(len(history), 2)
+        (results,) = rows(self.folder / "conv" / "results.csv")
+        self.assertEqual(results["epochs"], str(len(history)))
+        self.assertEqual(results["held_out_loss"], history[-1]["validation_loss"])
+        drawn = subprocess.run([sys.executable, PLOT, self.folder], capture_output=True, text=True)
+        self.assertEqual(drawn.returncode, 0, drawn.stderr)
 
         result = run(*SMALL, "--experiment", "conv", "--epochs", str(len(history) + 1), "--output", self.folder)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn(f"{len(history)} epochs trained before", result.stdout)
         self.assertEqual(rows(self.folder / "conv" / "history.csv")[:-1], history)
+
+    def test_ctrl_c_in_the_first_epoch_leaves_nothing_half_done(self):
+        self.interrupted_run("conv: ", "--samples", "200000", "--experiment", "conv")
+        self.assertEqual(list((self.folder / "conv").iterdir()), [])
 
     def test_quick_is_six_epochs_of_convolution_and_attention(self):
         result = run(*SMALL, "--quick", "--output", self.folder)
@@ -136,6 +149,28 @@ class AttentionSeries(unittest.TestCase):
             self.assertEqual(len(rows(self.folder / name / "history.csv")), 6)
         drawn = subprocess.run([sys.executable, PLOT, self.folder], capture_output=True, text=True)
         self.assertEqual(drawn.returncode, 0, drawn.stderr)
+
+    def test_each_kind_of_positions_trains(self):
+        options = [*SMALL, "--experiment", "location_positions", "--epochs", "1"]
+        for positions, parameters in (("linear", "54,401"), ("binary", "56,321"), ("sinusoidal", "56,321"), ("learned", "57,021")):
+            with self.subTest(positions):
+                result = run(*options, "--positions", positions, "--output", self.folder / positions)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertIn(f", {parameters} parameters", result.stdout)
+        result = run(*options, "--output", self.folder / "linear")
+        self.assertEqual(result.returncode, 1)
+        self.assertRegex(result.stderr, "has a run with seed 1, .*, linear positions; this one has seed 1, .*, float32. Choose")
+
+    def test_a_damaged_checkpoint_is_named_and_kept(self):
+        options = [*SMALL, "--experiment", "conv", "--epochs", "1", "--output", self.folder]
+        self.assertEqual(run(*options).returncode, 0)
+        checkpoint = self.folder / "conv" / "checkpoint.pt"
+        damaged = checkpoint.read_bytes()[:1000]
+        checkpoint.write_bytes(damaged)
+        result = run(*options)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(f"{checkpoint} is damaged; delete it to begin anew", result.stderr)
+        self.assertEqual(checkpoint.read_bytes(), damaged)
 
     def test_runs_with_other_settings_are_not_mixed(self):
         options = [*SMALL, "--experiment", "conv", "--epochs", "1", "--output", self.folder]
@@ -160,6 +195,7 @@ class AttentionSeries(unittest.TestCase):
             ("--held-out", "3"): "--held-out: Value 3 must be a whole number from 4",
             ("--seed", "1.5"): "--seed: Value 1.5 must be a whole number from 0",
             ("--dtype", "float16"): "--dtype: float16 not in {",
+            ("--positions", "none"): "--positions: none not in {binary,learned,linear,sinusoidal}",
             ("--device", "tpu"): "--device: tpu must be auto, cpu, cuda or cuda:N",
             ("--output", str(blocked / "x")): f"--output: cannot write to the folder {blocked}/x",
         }
