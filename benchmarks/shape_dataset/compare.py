@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""attend::ShapeDataset against the notebook's rule in Python: python3 compare.py PROGRAM, the one built from main.cpp.
+"""attend::ShapeDataset against its rules in Python: python3 compare.py PROGRAM, the one built from main.cpp.
 
-The two run in turn; printed are the medians, as a row of a Markdown table.
+The notebook's rule, one sample after another in numpy, and the handout's, some thousands at a time in torch. The programs
+run in turn; printed are the medians, as a Markdown table.
 """
 
 import random
@@ -10,7 +11,11 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "attention_series"))
+
+import handout
 import numpy as np
 
 SAMPLES, SIZE, MAX_HEIGHT, NOISE = 10_000, 100, 50, 0.3
@@ -43,23 +48,32 @@ def sample():
     return signals
 
 
-def python_milliseconds():
-    begin = time.perf_counter()
+def notebook_data():
     inputs, targets = zip(*(sample() for _ in range(SAMPLES)))
-    np.stack(inputs), np.stack(targets)
+    return np.stack(inputs), np.stack(targets)
+
+
+def milliseconds(make):
+    begin = time.perf_counter()
+    make()
     return 1000 * (time.perf_counter() - begin)
 
 
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    ours, theirs = [], []
+    rules = {
+        "the notebook's, 10,000 samples": notebook_data,
+        "the handout's, 26,000 samples": lambda: handout.make_data(26_000, by_location=False),
+    }
+    rounds = []
     for _ in range(5):
-        ours.append(float(subprocess.run(sys.argv[1], capture_output=True, check=True, text=True).stdout))
-        theirs.append(python_milliseconds())
-    a, b = statistics.median(ours), statistics.median(theirs)
-    print("| 10,000 samples | attend (ms) | Python and numpy (ms) | ratio |\n| --- | --- | --- | --- |")
-    print(f"| median of {len(ours)} | {a:.0f} | {b:.0f} | {b / a:.0f} |")
+        ours = [float(line) for line in subprocess.run(sys.argv[1], capture_output=True, check=True, text=True).stdout.split()]
+        rounds.append([(each, milliseconds(make)) for each, make in zip(ours, rules.values())])
+    print("| rule | attend (ms) | Python (ms) | ratio |\n| --- | --- | --- | --- |")
+    for name, pairs in zip(rules, zip(*rounds)):
+        a, b = (statistics.median(column) for column in zip(*pairs))
+        print(f"| {name} | {a:.0f} | {b:.0f} | {b / a:.0f} |")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def draw_curves(path, experiments):
         axes.plot(each.history["epoch"] + 1, each.history["validation_loss"], color=COLORS[name], label=each.title)
     axes.set(yscale="log", xlabel="epoch", ylabel="held-out mean squared error", title="The series")
     axes.grid(which="both", alpha=0.25)
-    axes.legend(frameon=False)
+    legend_beside(axes)
     save(figure, path)
 
 
@@ -125,8 +125,8 @@ def story(folder, experiments):
 
         draw_outputs(folder / "predictions.png", by_kind, "Held-out signals and what the nets make of them")
         show("What they draw", "![Held-out signals](predictions.png)",
-             "Five convolutions of width 5 see 21 positions: where both shapes of a kind are farther apart, the convolution net can but "
-             "draw each near the height that it has. The attention layer sees all positions and chooses by what stands there.")
+             "Five convolutions of width 5 see 21 positions: where the shapes of a kind are farther apart, the convolution net can but "
+             "draw each between the height that it has and the usual one. The attention layer sees all positions and chooses by what stands there.")
 
     if attention:
         cells = [(f"signal {i + 1}", attention.samples[i]["input"], attention.shapes[i], maps[0])
