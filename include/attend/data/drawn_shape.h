@@ -16,8 +16,7 @@ inline std::ostream& operator<<(std::ostream& stream, ShapeKind kind) {
 struct DrawnShape {
   ShapeKind kind = ShapeKind::kTriangle;
   double centre = 0;  ///< the position of its middle, from 0; not always a whole number
-  double width =
-      0;  ///< it has the positions t with |t − centre| < width / 2; the handout's triangles reach 1/2 farther
+  double width = 0;          ///< it has the positions t with |t − centre| < width / 2, a handout's triangle 1/2 more
   double height = 0;         ///< of its top, in the input
   double target_height = 0;  ///< of its top, in the target
 };
