@@ -15,10 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import numpy as np
 from figures import COLORS, draw_losses, draw_map, draw_signals, plt, read_columns, read_rows, read_samples, save
 
-NAMES = ("conv", "attention", "location", "location_positions", "heads")
-COLORS = {
-    **COLORS,
+COLOR_OF = {
     "conv": COLORS["convolution"],
+    "attention": COLORS["attention"],
     "location": "#c77d1e",
     "location_positions": "#3d8b37",
     "heads": "#5b4b9a",
@@ -28,7 +27,8 @@ COLORS = {
 class Experiment:
     """What one experiment left in its folder."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, color):
+        self.color = color
         (self.results,) = read_rows(folder / "results.csv")
         self.history = read_columns(folder / "history.csv")
         self.samples = read_samples(folder / "samples.csv")
@@ -52,21 +52,24 @@ class Experiment:
     own_share = property(lambda self: float(self.results["own_share"]))
 
 
+def colors_with(experiments):
+    return {**COLORS, **{each.title: each.color for each in experiments}}
+
+
 def legend_beside(axes):
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def draw_outputs(path, experiments, title):
     """Test inputs with what each of the nets makes of them; the nets were given the same signals."""
-    first = next(iter(experiments.values()))
-    figure, all_axes = plt.subplots(len(first.samples), 1, figsize=(8, 2.2 * len(first.samples)), sharex=True,
-                                    layout="constrained")
+    samples = experiments[0].samples
+    figure, all_axes = plt.subplots(len(samples), 1, figsize=(8, 2.2 * len(samples)), sharex=True, layout="constrained")
     for i, axes in enumerate(all_axes):
-        sample = {**first.samples[i], **{name: each.samples[i]["output"] for name, each in experiments.items()}}
-        draw_signals(axes, sample, ("input", "target", *experiments), COLORS)
+        outputs = {each.title: each.samples[i]["output"] for each in experiments}
+        draw_signals(axes, {**samples[i], **outputs}, ("input", "target", *outputs), colors_with(experiments))
         axes.label_outer()
     all_axes[0].set_title(title)
-    legend_beside(all_axes[0])
+    figure.legend(*all_axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
     save(figure, path)
 
 
@@ -83,8 +86,8 @@ def draw_maps(path, cells, title):
 
 def draw_curves(path, experiments):
     figure, axes = plt.subplots(figsize=(8, 4.5))
-    for name, each in experiments.items():
-        axes.plot(each.history["epoch"] + 1, each.history["validation_loss"], color=COLORS[name], label=each.title)
+    for each in experiments:
+        axes.plot(each.history["epoch"] + 1, each.history["validation_loss"], color=each.color, label=each.title)
     axes.set(yscale="log", xlabel="epoch", ylabel="held-out mean squared error", title="The series")
     axes.grid(which="both", alpha=0.25)
     legend_beside(axes)
@@ -98,9 +101,9 @@ def loss_after(experiment, epochs):
 def story(folder, experiments):
     """Draws the figures in the order of the story; the page as a list of paragraphs."""
     page = ["# What attention is, in a few experiments"]
-    conv, attention, location, with_positions, heads = (experiments.get(name) for name in NAMES)
-    by_kind = {name: experiments[name] for name in ("conv", "attention") if name in experiments}
-    by_location = {name: experiments[name] for name in ("location", "location_positions") if name in experiments}
+    conv, attention, location, with_positions, heads = (experiments.get(name) for name in COLOR_OF)
+    by_kind = [each for each in (conv, attention) if each]
+    by_location = [each for each in (location, with_positions) if each]
 
     def show(heading, *figures_and_sentences):
         page.append(f"## {heading}")
@@ -108,7 +111,7 @@ def story(folder, experiments):
 
     if by_kind:
         figure, axes = plt.subplots(figsize=(8, 3))
-        draw_signals(axes, next(iter(by_kind.values())).samples[0], ("input", "target"))
+        draw_signals(axes, by_kind[0].samples[0], ("input", "target"))
         axes.set_title("One sample: each shape is to get the mean height of its kind")
         legend_beside(axes)
         save(figure, folder / "data_example.png")
@@ -117,10 +120,10 @@ def story(folder, experiments):
              "height, and both rectangles at theirs. For that an output must know of shapes that may stand at the other end.")
 
         figure, axes = plt.subplots(figsize=(8, 4))
-        draw_losses(axes, {name: each.history for name, each in by_kind.items()}, COLORS)
+        draw_losses(axes, {each.title: each.history for each in by_kind}, colors_with(by_kind))
         save(figure, folder / "loss.png")
         sentences = [f"{each.after()} the held-out error of {each.title} is {each.held_out_loss:.3f}, with "
-                     f"{int(each.results['parameters']):,} parameters." for each in by_kind.values()]
+                     f"{int(each.results['parameters']):,} parameters." for each in by_kind]
         show("Convolution and attention", "![Loss per epoch](loss.png)", " ".join(sentences))
 
         draw_outputs(folder / "predictions.png", by_kind, "Held-out signals and what the nets make of them")
@@ -140,19 +143,18 @@ def story(folder, experiments):
 
     if by_location:
         draw_outputs(folder / "location.png", by_location, "By location: the two shapes to the left, and the two to the right")
-        sentences = [f"{each.after()} the held-out error of {each.title} is {each.held_out_loss:.3f}."
-                     for each in by_location.values()]
+        sentences = [f"{each.after()} the held-out error of {each.title} is {each.held_out_loss:.3f}." for each in by_location]
         show("Where things are", "![Held-out signals, by location](location.png)",
              "Now the two leftmost shapes are to be averaged, and the two rightmost. Attention compares what stands at two positions and not "
              "where they are, so it needs channels that say so, here the bits of the position. " + " ".join(sentences))
 
-    curves = {name: each for name, each in experiments.items() if name != "heads"}
+    curves = by_kind + by_location
     if len(curves) > 1:
         draw_curves(folder / "curves.png", curves)
-        epochs = min(12, *(each.epochs for each in curves.values()))
+        epochs = min(12, *(each.epochs for each in curves))
         rows = [f"| {each.title} | {loss_after(each, epochs):.2f} | {each.held_out_loss:.3f} | {each.epochs} "
-                f"| {float(each.results['seconds']):.1f} |" for each in curves.values()]
-        best, worst = (choose(curves.values(), key=lambda each: loss_after(each, epochs)) for choose in (min, max))
+                f"| {float(each.results['seconds']):.1f} |" for each in curves]
+        best, worst = (choose(curves, key=lambda each: loss_after(each, epochs)) for choose in (min, max))
         show("All curves", "![The curves](curves.png)",
              f"After {epochs} epochs {best.title} has the smallest held-out error, {loss_after(best, epochs):.2f}, and {worst.title} the "
              f"largest, {loss_after(worst, epochs):.2f}. A net that lacks what its task asks for, sight or positions, stops early; one that has "
@@ -174,7 +176,8 @@ def main():
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python3 plot.py FOLDER, the folder that attention_series wrote")
     folder = Path(sys.argv[1])
-    experiments = {name: Experiment(folder / name) for name in NAMES if (folder / name / "results.csv").is_file()}
+    experiments = {name: Experiment(folder / name, color) for name, color in COLOR_OF.items()
+                   if (folder / name / "results.csv").is_file()}
     if not experiments:
         sys.exit(f"plot.py: {folder} has no results; run attention_series --output {folder}")
     (folder / "series.md").write_text("\n\n".join(story(folder, experiments)) + "\n")
