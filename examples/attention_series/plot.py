@@ -138,7 +138,7 @@ def story(folder, experiments):
         show("What attention looks at", "![Attention maps](attention_map.png)",
              "Each row of a map is a position, and the weights with which it averages all positions; frames are where a shape meets shapes "
              f"of its kind. {'Peaks attend to peaks of their kind: of' if attention.own_share > 0.6 else 'Of'} what a peak's weights put on "
-             f"shapes, {attention.own_share:.0%} falls on shapes of its own kind (mean over {attention.results['mapped_samples']} held-out "
+             f"shapes, {attention.own_share:.1%} falls on shapes of its own kind (mean over {attention.results['mapped_samples']} held-out "
              "signals; without a preference it would be half).")
 
     if by_location:
@@ -157,8 +157,8 @@ def story(folder, experiments):
         best, worst = (choose(curves, key=lambda each: loss_after(each, epochs)) for choose in (min, max))
         show("All curves", "![The curves](curves.png)",
              f"After {epochs} epochs {best.title} has the smallest held-out error, {loss_after(best, epochs):.2f}, and {worst.title} the "
-             f"largest, {loss_after(worst, epochs):.2f}. A net that lacks what its task asks for, sight or positions, stops early; one that has "
-             "it goes on.",
+             f"largest, {loss_after(worst, epochs):.2f}. A net that lacks what its task asks for, sight or positions, soon improves but slowly; "
+             "one that has it goes on.",
              f"| net | held-out error after epoch {epochs} | at the end | epochs | s / epoch |\n| --- | --- | --- | --- | --- |\n"
              + "\n".join(rows))
 
