@@ -7,6 +7,7 @@
 #include <attend/attention/options.h>
 #include <attend/attention/reference.h>
 #include <attend/attention/sdpa.h>
+#include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
@@ -14,7 +15,7 @@
 #include <optional>
 #include <string>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 namespace detail {
 
 /// One backend, as the choice sees it.
@@ -133,4 +134,4 @@ inline Explanation explain(const at::Tensor& query, const at::Tensor& key, const
   return detail::explain(problem, options.backend());
 }
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -11,13 +11,14 @@
 #include <attend/attention/options.h>
 #include <attend/attention/score_mod.h>
 #include <attend/attention/sequence_masks.h>
+#include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
 
 #include <memory>
 #include <type_traits>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 namespace detail {
 
 /// One sentence for each way in which a type can fail to be a score_mod or mask_mod.
@@ -102,4 +103,4 @@ Explanation explain_flex(const at::Tensor& query, const at::Tensor& key, const a
     return detail::explain(detail::flex_problem(query, key, value, score_mod, mask_mod, options), options.backend());
 }
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/version.h>
+
 #include <ATen/core/Tensor.h>
 
 #include <ostream>
 #include <string>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Who computes attention: each has a header under attention/. ConvStack and the projections of SelfAttention1d have
 /// two: our own kernels, where these can and are faster, and torch, which is also what kReference asks for.
@@ -81,4 +83,4 @@ inline std::ostream& operator<<(std::ostream& stream, const Explanation& explana
   return stream;
 }
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -5,6 +5,7 @@
 #include <attend/attention/coordinate.h>
 #include <attend/attention/tensor_view.h>
 #include <attend/macros.h>
+#include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
@@ -12,7 +13,7 @@
 #include <cstdint>
 #include <utility>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Attention with linear biases: score − slope · |p − j| for the key j and the query's position p. One slope for each
 /// query head, (H) or (N, H), floating-point; may need a gradient.
@@ -132,4 +133,4 @@ class DenseBias {
   at::Tensor bias_;
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <attend/attention/tensor_view.h>
+#include <attend/detail/const_data.h>
+#include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
@@ -13,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// The sizes of one call of attention.
 struct AttentionSizes {
@@ -62,7 +64,7 @@ class Binder {
     const at::Tensor& bound = next(tensor, "integers", is_whole, "whole numbers or bool", 2);
     std::int64_t strides[2] = {};
     for (int i = 0; i < bound.dim(); ++i) strides[i] = bound.stride(i);
-    return {is_collecting_ ? nullptr : bound.const_data_ptr<std::int32_t>(), strides};
+    return {is_collecting_ ? nullptr : detail::const_data<std::int32_t>(bound), strides};
   }
 
   /// To find out which tensors a struct asks for.
@@ -107,4 +109,4 @@ class Binder {
   int number_ = 0;  // of tensors that have been asked for
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

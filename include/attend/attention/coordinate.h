@@ -2,10 +2,11 @@
 #pragma once
 
 #include <attend/macros.h>
+#include <attend/version.h>
 
 #include <cstdint>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Which score is meant: that of a query and a key of one head of one batch entry; and how many queries and keys there
 /// are.
@@ -35,4 +36,4 @@ struct KeyRange {
   std::int32_t begin, end;
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -10,7 +10,9 @@
 #include <attend/attention/fused_function.h>
 #include <attend/attention/modification.h>
 #include <attend/attention/sdpa.h>
+#include <attend/detail/const_data.h>
 #include <attend/detail/parallel.h>
+#include <attend/version.h>
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
@@ -31,7 +33,7 @@
 #include <string>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Our own kernels for the CPU (attention/cpu/): everything that attention() and flex_attention() can ask for.
 struct Cpu {
@@ -188,7 +190,7 @@ struct Cpu {
           given.log_sum_exp.defined() ? given.log_sum_exp.contiguous().resolve_neg() : at::Tensor();
       cpu::Gradients<T> gradients;
       gradients.output = rows(output);
-      if (log_sum_exp.defined()) gradients.log_sum_exp = log_sum_exp.const_data_ptr<T>();
+      if (log_sum_exp.defined()) gradients.log_sum_exp = const_data<T>(log_sum_exp);
       gradients.query = rows(inputs[0]);
       gradients.key = rows(inputs[1]);
       gradients.value = rows(inputs[2]);
@@ -267,7 +269,7 @@ struct Cpu {
       standard.softcap = static_cast<T>(problem_.softcap);
       if (problem_.alibi_slopes.defined()) {
         slopes_ = problem_.alibi_slopes.to(kDtype);
-        standard.alibi_slopes = slopes_.template const_data_ptr<T>();
+        standard.alibi_slopes = const_data<T>(slopes_);
         standard.has_alibi_of_batch = slopes_.size(0) > 1;
         standard.alibi_strides[0] = standard.has_alibi_of_batch ? slopes_.stride(0) : 0;
         standard.alibi_strides[1] = slopes_.stride(1);
@@ -291,8 +293,7 @@ struct Cpu {
       if (problem_.dropout > 0) {
         standard.dropout = static_cast<T>(problem_.dropout);
         standard.dropout_scale = problem_.dropout < 1 ? static_cast<T>(1 / (1 - problem_.dropout)) : T(0);
-        standard.dropout_seed =
-            static_cast<std::uint64_t>(*problem_.dropout_seed.template const_data_ptr<std::int64_t>());
+        standard.dropout_seed = static_cast<std::uint64_t>(*const_data<std::int64_t>(problem_.dropout_seed));
         standard.dropout_threshold = dropout_threshold(problem_.dropout);
       }
       if (problem_.modification == nullptr) return;
@@ -312,4 +313,4 @@ struct Cpu {
   };
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

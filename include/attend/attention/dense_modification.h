@@ -9,7 +9,10 @@
 #include <attend/attention/coordinate.h>
 #include <attend/attention/detail/dual.h>
 #include <attend/attention/score_mod.h>
+#include <attend/detail/autograd_node.h>
+#include <attend/detail/const_data.h>
 #include <attend/detail/parallel.h>
+#include <attend/version.h>
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
@@ -25,14 +28,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 inline constexpr const char* kTwoValuesRead =
     "attend::flex_attention: a score_mod reads two values of one TensorView for the same score; its gradient needs two "
@@ -69,7 +72,7 @@ class DenseScores : public torch::autograd::Node {
   using Tensors = std::vector<at::Tensor>;
 
   /// `inputs`: the scores, then the tensors that the score_mod asks its binder for, all on the CPU.
-  static at::Tensor apply_to(const Mod& mod, const Tensors& inputs, const std::vector<int>& directions = {}) {
+  static at::Tensor apply_to(const Mod& mod, const Tensors& inputs, const std::vector<std::size_t>& directions = {}) {
     for (const at::Tensor& input : inputs)
       TORCH_CHECK_NOT_IMPLEMENTED(!input._fw_grad(/*level=*/0).defined(),
                                   "attend::flex_attention: a score_mod has no forward-mode derivative");
@@ -79,7 +82,7 @@ class DenseScores : public torch::autograd::Node {
       result = evaluate(mod, inputs, directions).first;
     }
     if (!torch::autograd::compute_requires_grad(at::TensorList(inputs))) return result;
-    const std::shared_ptr<DenseScores> node(new DenseScores(mod, inputs, directions), torch::autograd::deleteNode);
+    const auto node = make_node(new DenseScores(mod, inputs, directions));
     node->set_next_edges(torch::autograd::collect_next_edges(at::TensorList(inputs)));
     torch::autograd::set_history(result, node);
     return result;
@@ -103,9 +106,9 @@ class DenseScores : public torch::autograd::Node {
     }
     torch::autograd::variable_list results(inputs.size());
     if (!gradients[0].defined()) return results;
-    for (int k = 0; k < static_cast<int>(inputs.size()); ++k) {
+    for (std::size_t k = 0; k < inputs.size(); ++k) {
       if (!task_should_compute_output(k)) continue;
-      std::vector<int> directions = directions_;
+      std::vector<std::size_t> directions = directions_;
       directions.push_back(k);
       const at::Tensor derivative = apply_to(mod_, inputs, directions);  // (N, H, L, S)
       // Where no gradient goes, because a mask rules it out, a derivative may be infinite.
@@ -125,32 +128,33 @@ class DenseScores : public torch::autograd::Node {
   }
 
  private:
-  DenseScores(const Mod& mod, const Tensors& inputs, std::vector<int> directions)
+  DenseScores(const Mod& mod, const Tensors& inputs, std::vector<std::size_t> directions)
       : mod_(mod), directions_(std::move(directions)) {
     for (const at::Tensor& input : inputs) inputs_.emplace_back(input, /*is_output=*/false);
   }
 
   /// The derivative, and for a single direction k ≥ 1 also the place, from 1 on, of the value that it is by; else none.
   static std::pair<at::Tensor, at::Tensor> evaluate(const Mod& mod, const Tensors& inputs,
-                                                    const std::vector<int>& directions) {
+                                                    const std::vector<std::size_t>& directions) {
     return inputs[0].scalar_type() == at::kDouble ? evaluate_in<double>(mod, inputs, directions)
                                                   : evaluate_in<float>(mod, inputs, directions);
   }
 
   template <class V>
   static std::pair<at::Tensor, at::Tensor> evaluate_in(const Mod& mod, const Tensors& inputs,
-                                                       const std::vector<int>& directions) {
+                                                       const std::vector<std::size_t>& directions) {
     const at::Tensor scores = inputs[0].contiguous();
     const AttentionSizes sizes = sizes_of(scores);
     Tensors tensors;
     for (std::size_t k = 1; k < inputs.size(); ++k) tensors.push_back(inputs[k].contiguous());
     std::array<int, 2> differentiated = {-1, -1};
-    for (std::size_t depth = 0; depth < directions.size(); ++depth) differentiated[depth] = directions[depth] - 1;
+    for (std::size_t depth = 0; depth < directions.size(); ++depth)
+      differentiated[depth] = static_cast<int>(directions[depth]) - 1;
     Binder binder(sizes, tensors, differentiated);
     const auto function = bound(mod, binder);
 
     at::Tensor results = at::empty(scores.sizes(), scores.options()), places;
-    const V* score = scores.const_data_ptr<V>();
+    const V* score = const_data<V>(scores);
     V* result = results.mutable_data_ptr<V>();
     if (directions.empty()) {
       for_each_score(
@@ -180,7 +184,7 @@ class DenseScores : public torch::autograd::Node {
   }
 
   Mod mod_;
-  std::vector<int> directions_;
+  std::vector<std::size_t> directions_;
   std::vector<torch::autograd::SavedVariable> inputs_;
 };
 
@@ -195,4 +199,4 @@ at::Tensor dense_mask(const Mod& mod, const AttentionSizes& sizes, const std::ve
   return mask;
 }
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -4,6 +4,7 @@
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/reference.h>
 #include <attend/detail/fused_function.h>
+#include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
 
@@ -11,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// All tensors of a problem that a gradient may go back to, in one order everywhere; some may be undefined.
 inline std::vector<at::Tensor*> inputs_of(Problem& problem) {
@@ -87,4 +88,4 @@ class FusedAttention {
   Problem problem_;  // without its tensors
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

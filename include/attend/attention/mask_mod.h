@@ -4,12 +4,13 @@
 #include <attend/attention/coordinate.h>
 #include <attend/attention/score_mod.h>
 #include <attend/macros.h>
+#include <attend/version.h>
 
 #include <concepts>
 #include <cstdint>
 #include <type_traits>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 namespace detail {
 
 /// A mask_mod as kernels call it.
@@ -77,7 +78,8 @@ struct Causal : detail::MaskOperators {
 struct SlidingWindow : detail::MaskOperators {
   std::int32_t left, right;
 
-  ATTEND_HOST_DEVICE constexpr SlidingWindow(std::int32_t left, std::int32_t right) : left(left), right(right) {}
+  ATTEND_HOST_DEVICE constexpr SlidingWindow(std::int32_t keys_left, std::int32_t keys_right)
+      : left(keys_left), right(keys_right) {}
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const {
     const std::int32_t distance = at.key - at.query_position();
     return (left < 0 || distance >= -left) && (right < 0 || distance <= right);
@@ -95,7 +97,7 @@ struct SlidingWindow : detail::MaskOperators {
 struct PrefixLM : detail::MaskOperators {
   std::int32_t prefix_length;
 
-  ATTEND_HOST_DEVICE constexpr explicit PrefixLM(std::int32_t prefix_length) : prefix_length(prefix_length) {}
+  ATTEND_HOST_DEVICE constexpr explicit PrefixLM(std::int32_t length) : prefix_length(length) {}
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const {
     return at.key < prefix_length || at.key <= at.query_position();
   }
@@ -110,7 +112,7 @@ struct And : detail::MaskOperators {
   A a;
   B b;
 
-  ATTEND_HOST_DEVICE constexpr And(const A& a, const B& b) : a(a), b(b) {}
+  ATTEND_HOST_DEVICE constexpr And(const A& first, const B& second) : a(first), b(second) {}
   ATTEND_HOST_DEVICE constexpr bool operator()(
       Coordinate at) const requires detail::MaskFunction<A> && detail::MaskFunction<B> {
     return a(at) && b(at);
@@ -132,7 +134,7 @@ struct Or : detail::MaskOperators {
   A a;
   B b;
 
-  ATTEND_HOST_DEVICE constexpr Or(const A& a, const B& b) : a(a), b(b) {}
+  ATTEND_HOST_DEVICE constexpr Or(const A& first, const B& second) : a(first), b(second) {}
   ATTEND_HOST_DEVICE constexpr bool operator()(
       Coordinate at) const requires detail::MaskFunction<A> && detail::MaskFunction<B> {
     return a(at) || b(at);
@@ -155,7 +157,7 @@ template <class A>
 struct Not : detail::MaskOperators {
   A a;
 
-  ATTEND_HOST_DEVICE constexpr explicit Not(const A& a) : a(a) {}
+  ATTEND_HOST_DEVICE constexpr explicit Not(const A& mask) : a(mask) {}
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const requires detail::MaskFunction<A> { return !a(at); }
   auto bind(Binder& binder) const requires detail::Bindable<A> {
     auto bound_a = detail::bound(a, binder);
@@ -203,4 +205,4 @@ template <class A>
 requires std::derived_from<A, detail::MaskOperators>
 constexpr Not<A> operator!(const A& a) { return Not<A>(a); }
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

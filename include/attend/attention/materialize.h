@@ -5,11 +5,12 @@
 #include <attend/attention/mask_mod.h>
 #include <attend/attention/modification.h>
 #include <attend/attention/score_mod.h>
+#include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// What a mask_mod allows, as a tensor: bool (N, H, L, S), true = attend. For tests and pictures.
 ///
@@ -40,4 +41,4 @@ at::Tensor materialize(const Score& score_mod, const at::Tensor& scores) {
   return modification.change(scores, modification.tensors(detail::sizes_of(scores), scores.device()));
 }
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -6,6 +6,7 @@
 #include <attend/attention/dense_modification.h>
 #include <attend/attention/mask_mod.h>
 #include <attend/attention/score_mod.h>
+#include <attend/version.h>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
@@ -19,7 +20,7 @@
 #include <utility>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// As a Binder takes it. Throws c10::ValueError for whole numbers beyond int32.
 inline at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType dtype) {
@@ -127,4 +128,4 @@ class ModificationBy final : public Modification {
   MaskMod mask_mod_;
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

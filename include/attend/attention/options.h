@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/attention/backend.h>
+#include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
 #include <torch/arg.h>
@@ -10,7 +11,7 @@
 #include <cstdint>
 #include <ostream>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// The type of kInverseSqrt.
 struct InverseSqrt {};
@@ -104,4 +105,4 @@ struct AttentionOptions {
   TORCH_ARG(Backend, backend) = Backend::kAuto;
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

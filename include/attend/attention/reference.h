@@ -4,6 +4,7 @@
 #include <attend/attention/detail/dropout.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/modification.h>
+#include <attend/version.h>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
@@ -17,7 +18,7 @@
 #include <optional>
 #include <string>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Attention by its definition: dense, a few lines, differentiable any number of times. It is the specification that
 /// every kernel is held against, and what runs where no kernel can.
@@ -131,4 +132,4 @@ struct Reference {
   }
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -5,13 +5,14 @@
 #include <attend/attention/detail/dual.h>
 #include <attend/attention/tensor_view.h>
 #include <attend/macros.h>
+#include <attend/version.h>
 
 #include <concepts>
 #include <cstdint>
 #include <type_traits>
 #include <utility>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 class Binder;  // attention/binder.h
 
@@ -120,4 +121,4 @@ auto then(const First& first, const Second& second, const Rest&... rest) {
   return then(then(first, second), rest...);
 }
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -3,6 +3,7 @@
 
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/fused_function.h>
+#include <attend/version.h>
 
 #include <ATen/SDPBackend.h>
 #include <ATen/TensorOperators.h>
@@ -20,7 +21,7 @@
 #include <string>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// ATen's fused kernels, for what they compute exactly as attention() promises.
 ///
@@ -195,4 +196,4 @@ struct Sdpa {
   }
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -6,6 +6,7 @@
 #include <attend/attention/mask_mod.h>
 #include <attend/attention/tensor_view.h>
 #include <attend/macros.h>
+#include <attend/version.h>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
@@ -15,7 +16,7 @@
 #include <cstdint>
 #include <utility>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Several documents in one sequence: a query attends to the keys of its own document. Document numbers are whole
 /// numbers, (L) and (S), or (N, L) and (N, S) where batch entries differ; one tensor serves for both in self-attention.
@@ -127,4 +128,4 @@ class KeyPadding : public detail::MaskOperators {
   at::Tensor lengths_;
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

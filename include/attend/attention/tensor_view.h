@@ -3,10 +3,11 @@
 
 #include <attend/attention/detail/dual.h>
 #include <attend/macros.h>
+#include <attend/version.h>
 
 #include <cstdint>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// The values of a tensor of up to four sizes, as a score_mod reads them. Binder::values() makes one.
 ///
@@ -67,4 +68,4 @@ class IntegerView {
   std::int64_t strides_[2] = {};
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -6,8 +6,10 @@
 #include <attend/convolution/cpu/forward.h>
 #include <attend/convolution/reference.h>
 #include <attend/detail/autocast.h>
+#include <attend/detail/const_data.h>
 #include <attend/detail/fused_function.h>
 #include <attend/detail/parallel.h>
+#include <attend/version.h>
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -24,7 +26,7 @@
 #include <utility>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Our own convolutions for the CPU (convolution/cpu/).
 struct CpuConvolution {
@@ -180,7 +182,7 @@ struct CpuConvolution {
       each_convolution(threads, count, [&](std::size_t i) {
         std::vector<const float*> of_threads;
         for (int thread = 0; thread < threads; ++thread)
-          of_threads.push_back(sums.const_data_ptr<float>() + thread * offsets.back() + offsets[i]);
+          of_threads.push_back(const_data<float>(sums) + thread * offsets.back() + offsets[i]);
         stack.convolutions[i].unpack(*stack.operations, of_threads, weight_gradients[i].mutable_data_ptr<float>());
       });
       for (std::size_t i = 0; i < count; ++i) results.push_back(weight_gradients[i].to(inputs[1 + i].scalar_type()));
@@ -189,7 +191,7 @@ struct CpuConvolution {
         if (!bias.defined()) continue;
         results.resize(1 + count + i);
         const at::Tensor bias_gradient = at::empty(bias.sizes(), x.options().dtype(at::kFloat));
-        add_sums_of_threads(sums.const_data_ptr<float>() + offsets[count + i], offsets.back(), threads, bias.size(0),
+        add_sums_of_threads(const_data<float>(sums) + offsets[count + i], offsets.back(), threads, bias.size(0),
                             bias_gradient.mutable_data_ptr<float>());
         results.push_back(bias_gradient.to(bias.scalar_type()));
       }
@@ -234,13 +236,13 @@ struct CpuConvolution {
         convolution.bias.assign(static_cast<std::size_t>(convolution.out_row()), 0.0f);
         if (const at::Tensor& bias = inputs[1 + count + i]; bias.defined() && !for_backward) {
           const at::Tensor wide = bias.to(at::kFloat).contiguous().resolve_neg();
-          std::copy_n(wide.const_data_ptr<float>(), wide.numel(), convolution.bias.begin());
+          std::copy_n(const_data<float>(wide), wide.numel(), convolution.bias.begin());
         }
         stack.convolutions.push_back(std::move(convolution));
       }
       stack.zeros.assign(static_cast<std::size_t>(stack.largest_row()), 0.0f);
       each_convolution(threads_for(stack), count, [&](std::size_t i) {
-        const float* const from = weights[i].const_data_ptr<float>();
+        const float* const from = const_data<float>(weights[i]);
         if (!for_backward)
           stack.convolutions[i].pack_forward(*stack.operations, *stack.row_operations, from);
         else if (i > 0 || x.requires_grad())
@@ -252,9 +254,9 @@ struct CpuConvolution {
     /// Calls work(i) for each convolution, on several threads.
     template <class Work>
     static void each_convolution(int threads, std::size_t count, const Work& work) {
-      const int used = std::min(threads, static_cast<int>(count));
+      const int end = static_cast<int>(count), used = std::min(threads, end);
       parallel(used, [&](int thread) {
-        for (std::size_t i = thread; i < count; i += used) work(i);
+        for (int i = thread; i < end; i += used) work(static_cast<std::size_t>(i));
       });
     }
 
@@ -277,4 +279,4 @@ struct CpuConvolution {
   };
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -10,6 +10,7 @@
 #include <attend/detail/autocast.h>
 #include <attend/detail/fused_function.h>
 #include <attend/detail/parallel.h>
+#include <attend/version.h>
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -23,7 +24,7 @@
 #include <utility>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Several linear layers of one input: y_j = x W_jᵀ, with the queries, keys and values of self-attention in mind. On
 /// the CPU in float32 and bfloat16 it is one pass over x forward, and one over x and all gradients backward, where
@@ -294,4 +295,4 @@ struct Projections {
   };
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/version.h>
+
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/conv1d.h>
 #include <ATen/ops/relu.h>
@@ -8,7 +10,7 @@
 #include <cstddef>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Convolutions of a 1-d signal one after the other, each padded with zeros to keep the length; an even number of taps
 /// pads one position more on the right.
@@ -31,4 +33,4 @@ inline at::Tensor convolve_by_torch(const ConvolutionStack& stack, const at::Ten
   return y;
 }
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/version.h>
+
 #include <ostream>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// What a shape of ShapeDataset is.
 enum class ShapeKind { kTriangle, kRectangle };
@@ -21,4 +23,4 @@ struct DrawnShape {
   double target_height = 0;  ///< of its top, in the target
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -6,6 +6,7 @@
 #include <attend/data/detail/notebook_shapes.h>
 #include <attend/data/drawn_shape.h>
 #include <attend/detail/parallel.h>
+#include <attend/version.h>
 
 #include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
@@ -22,7 +23,7 @@
 #include <optional>
 #include <vector>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Whose rule ShapeDataset draws by.
 enum class ShapeGenerator {
@@ -195,7 +196,7 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
   void draw(const Generator& generator) {
     detail::parallel_ranges(options_.max_samples(), /*grain=*/64, [&](std::int64_t begin, std::int64_t end) {
       detail::Drawing drawing;
-      std::vector<float> noise_row(options_.size());
+      std::vector<float> noise_row(static_cast<std::size_t>(options_.size()));
       for (std::int64_t i = begin; i < end; ++i) {
         generator.draw(kShapeStream, i, drawing);
         typename Generator::Noise noise(options_.seed(), kNoiseStream, i);
@@ -213,7 +214,7 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
     const double factor = static_cast<float>(is_handout() ? *options_.noise_std() * std::sqrt(3.0)  // from U(−1, 1)
                                                           : *options_.noise_std());
     double smallest = std::numeric_limits<double>::infinity(), largest = -smallest;
-    for (std::int64_t i = 0; i < options_.size(); ++i) {
+    for (std::size_t i = 0; i < signal.size(); ++i) {
       double& x = signal[i];
       x += factor * static_cast<double>(noise[i]);
       smallest = std::min(smallest, x);
@@ -233,4 +234,4 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
   torch::Tensor inputs_, targets_;
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

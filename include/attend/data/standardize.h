@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/version.h>
+
 #include <c10/util/Exception.h>
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
@@ -10,7 +12,7 @@
 #include <cmath>
 #include <ostream>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Options of Standardize.
 struct StandardizeOptions {
@@ -80,4 +82,4 @@ class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
 
 TORCH_MODULE(Standardize);
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/version.h>
+
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// The dtype in which an operation that autocast covers takes x: that of autocast where it is on, but float64 stays.
 inline at::ScalarType dtype_under_autocast(const at::Tensor& x) {
@@ -14,4 +16,4 @@ inline at::ScalarType dtype_under_autocast(const at::Tensor& x) {
   return is_cast ? at::autocast::get_autocast_dtype(device) : x.scalar_type();
 }
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

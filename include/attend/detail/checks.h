@@ -2,13 +2,14 @@
 #pragma once
 
 #include <attend/detail/autocast.h>
+#include <attend/version.h>
 
 #include <c10/util/Exception.h>
 #include <torch/types.h>
 
 #include <cstdint>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// A size that an option gives.
 inline void check_positive(const char* layer, const char* name, std::int64_t value) {
@@ -44,4 +45,4 @@ inline void check_signal(const char* layer, const torch::Tensor& x, std::int64_t
   check_fits_weights(layer, "x", x, weight);
 }
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

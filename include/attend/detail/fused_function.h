@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/detail/autograd_node.h>
+#include <attend/version.h>
+
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -11,13 +14,12 @@
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include <cstddef>
-#include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// What a fused forward pass gives.
 struct FusedOutputs {
@@ -59,7 +61,7 @@ class FusedFunction : public torch::autograd::Node {
       result = function.forward(inputs, is_recorded);
     }
     if (!is_recorded) return result.outputs;
-    const std::shared_ptr<FusedFunction> node(new FusedFunction(function, inputs), torch::autograd::deleteNode);
+    const auto node = make_node(new FusedFunction(function, inputs));
     node->set_next_edges(torch::autograd::collect_next_edges(at::TensorList(inputs)));
     for (at::Tensor& output : result.outputs) {
       torch::autograd::set_history(output, node);
@@ -90,8 +92,7 @@ class FusedFunction : public torch::autograd::Node {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       for (const torch::autograd::SavedVariable& saved : inputs_) inputs.push_back(saved.unpack());
-      for (const torch::autograd::SavedVariable& saved : outputs_)
-        forward.outputs.push_back(saved.unpack(shared_from_this()));
+      for (const torch::autograd::SavedVariable& saved : outputs_) forward.outputs.push_back(saved.unpack(getptr()));
       for (const torch::autograd::SavedVariable& saved : kept_) forward.kept.push_back(saved.unpack());
     }
     if (c10::GradMode::is_enabled()) return differentiable_backward(std::move(inputs), gradients);
@@ -133,4 +134,4 @@ class FusedFunction : public torch::autograd::Node {
   std::vector<torch::autograd::SavedVariable> inputs_, outputs_, kept_;
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/version.h>
+
 #include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/core/Tensor.h>
@@ -9,7 +11,7 @@
 #include <algorithm>
 #include <cstdint>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Calls work(begin, end) for ranges that make up 0 … count − 1, at least `grain` each but for the last, on torch's own
 /// threads. Exceptions come through.
@@ -44,4 +46,4 @@ inline void add_sums_of_threads(const float* sums, std::int64_t row, int threads
   });
 }
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

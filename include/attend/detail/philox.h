@@ -2,10 +2,11 @@
 #pragma once
 
 #include <attend/macros.h>
+#include <attend/version.h>
 
 #include <cstdint>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Four random words: what one call of Philox yields.
 struct PhiloxBlock {
@@ -40,4 +41,4 @@ ATTEND_HOST_DEVICE inline PhiloxBlock philox(std::uint64_t seed, std::uint64_t c
   return block;
 }
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

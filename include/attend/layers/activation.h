@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/version.h>
+
 #include <torch/enum.h>
 #include <torch/types.h>
 
@@ -13,7 +15,7 @@
 #include <type_traits>
 #include <utility>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// The type of kGELUTanh.
 struct GELUTanh {};
@@ -64,4 +66,4 @@ class Activation {
   std::function<torch::Tensor(const torch::Tensor&)> function_;
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -6,6 +6,7 @@
 #include <attend/convolution/reference.h>
 #include <attend/detail/checks.h>
 #include <attend/layers/activation.h>
+#include <attend/version.h>
 
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
@@ -20,7 +21,7 @@
 #include <string>
 #include <vector>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Options of ConvStack.
 ///
@@ -166,4 +167,4 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
 
 TORCH_MODULE(ConvStack);
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

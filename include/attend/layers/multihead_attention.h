@@ -4,6 +4,7 @@
 #include <attend/attention.h>
 #include <attend/detail/checks.h>
 #include <attend/layers/detail/ignore_masks.h>
+#include <attend/version.h>
 
 #include <c10/util/Exception.h>
 #include <torch/arg.h>
@@ -21,7 +22,7 @@
 #include <tuple>
 #include <vector>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Options of MultiheadAttention: those of torch::nn::MultiheadAttentionOptions, and below them what torch has not.
 ///
@@ -245,8 +246,9 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     check_one("value", value, "vdim", options.vdim());
     TORCH_CHECK_VALUE(key.dim() == query.dim(), kName, ": key ", key.sizes(), " must have as many dimensions as query ",
                       query.sizes());
-    TORCH_CHECK_VALUE(value.sizes().slice(0, value.dim() - 1) == key.sizes().slice(0, key.dim() - 1), kName, ": value ",
-                      value.sizes(), " must have the batch size and length of key ", key.sizes());
+    const auto all_but_width = [](const torch::Tensor& x) { return x.sizes().slice(0, x.sizes().size() - 1); };
+    TORCH_CHECK_VALUE(all_but_width(value) == all_but_width(key), kName, ": value ", value.sizes(),
+                      " must have the batch size and length of key ", key.sizes());
     const int batch = options.batch_first() ? 0 : 1;
     TORCH_CHECK_VALUE(query.dim() == 2 || key.size(batch) == query.size(batch), kName, ": key ", key.sizes(),
                       " must have the batch size of query ", query.sizes());
@@ -328,4 +330,4 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
 
 TORCH_MODULE(MultiheadAttention);
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -4,6 +4,7 @@
 #include <attend/attention.h>
 #include <attend/convolution/projections.h>
 #include <attend/detail/checks.h>
+#include <attend/version.h>
 
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
@@ -15,7 +16,7 @@
 #include <ostream>
 #include <vector>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Options of SelfAttention1d.
 ///
@@ -147,4 +148,4 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
 
 TORCH_MODULE(SelfAttention1d);
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -5,6 +5,7 @@
 #include <attend/positions/combine.h>
 #include <attend/positions/detail/joined.h>
 #include <attend/positions/detail/table_cache.h>
+#include <attend/version.h>
 
 #include <ATen/ops/arange.h>
 #include <c10/util/Exception.h>
@@ -13,13 +14,12 @@
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
 
-#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <optional>
 #include <ostream>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
@@ -30,7 +30,8 @@ inline void check_bits(const char* name, std::int64_t num_channels) {
 
 inline torch::Tensor binary_positions(const char* name, std::int64_t length, std::optional<std::int64_t> num_channels) {
   check_positive(name, "length", length);
-  const auto bits = std::max<std::int64_t>(std::bit_width(static_cast<std::uint64_t>(length - 1)), 1);
+  const auto bits =
+      static_cast<std::int64_t>(std::bit_width(static_cast<std::uint64_t>(length - 1) | 1));  // at least one
   const std::int64_t channels = num_channels.value_or(bits);
   check_bits(name, channels);
   TORCH_CHECK_VALUE(channels >= bits, name, ": length (", length, ") must be at most ", std::int64_t{1} << channels,
@@ -101,4 +102,4 @@ class BinaryPositionsImpl : public torch::nn::Cloneable<BinaryPositionsImpl> {
 
 TORCH_MODULE(BinaryPositions);
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/version.h>
+
 #include <ostream>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// How a layer of positions/ joins its channels with those of a signal.
 enum class Combine {
@@ -15,4 +17,4 @@ inline std::ostream& operator<<(std::ostream& stream, Combine combine) {
   return stream << (combine == Combine::kConcatenate ? "kConcatenate" : "kAdd");
 }
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

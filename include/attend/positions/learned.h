@@ -4,6 +4,7 @@
 #include <attend/detail/checks.h>
 #include <attend/positions/combine.h>
 #include <attend/positions/detail/joined.h>
+#include <attend/version.h>
 
 #include <c10/util/Exception.h>
 #include <torch/arg.h>
@@ -15,7 +16,7 @@
 #include <cstdint>
 #include <ostream>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// The first `length` positions of a table (num_channels, max_length) that is learned: (num_channels, length), a view.
 ///
@@ -101,4 +102,4 @@ class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
 
 TORCH_MODULE(LearnedPositions);
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -5,6 +5,7 @@
 #include <attend/positions/combine.h>
 #include <attend/positions/detail/joined.h>
 #include <attend/positions/detail/table_cache.h>
+#include <attend/version.h>
 
 #include <ATen/ops/arange.h>
 #include <torch/arg.h>
@@ -15,7 +16,7 @@
 #include <cstdint>
 #include <ostream>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Positions as one channel that rises from 0 towards 1: t / length for t = 0 … length − 1.
 ///
@@ -66,4 +67,4 @@ class LinearPositionsImpl : public torch::nn::Cloneable<LinearPositionsImpl> {
 
 TORCH_MODULE(LinearPositions);
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -5,6 +5,7 @@
 #include <attend/positions/combine.h>
 #include <attend/positions/detail/joined.h>
 #include <attend/positions/detail/table_cache.h>
+#include <attend/version.h>
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/where.h>
@@ -18,7 +19,7 @@
 #include <cstdint>
 #include <ostream>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Options of sinusoidal_positions() and SinusoidalPositions.
 ///
@@ -108,4 +109,4 @@ class SinusoidalPositionsImpl : public torch::nn::Cloneable<SinusoidalPositionsI
 
 TORCH_MODULE(SinusoidalPositions);
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

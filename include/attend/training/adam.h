@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/training/detail/fused_adam.h>
+#include <attend/version.h>
 
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
@@ -10,7 +11,7 @@
 
 #include <utility>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
@@ -75,4 +76,4 @@ class AdamW : public detail::FusedAdam<detail::AdamWTraits> {
   using FusedAdam::FusedAdam;
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -4,6 +4,7 @@
 // Training steps as CUDA graphs. Needs CUDA's runtime headers and libtorch_cuda: the CMake target attend::cuda.
 
 #include <attend/training/step_capture.h>
+#include <attend/version.h>
 
 #include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAEvent.h>
@@ -25,7 +26,7 @@
 #include <sstream>
 #include <string>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
@@ -153,4 +154,4 @@ class CudaGraphs : public StepCapture {
 ///   attend::Trainer trainer(model, attend::TrainerOptions().device(torch::kCUDA).capture(attend::cuda_graphs()));
 inline std::shared_ptr<CudaGraphs> cuda_graphs() { return std::make_shared<CudaGraphs>(); }
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

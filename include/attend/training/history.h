@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/version.h>
+
 #include <limits>
 #include <vector>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// The figures of one epoch.
 struct EpochRecord {
@@ -51,4 +53,4 @@ class History {
   std::vector<EpochRecord> epochs_;
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

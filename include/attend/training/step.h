@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/training/detail/autocast_scope.h>
+#include <attend/version.h>
 
 #include <c10/util/Exception.h>
 #include <torch/optim/optimizer.h>
@@ -10,7 +11,7 @@
 #include <optional>
 #include <utility>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
@@ -87,4 +88,4 @@ class TrainingStep {
   std::optional<at::ScalarType> autocast_;
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

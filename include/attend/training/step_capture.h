@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/version.h>
+
 #include <c10/core/Device.h>
 #include <torch/types.h>
 
@@ -10,7 +12,7 @@
 #include <string>
 #include <vector>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// What TrainerOptions::capture takes: a way to record what a training step does to the device once, and to do it again
 /// at the cost of one launch. attend::cuda_graphs() of <attend/training/cuda_graph.h> makes one of CUDA graphs.
@@ -60,4 +62,4 @@ class CapturableOptimizer {
   virtual void set_capturing(bool is_capturing) = 0;
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -12,6 +12,7 @@
 #include <attend/training/step_capture.h>
 #include <attend/training/trainer_options.h>
 #include <attend/training/training_state.h>
+#include <attend/version.h>
 
 #include <c10/core/GradMode.h>
 #include <c10/core/ScalarType.h>
@@ -24,7 +25,6 @@
 #include <algorithm>
 #include <chrono>
 #include <concepts>
-#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -36,7 +36,7 @@
 #include <utility>
 #include <vector>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// The mean of the squared differences, Trainer's default loss.
 struct MeanSquaredError {
@@ -217,14 +217,14 @@ class Trainer {
       runner.begin_epoch();
       bool is_updated = true;
       for (; state.batch < state.batches && !(stop && is_updated); ++state.batch) {
-        const std::int64_t begin = state.samples;
-        const std::int64_t update_begin = begin / samples_per_update * samples_per_update;
+        const std::int64_t first = state.samples;
+        const std::int64_t update_begin = first / samples_per_update * samples_per_update;
         const std::int64_t update_end = std::min(update_begin + samples_per_update, train.size());
-        state.samples = std::min(begin + options_.batch_size(), train.size());
-        const auto [inputs, targets] = train.gather(order.slice(0, begin, state.samples));
-        const std::int64_t size = state.samples - begin;
+        state.samples = std::min(first + options_.batch_size(), train.size());
+        const auto [inputs, targets] = train.gather(order.slice(0, first, state.samples));
+        const std::int64_t size = state.samples - first;
         state.loss = runner.backward(inputs, targets, /*is_full=*/size == options_.batch_size(),
-                                     /*begins=*/begin == update_begin,
+                                     /*begins=*/first == update_begin,
                                      static_cast<double>(size) / static_cast<double>(update_end - update_begin));
         is_updated = state.samples == update_end;
         if (is_updated) {
@@ -245,7 +245,8 @@ class Trainer {
     call(detail::on_fit_end_hook());
 
     History fitted;
-    for (std::size_t i = first_epoch; i < history_.epochs().size(); ++i) fitted.add(history_.epochs()[i]);
+    const std::vector<EpochRecord>& all = history_.epochs();
+    for (auto record = all.begin() + first_epoch; record != all.end(); ++record) fitted.add(*record);
     return fitted;
   }
 
@@ -309,4 +310,4 @@ class Trainer {
   std::string how_;  // for explain()
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

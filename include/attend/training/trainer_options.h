@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/training/step_capture.h>
+#include <attend/version.h>
 
 #include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
@@ -15,7 +16,7 @@
 #include <memory>
 #include <optional>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Options of Trainer.
 ///
@@ -70,4 +71,4 @@ inline const TrainerOptions& checked(const TrainerOptions& options) {
 
 }  // namespace detail
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/training/history.h>
+#include <attend/version.h>
 
 #include <torch/nn/module.h>
 #include <torch/optim/optimizer.h>
@@ -10,7 +11,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Where a fit stands: what every hook of a callback is given.
 ///
@@ -57,4 +58,4 @@ struct TrainingState {
   }
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

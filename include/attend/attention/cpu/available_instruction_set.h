@@ -2,12 +2,13 @@
 #pragma once
 
 #include <attend/attention/cpu/instruction_set.h>
+#include <attend/version.h>
 
 #include <ATen/Version.h>
 
 #include <string>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// What the kernels may use: what LibTorch itself uses on this processor, so that its variable ATEN_CPU_CAPABILITY
 /// (default, avx2, avx512) holds for both.
@@ -24,4 +25,4 @@ inline cpu::InstructionSet available_instruction_set() {
   return available;
 }
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

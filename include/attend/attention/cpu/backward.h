@@ -29,16 +29,18 @@
 #include <attend/attention/cpu/block_products.h>
 #include <attend/attention/cpu/call.h>
 #include <attend/attention/cpu/scores.h>
+#include <attend/version.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <limits>
 #include <utility>
 #include <vector>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// What a backward pass has besides the call: the gradient that comes, and those that go.
 template <class T>
@@ -89,25 +91,27 @@ class Backward {
         has_sums_(gradients.mask.data != nullptr || gradients.slopes.data != nullptr ||
                   std::any_of(gradients.modification.begin(), gradients.modification.end(),
                               [](const auto& sums) { return sums.data != nullptr; })),
-        blocks_of_a_group_(static_cast<std::int64_t>(call.heads / call.kv_heads * call.blocks.size())),
+        blocks_of_a_group_(std::ssize(call.blocks) * (call.heads / call.kv_heads)),
         pieces_(static_cast<std::size_t>(threads)) {
     const std::int64_t blocks = blocks_of_a_group_ * call.batch * call.kv_heads;
-    std::vector<std::int64_t> cost(static_cast<std::size_t>(blocks) + 1);  // of all blocks before this one
+    std::vector<std::int64_t> cost{0};  // of all blocks before this one
+    cost.reserve(static_cast<std::size_t>(blocks) + 1);
     for (std::int64_t i = 0; i < blocks; ++i) {
       const KeyRange range = scores.keys(call, Place::at(call, i));
-      cost[i + 1] = cost[i] + 1 + (std::max(0, range.end - range.begin) + kTileKeys - 1) / kTileKeys;
+      cost.push_back(cost.back() + 1 + (std::max(0, range.end - range.begin) + kTileKeys - 1) / kTileKeys);
     }
     std::int64_t begin = 0;
     for (int t = 0; t < threads; ++t) {
-      const std::int64_t target = cost[blocks] * (t + 1) / threads;
+      const std::int64_t target = cost.back() * (t + 1) / threads;
       const std::int64_t end = std::lower_bound(cost.begin(), cost.end(), target) - cost.begin();
-      pieces_[t].begin = begin;
-      pieces_[t].end = begin = t + 1 == threads ? blocks : end;
+      Piece& piece = piece_of(t);
+      piece.begin = begin;
+      piece.end = begin = t + 1 == threads ? blocks : end;
     }
   }
 
   void work(int thread) {
-    Piece& piece = pieces_[thread];
+    Piece& piece = piece_of(thread);
     if (piece.begin == piece.end) return;
     Workspace<T> memory(workspace());
     KeyValueGradients<T> sums(call_);
@@ -140,8 +144,8 @@ class Backward {
           total = &part.sums;
           continue;
         }
-        add(part.sums.key, total->key, begin * total->key_row, end * total->key_row);
-        add(part.sums.value, total->value, begin * total->value_row, end * total->value_row);
+        add(part.sums.key.data(), total->key.data(), begin * total->key_row, end * total->key_row);
+        add(part.sums.value.data(), total->value.data(), begin * total->value_row, end * total->value_row);
       }
     if (total != nullptr) write(group, begin, end, *total);
   }
@@ -162,6 +166,8 @@ class Backward {
     std::vector<Part> parts;
     bool is_valid = true;
   };
+
+  Piece& piece_of(int thread) { return pieces_[static_cast<std::size_t>(thread)]; }
 
   // Blocks that see no more tiles than this have all of them kept until δ is known.
   static constexpr int kShort = 6;
@@ -236,8 +242,8 @@ class Backward {
     const auto add_excess = [&](const Tile<T>& tile, const TileMemory& tile_memory) {
       operations.add_excess(tile.scores, tile_memory.gradients, tile.keys, columns, delta, delta_rest);
     };
-    const auto divide_by_weights = [&](T* sums) {
-      for (int i = 0; i < queries; ++i) sums[i] = weight_sum[i] > T(0) ? sums[i] / weight_sum[i] : T(0);
+    const auto divide_by_weights = [&](T* row_sums) {
+      for (int i = 0; i < queries; ++i) row_sums[i] = weight_sum[i] > T(0) ? row_sums[i] / weight_sum[i] : T(0);
     };
     const auto finish_rest = [&] {
       for (int i = 0; i < queries; ++i)
@@ -320,7 +326,7 @@ class Backward {
       if (tensor_sums.data == nullptr) continue;
       const bool is_valid =
           scores_.modified->add_gradients(before, memory.gradients, static_cast<int>(k), tensor_sums.of(thread));
-      if (!is_valid) pieces_[thread].is_valid = false;
+      if (!is_valid) piece_of(thread).is_valid = false;
     }
     if (memory.has_modified_slopes) operations.multiply(memory.gradients, memory.modified_slopes, tile.keys);
     if (gradients_.mask.data != nullptr) standard.add_mask_gradient(tile, memory.gradients, gradients_.mask.of(thread));
@@ -352,7 +358,7 @@ class Backward {
     for (int i = 0; i < queries; ++i) delta[i] -= gradients_.log_sum_exp[row + i];
   }
 
-  static void add(const std::vector<T>& from, std::vector<T>& to, std::int64_t begin, std::int64_t end) {
+  static void add(const T* from, T* to, std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) to[i] += from[i];
   }
 
@@ -372,4 +378,4 @@ class Backward {
   std::vector<Piece> pieces_;
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -3,12 +3,13 @@
 
 #include <attend/attention/cpu/call.h>
 #include <attend/attention/cpu/pairs.h>
+#include <attend/version.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// The matrix products of one block of queries with tiles of keys, in float32 or float64, or in pairs of bfloat16 where
 /// the tensors and the processor have them. Matrices of the block's own are packed once.
@@ -188,4 +189,4 @@ class BlockProducts {
   T *packed_ = nullptr, *paired_ = nullptr;
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

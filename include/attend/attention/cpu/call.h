@@ -4,6 +4,7 @@
 #include <attend/attention/cpu/pairs.h>
 #include <attend/attention/cpu/rows.h>
 #include <attend/attention/cpu/tile_operations.h>
+#include <attend/version.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -11,7 +12,7 @@
 #include <memory>
 #include <vector>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// Up to kTileQueries queries of every head that are computed together, and the keys among which they stand: all of
 /// them, or those of one sequence of a packed batch.
@@ -75,7 +76,10 @@ struct Call {
 template <class T>
 class Workspace {
  public:
-  explicit Workspace(std::int64_t size) : memory_(std::make_unique_for_overwrite<T[]>(size + kLine)) { begin_again(); }
+  explicit Workspace(std::int64_t size)
+      : memory_(std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(size + kLine))) {
+    begin_again();
+  }
 
   /// All pieces are given back.
   void begin_again() {
@@ -97,4 +101,4 @@ class Workspace {
   T* next_;
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

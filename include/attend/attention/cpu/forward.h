@@ -21,12 +21,13 @@
 #include <attend/attention/cpu/block_products.h>
 #include <attend/attention/cpu/call.h>
 #include <attend/attention/cpu/scores.h>
+#include <attend/version.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// Memory that forward_block() needs, in numbers of T.
 template <class T>
@@ -108,4 +109,4 @@ void forward_block(const Call<T>& call, const Scores<T>& scores, const Place& pl
                               call.value_width, T(1), output);
 }
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -2,11 +2,12 @@
 #pragma once
 
 #include <attend/attention/detail/elementary.h>
+#include <attend/version.h>
 
 #include <cstdint>
 #include <cstring>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// The upper half of a float.
 struct BFloat16 {
@@ -62,4 +63,4 @@ struct Four {
   }
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -2,8 +2,9 @@
 #pragma once
 
 #include <attend/attention/detail/elementary.h>
+#include <attend/version.h>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 // A user's ordinary build knows nothing of the processor that it will run on. So what the kernels do to a whole tile of
 // scores is compiled once for each instruction set, and a table of functions (tile_operations.h) is chosen at run time.
@@ -11,6 +12,9 @@ namespace attend::cpu {
 
 #if defined(__clang__)
 #define ATTEND_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)  // nvcc hands the pragma on to g++, but warns that it does not know it
+#define ATTEND_UNROLL \
+  _Pragma("nv_diagnostic push") _Pragma("nv_diag_suppress 1675") _Pragma("GCC unroll 16") _Pragma("nv_diagnostic pop")
 #else
 #define ATTEND_UNROLL _Pragma("GCC unroll 16")
 #endif
@@ -91,4 +95,4 @@ struct On<Avx512Bf16, Operation> {
   }
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -7,6 +7,7 @@
 #include <attend/attention/cpu/tile_operations.h>
 #include <attend/attention/mask_mod.h>
 #include <attend/attention/score_mod.h>
+#include <attend/version.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -14,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// A caller's score_mod and mask_mod, as the kernels see them.
 template <class T>
@@ -139,4 +140,4 @@ class ModifiedScoresBy final : public ModifiedScores<T> {
   Function apply_;
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

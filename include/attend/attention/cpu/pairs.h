@@ -9,10 +9,11 @@
 #include <attend/attention/cpu/tile.h>
 #include <attend/attention/cpu/transpose.h>
 #include <attend/attention/cpu/vector.h>
+#include <attend/version.h>
 
 #include <cstdint>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 // Every function on the way to the instruction is marked for the processor that has it: clang asks for that.
 #if defined(__x86_64__)
@@ -195,4 +196,4 @@ inline constexpr PairOperations kPairOperations{&On<Avx512Bf16, PairProduct>::ca
                                                 &On<Avx512, PairQueries>::call, &On<Avx512, PairRows>::call,
                                                 &On<Avx512, TransposeWords>::call};
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -10,10 +10,11 @@
 // for depths of 64 to 320 in rows of 64, of 98 that the core can do.
 
 #include <attend/attention/cpu/vector.h>
+#include <attend/version.h>
 
 #include <cstdint>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// A matrix of which only single numbers are read: entry (i, k) lies at data[i · row + k · column].
 template <class T>
@@ -93,4 +94,4 @@ struct Product {
   }
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -4,11 +4,12 @@
 #include <attend/attention/cpu/four.h>
 #include <attend/attention/cpu/product.h>
 #include <attend/attention/cpu/tile.h>
+#include <attend/version.h>
 
 #include <cstdint>
 #include <type_traits>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// Two neighbouring numbers of bfloat16.
 using Pair = std::uint32_t;
@@ -101,4 +102,4 @@ struct TensorRows {
   }
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -4,11 +4,12 @@
 #include <attend/attention/cpu/call.h>
 #include <attend/attention/cpu/modified_scores.h>
 #include <attend/attention/cpu/standard_scores.h>
+#include <attend/version.h>
 
 #include <algorithm>
 #include <cstdint>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// All that happens to scores between the product and the softmax: what the options say, then a caller's score_mod,
 /// then all masks.
@@ -49,4 +50,4 @@ struct Scores {
   }
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -6,8 +6,9 @@
 
 #include <attend/attention/cpu/tile.h>
 #include <attend/attention/cpu/vector.h>
+#include <attend/version.h>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 // Long sums are made of sums of so many numbers, which halves their error.
 inline constexpr int kPart = 8;
@@ -181,4 +182,4 @@ struct SoftmaxGradient {
   }
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -6,10 +6,11 @@
 #include <attend/attention/cpu/tile.h>
 #include <attend/attention/cpu/vector.h>
 #include <attend/detail/philox.h>
+#include <attend/version.h>
 
 #include <cstdint>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 // Loops over the numbers of a row have a constant number of steps, so that the compilers make vectors of them.
 inline constexpr int kRun = 16;
@@ -86,4 +87,4 @@ struct DropoutFactors {
   }
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -2,12 +2,13 @@
 #pragma once
 
 #include <attend/attention/cpu/call.h>
+#include <attend/version.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// What AttentionOptions do to the scores of a tile. Each part that a call does not use costs one branch for each tile.
 template <class T>
@@ -102,4 +103,4 @@ struct StandardScores {
   }
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -2,11 +2,12 @@
 #pragma once
 
 #include <attend/attention/coordinate.h>
+#include <attend/version.h>
 
 #include <cstdint>
 #include <limits>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// The kernels work on tiles of so many keys and queries; a tile has one row for each key, its queries side by side.
 inline constexpr int kTileKeys = 64, kTileQueries = 64;
@@ -31,4 +32,4 @@ constexpr int columns_for(int queries) { return (queries + 15) / 16 * 16; }
 template <class T>
 inline constexpr T kNever = -std::numeric_limits<T>::infinity();
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

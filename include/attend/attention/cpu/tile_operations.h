@@ -5,11 +5,12 @@
 #include <attend/attention/cpu/softmax.h>
 #include <attend/attention/cpu/standard_operations.h>
 #include <attend/attention/cpu/transpose.h>
+#include <attend/version.h>
 
 #include <cstdint>
 #include <type_traits>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// What the kernels do to tiles, compiled for one instruction set. Each function is described where its struct is.
 template <class T>
@@ -70,4 +71,4 @@ const TileOperations<T>& tile_operations(InstructionSet available) {
   return kTileOperations<T, Baseline>;
 }
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -7,12 +7,13 @@
 #include <attend/attention/cpu/rows.h>
 #include <attend/attention/cpu/tile.h>
 #include <attend/attention/cpu/vector.h>
+#include <attend/version.h>
 
 #include <cstdint>
 #include <type_traits>
 #include <utility>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// As many vectors of T as one has lanes.
 template <class T, class Set>
@@ -46,13 +47,19 @@ struct Square {
  private:
   template <std::size_t... i>
   ATTEND_ALWAYS_INLINE void transpose(std::index_sequence<i...>) {
+    using Places = typename Simd::Integers;
     constexpr int kHalf = kLanes / 2;
     ATTEND_UNROLL for (int step = 1; step < kLanes; step *= 2) {
       Vector next[kLanes];
       ATTEND_UNROLL for (int r = 0; r < kHalf; ++r) {
         const Vector a = rows[r], b = rows[r + kHalf];
+#if defined(__clang__)
         next[2 * r] = __builtin_shufflevector(a, b, (i % 2 * kLanes + i / 2)...);
         next[2 * r + 1] = __builtin_shufflevector(a, b, (i % 2 * kLanes + i / 2 + kHalf)...);
+#else  // g++ has __builtin_shufflevector from version 12 on, and nvcc passes no parameter pack on to it
+        next[2 * r] = __builtin_shuffle(a, b, Places{(i % 2 * kLanes + i / 2)...});
+        next[2 * r + 1] = __builtin_shuffle(a, b, Places{(i % 2 * kLanes + i / 2 + kHalf)...});
+#endif
       }
       ATTEND_UNROLL for (int r = 0; r < kLanes; ++r) rows[r] = next[r];
     }
@@ -136,4 +143,4 @@ struct WriteTransposed {
   }
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

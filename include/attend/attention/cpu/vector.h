@@ -3,8 +3,9 @@
 
 #include <attend/attention/cpu/instruction_set.h>
 #include <attend/attention/detail/elementary.h>
+#include <attend/version.h>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// As many numbers as one register holds: the compilers' own vectors, which have + - * / and comparisons, and what
 /// those lack.
@@ -22,9 +23,14 @@ struct Simd {
   }
   static ATTEND_ALWAYS_INLINE void store(T* to, const Vector& vector) { *reinterpret_cast<Unaligned*>(to) = vector; }
 
+#if !defined(__CUDA_ARCH__)  // nvcc also compiles these functions for the GPU, where vectors are an error
   /// eˣ of numbers that are at most 80.
   static ATTEND_ALWAYS_INLINE void exp(Vector& x) { attend::detail::exponential<T, /*kIsBounded=*/true, Integers>(x); }
   static ATTEND_ALWAYS_INLINE void tanh(Vector& x) { attend::detail::hyperbolic_tangent<T, Integers>(x); }
+#else
+  static void exp(Vector&);
+  static void tanh(Vector&);
+#endif
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

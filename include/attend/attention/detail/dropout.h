@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/detail/const_data.h>
 #include <attend/detail/philox.h>
+#include <attend/version.h>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
@@ -13,7 +15,7 @@
 #include <cmath>
 #include <cstdint>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 // Dropout of attention weights. Whether entry (n, h, i, j) is kept depends on the call's seed and its coordinates only,
 // not on who asks, in which order, or on how many threads: it is word j mod 4 of philox(seed; j / 4, i, h, n), four
@@ -60,17 +62,17 @@ inline at::Tensor dropout_keep(const at::Tensor& seed, double dropout, at::IntAr
   if (!seed.is_cpu()) return philox_words(seed, sizes).slice(3, 0, sizes[3]).ge(static_cast<std::int64_t>(threshold));
   at::Tensor keep = at::empty(sizes, seed.options().dtype(at::kBool));
   bool* entry = keep.mutable_data_ptr<bool>();
-  const auto seed_value = static_cast<std::uint64_t>(*seed.const_data_ptr<std::int64_t>());
+  const auto seed_value = static_cast<std::uint64_t>(*const_data<std::int64_t>(seed));
+  const auto counter = [](std::int64_t high, std::int64_t low) { return static_cast<std::uint64_t>(high << 32 | low); };
   for (std::int64_t n = 0; n < sizes[0]; ++n)
     for (std::int64_t h = 0; h < sizes[1]; ++h)
       for (std::int64_t i = 0; i < sizes[2]; ++i)
         for (std::int64_t j = 0; j < sizes[3]; j += 4) {
-          const PhiloxBlock block = philox(seed_value, static_cast<std::uint64_t>(i) << 32 | (j / 4),
-                                           static_cast<std::uint64_t>(n) << 32 | h);
+          const PhiloxBlock block = philox(seed_value, counter(i, j / 4), counter(n, h));
           for (std::int64_t word = 0; word < 4 && j + word < sizes[3]; ++word)
             *entry++ = block.words[word] >= threshold;
         }
   return keep;
 }
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/attention/detail/elementary.h>
+#include <attend/version.h>
 
 #include <cmath>
 #include <cstdint>
@@ -10,7 +11,7 @@
 // On the CPU a call that is not drawn in would end a vector.
 #define ATTEND_NUMBER ATTEND_HOST_DEVICE __attribute__((always_inline))
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 // What a score_mod computes with. It is written once, for any type T:
 //
@@ -77,8 +78,8 @@ struct Dual {
   Dual() = default;
   template <class Constant, class = std::enable_if_t<std::is_arithmetic_v<Constant>>>
   ATTEND_NUMBER constexpr Dual(Constant constant) : value(constant), derivative(0) {}
-  ATTEND_NUMBER constexpr Dual(Number value, Number derivative, std::int64_t source)
-      : value(value), derivative(derivative), source(source) {}
+  ATTEND_NUMBER constexpr Dual(Number number, Number by_source, std::int64_t place)
+      : value(number), derivative(by_source), source(place) {}
 
   ATTEND_NUMBER friend constexpr Dual operator+(Dual a, Dual b) {
     return {a.value + b.value, a.derivative + b.derivative, both(a, b)};
@@ -173,4 +174,4 @@ requires detail::kIsNumber<T> ATTEND_NUMBER constexpr T& operator/=(T& a, const 
   return a = a / b;
 }
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

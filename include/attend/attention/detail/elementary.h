@@ -7,12 +7,13 @@
 #endif
 
 #include <attend/macros.h>
+#include <attend/version.h>
 
 #include <cstdint>
 #include <limits>
 #include <type_traits>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 // eˣ, log x and tanh x without a branch or a call, so that a compiler turns a loop of them into vectors, which it does
 // not do for calls of the standard library. The same code serves a number, a vector of the compiler's whose elements
@@ -129,4 +130,4 @@ ATTEND_HOST_DEVICE ATTEND_ALWAYS_INLINE V logarithm(V x) {
   return x == Format::kInfinity || x != x ? x : x < V(0) ? Format::kNaN : x == V(0) ? -Format::kInfinity : result;
 }
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -3,6 +3,7 @@
 
 #include <attend/attention/backend.h>
 #include <attend/attention/options.h>
+#include <attend/version.h>
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -16,7 +17,7 @@
 #include <memory>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 class Modification;  // attention/modification.h
 
@@ -218,4 +219,4 @@ inline Problem attention_problem(const at::Tensor& query, const at::Tensor& key,
   return problem;
 }
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -30,6 +30,7 @@
 // thread waiting for the other.
 
 #include <attend/convolution/cpu/stack.h>
+#include <attend/version.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -37,7 +38,7 @@
 #include <utility>
 #include <vector>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// Sums of one thread: of each convolution the gradient of its weights (Convolution::gradient_size()) and of its bias.
 struct StackGradients {
@@ -143,4 +144,4 @@ class StackBackward {
   float *wide_ = nullptr, *even_ = nullptr, *odd_ = nullptr, *paired_ = nullptr, *rounded_ = nullptr;
 };
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

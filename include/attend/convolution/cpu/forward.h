@@ -13,12 +13,13 @@
 // whole stack while it lies in the caches.
 
 #include <attend/convolution/cpu/stack.h>
+#include <attend/version.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// Memory that forward_signal() needs, in floats.
 inline std::int64_t forward_workspace(const Stack& stack) {
@@ -61,4 +62,4 @@ void forward_signal(const Stack& stack, std::int64_t n, std::int64_t slot, const
               last.out_channels, last.has_relu);
 }
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

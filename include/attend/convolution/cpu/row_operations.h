@@ -6,10 +6,11 @@
 #include <attend/attention/cpu/pairs.h>
 #include <attend/attention/cpu/tile_operations.h>
 #include <attend/attention/cpu/vector.h>
+#include <attend/version.h>
 
 #include <cstdint>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 // What a stack of convolutions does to rows besides products: a row is one position with its channels side by side, and
 // as long as whole vectors, but for rows of few channels.
@@ -208,4 +209,4 @@ inline const RowOperations& row_operations(InstructionSet available) {
   return kRowOperations<Baseline>;
 }
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -5,6 +5,7 @@
 #include <attend/attention/cpu/pairs.h>
 #include <attend/attention/cpu/tile_operations.h>
 #include <attend/convolution/cpu/row_operations.h>
+#include <attend/version.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -12,7 +13,7 @@
 #include <cstring>
 #include <vector>
 
-namespace attend::cpu {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// One convolution of a stack.
 struct Convolution {
@@ -42,13 +43,14 @@ struct Convolution {
   /// Brings contiguous weights (out_channels, in_channels, taps) into the orders above.
   void pack_forward(const TileOperations<float>& operations, const RowOperations& row_operations,
                     const float* weights) {
-    forward.assign(static_cast<std::size_t>(in_depth()) * out_row(), 0.0f);
+    forward.assign(size_of(in_depth(), out_row()), 0.0f);
     const int depth = in_channels * taps;
     if (has_narrow_output()) {
+      float* const to = forward.data();
       for (int o = 0; o < out_channels; ++o)
         for (int c = 0; c < in_channels; ++c)
           for (int j = 0; j < taps; ++j)
-            forward[o * in_depth() + j * in_row() + c] = weights[(o * in_channels + c) * taps + j];
+            to[o * in_depth() + j * in_row() + c] = weights[(o * in_channels + c) * taps + j];
     } else {
       std::vector<float> transposed(static_cast<std::size_t>(depth) * kTileQueries);
       const Rows<float> rows{reinterpret_cast<char*>(const_cast<float*>(weights)), depth, 1, false};  // to be read
@@ -66,7 +68,7 @@ struct Convolution {
 
   void pack_backward(const RowOperations& row_operations, const float* weights) {
     const int depth = in_channels * taps;
-    backward.assign(static_cast<std::size_t>(out_depth()) * in_row(), 0.0f);
+    backward.assign(size_of(out_depth(), in_row()), 0.0f);
     for (int o = 0; o < out_channels; ++o)
       for (int j = 0; j < taps; ++j) {
         const int back = (taps - 1 - j) * out_row() + o;
@@ -108,10 +110,12 @@ struct Convolution {
   }
 
  private:
+  static std::size_t size_of(int rows, int row) { return static_cast<std::size_t>(std::int64_t{rows} * row); }
+
   /// Two neighbours of the first index in a word; the numbers themselves are needed no longer.
   static void pair(const RowOperations& row_operations, std::vector<float>& weights, int rows, int row,
                    std::vector<Pair>& pairs) {
-    pairs.resize(static_cast<std::size_t>(rows / 2) * row);
+    pairs.resize(size_of(rows / 2, row));
     row_operations.pair_floats(weights.data(), row, rows, pairs.data());
     weights.clear();
   }
@@ -229,10 +233,12 @@ inline void gradient_rows(const Stack& stack, const float* from, int from_row, c
 /// Clears what lies around the `length` rows that follow the first `before` of `rows`.
 template <class Element>
 void clear_around(Element* memory, int row, int rows, int before, int length) {
-  std::memset(static_cast<void*>(memory), 0, sizeof(Element) * before * row);
-  const int end = before + length;
-  std::memset(static_cast<void*>(memory + static_cast<std::int64_t>(end) * row), 0,
-              sizeof(Element) * (rows - end) * row);
+  const auto clear = [&](int begin, int end) {
+    Element *const first = memory + std::int64_t{begin} * row, *const last = memory + std::int64_t{end} * row;
+    std::memset(static_cast<void*>(first), 0, sizeof(Element) * static_cast<std::size_t>(last - first));
+  };
+  clear(0, before);
+  clear(before + length, rows);
 }
 
 /// to (L, to_row) = A W, where row l of A is the stretch of taps · row numbers that begins at rows + l · row, and W has
@@ -254,4 +260,4 @@ inline void multiply_rows(const Stack& stack, const BFloat16* rows, int row, con
                          stack.length, to_row, std::min(step, depth - k), /*add=*/k > 0, 1.0f);
 }
 
-}  // namespace attend::cpu
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

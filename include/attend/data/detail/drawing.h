@@ -2,16 +2,25 @@
 #pragma once
 
 #include <attend/data/drawn_shape.h>
+#include <attend/version.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// One sample without noise, as a generator draws it: the shapes from left to right, and the heights at each position.
 /// Samples that are drawn one after another into the same Drawing allocate nothing anew.
 struct Drawing {
   std::vector<DrawnShape> shapes;
   std::vector<double> input, target;
+
+  /// Sets both signals to `size` zeros.
+  void clear_signals(std::int64_t size) {
+    input.assign(static_cast<std::size_t>(size), 0.0);
+    target.assign(static_cast<std::size_t>(size), 0.0);
+  }
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -2,13 +2,14 @@
 #pragma once
 
 #include <attend/data/detail/random_words.h>
+#include <attend/version.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Standard normal numbers by Marsaglia and Tsang's ziggurat: the area below the bell's right half is covered by 256
 /// layers of one area, each a strip as wide as the bell is at its lower edge, and the lowest has the tail besides. A
@@ -79,7 +80,7 @@ class GaussianStream {
     return true;
   }
 
-  bool is_below_bell(double x, int layer) {
+  bool is_below_bell(double x, std::uint32_t layer) {
     const double low = layers_.height[layer], high = layers_.height[layer + 1];
     return -2.0 * log(std::fma(words_.uniform(), high - low, low)) > x * x;
   }
@@ -110,4 +111,4 @@ class GaussianStream {
   RandomWords words_;
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -4,15 +4,17 @@
 #include <attend/data/detail/drawing.h>
 #include <attend/data/detail/random_words.h>
 #include <attend/data/detail/uniform_stream.h>
+#include <attend/version.h>
 
 #include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Draws samples as the handout does: two triangles and two rectangles anywhere, again and again until none touches
 /// another and the heights to be averaged differ enough.
@@ -35,7 +37,7 @@ class HandoutShapes {
                         ") whose four shapes do not touch and whose heights differ by more than ", kLeastDifference,
                         "; raise one of the two");
       shapes.resize(4);
-      for (int i = 0; i < 4; ++i) {
+      for (std::size_t i = 0; i < 4; ++i) {
         shapes[i].kind = i < 2 ? ShapeKind::kTriangle : ShapeKind::kRectangle;
         shapes[i].centre = 0.5 * kLargestWidth + words.uniform() * static_cast<double>(size_ - kLargestWidth);
         shapes[i].height = 1.0 + words.uniform() * static_cast<double>(max_height_ - 1);
@@ -43,11 +45,10 @@ class HandoutShapes {
       }
     } while (!is_accepted(shapes));
 
-    drawing.input.assign(size_, 0.0);
-    drawing.target.assign(size_, 0.0);
+    drawing.clear_signals(size_);
     for (const DrawnShape& shape : shapes) {
-      render(shape, shape.height, drawing.input);
-      render(shape, shape.target_height, drawing.target);
+      render(shape, shape.height, drawing.input.data());
+      render(shape, shape.target_height, drawing.target.data());
     }
   }
 
@@ -61,12 +62,14 @@ class HandoutShapes {
     // Triangles alone are to differ by kind, as in the handout's program.
     if (by_kind_ && std::abs(shapes[0].height - shapes[1].height) <= kLeastDifference) return false;
     std::sort(shapes.begin(), shapes.end(), [](const auto& a, const auto& b) { return a.centre < b.centre; });
-    for (int i = 0; i < 3; ++i)
+    for (std::size_t i = 0; i < 3; ++i)
       if (first(shapes[i + 1]) < last(shapes[i]) + 2) return false;  // no position between them
     double sums[2] = {0, 0};
-    const auto sum = [&](int i) -> double& { return sums[by_kind_ ? shapes[i].kind == ShapeKind::kTriangle : i >= 2]; };
-    for (int i = 0; i < 4; ++i) sum(i) += shapes[i].height;
-    for (int i = 0; i < 4; ++i) shapes[i].target_height = 0.5 * sum(i);
+    const auto sum = [&](std::size_t i) -> double& {
+      return sums[by_kind_ ? shapes[i].kind == ShapeKind::kTriangle : i >= 2];
+    };
+    for (std::size_t i = 0; i < 4; ++i) sum(i) += shapes[i].height;
+    for (std::size_t i = 0; i < 4; ++i) shapes[i].target_height = 0.5 * sum(i);
     return by_kind_ || std::abs(sums[0] - sums[1]) > 2 * kLeastDifference;
   }
 
@@ -83,7 +86,7 @@ class HandoutShapes {
     return std::min(static_cast<std::int64_t>(std::ceil(shape.centre + reach(shape))), size_) - 1;
   }
 
-  void render(const DrawnShape& shape, double height, std::vector<double>& signal) const {
+  void render(const DrawnShape& shape, double height, double* signal) const {
     for (std::int64_t t = first(shape); t <= last(shape); ++t) {
       // h − 2h/w · relu(|t − c| − 1/2), with the flat top of one position that this has
       const double distance = std::max(std::abs(static_cast<double>(t) - shape.centre), 0.5);
@@ -98,4 +101,4 @@ class HandoutShapes {
   std::uint64_t seed_;
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

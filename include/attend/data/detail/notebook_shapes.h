@@ -4,12 +4,13 @@
 #include <attend/data/detail/drawing.h>
 #include <attend/data/detail/gaussian_stream.h>
 #include <attend/detail/philox.h>
+#include <attend/version.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Draws samples as the notebook does: from integers, from the left to the right until a shape does not fit.
 class NotebookShapes {
@@ -23,9 +24,9 @@ class NotebookShapes {
     std::vector<DrawnShape>& shapes = drawing.shapes;
     shapes.clear();
     for (std::int64_t offset = 0; offset < size_;) {
-      const PhiloxBlock block = philox(seed_, first_counter + shapes.size(), sample);
+      const PhiloxBlock block = philox(seed_, first_counter + shapes.size(), static_cast<std::uint64_t>(sample));
       const auto uniform = [&block](int word, std::int64_t low, std::int64_t high) {  // from the integers [low, high)
-        return low + static_cast<std::int64_t>((std::uint64_t{block.words[word]} * (high - low)) >> 32);
+        return low + ((std::int64_t{block.words[word]} * (high - low)) >> 32);
       };
       const std::int64_t base = uniform(0, offset, offset + 10), width = uniform(1, 3, 10);
       if (base + width > size_) break;
@@ -43,13 +44,12 @@ class NotebookShapes {
       mean.numerator += static_cast<std::int64_t>(shapes[i].height);
       mean.denominator += 1;
     }
-    drawing.input.assign(size_, 0.0);
-    drawing.target.assign(size_, 0.0);
+    drawing.clear_signals(size_);
     for (std::size_t i = 0; i < shapes.size(); ++i) {
       const Height mean = means[group(shapes, i)];
       shapes[i].target_height = mean.value();
-      render(shapes[i], {static_cast<std::int64_t>(shapes[i].height), 1}, drawing.input);
-      render(shapes[i], mean, drawing.target);
+      render(shapes[i], {static_cast<std::int64_t>(shapes[i].height), 1}, drawing.input.data());
+      render(shapes[i], mean, drawing.target.data());
     }
   }
 
@@ -65,7 +65,7 @@ class NotebookShapes {
     return by_kind_ ? shapes[i].kind == ShapeKind::kTriangle : i >= shapes.size() / 2;
   }
 
-  static void render(const DrawnShape& shape, Height height, std::vector<double>& signal) {
+  static void render(const DrawnShape& shape, Height height, double* signal) {
     const auto width = static_cast<std::int64_t>(shape.width);
     const auto base = static_cast<std::int64_t>(shape.centre - static_cast<double>(width - 1) * 0.5);
     const std::int64_t rise = width / 2, fall = width - rise;
@@ -85,4 +85,4 @@ class NotebookShapes {
   std::uint64_t seed_;
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -2,13 +2,15 @@
 #pragma once
 
 #include <attend/detail/philox.h>
+#include <attend/version.h>
 
+#include <algorithm>
 #include <cstdint>
 #if defined(__x86_64__)
 #include <emmintrin.h>
 #endif
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// The words of philox(seed, first_counter, sample), then those of (seed, first_counter + 1, sample), and so on.
 ///
@@ -16,7 +18,7 @@ namespace attend::detail {
 class RandomWords {
  public:
   RandomWords(std::uint64_t seed, std::uint64_t first_counter, std::int64_t sample)
-      : seed_(seed), counter_(first_counter), sample_(sample) {}
+      : seed_(seed), counter_(first_counter), sample_(static_cast<std::uint64_t>(sample)) {}
 
   std::uint32_t operator()() {
     if (used_ == kCount) draw();
@@ -43,7 +45,7 @@ class RandomWords {
   /// Two blocks, each word in the lower half of 64 bits; what is in the upper half does not count.
   struct TwoBlocks {
     TwoBlocks(std::uint64_t counter, std::uint64_t sample)
-        : words{_mm_set_epi64x(counter + 1, counter), _mm_srli_epi64(words[0], 32), _mm_set1_epi64x(sample),
+        : words{two_words(counter + 1, counter), _mm_srli_epi64(words[0], 32), two_words(sample, sample),
                 _mm_srli_epi64(words[2], 32)} {}
 
     void mix(std::uint32_t key0, std::uint32_t key1) {
@@ -63,11 +65,15 @@ class RandomWords {
                                                       _mm_unpackhi_epi32(words[2], words[3])));
     }
 
+    static __m128i two_words(std::uint64_t high, std::uint64_t low) {
+      return _mm_set_epi64x(static_cast<long long>(high), static_cast<long long>(low));
+    }
+
     __m128i words[4];
   };
 
   void draw() {
-    for (int i = 0; i < kBlocks; i += 4) {
+    for (std::uint64_t i = 0; i < kBlocks; i += 4) {
       TwoBlocks first(counter_ + i, sample_), second(counter_ + i + 2, sample_);
       auto key0 = static_cast<std::uint32_t>(seed_), key1 = static_cast<std::uint32_t>(seed_ >> 32);
       for (int round = 0; round < kPhiloxRounds; ++round) {
@@ -84,19 +90,18 @@ class RandomWords {
   }
 #else
   void draw() {
-    for (int i = 0; i < kBlocks; ++i) {
+    for (std::uint64_t i = 0; i < kBlocks; ++i) {
       const PhiloxBlock block = philox(seed_, counter_ + i, sample_);
-      for (int word = 0; word < 4; ++word) words_[4 * i + word] = block.words[word];
+      std::copy_n(block.words, 4, words_ + 4 * i);
     }
     counter_ += kBlocks;
     used_ = 0;
   }
 #endif
 
-  std::uint64_t seed_, counter_;
-  std::int64_t sample_;
+  std::uint64_t seed_, counter_, sample_;
   std::uint32_t words_[kCount];
   int used_ = kCount;
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -2,10 +2,11 @@
 #pragma once
 
 #include <attend/data/detail/random_words.h>
+#include <attend/version.h>
 
 #include <cstdint>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Numbers between −1 and 1: the middles of 2²³ equal steps, which single precision holds exactly.
 class UniformStream {
@@ -24,4 +25,4 @@ class UniformStream {
   RandomWords words_;
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/attention/options.h>
+#include <attend/version.h>
 
 #include <c10/util/Exception.h>
 #include <torch/types.h>
@@ -9,7 +10,7 @@
 #include <cstdint>
 #include <limits>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 // The masks of MultiheadAttention, whose true means ignore, made into the one mask of attention(), whose true means
 // attend. Nothing is broadcast before it has to be: padding alone stays (N, 1, 1, S).
@@ -78,4 +79,4 @@ inline torch::Tensor merged(const torch::Tensor& a, const torch::Tensor& b) {
   return a + b;
 }
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -3,12 +3,13 @@
 
 #include <attend/detail/checks.h>
 #include <attend/positions/combine.h>
+#include <attend/version.h>
 
 #include <ATen/ops/cat.h>
 #include <c10/util/Exception.h>
 #include <torch/types.h>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// A signal must be (N, C, L) of a floating dtype.
 inline void check_signal_for_positions(const char* layer, const torch::Tensor& x) {
@@ -26,4 +27,4 @@ inline torch::Tensor joined(const char* layer, const torch::Tensor& x, const tor
   return x + positions;  // (N, C, L)
 }
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

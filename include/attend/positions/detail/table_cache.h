@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/version.h>
+
 #include <torch/types.h>
 
 #include <cstdint>
 #include <mutex>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// The tables that a layer computed, one for each length, dtype and device. A table is never changed nor dropped, so
 /// that several threads may use it, and a CUDA graph that reads it; a copy of the layer begins with an empty cache.
@@ -32,4 +34,4 @@ class TableCache {
   std::vector<torch::Tensor> tables_;
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

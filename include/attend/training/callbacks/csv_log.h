@@ -3,6 +3,7 @@
 
 #include <attend/training/detail/printable.h>
 #include <attend/training/training_state.h>
+#include <attend/version.h>
 
 #include <c10/util/Exception.h>
 
@@ -14,7 +15,7 @@
 #include <string>
 #include <utility>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// A callback that writes a line of comma-separated values after each epoch, at once, so that an interrupted run loses
 /// nothing.
@@ -55,4 +56,4 @@ class CsvLog {
   std::ofstream file_;
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -3,9 +3,11 @@
 
 #include <attend/training/detail/printable.h>
 #include <attend/training/training_state.h>
+#include <attend/version.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <iostream>
@@ -15,7 +17,7 @@
 #include <unistd.h>
 #endif
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// A callback that shows how far the training is: one line an epoch, and in a terminal a moving bar below them.
 ///
@@ -45,7 +47,7 @@ class ProgressBar {
     last_drawn_ = state.seconds;
     constexpr std::int64_t kWidth = 14;
     const std::int64_t filled = kWidth * state.samples / state.samples_per_epoch;
-    std::string bar(filled, '=');
+    std::string bar(static_cast<std::size_t>(filled), '=');
     bar += '>';
     bar.resize(kWidth, ' ');
     const double epochs_done = static_cast<double>(state.epoch - first_epoch_) +
@@ -117,4 +119,4 @@ class ProgressBar {
   std::size_t shown_ = 0;
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -2,12 +2,13 @@
 #pragma once
 
 #include <attend/training/training_state.h>
+#include <attend/version.h>
 
 #include <signal.h>
 
 #include <atomic>
 
-namespace attend {
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// A callback that makes Ctrl-C end the fit after the current batch instead of ending the program.
 ///
@@ -77,4 +78,4 @@ class StopOnInterrupt {
   static inline constinit Replaced replaced_[] = {{SIGINT, {}}, {SIGTERM, {}}};
 };
 
-}  // namespace attend
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/version.h>
+
 #include <ATen/autocast_mode.h>
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
 
 #include <optional>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Autocast to a dtype until the end of the scope, as Python's torch.autocast; nothing for nullopt.
 class AutocastScope {
@@ -43,4 +45,4 @@ class AutocastScope {
   c10::ScalarType previous_dtype_ = c10::ScalarType::Undefined;
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

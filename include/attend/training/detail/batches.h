@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/detail/const_data.h>
 #include <attend/detail/philox.h>
+#include <attend/version.h>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/empty.h>
@@ -21,7 +23,7 @@
 #include <utility>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Data that is there as two tensors, samples first.
 template <class Data>
@@ -32,11 +34,10 @@ concept TensorData = requires(Data& data) {
 
 /// A torch::data dataset that can be asked for any samples: batches are vectors of examples, or stacked already.
 template <class Data>
-concept TorchDataset = !TensorData<Data> && requires(Data& data, std::vector<std::size_t> indices) {
+concept TorchDataset = !TensorData<Data> && requires(Data & data, std::vector<std::size_t> indices) {
   { data.size() } -> std::same_as<std::optional<std::size_t>>;
   requires std::same_as<std::remove_cvref_t<decltype(data.get_batch(indices))>, torch::data::Example<>> ||
-               std::same_as<std::remove_cvref_t<decltype(data.get_batch(indices))>,
-                            std::vector<torch::data::Example<>>>;
+      std::same_as<std::remove_cvref_t<decltype(data.get_batch(indices))>, std::vector<torch::data::Example<>>>;
 };
 
 template <class Data>
@@ -84,7 +85,7 @@ class Batches {
     if constexpr (TensorData<Data>) {
       return {select(inputs_, indices, input_buffer_), select(targets_, indices, target_buffer_)};
     } else {
-      const auto* first = indices.const_data_ptr<std::int64_t>();
+      const auto* first = const_data<std::int64_t>(indices);
       const std::vector<std::size_t> samples(first, first + indices.numel());
       auto batch = data_.get_batch(samples);
       if constexpr (std::is_same_v<decltype(batch), torch::data::Example<>>) {
@@ -131,4 +132,4 @@ inline torch::Tensor shuffled(std::int64_t samples, std::uint64_t seed, std::int
   return at::randperm(samples, at::detail::createCPUGenerator(epoch_seed), torch::kLong);
 }
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -2,12 +2,13 @@
 #pragma once
 
 #include <attend/training/training_state.h>
+#include <attend/version.h>
 
 #include <concepts>
 #include <type_traits>
 #include <utility>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// A hook returns nothing, or whether to stop.
 template <class Result>
@@ -69,4 +70,4 @@ bool call_hook(Callback& callback, TrainingState& state) {
   }
 }
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

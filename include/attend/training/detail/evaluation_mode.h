@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/version.h>
+
 #include <torch/nn/module.h>
 
 #include <cstddef>
 #include <memory>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Evaluation mode until the end of the scope; then each submodule's own mode again.
 class EvaluationMode {
  public:
-  explicit EvaluationMode(torch::nn::Module& module) : modules_(module.modules()) {
+  explicit EvaluationMode(torch::nn::Module& model) : modules_(model.modules()) {
     for (const auto& each : modules_) was_training_.push_back(each->is_training());
-    module.eval();
+    model.eval();
   }
   ~EvaluationMode() {
     // train() reaches down to the children, which come after their parents here and so have the last word.
@@ -28,4 +30,4 @@ class EvaluationMode {
   std::vector<bool> was_training_;
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

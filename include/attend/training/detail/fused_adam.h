@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/training/step_capture.h>
+#include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_add.h>
@@ -24,7 +25,7 @@
 #include <utility>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// What attend::Adam and attend::AdamW share: all but the kernel.
 ///
@@ -90,8 +91,9 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
         const auto found = this->state_.find(parameter.unsafeGetTensorImpl());
         const auto* const state = found == this->state_.end() ? nullptr : dynamic_cast<State*>(found->second.get());
         if (state == nullptr) continue;
-        for (const torch::Tensor& tensor :
-             {state->device_step, state->exp_avg(), state->exp_avg_sq(), state->max_exp_avg_sq()}) {
+        const torch::Tensor of_state[] = {state->device_step, state->exp_avg(), state->exp_avg_sq(),
+                                          state->max_exp_avg_sq()};
+        for (const torch::Tensor& tensor : of_state) {
           if (tensor.defined()) tensors.push_back(tensor);
         }
       }
@@ -254,4 +256,4 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
   bool is_capturing_ = false;
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/training/step_capture.h>
+#include <attend/version.h>
 
 #include <ATen/ops/_foreach_zero.h>
 #include <ATen/ops/empty.h>
@@ -18,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-namespace attend::detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// What a fit fixes for all its steps.
 struct StepPlan {
@@ -114,7 +115,7 @@ class StepRunner {
   };
 
   struct Capturing {
-    explicit Capturing(CapturableOptimizer& optimizer) : optimizer(optimizer) { optimizer.set_capturing(true); }
+    explicit Capturing(CapturableOptimizer& captured) : optimizer(captured) { optimizer.set_capturing(true); }
     ~Capturing() { optimizer.set_capturing(false); }
     Capturing(const Capturing&) = delete;
     Capturing& operator=(const Capturing&) = delete;
@@ -273,4 +274,4 @@ class StepRunner {
   std::vector<torch::Tensor> in_use_;      // by the recording, whatever callbacks put in their places
 };
 
-}  // namespace attend::detail
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
