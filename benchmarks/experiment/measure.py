@@ -5,7 +5,7 @@
 PROGRAM is what CMake built from main.cpp. The notebook (notebook.py) and PROGRAM in float32 and in bfloat16 train the
 same two nets, taking turns epoch by epoch. Writes experiment.md, .csv and .png (on a GPU experiment_cuda) into
 benchmarks/results, or into the folder that --output names. Needs torch, of the version that PROGRAM is linked with,
-numpy and matplotlib.
+and numpy. Without matplotlib it writes no figure.
 """
 
 import argparse
@@ -19,7 +19,12 @@ import sys
 import time
 from pathlib import Path
 
-import plot
+try:
+    import plot
+except ModuleNotFoundError as error:
+    if error.name != "matplotlib":
+        raise
+    plot = None
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import machine  # noqa: E402
@@ -354,6 +359,9 @@ def write(results, rows, settings, folder):
         writer.writerows({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
                          for row in rows)
     Path(f"{stem}.md").write_text(results.page())
+    if plot is None:
+        print(f"written: {stem}.md and .csv; there is no matplotlib, so no figure")
+        return
     with open(f"{stem}.csv", newline="") as file:
         plot.draw(plot.read_rows(file), f"{stem}.png")
     print(f"written: {stem}.md, .csv and .png")

@@ -41,13 +41,30 @@ class AbandonableGraph : public at::cuda::CUDAGraph {
     if (capture_ended_ || capture_dev_ < 0) return;
     auto* const pinned = at::getHostAllocator(at::kCUDA);
     attempt([&] { c10::cuda::CUDACachingAllocator::endAllocateToPool(capture_dev_, mempool_id_); });
-    attempt([&] { pinned->end_allocate_to_pool(mempool_id_); });
+    attempt([&] { end_allocate_to_pool(pinned, mempool_id_); });
     attempt([&] { c10::cuda::CUDACachingAllocator::releasePool(capture_dev_, mempool_id_); });
-    attempt([&] { pinned->release_pool(mempool_id_); });
-    for (auto& entry : captured_generator_states_) entry.first->capturing_ = false;
+    attempt([&] { release_pool(pinned, mempool_id_); });
+    for (auto& entry : captured_generator_states_) stop_waiting(*entry.first);
   }
 
  private:
+  // Templates, because not every LibTorch has these members. LibTorch 2.9 has no pools of pinned memory. In
+  // LibTorch 2.13 and newer the generator needs nothing here: CUDAGraph's destructor tells it that the capture is over.
+  template <class Allocator>
+  static void end_allocate_to_pool(Allocator* pinned, const at::cuda::MempoolId_t& pool) {
+    if constexpr (requires { pinned->end_allocate_to_pool(pool); }) pinned->end_allocate_to_pool(pool);
+  }
+
+  template <class Allocator>
+  static void release_pool(Allocator* pinned, const at::cuda::MempoolId_t& pool) {
+    if constexpr (requires { pinned->release_pool(pool); }) pinned->release_pool(pool);
+  }
+
+  template <class State>
+  static void stop_waiting(State& generator) {
+    if constexpr (requires { generator.capturing_; }) generator.capturing_ = false;
+  }
+
   template <class Action>
   static void attempt(const Action& action) noexcept {
     try {

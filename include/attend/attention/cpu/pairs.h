@@ -76,7 +76,9 @@ struct PairProduct {
   }
 
   template <class Vector, class Words>
-  ATTEND_AVX512_BF16 static ATTEND_ALWAYS_INLINE void multiply_add(Vector& sum, const Words& a, const Words& b) {
+  ATTEND_AVX512_BF16 static ATTEND_ALWAYS_INLINE void multiply_add([[maybe_unused]] Vector& sum,
+                                                                   [[maybe_unused]] const Words& a,
+                                                                   [[maybe_unused]] const Words& b) {
 #if defined(__x86_64__)
     asm("{vdpbf16ps %2, %1, %0|vdpbf16ps %0, %1, %2}" : "+v"(sum) : "v"(a), "v"(b));
 #endif

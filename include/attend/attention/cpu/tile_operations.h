@@ -54,7 +54,7 @@ inline constexpr TileOperations<T> kTileOperations{Set::kSet,
 
 /// The instruction set that is used of what a processor has. float64 is for checking: the baseline serves it.
 template <class T>
-constexpr InstructionSet supported(InstructionSet available) {
+constexpr InstructionSet supported([[maybe_unused]] InstructionSet available) {
 #if defined(__x86_64__)
   return std::is_same_v<T, float> ? available : InstructionSet::kBaseline;
 #else

@@ -47,7 +47,6 @@ struct Square {
  private:
   template <std::size_t... i>
   ATTEND_ALWAYS_INLINE void transpose(std::index_sequence<i...>) {
-    using Places = typename Simd::Integers;
     constexpr int kHalf = kLanes / 2;
     ATTEND_UNROLL for (int step = 1; step < kLanes; step *= 2) {
       Vector next[kLanes];
@@ -57,8 +56,8 @@ struct Square {
         next[2 * r] = __builtin_shufflevector(a, b, (i % 2 * kLanes + i / 2)...);
         next[2 * r + 1] = __builtin_shufflevector(a, b, (i % 2 * kLanes + i / 2 + kHalf)...);
 #else  // g++ has __builtin_shufflevector from version 12 on, and nvcc passes no parameter pack on to it
-        next[2 * r] = __builtin_shuffle(a, b, Places{(i % 2 * kLanes + i / 2)...});
-        next[2 * r + 1] = __builtin_shuffle(a, b, Places{(i % 2 * kLanes + i / 2 + kHalf)...});
+        next[2 * r] = __builtin_shuffle(a, b, typename Simd::Integers{(i % 2 * kLanes + i / 2)...});
+        next[2 * r + 1] = __builtin_shuffle(a, b, typename Simd::Integers{(i % 2 * kLanes + i / 2 + kHalf)...});
 #endif
       }
       ATTEND_UNROLL for (int r = 0; r < kLanes; ++r) rows[r] = next[r];
