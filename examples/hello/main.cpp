@@ -4,10 +4,10 @@
 #include <iostream>
 
 int main() {
-  torch::nn::Sequential model(
-      attend::ConvStack(attend::ConvStackOptions(1, 64, 64).depth(2).activation_after_last(true)),
-      attend::SelfAttention1d(attend::SelfAttention1dOptions(64, 64, 64)),
-      attend::ConvStack(attend::ConvStackOptions(64, 64, 1).depth(2)));
+  attend::ConvStack before(attend::ConvStackOptions(1, 64, 64).depth(2).activation_after_last(true));
+  attend::SelfAttention1d attention(attend::SelfAttention1dOptions(64, 64, 64));
+  attend::ConvStack after(attend::ConvStackOptions(64, 64, 1).depth(2));
+  torch::nn::Sequential model(before, attention, after);
   attend::ShapeDataset train_set(attend::ShapeDatasetOptions().max_samples(2000).seed(1));
   attend::ShapeDataset held_out(attend::ShapeDatasetOptions().max_samples(500).seed(2));
   attend::Trainer trainer(model, attend::TrainerOptions().epochs(3));
