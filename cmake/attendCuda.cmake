@@ -10,7 +10,7 @@ function(attend_make_cuda)
   set(parts)
   if(TARGET torch::cudart) # find_package(Torch) was here, and has found a toolkit
     set(parts torch::cudart)
-  elseif(attend_TORCH_ROOT AND EXISTS "${attend_TORCH_ROOT}/lib/libtorch_cuda.so")
+  elseif(attend_TORCH_ROOT AND EXISTS "${attend_TORCH_LIBRARY_DIR}/libtorch_cuda.so")
     file(STRINGS "${attend_TORCH_ROOT}/include/caffe2/core/macros.h" wanted REGEX "\"CUDA_VERSION\"")
     string(REGEX MATCH "[0-9]+" wanted "${wanted}")
     # Came with the wheel: what LibTorch itself loads. Wheels for CUDA 12 have a folder for each part.

@@ -8,6 +8,11 @@
 # virtual environment. It becomes Python3_EXECUTABLE, in which attendTorch.cmake then finds LibTorch, unless Torch_DIR
 # or CMAKE_PREFIX_PATH names another.
 #
+# The variable ATTEND_PROVISION_TORCH says which version of torch:
+#   2.11.0   exactly this one. A Python on the machine is used if it has this version, otherwise an environment is made
+#   (empty)  a Python on the machine is used if attend is tested with its version. A new environment has 2.15.0, or with
+#            Python 3.10 version 2.14.1, the last one for that Python
+#
 # Each thing is one folder of the cache that several build trees share. Who makes it holds a lock, and writes a marker
 # last, so that a folder without the marker is known to be the rest of an interrupted installation.
 
@@ -24,10 +29,24 @@ else()
 endif()
 cmake_path(CONVERT "${attend_CACHE}" TO_CMAKE_PATH_LIST attend_CACHE NORMALIZE)
 
-# The default is for the wheels for Linux on x86-64, which bring CUDA's libraries: 7.9 GB while they are installed.
-set(ATTEND_PROVISION_GIGABYTES 9 CACHE STRING "Free space in gigabytes without which nothing is downloaded")
+set(ATTEND_PROVISION_TORCH "" CACHE STRING "Version of torch, for example 2.11.0; empty: chosen by attend")
+# The default is for the wheels for Linux on x86-64, which bring CUDA's libraries: 8.9 GB while they are installed.
+set(ATTEND_PROVISION_GIGABYTES 10 CACHE STRING "Free space in gigabytes without which nothing is downloaded")
 set(ATTEND_PROVISION_REQUIREMENTS "${CMAKE_CURRENT_LIST_DIR}/requirements.txt" CACHE FILEPATH "Python's packages")
 mark_as_advanced(ATTEND_PROVISION_GIGABYTES ATTEND_PROVISION_REQUIREMENTS)
+
+# attend_TORCH_MINIMUM and attend_TORCH_NEWEST_TESTED. The file itself is not included: it would look for LibTorch now.
+file(STRINGS "${CMAKE_CURRENT_LIST_DIR}/attendTorch.cmake" attend_versions
+     REGEX "^set\\(attend_TORCH_(MINIMUM|NEWEST_TESTED) [0-9.]+\\)")
+list(JOIN attend_versions "\n" attend_versions)
+cmake_language(EVAL CODE "${attend_versions}")
+
+if(ATTEND_PROVISION_TORCH AND (NOT ATTEND_PROVISION_TORCH MATCHES "^[0-9]+\\.[0-9]+(\\.[0-9]+)?$"
+                               OR ATTEND_PROVISION_TORCH VERSION_LESS attend_TORCH_MINIMUM))
+  message(FATAL_ERROR
+    "attend: ATTEND_PROVISION_TORCH is ${ATTEND_PROVISION_TORCH}. It must be a version of torch, "
+    "${attend_TORCH_MINIMUM} or newer, for example 2.15.0. Leave it empty to let attend choose.")
+endif()
 
 # Waits for other build trees; the lock lasts until the calling function ends. Sets `ready`. A folder that is not ready
 # does not exist afterwards.
@@ -70,8 +89,8 @@ if sys.version_info >= (3, 10):
   endforeach()
 endmacro()
 
-# Makes the virtual environment `folder` with `python_EXECUTABLE`.
-function(attend_make_environment folder)
+# Makes the virtual environment `folder` with `python_EXECUTABLE` and the packages of the text `requirements`.
+function(attend_make_environment folder requirements)
   execute_process(COMMAND "${python_EXECUTABLE}" -c "import venv, ensurepip" RESULT_VARIABLE failed ERROR_QUIET)
   if(failed)
     message(FATAL_ERROR
@@ -95,10 +114,10 @@ function(attend_make_environment folder)
   endif()
 
   message(STATUS
-    "attend: found no Python with torch 2.11 or newer, numpy and matplotlib, so a virtual environment is made now, "
-    "once for all build trees.\n"
-    "     what   the packages of ${ATTEND_PROVISION_REQUIREMENTS}\n"
-    "     size   Linux on x86-64, with CUDA's libraries: 2.8 GB to download, 5.1 GB on the disk (7.9 GB meanwhile);\n"
+    "attend: found no Python with torch ${wanted}, numpy and matplotlib, so a virtual environment is made now, once "
+    "for all build trees.\n"
+    "     what   torch ${torch} and the packages of ${ATTEND_PROVISION_REQUIREMENTS}\n"
+    "     size   Linux on x86-64, with CUDA's libraries: 3.0 GB to download, 5.9 GB on the disk (8.9 GB meanwhile);\n"
     "            elsewhere less than 1 GB. If pip is set up for an index with a CPU-only torch, that one is taken\n"
     "     time   2 minutes at 50 MB/s, 6 minutes at 10 MB/s, half an hour at 2 MB/s\n"
     "     where  ${folder}\n"
@@ -107,6 +126,7 @@ function(attend_make_environment folder)
   # pip's standard output goes straight to the terminal, with its progress bars. Temporary files and pip's cache stay
   # out of other folders, which may be small, and are gone afterwards.
   file(MAKE_DIRECTORY "${folder}/temporary")
+  file(WRITE "${folder}/requirements.txt" "${requirements}")
   set(python "${folder}/bin/python")
   if(CMAKE_HOST_WIN32)
     set(python "${folder}/Scripts/python.exe")
@@ -118,7 +138,7 @@ function(attend_make_environment folder)
     execute_process(
       COMMAND "${CMAKE_COMMAND}" -E env "TMPDIR=${folder}/temporary"
               "${python}" -m pip install --no-cache-dir --no-input --disable-pip-version-check
-              --requirement "${ATTEND_PROVISION_REQUIREMENTS}"
+              --requirement "${folder}/requirements.txt"
       RESULT_VARIABLE failed ERROR_VARIABLE errors ECHO_ERROR_VARIABLE)
   endif()
   if(NOT failed)
@@ -139,9 +159,10 @@ function(attend_make_environment folder)
   else()
     string(REGEX MATCH "[^\n]*\n?[^\n]*\n?[^\n]*$" errors "${errors}")
     message(FATAL_ERROR
-      "attend: Python ${python_VERSION} (${python_EXECUTABLE}) could not install the packages of "
+      "attend: Python ${python_VERSION} (${python_EXECUTABLE}) could not install torch ${torch} and the packages of "
       "${ATTEND_PROVISION_REQUIREMENTS}. ${removed} Its last lines:\n${errors}\n"
-      "If they name no cause, try another Python, 3.10 to 3.13, by -DPython3_EXECUTABLE=<path>.")
+      "If they name no cause, try another Python by -DPython3_EXECUTABLE=<path>: torch 2.15 needs Python 3.11 to 3.14, "
+      "older versions of torch need 3.10 to 3.13.")
   endif()
 endfunction()
 
@@ -168,18 +189,45 @@ function(attend_provision_python result)
       "attend: Python 3.10 or newer is needed to download LibTorch, and ${found}. Install one (on Debian and Ubuntu it "
       "is the package python3-venv), or name one by -DPython3_EXECUTABLE=<path>.")
   endif()
-  if(NOT python_MISSING AND python_TORCH VERSION_GREATER_EQUAL 2.11)
+
+  # Which torch a Python must have to be used as it is, and which one a new environment gets.
+  string(REGEX REPLACE "[+].*" "" found "${python_TORCH}") # without the build, as in 2.15.0+cpu
+  string(REGEX MATCH "^[0-9]+[.][0-9]+" minor "${found}")
+  set(fits OFF)
+  if(ATTEND_PROVISION_TORCH)
+    set(torch "${ATTEND_PROVISION_TORCH}")
+    set(wanted "${torch}")
+    if(found VERSION_EQUAL torch)
+      set(fits ON)
+    endif()
+  else()
+    set(torch 2.15.0)
+    if(python_VERSION VERSION_LESS 3.11)
+      set(torch 2.14.1)
+    endif()
+    set(wanted "${attend_TORCH_MINIMUM} to ${attend_TORCH_NEWEST_TESTED}")
+    if(minor VERSION_GREATER_EQUAL attend_TORCH_MINIMUM AND minor VERSION_LESS_EQUAL attend_TORCH_NEWEST_TESTED)
+      set(fits ON)
+    endif()
+  endif()
+  # An environment that this file made for an older attend, and that this build tree remembers, is not used again.
+  cmake_path(GET python_EXECUTABLE PARENT_PATH bin)
+  if(NOT Python3_EXECUTABLE AND EXISTS "${bin}/../complete")
+    set(fits OFF)
+  endif()
+  if(fits AND NOT python_MISSING)
     set(${result} "${python_EXECUTABLE}" PARENT_SCOPE)
     return()
   endif()
 
   file(READ "${ATTEND_PROVISION_REQUIREMENTS}" requirements)
+  string(REPLACE "@ATTEND_PROVISION_TORCH@" "${torch}" requirements "${requirements}")
   string(SHA256 hash "${requirements}${python_VERSION}${python_HOME}")
   string(SUBSTRING "${hash}" 0 8 hash)
   set(folder "${attend_CACHE}/python-${python_VERSION}-${hash}")
   attend_lock_folder("${folder}")
   if(NOT ready)
-    attend_make_environment("${folder}")
+    attend_make_environment("${folder}" "${requirements}")
   endif()
   set(${result} "${folder}/bin/python" PARENT_SCOPE)
   if(CMAKE_HOST_WIN32)

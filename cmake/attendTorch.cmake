@@ -7,30 +7,27 @@
 # find_package(Torch) stops without a CUDA toolkit, enables the CUDA language and changes the user's CUDA flags. It may
 # still be called afterwards: no name that it uses is taken here.
 #
-# Sets attend_TORCH_ROOT and attend_TORCH_VERSION, or attend_TORCH_ERROR, a message for the caller to pass on.
+# The order of the search. A hint of 1 or 3 that leads nowhere is an error: another LibTorch would be a silent choice.
+#   1. Torch_DIR
+#   2. CMAKE_PREFIX_PATH, the variable of CMake and then the one of the environment
+#   3. the package torch of Python3_EXECUTABLE, if the user set it by -D; otherwise the package torch of the Python that
+#      find_package(Python3) found, or of the one on the PATH
+#   4. CMake's system prefixes (/usr/local, /usr, ...). They come last because a virtual environment that is active was
+#      chosen on purpose, and the LibTorch of a distribution is often too old.
+#
+# Sets attend_TORCH_ROOT, attend_TORCH_LIBRARY_DIR and attend_TORCH_VERSION, or attend_TORCH_ERROR, a message for the
+# caller to pass on.
 
-set(attend_TORCH_MINIMUM 2.11)
+# The only place where these two are written.
+set(attend_TORCH_MINIMUM 2.7)
+set(attend_TORCH_NEWEST_TESTED 2.15)
 unset(attend_TORCH_ERROR)
 
 if(TARGET attend::torch)
   return()
 endif()
 
-if(TARGET torch)
-  if(DEFINED Torch_VERSION AND Torch_VERSION VERSION_LESS attend_TORCH_MINIMUM)
-    string(CONCAT attend_TORCH_ERROR
-      "attend needs LibTorch ${attend_TORCH_MINIMUM} or newer, but the target `torch` of this build is version "
-      "${Torch_VERSION}, from ${Torch_DIR}\n")
-    return()
-  endif()
-  set(attend_TORCH_VERSION "${Torch_VERSION}")
-  message(STATUS "attend: LibTorch ${Torch_VERSION} by the target `torch`")
-  add_library(attend::torch INTERFACE IMPORTED GLOBAL)
-  target_link_libraries(attend::torch INTERFACE torch)
-  return()
-endif()
-
-# Sets `result` to the first of the given folders that holds LibTorch, or to nothing.
+# Sets `result` to the first of the given folders that holds LibTorch's headers, or to nothing.
 function(attend_first_torch_root result)
   set(${result} "" PARENT_SCOPE)
   foreach(folder IN LISTS ARGN)
@@ -42,25 +39,33 @@ function(attend_first_torch_root result)
   endforeach()
 endfunction()
 
+# Sets `result` to the root of the LibTorch whose TorchConfig.cmake is in `package`: root/share/cmake/Torch, or in a
+# distribution root/lib/<architecture>/cmake/Torch.
+function(attend_torch_root_above result package)
+  attend_first_torch_root(
+    root "${package}" "${package}/.." "${package}/../.." "${package}/../../.." "${package}/../../../..")
+  set(${result} "${root}" PARENT_SCOPE)
+endfunction()
+
 function(attend_find_torch result)
-  # What the user says comes first. A hint that leads nowhere is an error: another LibTorch would be a silent choice.
   if(Torch_DIR)
-    attend_first_torch_root(root "${Torch_DIR}/../../..")
+    attend_torch_root_above(root "${Torch_DIR}")
     set(${result} "${root}" PARENT_SCOPE)
     return()
   endif()
 
-  # An entry is LibTorch's root itself, or what torch.utils.cmake_prefix_path prints: root/share/cmake.
+  # An entry is LibTorch's root itself, or the folder of its package, as torch.utils.cmake_prefix_path prints it.
   cmake_path(CONVERT "$ENV{CMAKE_PREFIX_PATH}" TO_CMAKE_PATH_LIST environment)
-  set(folders)
   foreach(prefix IN LISTS CMAKE_PREFIX_PATH environment)
-    list(APPEND folders "${prefix}" "${prefix}/../..")
+    attend_first_torch_root(root "${prefix}")
+    if(NOT root AND EXISTS "${prefix}/Torch/TorchConfig.cmake")
+      attend_torch_root_above(root "${prefix}/Torch")
+    endif()
+    if(root)
+      set(${result} "${root}" PARENT_SCOPE)
+      return()
+    endif()
   endforeach()
-  attend_first_torch_root(root ${folders})
-  set(${result} "${root}" PARENT_SCOPE)
-  if(root)
-    return()
-  endif()
 
   # The Python on the PATH is remembered, so that a later run from another shell finds the same LibTorch.
   set(python "${Python3_EXECUTABLE}")
@@ -74,48 +79,129 @@ function(attend_find_torch result)
     COMMAND "${python}" -c "import importlib.util as i; print(i.find_spec('torch').submodule_search_locations[0])"
     OUTPUT_VARIABLE folder OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
   attend_first_torch_root(root "${folder}")
+  if(NOT root AND NOT (Python3_EXECUTABLE AND DEFINED CACHE{Python3_EXECUTABLE}))
+    unset(include)
+    find_path(include torch/csrc/api/include/torch/version.h
+      NO_CACHE NO_PACKAGE_ROOT_PATH NO_CMAKE_PATH NO_CMAKE_ENVIRONMENT_PATH)
+    if(include)
+      attend_first_torch_root(root "${include}/..")
+    endif()
+  endif()
   set(${result} "${root}" PARENT_SCOPE)
   set(attend_TORCH_ASKED "Python was asked, and has no package torch: ${python}\n" PARENT_SCOPE)
 endfunction()
 
-attend_find_torch(attend_TORCH_ROOT)
-if(NOT attend_TORCH_ROOT)
-  string(CONCAT attend_TORCH_ERROR
-    "attend needs LibTorch ${attend_TORCH_MINIMUM} or newer, and found none. Name it in one of three ways:\n"
-    "  -DCMAKE_PREFIX_PATH=<folder of LibTorch, the one with include/ and lib/>\n"
-    "  -DTorch_DIR=<folder of LibTorch>/share/cmake/Torch\n"
-    "  a Python that has the package torch: first on the PATH, or -DPython3_EXECUTABLE=<path>\n"
-    "${attend_TORCH_ASKED}")
-  if(Torch_DIR)
-    string(APPEND attend_TORCH_ERROR "Torch_DIR is set, but there is no LibTorch around it: ${Torch_DIR}\n")
+# Sets `result` to the version that LibTorch's headers in `root` give, or to nothing.
+function(attend_read_torch_version result root)
+  # Where the version is written has moved: from the C++ API to the headers that need no library.
+  set(file "${root}/include/torch/headeronly/version.h")
+  if(NOT EXISTS "${file}")
+    set(file "${root}/include/torch/csrc/api/include/torch/version.h")
   endif()
-  return()
+  file(STRINGS "${file}" numbers REGEX "^#define TORCH_VERSION_(MAJOR|MINOR|PATCH) +[0-9]+")
+  list(TRANSFORM numbers REPLACE "[^0-9]" "")
+  list(JOIN numbers "." version)
+  if(NOT version MATCHES "^[0-9]+\\.[0-9]+\\.[0-9]+$")
+    set(version "")
+  endif()
+  set(${result} "${version}" PARENT_SCOPE)
+endfunction()
+
+# Sets `result` to the folder with the libraries of the LibTorch in `root`, or to nothing and attend_TORCH_ERROR.
+function(attend_find_torch_libraries result root)
+  if(CMAKE_LIBRARY_ARCHITECTURE)
+    set(folders "${root}/lib/${CMAKE_LIBRARY_ARCHITECTURE}")
+  else() # no language is enabled, or this compiler has no such folder
+    file(GLOB folders "${root}/lib/*-linux-*")
+  endif()
+  list(APPEND folders "${root}/lib64" "${root}/lib")
+  set(torch_cpu "${CMAKE_SHARED_LIBRARY_PREFIX}torch_cpu${CMAKE_SHARED_LIBRARY_SUFFIX}")
+  set(c10 "${CMAKE_SHARED_LIBRARY_PREFIX}c10${CMAKE_SHARED_LIBRARY_SUFFIX}")
+  foreach(folder IN LISTS folders)
+    if(EXISTS "${folder}/${torch_cpu}" AND EXISTS "${folder}/${c10}")
+      set(${result} "${folder}" PARENT_SCOPE)
+      return()
+    endif()
+  endforeach()
+  list(JOIN folders ", " folders)
+  set(${result} "" PARENT_SCOPE)
+  string(CONCAT message
+    "attend found the headers of LibTorch ${attend_TORCH_VERSION} in ${root}, but not its libraries. No folder of "
+    "these holds both ${torch_cpu} and ${c10}: ${folders}. Install LibTorch's shared libraries there, or name another "
+    "LibTorch by CMAKE_PREFIX_PATH, Torch_DIR or Python3_EXECUTABLE.\n")
+  set(attend_TORCH_ERROR "${message}" PARENT_SCOPE)
+endfunction()
+
+# ---- Which LibTorch -------------------------------------------------------------------------------------------------
+
+if(TARGET torch)
+  set(attend_TORCH_VERSION "${Torch_VERSION}") # empty if the target was not made by find_package(Torch)
+  if(attend_TORCH_VERSION AND attend_TORCH_VERSION VERSION_LESS attend_TORCH_MINIMUM)
+    string(CONCAT attend_TORCH_ERROR
+      "attend needs LibTorch ${attend_TORCH_MINIMUM} or newer, but the target `torch` of this build is version "
+      "${Torch_VERSION}, from ${Torch_DIR}\n")
+    return()
+  endif()
+  set(attend_TORCH_PLACE "by the target `torch`")
+else()
+  attend_find_torch(attend_TORCH_ROOT)
+  if(NOT attend_TORCH_ROOT)
+    string(CONCAT attend_TORCH_ERROR
+      "attend needs LibTorch ${attend_TORCH_MINIMUM} or newer, and found none. Name it in one of three ways:\n"
+      "  -DCMAKE_PREFIX_PATH=<folder of LibTorch, the one with include/ and lib/>\n"
+      "  -DTorch_DIR=<folder of LibTorch>/share/cmake/Torch\n"
+      "  a Python that has the package torch: first on the PATH, or -DPython3_EXECUTABLE=<path>\n"
+      "${attend_TORCH_ASKED}")
+    if(Torch_DIR)
+      string(APPEND attend_TORCH_ERROR "Torch_DIR is set, but there is no LibTorch around it: ${Torch_DIR}\n")
+    endif()
+    return()
+  endif()
+
+  attend_read_torch_version(attend_TORCH_VERSION "${attend_TORCH_ROOT}")
+  if(NOT attend_TORCH_VERSION)
+    string(CONCAT attend_TORCH_ERROR
+      "attend found LibTorch in ${attend_TORCH_ROOT}, but its file version.h gives no version. Install LibTorch again, "
+      "or name another LibTorch by CMAKE_PREFIX_PATH, Torch_DIR or Python3_EXECUTABLE.\n")
+    return()
+  endif()
+  if(attend_TORCH_VERSION VERSION_LESS attend_TORCH_MINIMUM)
+    string(CONCAT attend_TORCH_ERROR
+      "attend needs LibTorch ${attend_TORCH_MINIMUM} or newer, but found version ${attend_TORCH_VERSION} in "
+      "${attend_TORCH_ROOT}. Install a newer one (for example with: pip install torch) and name it by "
+      "CMAKE_PREFIX_PATH, Torch_DIR or Python3_EXECUTABLE.\n")
+    return()
+  endif()
+  attend_find_torch_libraries(attend_TORCH_LIBRARY_DIR "${attend_TORCH_ROOT}")
+  if(NOT attend_TORCH_LIBRARY_DIR)
+    return()
+  endif()
+  set(attend_TORCH_PLACE "in ${attend_TORCH_ROOT}")
 endif()
 
-# Where the version is written has moved: from the C++ API to the headers that need no library.
-set(attend_TORCH_VERSION_FILE "${attend_TORCH_ROOT}/include/torch/headeronly/version.h")
-if(NOT EXISTS "${attend_TORCH_VERSION_FILE}")
-  set(attend_TORCH_VERSION_FILE "${attend_TORCH_ROOT}/include/torch/csrc/api/include/torch/version.h")
+message(STATUS "attend: LibTorch ${attend_TORCH_VERSION} ${attend_TORCH_PLACE}")
+string(REGEX MATCH "^[0-9]+\\.[0-9]+" attend_TORCH_MINOR "${attend_TORCH_VERSION}")
+if(attend_TORCH_MINOR VERSION_GREATER attend_TORCH_NEWEST_TESTED)
+  message(WARNING
+    "attend was not tested with LibTorch ${attend_TORCH_VERSION}. The newest tested version is "
+    "${attend_TORCH_NEWEST_TESTED}, so the build may fail. If it fails, use a newer attend, or LibTorch "
+    "${attend_TORCH_NEWEST_TESTED} (for example with: pip install torch==${attend_TORCH_NEWEST_TESTED}.*).")
 endif()
-file(STRINGS "${attend_TORCH_VERSION_FILE}" attend_TORCH_VERSION
-     REGEX "^#define TORCH_VERSION_(MAJOR|MINOR|PATCH) +[0-9]+")
-list(TRANSFORM attend_TORCH_VERSION REPLACE "[^0-9]" "")
-list(JOIN attend_TORCH_VERSION "." attend_TORCH_VERSION)
-if(attend_TORCH_VERSION VERSION_LESS attend_TORCH_MINIMUM)
-  string(CONCAT attend_TORCH_ERROR
-    "attend needs LibTorch ${attend_TORCH_MINIMUM} or newer, but found version ${attend_TORCH_VERSION} in "
-    "${attend_TORCH_ROOT}. Install a newer one (for example with: pip install torch) and name it by "
-    "CMAKE_PREFIX_PATH, Torch_DIR or Python3_EXECUTABLE.\n")
-  return()
-endif()
-message(STATUS "attend: LibTorch ${attend_TORCH_VERSION} in ${attend_TORCH_ROOT}")
+unset(attend_TORCH_MINOR)
+unset(attend_TORCH_PLACE)
+
+# ---- The target -----------------------------------------------------------------------------------------------------
 
 add_library(attend::torch INTERFACE IMPORTED GLOBAL)
+if(TARGET torch)
+  target_link_libraries(attend::torch INTERFACE torch)
+  return()
+endif()
 target_include_directories(attend::torch SYSTEM INTERFACE
   "${attend_TORCH_ROOT}/include" "${attend_TORCH_ROOT}/include/torch/csrc/api/include")
 foreach(attend_library IN ITEMS torch torch_cuda c10_cuda torch_cpu c10)
   set(attend_library
-      "${attend_TORCH_ROOT}/lib/${CMAKE_SHARED_LIBRARY_PREFIX}${attend_library}${CMAKE_SHARED_LIBRARY_SUFFIX}")
+      "${attend_TORCH_LIBRARY_DIR}/${CMAKE_SHARED_LIBRARY_PREFIX}${attend_library}${CMAKE_SHARED_LIBRARY_SUFFIX}")
   if(EXISTS "${attend_library}")
     list(APPEND attend_TORCH_LIBRARIES "${attend_library}") # a full path, so that CMake sets the run path of a build
   endif()

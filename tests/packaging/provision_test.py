@@ -7,7 +7,7 @@ Nothing is downloaded: the list of packages is empty, or the package index is a 
 import hashlib
 import os
 import pathlib
-import subprocess
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -48,6 +48,17 @@ class Provision(unittest.TestCase):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         self.environment["PYTHONPATH"] = self.folder / "modules"
+
+    def quick_environments(self):
+        """Environments become an interpreter alone, and pip installs nothing: for tests of which one is taken."""
+        self.module("pip.py", "")
+        self.module("venv.py", """if __name__ == "__main__":
+            import os, sys
+            python = os.path.realpath(sys.executable)
+            os.makedirs(f"{sys.argv[1]}/bin")
+            os.symlink(python, f"{sys.argv[1]}/bin/python")
+            with open(f"{sys.argv[1]}/pyvenv.cfg", "w") as file:
+                print("home =", os.path.dirname(python), file=file)""")
 
     def arguments(self, tree, *options, lines=PROJECT):
         options = (f"-DATTEND_PROVISION_REQUIREMENTS={self.requirements}", "-DATTEND_PROVISION_GIGABYTES=0", *options)
@@ -98,17 +109,88 @@ class Provision(unittest.TestCase):
         self.assertEqual(sum(MADE in output for _, output in results), 1, results)
         self.assertEqual(sum("waiting for another build" in output for _, output in results), 1, results)
 
-    def test_a_python_that_has_everything_is_taken_as_it_is(self):
+    def everything(self, torch):
+        """Puts torch of this version, numpy and matplotlib where every Python of this test finds them."""
         for name in ("torch", "numpy", "matplotlib"):
             self.module(f"{name}.py", "")
-        (self.folder / "modules/torch-2.11.0+cpu.dist-info").mkdir()
-        (self.folder / "modules/torch-2.11.0+cpu.dist-info/METADATA").write_text("Name: torch\nVersion: 2.11.0+cpu\n")
-        status, output = self.configure("tree")
+        for information in (self.folder / "modules").glob("torch-*"):
+            shutil.rmtree(information)
+        information = self.folder / f"modules/torch-{torch}.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text(f"Name: torch\nVersion: {torch}\n")
+
+    def test_a_python_that_has_everything_is_taken_as_it_is(self):
+        fitting = {"2.7.1": "", "2.11.0+cpu": "", "2.15.0": "", "2.9.0+cu130": "2.9.0"}
+        for number, (torch, option) in enumerate(fitting.items()):
+            with self.subTest(torch=torch, option=option):
+                self.everything(torch)
+                status, output = self.configure(str(number), f"-DATTEND_PROVISION_TORCH={option}")
+                self.assertEqual(status, 0, output)
+                self.assertNotIn(MADE, output)
+                self.assert_nothing_left()
+
+    def test_a_python_with_another_torch_is_not_taken(self):
+        self.quick_environments()
+        expected = {("2.6.0", ""): "torch 2.7 to 2.15", ("2.16.0", ""): "torch 2.7 to 2.15",
+                    ("2.15.0", "2.11.0"): "torch 2.11.0"}
+        for number, ((torch, option), wanted) in enumerate(expected.items()):
+            with self.subTest(torch=torch, option=option):
+                self.everything(torch)
+                status, output = self.configure(str(number), f"-DATTEND_PROVISION_TORCH={option}",
+                                                ATTEND_CACHE_DIR=self.folder / f"cache-{number}")
+                self.assertEqual(status, 0, output)
+                self.assertIn(f"found no Python with {wanted}, numpy and matplotlib, so {MADE}", output)
+
+    def environments(self):
+        """The line of torch in each environment."""
+        return sorted(path.read_text() for path in self.cache.glob("python-*/requirements.txt"))
+
+    def test_the_version_of_torch(self):
+        self.quick_environments()
+        self.requirements.write_text("# torch==@ATTEND_PROVISION_TORCH@")
+        for tree, option in {"chosen": "", "same": "2.15.0", "older": "2.11.0"}.items():
+            status, output = self.configure(tree, f"-DATTEND_PROVISION_TORCH={option}")
+            self.assertEqual(status, 0, output)
+            self.assertEqual(MADE in output, tree != "same", output)
+        self.assertEqual(self.environments(), ["# torch==2.11.0", "# torch==2.15.0"])
+
+    def test_the_version_of_torch_for_python_3_10(self):
+        self.quick_environments()
+        self.requirements.write_text("# torch==@ATTEND_PROVISION_TORCH@")
+        old = self.program("old", f"""case "$2" in
+            *importlib.metadata*) printf '3.10.5\\n%s\\nhome\\ntorch\\n0\\n' "$0" ;;
+            *) exec "{self.python}" "$@" ;;
+            esac""")
+        status, output = self.configure("tree", f"-DPython3_EXECUTABLE={old}")
         self.assertEqual(status, 0, output)
-        self.assertNotIn(MADE, output)
-        self.assert_nothing_left()
+        self.assertEqual(self.environments(), ["# torch==2.14.1"])
+
+    def test_an_environment_of_an_older_attend_is_not_taken_again(self):
+        self.quick_environments()
+        self.requirements.write_text("# older")
+        path = f"{self.python.parent}:{os.environ['PATH']}"
+        options = ("-DPython3_EXECUTABLE=",)
+        self.assertEqual(self.configure("tree", *options, PATH=path)[0], 0)
+        self.everything("2.11.0")  # as the environment then has it
+        self.requirements.write_text("# newer")
+        status, output = self.configure("tree", *options, PATH=path)
+        self.assertEqual(status, 0, output)
+        self.assertEqual(self.environments(), ["# newer", "# older"])
+        (newer,) = (path.parent for path in self.cache.glob("python-*/requirements.txt") if "newer" in path.read_text())
+        self.assertIn(f"python={newer}/bin/python.", output)
+        with self.subTest("but a new run finds what it made"):
+            status, output = self.configure("tree", *options, PATH=path)
+            self.assertNotIn(MADE, output)
+            self.assertIn(f"python={newer}/bin/python.", output)
 
     # ---- What cannot work, and what is said
+
+    def test_a_version_of_torch_that_cannot_be(self):
+        for version in ("latest", "2.6.0", ">=2.9"):
+            with self.subTest(version):
+                status, output = self.configure("tree", f"-DATTEND_PROVISION_TORCH={version}")
+                self.assert_one_error(status, output, f"ATTEND_PROVISION_TORCH is {version}.", "2.7 or newer")
+                self.assert_nothing_left()
 
     def test_no_python(self):
         status, output = self.configure("tree", "-DPython3_EXECUTABLE=", *NO_PYTHON)
@@ -137,6 +219,7 @@ class Provision(unittest.TestCase):
         self.assert_nothing_left()
 
     def test_the_disk_becomes_full(self):
+        self.quick_environments()
         self.module("pip.py", "raise SystemExit('ERROR: [Errno 28] No space left on device')")
         status, output = self.configure("tree")
         self.assert_one_error(status, output, "the disk became full", "ATTEND_CACHE_DIR")
@@ -153,7 +236,7 @@ class Provision(unittest.TestCase):
     def test_pip_fails_for_another_reason(self):
         self.requirements.write_text("this is no requirement\n")
         status, output = self.configure("tree")
-        self.assert_one_error(status, output, "could not install the packages", "Invalid requirement")
+        self.assert_one_error(status, output, "could not install torch 2.15.0 and the packages", "Invalid requirement")
         self.assert_nothing_left()
 
     # ---- Header-only libraries

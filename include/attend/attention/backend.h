@@ -25,6 +25,11 @@ enum class Backend {
 /// that BackendGuard(Backend::kAuto) lifts an outer one. A backward pass stays with the backend of its forward pass,
 /// but that one which is to be differentiated itself (create_graph) goes through the reference.
 ///
+/// A guard reaches all code of its thread that is built with the same version of attend and exports its symbols. It does
+/// not reach a shared library that is built with -fvisibility=hidden or with another version of attend. With clang it
+/// also does not reach a library that is loaded with RTLD_LOCAL, as Python loads its modules. Pass `.backend(…)` to the
+/// call there.
+///
 /// Example:
 ///   attend::BackendGuard guard(attend::Backend::kReference);
 ///   model->forward(x);  // every attention in it by the definition

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT
+//
+// Loads the two libraries that are its arguments, as a program that is linked to both does. Prints which name each of
+// them gives kReference, and 1 or 0 for whether a BackendGuard of the first reaches the first and the second.
+#include <dlfcn.h>
+
+#include <iostream>
+
+template <class F>
+F* function(void* library, const char* name) {
+  return reinterpret_cast<F*>(dlsym(library, name));
+}
+
+int main(int, char** arguments) {
+  void* libraries[2];
+  for (int i : {0, 1}) {
+    libraries[i] = dlopen(arguments[i + 1], RTLD_NOW | RTLD_GLOBAL);
+    if (libraries[i] == nullptr) {
+      std::cerr << dlerror() << '\n';
+      return 1;
+    }
+  }
+  for (void* library : libraries) std::cout << function<const char*()>(library, "name_of_reference")() << '\n';
+  auto* under_a_guard = function<bool(bool (*)())>(libraries[0], "under_a_guard");
+  for (void* library : libraries) std::cout << under_a_guard(function<bool()>(library, "reference_is_active")) << '\n';
+}
