@@ -20,9 +20,11 @@ set(CMAKE_CXX_EXTENSIONS OFF) # attend is to compile as plain C++20
 find_program(ATTEND_CCACHE ccache)
 mark_as_advanced(ATTEND_CCACHE)
 if(ATTEND_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  # Without this, ccache does not accept precompiled headers.
+  # Without the sloppiness, ccache does not accept precompiled headers. With the base folder, a clone in another place
+  # finds what was compiled here.
   set(CMAKE_CXX_COMPILER_LAUNCHER
-      "${CMAKE_COMMAND}" -E env "CCACHE_SLOPPINESS=pch_defines,time_macros" "${ATTEND_CCACHE}")
+      "${CMAKE_COMMAND}" -E env "CCACHE_SLOPPINESS=pch_defines,time_macros" "CCACHE_BASEDIR=${PROJECT_SOURCE_DIR}"
+      CCACHE_NOHASHDIR=1 "${ATTEND_CCACHE}")
 endif()
 
 # Our own targets link to this one.

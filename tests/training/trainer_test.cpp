@@ -20,6 +20,7 @@
 #include <torch/nn/modules/dropout.h>
 #include <torch/nn/modules/loss.h>
 #include <torch/optim/sgd.h>
+#include <torch/serialize.h>
 
 #include <algorithm>
 #include <chrono>

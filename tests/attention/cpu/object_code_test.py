@@ -48,7 +48,7 @@ def functions_of(object_file):
     command = ["objdump", "--disassemble", "--reloc", "--demangle", "--no-show-raw-insn", "--wide", object_file]
     text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     functions = []
-    for line in text.splitlines():
+    for line in re.sub(r"\battend::v\d+_\d+_\d+::", "attend::", text).splitlines():  # without the version's namespace
         if match := FUNCTION.match(line):
             functions.append(Function(match[1]))
         elif match := RELOCATION.match(line):

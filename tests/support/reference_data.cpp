@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT
+
+// A file of its own, because ATTEND_TEST_DATA is a folder of the build tree: ccache would not find a file that knows it
+// after a build in another folder.
+
+#include "support/reference_data.h"
+
+#include <c10/util/Exception.h>
+#include <torch/serialize.h>
+
+#include <fstream>
+#include <iterator>
+#include <vector>
+
+namespace attend::test {
+
+std::map<std::string, torch::Tensor> reference_data(const std::string& name) {
+  const std::string path = std::string(ATTEND_TEST_DATA) + "/" + name + ".pt";
+  std::ifstream file(path, std::ios::binary);
+  TORCH_CHECK(file.is_open(), "cannot read ", path, "; `ctest --preset test -R make_reference` writes it");
+  const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
+  std::map<std::string, torch::Tensor> tensors;
+  for (const auto& entry : torch::pickle_load(bytes).toGenericDict())
+    tensors.emplace(entry.key().toStringRef(), entry.value().toTensor());
+  return tensors;
+}
+
+}  // namespace attend::test
