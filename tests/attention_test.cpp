@@ -103,7 +103,7 @@ TEST_CASE("results and gradients equal PyTorch's in float64: every option, alone
       {"causal_padding", kOutput, causal},
       {"causal_float_mask", kOutput, causal},
       {"lower_right_1_6", kBoth, causal},
-      {"lower_right_3_6", kNothing, causal},
+      {"lower_right_3_6", kBoth, causal},
       {"lower_right_6_3", kNothing, causal},
       {"lower_right_6_6", kBoth, causal},
       {"window", kNothing, AttentionOptions().window({2, 1})},

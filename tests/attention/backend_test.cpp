@@ -36,7 +36,7 @@ std::string text(const T& value) {
 
 /// Whom a call takes that asks for this backend, and that every backend can do.
 Backend taken(Backend asked_for = Backend::kAuto) {
-  const torch::Tensor x = torch::zeros({1, 1, 4, 8});
+  const torch::Tensor x = torch::zeros({1, 1, 12, 8});  // not so few queries that ATen is faster
   return attend::explain(x, x, x, AttentionOptions().backend(asked_for)).backend;
 }
 
@@ -155,33 +155,33 @@ TEST_CASE("attention itself follows the guard, and its backward pass stays with 
 // ---- Who takes what, and what explain() tells of it -----------------------------------------------------------------
 
 TEST_CASE("what ATen's kernels cannot do is ours in every dtype, and there is nothing faster to speak of") {
-  const torch::Tensor offsets = torch::tensor({0, 2, 6}, torch::kInt);
+  const torch::Tensor offsets = torch::tensor({0, 2, 12}, torch::kInt);
   struct Case {
     std::string name;
     AttentionOptions options;
-    std::int64_t keys = 6, value_width = 8;
+    std::int64_t keys = 12, value_width = 8;
     bool with_lse = false;
   };
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
     const auto options = [] { return AttentionOptions(); };
-    const torch::Tensor mask = torch::zeros({6, 6}, dtype), learned = torch::zeros({6, 6}, dtype).requires_grad_();
+    const torch::Tensor mask = torch::zeros({12, 12}, dtype), learned = torch::zeros({12, 12}, dtype).requires_grad_();
     const Case cases[] = {
-        {"value width", {}, 6, 3},
+        {"value width", {}, 12, 3},
         {"packed", options().query_offsets(offsets).key_offsets(offsets)},
         {"window", options().window({2, -1})},
         {"softcap", options().softcap(1.0)},
         {"ALiBi", options().alibi_slopes(torch::ones({4}))},
         {"dropout", options().dropout(0.1)},
         {"learned mask", options().attn_mask(learned)},
-        {"mask, with lse", options().attn_mask(mask), 6, 8, true},
-        {"causal, more keys", options().is_causal(true), 7},
+        {"mask, with lse", options().attn_mask(mask), 12, 8, true},
+        {"causal, more keys", options().is_causal(true), 13},
         {"scale 0", options().scale(0.0)},
         {"negative scale", options().scale(-0.5)},
     };
     for (const Case& c : cases) {
       CAPTURE(dtype);
       CAPTURE(c.name);
-      const torch::Tensor query = random({1, 4, 6, 8}, dtype), key = random({1, 4, c.keys, 8}, dtype);
+      const torch::Tensor query = random({1, 4, 12, 8}, dtype), key = random({1, 4, c.keys, 8}, dtype);
       const Explanation plan = attend::explain(query, key, key.slice(3, 0, c.value_width), c.options, c.with_lse);
       CHECK(plan.backend == Backend::kCpu);
       CHECK(plan.why_not_faster == "");
@@ -196,7 +196,7 @@ TEST_CASE("what both can do goes to the faster one, and if that is ATen's explai
     CAPTURE(is_causal);
     for (const auto dtype : {torch::kFloat, torch::kBFloat16, torch::kHalf}) {
       CAPTURE(dtype);
-      const torch::Tensor y = random({2, 4, 6, 8}, dtype);
+      const torch::Tensor y = random({2, 4, 12, 8}, dtype);
       const Explanation plan = attend::explain(y, y, y, options);
       CHECK(plan.backend == fastest_backend());
       CHECK(plan.why_not_faster ==
@@ -205,12 +205,36 @@ TEST_CASE("what both can do goes to the faster one, and if that is ATen's explai
                  : "kCpu: ATen's kernels are faster where only the portable path of ours can run"));
       CHECK((plan.how == "") == (fastest_backend() == Backend::kSdpa));
     }
-    const torch::Tensor wide = random({2, 4, 6, 8}, torch::kDouble);
+    const torch::Tensor wide = random({2, 4, 12, 8}, torch::kDouble);
     const Explanation plan = attend::explain(wide, wide, wide, options);
     CHECK(plan.backend == Backend::kSdpa);
     CHECK(plan.why_not_faster == "kCpu: ATen's kernels are faster in float64");
     CHECK(plan.how == "");
   }
+}
+
+TEST_CASE("kAuto: float32 with few queries goes to ATen, with a gradient only where there are fewer still") {
+  const auto backend = [](std::int64_t queries, std::int64_t keys, bool needs_gradient, at::ScalarType dtype,
+                          const AttentionOptions& options = {}) {
+    const torch::Tensor query = random({2, 4, queries, 8}, dtype).requires_grad_(needs_gradient);
+    const torch::Tensor key = random({2, 2, keys, 8}, dtype);
+    return attend::explain(query, key, key, options).backend;
+  };
+  const Backend ours = fastest_backend();
+  CHECK(backend(1, 512, false, torch::kFloat) == Backend::kSdpa);
+  CHECK(backend(8, 512, false, torch::kFloat) == Backend::kSdpa);
+  CHECK(backend(8, 8, false, torch::kFloat) == Backend::kSdpa);
+  CHECK(backend(8, 512, false, torch::kFloat, AttentionOptions().is_causal(true)) == Backend::kSdpa);
+  CHECK(backend(9, 512, false, torch::kFloat) == ours);
+  CHECK(backend(1, 512, false, torch::kBFloat16) == ours);
+  CHECK(backend(4, 64, true, torch::kFloat) == Backend::kSdpa);
+  CHECK(backend(4, 63, true, torch::kFloat) == ours);
+  CHECK(backend(5, 64, true, torch::kFloat) == ours);
+  CHECK(backend(1, 512, false, torch::kFloat, AttentionOptions().softcap(1.0)) == Backend::kCpu);
+  const torch::Tensor one = random({1, 1, 1, 8}), keys = random({1, 1, 64, 8});
+  if (ours == Backend::kCpu)
+    CHECK(attend::explain(one, keys, keys).why_not_faster ==
+          "kCpu: ATen's kernels are faster for so few queries (L 1)");
 }
 
 TEST_CASE("asked for by name, our kernels run where another would be faster, and nothing is said against it") {

@@ -86,7 +86,7 @@ std::vector<Variant> variants() {
       {"multi-query, with lse", true, {.kv_heads = 1}, {}, kLse},
       {"causal", true, square, options().is_causal(true)},
       {"causal, with lse", true, square, options().is_causal(true), kLse},
-      {"causal to the last key, with lse", false, {}, options().is_causal(true), kLse},
+      {"causal to the last key, with lse", true, {}, options().is_causal(true), kLse},
       {"bool mask with an empty row", true, {}, options().attn_mask(with_empty_row)},
       {"bool mask with an empty row, with lse", false, {}, options().attn_mask(with_empty_row), kLse},
       {"float mask", true, {}, options().attn_mask(normal({2, 3, 4}))},

@@ -57,7 +57,7 @@ std::string why_not(const torch::Tensor& query, const torch::Tensor& key, const 
 }  // namespace
 
 TEST_CASE("whatever ATen's kernels cannot do exactly is refused with the reason, and kAuto takes another backend") {
-  const torch::Tensor plain = x({2, 4, 6, 8}), longer = x({2, 4, 7, 8}), one = x({1, 4, 6, 8});
+  const torch::Tensor plain = x({2, 4, 6, 8}), longer = x({2, 4, 7, 8}), one = x({1, 4, 6, 8}), nine = x({2, 4, 9, 8});
   const torch::Tensor offsets = torch::tensor({0, 2, 6}, torch::kInt);
   struct Case {
     torch::Tensor query, key, value;
@@ -89,8 +89,8 @@ TEST_CASE("whatever ATen's kernels cannot do exactly is refused with the reason,
                "kSdpa: ATen's kernels have no dropout on the CPU, and drop other weights elsewhere"),
       of_plain(AttentionOptions().attn_mask(torch::zeros({6, 6}).requires_grad_()),
                "kSdpa: ATen's kernels give no gradient for attn_mask"),
-      {plain, longer, longer, AttentionOptions().is_causal(true),
-       "kSdpa: for unequal lengths (L 6, S 7) " + unequal_lengths},
+      {nine, x({2, 4, 10, 8}), x({2, 4, 10, 8}), AttentionOptions().is_causal(true),
+       "kSdpa: for unequal lengths (L 9, S 10) " + unequal_lengths},
       {longer, plain, plain, AttentionOptions().is_causal(true),
        "kSdpa: for unequal lengths (L 7, S 6) " + unequal_lengths},
       of_plain(AttentionOptions().scale(0.0), "kSdpa: ATen's fused kernels need a positive scale, got 0"),
@@ -119,6 +119,7 @@ TEST_CASE("explain() has nothing to say against ATen's kernels where they comput
       {plain, plain, AttentionOptions().is_causal(true)},
       {plain, plain, AttentionOptions().window({-1, 0})},
       {single, plain, AttentionOptions().is_causal(true)},
+      {plain, x({2, 4, 9, 8}), AttentionOptions().is_causal(true), "kSdpa makes an (L, S) mask of is_causal"},
       {plain, plain, AttentionOptions().window({5, 5}).dropout(0.0).softcap(0.0)},
       {plain, plain, AttentionOptions().attn_mask(mask), makes_mask},
       {plain, plain, AttentionOptions().attn_mask(x({2, 1, 6, 6}))},
@@ -213,6 +214,20 @@ TEST_CASE("a single query is causal without a mask") {
   const auto causal = attention_problem(query, keys, keys, AttentionOptions().is_causal(true));
   CHECK_FALSE(Sdpa::why_not(causal).has_value());
   CHECK(Sdpa::run(causal).output.equal(Sdpa::run(attention_problem(query, keys, keys, {})).output));
+}
+
+TEST_CASE("few queries after more keys are causal by a mask, with and without one of the caller's") {
+  for (const std::int64_t queries : {2, 5, 8}) {
+    CAPTURE(queries);
+    const torch::Tensor query = x({2, 4, queries, 8}).to(torch::kDouble), keys = x({2, 2, 11, 8}).to(torch::kDouble);
+    const torch::Tensor masks[] = {{}, x({queries, 11}).to(torch::kDouble), x({2, 1, 1, 11}) > -1.0};
+    for (const torch::Tensor& mask : masks) {
+      const AttentionOptions options = AttentionOptions().is_causal(true).attn_mask(mask);
+      const auto problem = attention_problem(query, keys, keys, options);
+      CHECK_FALSE(Sdpa::why_not(problem).has_value());
+      CHECK(max_difference(Sdpa::run(problem).output, attend::detail::Reference::run(problem).output) < 1e-12);
+    }
+  }
 }
 
 TEST_CASE("on the CPU the second derivative is there, and is right") {

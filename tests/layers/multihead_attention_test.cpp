@@ -336,9 +336,9 @@ TEST_CASE("a state dict of torch's C++ module loads into ours, and ours into tor
     CHECK(max_difference(output_of(torchs(query, key, key)), output_of(before)) < 1e-6);
 
     const auto clone = std::dynamic_pointer_cast<attend::MultiheadAttentionImpl>(ours->clone());
+    const torch::NoGradGuard no_grad;  // for all three: without gradients another kernel may be the faster one
     const torch::Tensor output = output_of(ours(query, key, key));
     CHECK(output_of(clone->forward(query, key, key)).equal(output));
-    const torch::NoGradGuard no_grad;
     for (torch::Tensor& parameter : clone->parameters()) parameter.zero_();
     CHECK(output_of(ours(query, key, key)).equal(output));
     CHECK(output_of(clone->forward(query, key, key)).eq(0).all().item<bool>());
@@ -428,7 +428,7 @@ TEST_CASE("results and all gradients equal those of Python's module, which says 
       {"zero_attn_float_masks", kSdpa, options().add_zero_attn(true)},
       {"causal", kSdpa, options().is_causal(true)},
 
-      {"longer_keys_causal", kCpu, options().is_causal(true)},
+      {"longer_keys_causal", kSdpa, options().is_causal(true)},
       {"causal_padding", kSdpa, options().is_causal(true)},
       {"causal_masks_padding", kSdpa, options().is_causal(true)},
       {"window", kCpu, options().window({2, 1})},

@@ -54,9 +54,10 @@ struct Cpu {
     return std::nullopt;
   }
 
-  /// What ATen's kernels do faster, where they can do it at all: float64, and what has neither AVX2 nor AVX-512. Our
-  /// speed over theirs, forward / forward + backward, with two threads, 8 heads, D 64; AVX-512 on a Zen 4, 2026-11-23
-  /// (more: benchmarks/results/flex_attention.md), AVX2 on a Zen 3, 2026-11-27:
+  /// What ATen's kernels do faster, where they can do it at all: float64, what has neither AVX2 nor AVX-512, and
+  /// float32 with few queries (benchmarks/results/backends.md): a block of ours is 64 queries wide. Our speed over
+  /// theirs, forward / forward + backward, with two threads, 8 heads, D 64; AVX-512 on a Zen 4, 2026-11-23 (more:
+  /// benchmarks/results/flex_attention.md), AVX2 on a Zen 3, 2026-11-27:
   ///
   ///                       float32                   bfloat16                  float16
   ///                       dense       causal        dense       causal        dense        causal
@@ -71,7 +72,10 @@ struct Cpu {
   static std::optional<std::string> why_rather_not(const Problem& problem) {
     const bool is_double = problem.query.scalar_type() == at::kDouble;
     const bool is_portable = available_instruction_set() == cpu::InstructionSet::kBaseline;
-    if ((!is_double && !is_portable) || Sdpa::why_not(problem)) return std::nullopt;
+    const bool has_few_queries = problem.query.scalar_type() == at::kFloat && takes_few_queries(problem);
+    if (!(is_double || is_portable || has_few_queries) || Sdpa::why_not(problem)) return std::nullopt;
+    if (has_few_queries)
+      return c10::str("kCpu: ATen's kernels are faster for so few queries (L ", problem.query_length(), ")");
     if (is_double) return "kCpu: ATen's kernels are faster in float64";
     return "kCpu: ATen's kernels are faster where only the portable path of ours can run";
   }
@@ -106,6 +110,14 @@ struct Cpu {
   }
 
  private:
+  /// Whether a block of kTileQueries queries would be almost empty. A backward pass gains from our kernels earlier.
+  static bool takes_few_queries(const Problem& problem) {
+    const bool with_backward =
+        needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value);
+    return with_backward ? problem.query_length() <= 4 && problem.key_length() >= 64
+                         : problem.query_length() <= Sdpa::kFewQueries;
+  }
+
   static bool has_pairs() { return available_instruction_set() >= cpu::InstructionSet::kAvx512Bf16; }
 
   struct Kernel {

@@ -12,10 +12,12 @@
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/StringUtil.h>
 
+#include <cstdint>
 #include <limits>
 #include <optional>
 #include <string>
@@ -34,6 +36,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// because the scores are computed again with other rounding, unless the scale is a power of two.
 struct Sdpa {
   static constexpr Backend kBackend = Backend::kSdpa;
+  static constexpr std::int64_t kFewQueries = 8;
 
   static std::optional<std::string> why_not(const Problem& problem) {
     const bool on_cpu = problem.query.is_cpu();
@@ -56,17 +59,18 @@ struct Sdpa {
       return "kSdpa: with attn_mask the log-sum-exp of ATen's kernels is wrong for a query that may attend to nothing";
     if (problem.is_causal() && problem.attn_mask.defined() && !on_cpu)
       return c10::str("kSdpa: on ", problem.query.device().type(), " ATen takes attn_mask or is_causal, not both");
-    if (problem.is_causal() && problem.query_length() != problem.key_length())
+    if (problem.is_causal() && problem.query_length() != problem.key_length() && !masks_causally(problem))
       return c10::str("kSdpa: for unequal lengths (L ", problem.query_length(), ", S ", problem.key_length(),
                       ") ATen counts the causal diagonal from the first key, not from the last");
     if (problem.scale <= 0.0)  // the causal kernel for the CPU scales its -inf
       return c10::str("kSdpa: ATen's fused kernels need a positive scale, got ", problem.scale);
     // ATen looks at the mask's requires_grad whether gradients are recorded or not; and on the CPU it is the kernel
     // itself, not this question, that takes a mask together with is_causal.
-    const at::Tensor mask = problem.is_causal() ? at::Tensor() : stand_in(detached(problem.attn_mask), kIsMask);
+    const bool is_causal = aten_is_causal(problem);
+    const at::Tensor mask = is_causal ? at::Tensor() : stand_in(detached(problem.attn_mask), kIsMask);
     const auto choice = static_cast<at::SDPBackend>(
         at::_fused_sdp_choice(stand_in(problem.query), stand_in(problem.key), stand_in(problem.value), optional(mask),
-                              /*dropout_p=*/0.0, problem.is_causal(), problem.scale, is_grouped(problem)));
+                              /*dropout_p=*/0.0, is_causal, problem.scale, is_grouped(problem)));
     if (choice == at::SDPBackend::math || choice == at::SDPBackend::error)
       return c10::str("kSdpa: ATen has no fused kernel for this call (", problem.query.device().type(), ", ",
                       problem.query.scalar_type(), ", width ", problem.head_width(), ")");
@@ -90,6 +94,7 @@ struct Sdpa {
     const auto also = [&copies](const std::string& sentence) { copies += (copies.empty() ? "" : "; ") + sentence; };
     if (problem.attn_mask.defined() && problem.attn_mask.scalar_type() == at::kBool)
       also("kSdpa makes attn_mask one that is added");
+    if (masks_causally(problem)) also("kSdpa makes an (L, S) mask of is_causal");
     const bool needs_backward =
         needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value);
     if (problem.query.is_cpu() && is_half(problem) && needs_backward)
@@ -113,9 +118,9 @@ struct Sdpa {
  private:
   struct CpuKernel {
     static FusedResult forward(const Problem& problem, bool /*with_backward*/) {
-      auto [output, log_sum_exp] =
-          at::_scaled_dot_product_flash_attention_for_cpu(problem.query, problem.key, problem.value, /*dropout_p=*/0.0,
-                                                          problem.is_causal(), additive_mask(problem), problem.scale);
+      auto [output, log_sum_exp] = at::_scaled_dot_product_flash_attention_for_cpu(
+          problem.query, problem.key, problem.value, /*dropout_p=*/0.0, aten_is_causal(problem), additive_mask(problem),
+          problem.scale);
       return {{output, log_sum_exp}, {}};
     }
 
@@ -132,7 +137,7 @@ struct Sdpa {
       const auto run = [&](const at::Tensor& gradient) {
         auto [query, key, value] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
             gradient, problem.query, problem.key, problem.value, result.output.to(wide), result.log_sum_exp,
-            /*dropout_p=*/0.0, problem.is_causal(), mask, problem.scale);
+            /*dropout_p=*/0.0, aten_is_causal(problem), mask, problem.scale);
         return std::vector{query, key, value};
       };
       std::vector<at::Tensor> inputs(3);
@@ -156,13 +161,30 @@ struct Sdpa {
    private:
     /// The kernel takes a mask of the query's dtype only. The copy is of the mask's own size, before it is broadcast.
     static std::optional<at::Tensor> additive_mask(const Problem& problem) {
-      const at::Tensor& mask = problem.attn_mask;
-      if (!mask.defined()) return std::nullopt;
-      if (mask.scalar_type() != at::kBool) return mask.to(problem.query.scalar_type());
-      return at::zeros(mask.sizes(), problem.query.options())
-          .masked_fill_(mask.logical_not(), -std::numeric_limits<double>::infinity());
+      constexpr double kInfinity = std::numeric_limits<double>::infinity();
+      at::Tensor mask = problem.attn_mask;
+      if (mask.defined() && mask.scalar_type() == at::kBool) {
+        mask = at::zeros(mask.sizes(), problem.query.options()).masked_fill_(mask.logical_not(), -kInfinity);
+      } else if (mask.defined()) {
+        mask = mask.to(problem.query.scalar_type());
+      }
+      if (masks_causally(problem)) {
+        const std::int64_t L = problem.query_length(), S = problem.key_length();
+        const at::Tensor causal = at::full({L, S}, -kInfinity, problem.query.options()).triu_(S - L + 1);
+        mask = mask.defined() ? mask + causal : causal;
+      }
+      return optional(mask);
     }
   };
+
+  /// ATen's causal diagonal begins at the first key. For fewer queries than keys a mask can say the same as is_causal;
+  /// it is made for few queries only, so that no large (L, S) tensor is.
+  static bool masks_causally(const Problem& problem) {
+    return problem.is_causal() && problem.query.is_cpu() && problem.query_length() < problem.key_length() &&
+           problem.query_length() <= kFewQueries;
+  }
+
+  static bool aten_is_causal(const Problem& problem) { return problem.is_causal() && !masks_causally(problem); }
 
   static bool is_grouped(const Problem& problem) { return problem.num_kv_heads() != problem.num_heads(); }
 

@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Runs the benchmark backends and writes its page: python3 measure.py PROGRAM [options of the program].
+
+PROGRAM is what CMake built from main.cpp. Writes NAME.csv and NAME.md into benchmarks/results, or into the folder that
+--output names; NAME is backends, or what --name gives. Exits with 1 if kAuto is slower than ATen's kernels anywhere by
+more than a tenth.
+"""
+
+import argparse
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import machine  # noqa: E402
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+NOISE = 0.9  # a ratio below this is a loss
+
+PAGE = """# Choice of a backend
+
+Does `kAuto` take the faster backend? `benchmarks/backends/measure.py` times `attention()` by `kAuto`, `attention()` by `kCpu` and ATen's
+`scaled_dot_product_attention` in turn, in one process. Milliseconds are medians of the rounds. The last column is the median of the rounds'
+ratios, ATen / `kAuto`: above 1 `kAuto` is faster. N batch, H query heads, G key heads, L queries, S keys, D width of a head. "Causal" means that
+the last query sees the last key.
+
+{summary}
+
+{table}
+
+{machine}, {threads} threads; {compiler}, {libtorch}; {instructions}.
+"""
+
+
+def rounded(milliseconds):
+    """Three digits, all digits of a whole number."""
+    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:#.3g}"
+
+
+def table(rows):
+    lines = ["| dtype, pass | N | H | G | L | S | D | mask | `kAuto` takes | `kAuto` (ms) | `kCpu` (ms) | ATen (ms) | ATen / `kAuto` |",
+             "| --- " * 13 + "|"]
+    for row in rows:
+        times = " | ".join(rounded(float(row[name])) for name in ("auto_ms", "cpu_ms", "aten_ms"))
+        sizes = " | ".join(f"{int(row[name]):,}" for name in "NHGLSD")
+        lines.append(f"| {row['dtype']}, {row['pass']} | {sizes} | {row['mask']} | `{row['backend']}` | {times} | "
+                     f"{float(row['aten_over_auto']):.2f} |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)  # the program's own options are passed on
+    parser.add_argument("program")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--name", default="backends", help="name of the page, for example backends_avx2")
+    settings, options = parser.parse_known_args()
+
+    machine.warn_if_busy()
+    lines = []
+    with subprocess.Popen([settings.program, *options], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    if process.returncode:
+        sys.exit(process.returncode)
+
+    facts = dict(line[2:].rstrip().split(" ", 1) for line in lines if line.startswith("# "))
+    text = [line for line in lines if not line.startswith("# ")]
+    rows = list(csv.DictReader(text))
+    losses = [row for row in rows if float(row["aten_over_auto"]) < NOISE]
+    summary = (f"`kAuto` is slower than ATen by more than a tenth in {len(losses)} of {len(rows)} rows." if losses else
+               f"`kAuto` is nowhere slower than ATen by more than a tenth, in {len(rows)} rows.")
+    settings.output.mkdir(parents=True, exist_ok=True)
+    (settings.output / f"{settings.name}.csv").write_text("".join(text))
+    (settings.output / f"{settings.name}.md").write_text(
+        PAGE.format(summary=summary, table=table(rows), machine=machine.describe(), **facts))
+    print(summary)
+    sys.exit(1 if losses else 0)
+
+
+if __name__ == "__main__":
+    main()
