@@ -4,7 +4,8 @@
 # Tests and measures attend on a machine with an NVIDIA GPU that has no network and is there for minutes only.
 #
 #   benchmarks/gpu.sh pack FOLDER [INCLUDE...]    before: makes FOLDER, all that the other machine needs, below 64 MiB
-#   benchmarks/gpu.sh run FOLDER OUT [OPTION...]  there: ends within 8 minutes; OUT then holds the log and all results
+#   FOLDER/source/benchmarks/gpu.sh run FOLDER OUT [OPTION...]
+#                                                 there: ends within 8 minutes; OUT then holds the log and all results
 #
 # pack copies the sources and the headers of doctest and CLI11. It looks for the headers in the folders INCLUDE, in the
 # cache of the presets and among the system's headers.
@@ -70,7 +71,7 @@ pack() {
   } > "$folder/packed.txt"
   mebibytes=$(du -sm "$folder" | cut -f 1)
   if ((mebibytes > 64)); then die "$folder has $mebibytes MiB, and 64 MiB can be carried"; fi
-  echo "$folder: $mebibytes MiB. On the other machine: benchmarks/gpu.sh run $1 OUT"
+  echo "$folder: $mebibytes MiB. On the other machine: bash $1/source/benchmarks/gpu.sh run $1 OUT"
 }
 
 # ---- run ------------------------------------------------------------------------------------------------------------
@@ -152,8 +153,9 @@ print(f"Python {sys.version.split()[0]}, torch {torch.__version__}", file=sys.st
 print(sys.executable, root, architecture, bool(importlib.util.find_spec("matplotlib")), sep="\n")
 END
   ) || status=$?
-  if ((status == 124)); then die "${PYTHON:-python3} needs more than 90 s to import torch"; fi
-  if ((status != 0)); then exit 1; fi # it has said why
+  if ((status == 124 || status == 137)); then die "${PYTHON:-python3} needs more than 90 s to import torch"; fi
+  if ((status == 1)); then exit 1; fi # it has said why
+  if ((status != 0)); then die "${PYTHON:-python3} ended with status $status when it imported torch"; fi
   { read -r python && read -r torch && read -r architecture && read -r has_matplotlib; } <<< "$facts"
   if [[ $has_matplotlib == False ]]; then echo "There is no matplotlib: no figures, and no tests of the examples."; fi
 }
@@ -163,7 +165,7 @@ programs=(conv_vs_attention benchmarks/experiment)
 set_tests() {
   local ctest=(env OMP_NUM_THREADS=2 ctest --test-dir "$build" --no-tests=error)
   gpu_tests=("${ctest[@]}" --label-regex '^gpu$' --parallel 4)
-  other_tests=("${ctest[@]}" --label-exclude '^(gpu|network)$' --parallel "$(nproc)")
+  other_tests=("${ctest[@]}" --label-exclude '^gpu$' --parallel "$(nproc)")
   if [[ $has_matplotlib == False ]]; then other_tests+=(--exclude-regex '^examples/'); fi
 }
 
@@ -174,6 +176,16 @@ check() {
   "${other_tests[@]}" --show-only | tail -n 1
   "$python" "$folder/source/benchmarks/experiment/measure.py" --help > /dev/null
   "$python" "$folder/source/benchmarks/experiment/notebook.py" --help > /dev/null
+}
+
+# Sends a signal to all processes of the builder's session: ninja gives each compiler a process group of its own.
+signal_builder() {  # SIGNAL
+  local process stat fields
+  for process in /proc/[0-9]*; do
+    stat=$(cat "$process/stat" 2> /dev/null) || continue
+    read -ra fields <<< "${stat##*) }" # state, parent, process group, session
+    if [[ ${fields[3]} == "$builder" ]]; then kill "-$1" "${process#/proc/}" 2> /dev/null || true; fi
+  done
 }
 
 # Builds the programs and then what the other tests need, behind the tests on the GPU. All of it can be stopped at once.
@@ -187,7 +199,7 @@ start_builder() {
                   build programs "$@"
                   build everything tests/all examples/all' "$build" "${programs[@]}" &
   builder=$!
-  trap 'kill -KILL -- "-$builder" 2> /dev/null || true' EXIT
+  trap 'signal_builder KILL; signal_builder KILL' EXIT # twice, for what was started meanwhile
 }
 
 # A stage that waits until the builder has come so far.
@@ -240,12 +252,13 @@ run() {
   fi
 
   wait_for "Build the example and the experiment" 120 programs
-  kill -STOP -- "-$builder" 2> /dev/null || true # nothing runs beside what is measured
+  signal_builder STOP # nothing runs beside what is measured
+  signal_builder STOP # what was started meanwhile
   stage "The example, five epochs" 60 \
     "$build/conv_vs_attention" --device "$device" "${example[@]}" --output "$build/example"
   stage "The experiment, five epochs" 120 "$python" -u "$folder/source/benchmarks/experiment/measure.py" \
     "$build/benchmarks/experiment" --device "$device" "${experiment[@]}" --output "$out"
-  kill -CONT -- "-$builder" 2> /dev/null || true
+  signal_builder CONT
 
   wait_for "Build the rest of the tests" 200 everything
   if ((status == 124 || status == 137)); then

@@ -8,6 +8,10 @@
 
 function(attend_make_cuda)
   set(parts)
+  if(attend_TORCH_VERSION AND attend_TORCH_VERSION VERSION_LESS 2.9)
+    message(STATUS "attend: no target attend::cuda, because CUDA graphs need LibTorch 2.9")
+    return()
+  endif()
   if(TARGET torch::cudart) # find_package(Torch) was here, and has found a toolkit
     set(parts torch::cudart)
   elseif(attend_TORCH_ROOT AND EXISTS "${attend_TORCH_LIBRARY_DIR}/libtorch_cuda.so")

@@ -7,7 +7,8 @@
 # find_package(Torch) stops without a CUDA toolkit, enables the CUDA language and changes the user's CUDA flags. It may
 # still be called afterwards: no name that it uses is taken here.
 #
-# The order of the search. A hint of 1 or 3 that leads nowhere is an error: another LibTorch would be a silent choice.
+# The order of the search. Torch_DIR, or a Python3_EXECUTABLE given by -D, that leads nowhere is an error: another
+# LibTorch would be a silent choice.
 #   1. Torch_DIR
 #   2. CMAKE_PREFIX_PATH, the variable of CMake and then the one of the environment
 #   3. the package torch of Python3_EXECUTABLE, if the user set it by -D; otherwise the package torch of the Python that
@@ -18,7 +19,7 @@
 # Sets attend_TORCH_ROOT, attend_TORCH_LIBRARY_DIR and attend_TORCH_VERSION, or attend_TORCH_ERROR, a message for the
 # caller to pass on.
 
-# The only place where these two are written.
+# A test compares the other files that name these versions with these two lines.
 set(attend_TORCH_MINIMUM 2.7)
 set(attend_TORCH_NEWEST_TESTED 2.15)
 unset(attend_TORCH_ERROR)
@@ -82,7 +83,7 @@ function(attend_find_torch result)
   if(NOT root AND NOT (Python3_EXECUTABLE AND DEFINED CACHE{Python3_EXECUTABLE}))
     unset(include)
     find_path(include torch/csrc/api/include/torch/version.h
-      NO_CACHE NO_PACKAGE_ROOT_PATH NO_CMAKE_PATH NO_CMAKE_ENVIRONMENT_PATH)
+      NO_CACHE NO_PACKAGE_ROOT_PATH NO_CMAKE_PATH NO_CMAKE_ENVIRONMENT_PATH NO_SYSTEM_ENVIRONMENT_PATH)
     if(include)
       attend_first_torch_root(root "${include}/..")
     endif()
@@ -143,6 +144,9 @@ if(TARGET torch)
     return()
   endif()
   set(attend_TORCH_PLACE "by the target `torch`")
+  if(NOT attend_TORCH_VERSION)
+    set(attend_TORCH_PLACE "of unknown version by the target `torch`")
+  endif()
 else()
   attend_find_torch(attend_TORCH_ROOT)
   if(NOT attend_TORCH_ROOT)

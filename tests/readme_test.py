@@ -40,6 +40,12 @@ class Pages(unittest.TestCase):
                 if not link.startswith("http"):
                     self.assertTrue((page.parent / link).exists(), f"{page}: {link}")
 
+    def test_the_table_of_versions_has_every_version(self):
+        section = (PROJECT / "README.md").read_text().split("## Tested versions\n")[1].split("\n## ")[0]
+        for line in (PROJECT / "tests/conformance/versions.txt").read_text().splitlines():
+            if version := line.partition("#")[0].strip():
+                self.assertRegex(section, rf"(?m)^\| {re.escape(version)} \| g\+\+ .* 0 \|$")
+
     def test_the_readme_opens_with_the_two_commands(self):
         text = (PROJECT / "README.md").read_text()
         for preset in ("example", "test"):

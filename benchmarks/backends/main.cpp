@@ -18,7 +18,9 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -27,6 +29,8 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <system_error>
 #include <vector>
 
 namespace {
@@ -45,8 +49,8 @@ constexpr const char* kUsage =
     "  --quick       every fourth shape, three rounds\n";
 
 struct Settings {
-  int rounds = 7;
-  int threads = 0;
+  int rounds = 0;   // 0: not given
+  int threads = 0;  // 0: what LibTorch takes by itself
   bool only_few = false, is_quick = false;
 };
 
@@ -120,6 +124,7 @@ double milliseconds(const std::function<void()>& call, int calls) {
 }
 
 void measure(const Case& shape, int rounds) {
+  const c10::AutoGradMode grad_mode(shape.with_backward);
   const auto options = at::TensorOptions(shape.dtype);
   const auto input = [&](std::int64_t heads, std::int64_t length) {
     return at::randn({shape.batch, heads, length, shape.width}, options).requires_grad_(shape.with_backward);
@@ -146,8 +151,9 @@ void measure(const Case& shape, int rounds) {
                                             /*scale=*/std::nullopt, shape.heads != shape.kv_heads));
   };
 
+  const attend::Backend chosen =
+      attend::explain(q, k, v, attend::AttentionOptions().is_causal(shape.is_causal)).backend;
   const std::array<std::function<void()>, 3> calls = {ours(attend::Backend::kAuto), ours(attend::Backend::kCpu), aten};
-  const c10::AutoGradMode grad_mode(shape.with_backward);
   std::array<int, 3> repeats{};
   for (std::size_t i = 0; i < calls.size(); ++i) {
     calls[i]();
@@ -164,13 +170,10 @@ void measure(const Case& shape, int rounds) {
     }
     ratios.push_back(time[2] / time[0]);
   }
-  const attend::Explanation explanation =
-      attend::explain(q, k, v, attend::AttentionOptions().is_causal(shape.is_causal));
   std::cout << shape.dtype << ',' << (shape.with_backward ? "forward + backward" : "forward") << ',' << shape.batch
             << ',' << shape.heads << ',' << shape.kv_heads << ',' << shape.queries << ',' << shape.keys << ','
-            << shape.width << ',' << (shape.is_causal ? "causal" : "dense") << ',' << explanation.backend << ','
-            << median(times[0]) << ',' << median(times[1]) << ',' << median(times[2]) << ',' << median(ratios)
-            << std::endl;
+            << shape.width << ',' << (shape.is_causal ? "causal" : "dense") << ',' << chosen << ',' << median(times[0])
+            << ',' << median(times[1]) << ',' << median(times[2]) << ',' << median(ratios) << std::endl;
 }
 
 Settings settings_from(int count, char** arguments) {
@@ -178,8 +181,12 @@ Settings settings_from(int count, char** arguments) {
   for (int i = 1; i < count; ++i) {
     const std::string name = arguments[i];
     const auto number = [&] {
-      if (i + 1 == count) throw std::invalid_argument(name + " needs a number");
-      return std::stoi(arguments[++i]);
+      int value = 0;
+      const std::string_view text = i + 1 < count ? arguments[++i] : "";
+      const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+      if (error != std::errc() || end != text.data() + text.size() || value < 1)
+        throw std::invalid_argument(name + " needs a whole number of at least 1, got \"" + std::string(text) + "\"");
+      return value;
     };
     if (name == "--rounds") {
       settings.rounds = number();
@@ -189,12 +196,11 @@ Settings settings_from(int count, char** arguments) {
       settings.only_few = true;
     } else if (name == "--quick") {
       settings.is_quick = true;
-      settings.rounds = 3;
     } else {
       throw std::invalid_argument("unknown option " + name);
     }
   }
-  if (settings.rounds < 1 || settings.threads < 0) throw std::invalid_argument("numbers must be at least 1");
+  if (settings.rounds == 0) settings.rounds = settings.is_quick ? 3 : 7;
   return settings;
 }
 

@@ -231,10 +231,15 @@ TEST_CASE("kAuto: float32 with few queries goes to ATen, with a gradient only wh
   CHECK(backend(4, 63, true, torch::kFloat) == ours);
   CHECK(backend(5, 64, true, torch::kFloat) == ours);
   CHECK(backend(1, 512, false, torch::kFloat, AttentionOptions().softcap(1.0)) == Backend::kCpu);
+  CHECK(backend(1, 512, false, torch::kFloat, AttentionOptions().window({4, 0})) == Backend::kCpu);
+  CHECK(backend(2, 512, false, torch::kFloat, AttentionOptions().dropout(0.5)) == Backend::kCpu);
   const torch::Tensor one = random({1, 1, 1, 8}), keys = random({1, 1, 64, 8});
   if (ours == Backend::kCpu)
     CHECK(attend::explain(one, keys, keys).why_not_faster ==
           "kCpu: ATen's kernels are faster for so few queries (L 1)");
+  CHECK(attend::explain(one, keys, keys, {}, /*with_lse=*/true).backend == Backend::kSdpa);
+  const torch::Tensor learned = random({1, 1, 32, 8}).requires_grad_();
+  CHECK(attend::explain(one, learned, learned).backend == ours);
 }
 
 TEST_CASE("asked for by name, our kernels run where another would be faster, and nothing is said against it") {

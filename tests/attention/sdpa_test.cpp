@@ -220,7 +220,9 @@ TEST_CASE("few queries after more keys are causal by a mask, with and without on
   for (const std::int64_t queries : {2, 5, 8}) {
     CAPTURE(queries);
     const torch::Tensor query = x({2, 4, queries, 8}).to(torch::kDouble), keys = x({2, 2, 11, 8}).to(torch::kDouble);
-    const torch::Tensor masks[] = {{}, x({queries, 11}).to(torch::kDouble), x({2, 1, 1, 11}) > -1.0};
+    torch::Tensor infinite = x({queries, 11}).to(torch::kDouble);
+    infinite.select(1, 10).slice(0, 0, queries - 1).fill_(std::numeric_limits<double>::infinity());  // not yet allowed
+    const torch::Tensor masks[] = {{}, x({queries, 11}).to(torch::kDouble), x({2, 1, 1, 11}) > -1.0, infinite};
     for (const torch::Tensor& mask : masks) {
       const AttentionOptions options = AttentionOptions().is_causal(true).attn_mask(mask);
       const auto problem = attention_problem(query, keys, keys, options);
@@ -240,6 +242,16 @@ TEST_CASE("on the CPU the second derivative is there, and is right") {
   };
   CHECK(second(Backend::kReference).abs().max().item<double>() > 1.0);
   CHECK(max_difference(second(Backend::kSdpa), second(Backend::kReference)) < 1e-11);
+}
+
+TEST_CASE("what stays ATen's: NaN for a key that holds NaN, also where a bool mask rules it out") {
+  const torch::Tensor query = x({1, 1, 4, 8});
+  torch::Tensor key = query.clone();
+  key[0][0][1][0] = std::numeric_limits<float>::quiet_NaN();
+  torch::Tensor mask = torch::ones({4, 4}, torch::kBool);
+  mask.select(1, 1).fill_(false);
+  const auto problem = attention_problem(query, key, query, AttentionOptions().attn_mask(mask));
+  CHECK(Sdpa::run(problem).output.isnan().any().item<bool>());
 }
 
 TEST_CASE("what stays ATen's: zeros for a query that holds NaN") {

@@ -207,7 +207,8 @@ inline std::vector<Case> attention_cases() {
   add("negative scale", AttentionOptions().scale(-0.3));
   add("softcap", AttentionOptions().softcap(1.5));
   add("is_causal", causal, [](Case& c) { c.sdpa_can = true; });
-  add("is_causal, L < S", causal, [](Case& c) { c.length = 7, c.keys = 150; });
+  add("is_causal, L < S, few queries", causal, [](Case& c) { c.length = 7, c.keys = 150, c.sdpa_can = true; });
+  add("is_causal, L < S", causal, [](Case& c) { c.length = 70, c.keys = 150; });
   add("is_causal, L > S: rows without keys", causal, [](Case& c) { c.length = 40, c.keys = 9; });
   add("window on both sides", window(5, 3));
   add("window, L > S: rows without keys", window(2, 2), [](Case& c) { c.length = 40, c.keys = 9; });

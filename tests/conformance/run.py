@@ -336,7 +336,7 @@ MIDR_OF_NEOVERSE_N1 = "0x00000000413fd0c1\n"
 
 def emulator(settings, root):
     """The command before a program for aarch64."""
-    qemu = find("qemu-aarch64")
+    qemu = find("qemu-aarch64") if shutil.which("qemu-aarch64") else find("qemu-aarch64-static")
     system = Path("/usr/aarch64-linux-gnu")
     overlay = settings.folder("aarch64") / "system"
     shutil.rmtree(overlay, ignore_errors=True)
@@ -459,9 +459,9 @@ def entries_of(versions, settings, jobs):
         add(version, Row(version, version, "g++"), test_program, "g++")
     for compiler in COMPILERS:
         add(compiler, Row(compiler, newest, compiler), test_program, compiler)
-    if LAST_BEFORE_MANGLING in versions:
-        name = f"{NEWEST_CLANG}@{LAST_BEFORE_MANGLING}"
-        add(name, Row(name, LAST_BEFORE_MANGLING, NEWEST_CLANG), test_program, NEWEST_CLANG)
+    for version in dict.fromkeys([LAST_BEFORE_MANGLING, oldest_first[0]]):
+        name = f"{NEWEST_CLANG}@{version}"
+        add(name, Row(name, version, NEWEST_CLANG), test_program, NEWEST_CLANG)
     add("nvcc", Row("nvcc", newest, "nvcc"), test_nvcc)
     if HOST != "aarch64":
         add("aarch64", Row("aarch64", newest, "aarch64-linux-gnu-g++", "aarch64"), test_aarch64)
@@ -521,7 +521,8 @@ def main():
     chosen, required = [name for name in entries if not is_the_default(name)], list(given.require)
     if given.ci:
         oldest_first = sorted(versions, key=by_number)
-        chosen = [oldest_first[-1], oldest_first[0], NEWEST_CLANG] + ["aarch64"] * (HOST != "aarch64")
+        chosen = [oldest_first[-1], oldest_first[0], f"{NEWEST_CLANG}@{oldest_first[0]}"]
+        chosen += ["aarch64"] * (HOST != "aarch64")
         required += chosen
     if given.headers:
         chosen = ["headers"]

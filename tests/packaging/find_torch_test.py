@@ -229,6 +229,8 @@ class FindTorch(unittest.TestCase):
         oldest = read("cmake/attendTorch.cmake", r"^set\(attend_TORCH_MINIMUM (.+)\)")
         newest = read("cmake/attendTorch.cmake", r"^set\(attend_TORCH_NEWEST_TESTED (.+)\)")
         self.assertTrue(read("cmake/attendProvision.cmake", r"^    set\(torch ([0-9.]+)\)").startswith(f"{newest}."))
+        versions = re.findall(r"^([0-9]+\.[0-9]+)\.", (repository / "tests/conformance/versions.txt").read_text(), re.M)
+        self.assertEqual((versions[0], versions[-1]), (oldest, newest), "tests/conformance/versions.txt")
         # An installed attend, and the project that tests it.
         installed = read("cmake/attendConfig.cmake.in", r"CMAKE_VERSION VERSION_LESS ([0-9.]+)\)")
         for file in ("tests/packaging/consumer/CMakeLists.txt", "tests/packaging/configure.py"):

@@ -2,8 +2,8 @@
 #pragma once
 
 // What nearly every test needs: LibTorch's tensors, autograd and two modules, doctest, the standard library. Not
-// <torch/torch.h>: the compiler instantiates what a precompiled header leaves pending in each file anew, and half of
-// that is what few tests use. attend's own headers stay out, so that what a test includes of them is what it needs.
+// <torch/torch.h>: in each file g++ instantiates anew what a precompiled header leaves pending, and with that header it
+// takes half as long again. attend's own headers stay out, so that a test includes those that it needs.
 
 #include <torch/autograd.h>
 #include <torch/nn/modules/container/sequential.h>

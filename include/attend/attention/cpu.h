@@ -54,21 +54,8 @@ struct Cpu {
     return std::nullopt;
   }
 
-  /// What ATen's kernels do faster, where they can do it at all: float64, what has neither AVX2 nor AVX-512, and
-  /// float32 with few queries (benchmarks/results/backends.md): a block of ours is 64 queries wide. Our speed over
-  /// theirs, forward / forward + backward, with two threads, 8 heads, D 64; AVX-512 on a Zen 4, 2026-11-23 (more:
-  /// benchmarks/results/flex_attention.md), AVX2 on a Zen 3, 2026-11-27:
-  ///
-  ///                       float32                   bfloat16                  float16
-  ///                       dense       causal        dense       causal        dense        causal
-  ///   AVX-512
-  ///     L 100, batch 32   1.8 / 1.9   1.8 / 2.1     2.8 / 5.4   2.9 / 5.5     2.3 /  6.9   2.9 /  7.3
-  ///     L 512, batch 8    1.4 / 1.5   2.1 / 2.4     2.4 / 2.1   3.9 / 3.5     2.5 /  9.9   4.6 / 17.4
-  ///     L 4,096           1.4 / 1.5   1.4 / 1.6     2.1 / 1.8   2.4 / 2.2     2.4 / 10.9   2.5 / 11.7
-  ///   AVX2
-  ///     L 100, batch 32   1.2 / 1.5   1.3 / 1.9     1.3 / 1.7   1.6 / 2.2     2.4 /  2.0   2.8 /  2.1
-  ///     L 512, batch 8    1.1 / 1.3   1.9 / 2.0     1.1 / 1.2   1.8 / 2.3     2.4 /  1.6   4.1 /  2.5
-  ///     L 4,096           1.1 / 1.0   1.3 / 1.2     1.0 / 1.0   1.2 / 1.1     1.9 /  1.4   2.0 /  1.4
+  /// Reasons to prefer ATen's kernels, if they can run: float64; no AVX2 or AVX-512; float32 with few queries, because
+  /// our kernels compute blocks of 64 queries. Measured in benchmarks/results/backends.md and backends_zen.md.
   static std::optional<std::string> why_rather_not(const Problem& problem) {
     const bool is_double = problem.query.scalar_type() == at::kDouble;
     const bool is_portable = available_instruction_set() == cpu::InstructionSet::kBaseline;
@@ -110,12 +97,15 @@ struct Cpu {
   }
 
  private:
-  /// Whether a block of kTileQueries queries would be almost empty. A backward pass gains from our kernels earlier.
+  // So many queries are few. With a backward pass our kernels gain earlier: it counts so many queries with so many
+  // keys.
+  static constexpr std::int64_t kFewQueries = 8, kFewQueriesOfBackward = 4, kKeysOfBackward = 64;
+
   static bool takes_few_queries(const Problem& problem) {
     const bool with_backward =
         needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value);
-    return with_backward ? problem.query_length() <= 4 && problem.key_length() >= 64
-                         : problem.query_length() <= Sdpa::kFewQueries;
+    return with_backward ? problem.query_length() <= kFewQueriesOfBackward && problem.key_length() >= kKeysOfBackward
+                         : problem.query_length() <= kFewQueries;
   }
 
   static bool has_pairs() { return available_instruction_set() >= cpu::InstructionSet::kAvx512Bf16; }

@@ -190,7 +190,7 @@ class DenseScores : public torch::autograd::Node {
 
 /// Which scores a mask_mod allows: bool (N, H, L, S). `tensors`: those that it asks its binder for, on the CPU.
 ///
-/// The mask_mod comes by value: of a reference to an empty one g++ 12 warns, with -O1, that it may be uninitialized.
+/// The mask_mod is passed by value: g++ 12 -O1 warns about a reference to an empty one.
 template <class Mod>
 at::Tensor dense_mask(Mod mod, const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors) {
   Binder binder(sizes, tensors);

@@ -14,6 +14,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/StringUtil.h>
 
@@ -36,7 +37,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// because the scores are computed again with other rounding, unless the scale is a power of two.
 struct Sdpa {
   static constexpr Backend kBackend = Backend::kSdpa;
-  static constexpr std::int64_t kFewQueries = 8;
+  /// For so many queries a causal mask for unequal lengths is made as a tensor; see masks_causally().
+  static constexpr std::int64_t kMostMaskedQueries = 8;
 
   static std::optional<std::string> why_not(const Problem& problem) {
     const bool on_cpu = problem.query.is_cpu();
@@ -171,17 +173,17 @@ struct Sdpa {
       if (masks_causally(problem)) {
         const std::int64_t L = problem.query_length(), S = problem.key_length();
         const at::Tensor causal = at::full({L, S}, -kInfinity, problem.query.options()).triu_(S - L + 1);
-        mask = mask.defined() ? mask + causal : causal;
+        mask = mask.defined() ? at::where(causal.isneginf(), causal, mask) : causal;
       }
       return optional(mask);
     }
   };
 
-  /// ATen's causal diagonal begins at the first key. For fewer queries than keys a mask can say the same as is_causal;
-  /// it is made for few queries only, so that no large (L, S) tensor is.
+  /// ATen's causal diagonal begins at the first key. For fewer queries than keys an (L, S) mask says what is_causal
+  /// means. With few queries this mask is small.
   static bool masks_causally(const Problem& problem) {
     return problem.is_causal() && problem.query.is_cpu() && problem.query_length() < problem.key_length() &&
-           problem.query_length() <= kFewQueries;
+           problem.query_length() <= kMostMaskedQueries;
   }
 
   static bool aten_is_causal(const Problem& problem) { return problem.is_causal() && !masks_causally(problem); }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Training steps as CUDA graphs. Needs CUDA's runtime headers and libtorch_cuda: the CMake target attend::cuda.
+// Training steps as CUDA graphs. Needs LibTorch 2.9 or newer, CUDA's runtime headers and libtorch_cuda: the CMake target
+// attend::cuda.
 
 #include <attend/training/step_capture.h>
 #include <attend/version.h>

@@ -12,7 +12,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 #if defined(__clang__)
 #define ATTEND_UNROLL _Pragma("unroll")
-#elif defined(__CUDACC__)  // nvcc hands the pragma on to g++, but warns that it does not know it
+#elif defined(__CUDACC__)  // nvcc hands the pragma on to g++, so the code is the same, but warns that it does not know it
 #define ATTEND_UNROLL \
   _Pragma("nv_diagnostic push") _Pragma("nv_diag_suppress 1675") _Pragma("GCC unroll 16") _Pragma("nv_diagnostic pop")
 #else

@@ -23,7 +23,7 @@ struct Simd {
   }
   static ATTEND_ALWAYS_INLINE void store(T* to, const Vector& vector) { *reinterpret_cast<Unaligned*>(to) = vector; }
 
-#if !defined(__CUDA_ARCH__)  // nvcc also compiles these functions for the GPU, where vectors are an error
+#if !defined(__CUDA_ARCH__)  // nvcc also reads these for the GPU, where vectors are an error; the host's code is the same
   /// eˣ of numbers that are at most 80.
   static ATTEND_ALWAYS_INLINE void exp(Vector& x) { attend::detail::exponential<T, /*kIsBounded=*/true, Integers>(x); }
   static ATTEND_ALWAYS_INLINE void tanh(Vector& x) { attend::detail::hyperbolic_tangent<T, Integers>(x); }

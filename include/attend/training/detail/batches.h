@@ -34,10 +34,11 @@ concept TensorData = requires(Data& data) {
 
 /// A torch::data dataset that can be asked for any samples: batches are vectors of examples, or stacked already.
 template <class Data>
-concept TorchDataset = !TensorData<Data> && requires(Data & data, std::vector<std::size_t> indices) {
+concept TorchDataset = !TensorData<Data> && requires(Data& data, std::vector<std::size_t> indices) {
   { data.size() } -> std::same_as<std::optional<std::size_t>>;
   requires std::same_as<std::remove_cvref_t<decltype(data.get_batch(indices))>, torch::data::Example<>> ||
-      std::same_as<std::remove_cvref_t<decltype(data.get_batch(indices))>, std::vector<torch::data::Example<>>>;
+               std::same_as<std::remove_cvref_t<decltype(data.get_batch(indices))>,
+                            std::vector<torch::data::Example<>>>;
 };
 
 template <class Data>
