@@ -155,33 +155,33 @@ TEST_CASE("attention itself follows the guard, and its backward pass stays with 
 // ---- Who takes what, and what explain() tells of it -----------------------------------------------------------------
 
 TEST_CASE("what ATen's kernels cannot do is ours in every dtype, and there is nothing faster to speak of") {
-  const torch::Tensor offsets = torch::tensor({0, 2, 12}, torch::kInt);
+  const torch::Tensor offsets = torch::tensor({0, 2, 40}, torch::kInt);
   struct Case {
     std::string name;
     AttentionOptions options;
-    std::int64_t keys = 12, value_width = 8;
+    std::int64_t keys = 40, value_width = 8;
     bool with_lse = false;
   };
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
     const auto options = [] { return AttentionOptions(); };
-    const torch::Tensor mask = torch::zeros({12, 12}, dtype), learned = torch::zeros({12, 12}, dtype).requires_grad_();
+    const torch::Tensor mask = torch::zeros({40, 40}, dtype), learned = torch::zeros({40, 40}, dtype).requires_grad_();
     const Case cases[] = {
-        {"value width", {}, 12, 3},
+        {"value width", {}, 40, 3},
         {"packed", options().query_offsets(offsets).key_offsets(offsets)},
         {"window", options().window({2, -1})},
         {"softcap", options().softcap(1.0)},
         {"ALiBi", options().alibi_slopes(torch::ones({4}))},
         {"dropout", options().dropout(0.1)},
         {"learned mask", options().attn_mask(learned)},
-        {"mask, with lse", options().attn_mask(mask), 12, 8, true},
-        {"causal, more keys", options().is_causal(true), 13},
+        {"mask, with lse", options().attn_mask(mask), 40, 8, true},
+        {"causal, more keys", options().is_causal(true), 41},
         {"scale 0", options().scale(0.0)},
         {"negative scale", options().scale(-0.5)},
     };
     for (const Case& c : cases) {
       CAPTURE(dtype);
       CAPTURE(c.name);
-      const torch::Tensor query = random({1, 4, 12, 8}, dtype), key = random({1, 4, c.keys, 8}, dtype);
+      const torch::Tensor query = random({1, 4, 40, 8}, dtype), key = random({1, 4, c.keys, 8}, dtype);
       const Explanation plan = attend::explain(query, key, key.slice(3, 0, c.value_width), c.options, c.with_lse);
       CHECK(plan.backend == Backend::kCpu);
       CHECK(plan.why_not_faster == "");
@@ -213,33 +213,47 @@ TEST_CASE("what both can do goes to the faster one, and if that is ATen's explai
   }
 }
 
-TEST_CASE("kAuto: float32 with few queries goes to ATen, with a gradient only where there are fewer still") {
-  const auto backend = [](std::int64_t queries, std::int64_t keys, bool needs_gradient, at::ScalarType dtype,
-                          const AttentionOptions& options = {}) {
+TEST_CASE("kAuto: few queries go to ATen where it is faster") {
+  const auto backend = [](std::int64_t queries, std::int64_t keys, at::ScalarType dtype = torch::kFloat,
+                          const AttentionOptions& options = {}, bool needs_gradient = false) {
     const torch::Tensor query = random({2, 4, queries, 8}, dtype).requires_grad_(needs_gradient);
     const torch::Tensor key = random({2, 2, keys, 8}, dtype);
     return attend::explain(query, key, key, options).backend;
   };
+  const auto causal = AttentionOptions().is_causal(true);
   const Backend ours = fastest_backend();
-  CHECK(backend(1, 512, false, torch::kFloat) == Backend::kSdpa);
-  CHECK(backend(8, 512, false, torch::kFloat) == Backend::kSdpa);
-  CHECK(backend(8, 8, false, torch::kFloat) == Backend::kSdpa);
-  CHECK(backend(8, 512, false, torch::kFloat, AttentionOptions().is_causal(true)) == Backend::kSdpa);
-  CHECK(backend(9, 512, false, torch::kFloat) == ours);
-  CHECK(backend(1, 512, false, torch::kBFloat16) == ours);
-  CHECK(backend(4, 64, true, torch::kFloat) == Backend::kSdpa);
-  CHECK(backend(4, 63, true, torch::kFloat) == ours);
-  CHECK(backend(5, 64, true, torch::kFloat) == ours);
-  CHECK(backend(1, 512, false, torch::kFloat, AttentionOptions().softcap(1.0)) == Backend::kCpu);
-  CHECK(backend(1, 512, false, torch::kFloat, AttentionOptions().window({4, 0})) == Backend::kCpu);
-  CHECK(backend(2, 512, false, torch::kFloat, AttentionOptions().dropout(0.5)) == Backend::kCpu);
-  const torch::Tensor one = random({1, 1, 1, 8}), keys = random({1, 1, 64, 8});
+  CHECK(backend(1, 512) == Backend::kSdpa);
+  CHECK(backend(8, 8) == Backend::kSdpa);
+  CHECK(backend(8, 512, torch::kFloat, causal) == Backend::kSdpa);
+  CHECK(backend(9, 511) == ours);
+  CHECK(backend(12, 512) == Backend::kSdpa);
+  CHECK(backend(13, 512) == ours);
+  CHECK(backend(1, 512, torch::kBFloat16) == ours);
+  CHECK(backend(3, 512, torch::kBFloat16) == ours);
+  CHECK(backend(1, 512, torch::kHalf) == ours);
+  CHECK(backend(32, 40, torch::kDouble, causal) == Backend::kSdpa);
+  CHECK(backend(33, 40, torch::kDouble, causal) == Backend::kCpu);
+
+  // What ATen cannot do is ours.
+  CHECK(backend(1, 512, torch::kFloat, AttentionOptions().softcap(1.0)) == Backend::kCpu);
+  CHECK(backend(1, 512, torch::kFloat, AttentionOptions().window({4, 0})) == Backend::kCpu);
+  CHECK(backend(2, 512, torch::kFloat, AttentionOptions().dropout(0.5)) == Backend::kCpu);
+
+  // With a gradient, of any of the three: N · H · S counts.
+  CHECK(backend(4, 2048, torch::kFloat, {}, true) == Backend::kSdpa);
+  CHECK(backend(4, 2047, torch::kFloat, {}, true) == ours);
+  CHECK(backend(5, 2048, torch::kFloat, {}, true) == ours);
+  const torch::Tensor one = random({1, 1, 1, 8}), keys = random({1, 1, 64, 8}), learned = keys.clone().requires_grad_();
+  CHECK(attend::explain(one, learned, keys).backend == ours);
+  CHECK(attend::explain(one, keys, learned).backend == ours);
+
+  CHECK(attend::explain(one, keys, keys, {}, /*with_lse=*/true).backend == Backend::kSdpa);
   if (ours == Backend::kCpu)
     CHECK(attend::explain(one, keys, keys).why_not_faster ==
           "kCpu: ATen's kernels are faster for so few queries (L 1)");
-  CHECK(attend::explain(one, keys, keys, {}, /*with_lse=*/true).backend == Backend::kSdpa);
-  const torch::Tensor learned = random({1, 1, 32, 8}).requires_grad_();
-  CHECK(attend::explain(one, learned, learned).backend == ours);
+  const torch::Tensor many = torch::empty({1, 32, 4096, 128}, torch::kHalf);
+  CHECK(attend::explain(many.slice(2, 0, 32), many, many).backend == Backend::kSdpa);
+  CHECK(attend::explain(many.slice(2, 0, 33), many, many).backend == ours);
 }
 
 TEST_CASE("asked for by name, our kernels run where another would be faster, and nothing is said against it") {

@@ -57,7 +57,7 @@ std::string why_not(const torch::Tensor& query, const torch::Tensor& key, const 
 }  // namespace
 
 TEST_CASE("whatever ATen's kernels cannot do exactly is refused with the reason, and kAuto takes another backend") {
-  const torch::Tensor plain = x({2, 4, 6, 8}), longer = x({2, 4, 7, 8}), one = x({1, 4, 6, 8}), nine = x({2, 4, 9, 8});
+  const torch::Tensor plain = x({2, 4, 6, 8}), longer = x({2, 4, 7, 8}), one = x({1, 4, 6, 8}), more = x({2, 4, 33, 8});
   const torch::Tensor offsets = torch::tensor({0, 2, 6}, torch::kInt);
   struct Case {
     torch::Tensor query, key, value;
@@ -89,8 +89,8 @@ TEST_CASE("whatever ATen's kernels cannot do exactly is refused with the reason,
                "kSdpa: ATen's kernels have no dropout on the CPU, and drop other weights elsewhere"),
       of_plain(AttentionOptions().attn_mask(torch::zeros({6, 6}).requires_grad_()),
                "kSdpa: ATen's kernels give no gradient for attn_mask"),
-      {nine, x({2, 4, 10, 8}), x({2, 4, 10, 8}), AttentionOptions().is_causal(true),
-       "kSdpa: for unequal lengths (L 9, S 10) " + unequal_lengths},
+      {more, x({2, 4, 34, 8}), x({2, 4, 34, 8}), AttentionOptions().is_causal(true),
+       "kSdpa: for unequal lengths (L 33, S 34) " + unequal_lengths},
       {longer, plain, plain, AttentionOptions().is_causal(true),
        "kSdpa: for unequal lengths (L 7, S 6) " + unequal_lengths},
       of_plain(AttentionOptions().scale(0.0), "kSdpa: ATen's fused kernels need a positive scale, got 0"),

@@ -54,14 +54,14 @@ struct Cpu {
     return std::nullopt;
   }
 
-  /// Reasons to prefer ATen's kernels, if they can run: float64; no AVX2 or AVX-512; float32 with few queries, because
-  /// our kernels compute blocks of 64 queries. Measured in benchmarks/results/backends.md and backends_zen.md.
+  /// Reasons to prefer ATen's kernels, if they can run: float64; no AVX2 or AVX-512; few queries, because our kernels
+  /// compute blocks of 64 queries. Measured in benchmarks/results/backends.md and backends_zen.md.
   static std::optional<std::string> why_rather_not(const Problem& problem) {
     const bool is_double = problem.query.scalar_type() == at::kDouble;
     const bool is_portable = available_instruction_set() == cpu::InstructionSet::kBaseline;
-    const bool has_few_queries = problem.query.scalar_type() == at::kFloat && takes_few_queries(problem);
-    if (!(is_double || is_portable || has_few_queries) || Sdpa::why_not(problem)) return std::nullopt;
-    if (has_few_queries)
+    const bool is_short = has_few_queries(problem);
+    if (!(is_double || is_portable || is_short) || Sdpa::why_not(problem)) return std::nullopt;
+    if (is_short)
       return c10::str("kCpu: ATen's kernels are faster for so few queries (L ", problem.query_length(), ")");
     if (is_double) return "kCpu: ATen's kernels are faster in float64";
     return "kCpu: ATen's kernels are faster where only the portable path of ours can run";
@@ -97,15 +97,15 @@ struct Cpu {
   }
 
  private:
-  // So many queries are few. With a backward pass our kernels gain earlier: it counts so many queries with so many
-  // keys.
-  static constexpr std::int64_t kFewQueries = 8, kFewQueriesOfBackward = 4, kKeysOfBackward = 64;
-
-  static bool takes_few_queries(const Problem& problem) {
-    const bool with_backward =
-        needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value);
-    return with_backward ? problem.query_length() <= kFewQueriesOfBackward && problem.key_length() >= kKeysOfBackward
-                         : problem.query_length() <= kFewQueries;
+  /// Whether ATen's kernels are faster for so few queries. The limits are those of benchmarks/results/backends.md.
+  static bool has_few_queries(const Problem& problem) {
+    const std::int64_t queries = problem.query_length(), keys = problem.key_length();
+    const at::ScalarType dtype = problem.query.scalar_type();
+    if (needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value))
+      return dtype == at::kFloat && queries <= 4 && problem.batch_size() * problem.num_heads() * keys >= 1 << 14;
+    if (dtype == at::kFloat) return queries <= 8 || (queries <= 12 && keys >= 512);
+    if (dtype == at::kBFloat16) return has_pairs() && queries == 2 && keys >= 512;  // ATen is slow for one query
+    return dtype == at::kHalf && queries <= 32 && problem.key.numel() > 1 << 23;    // we convert all keys and values
   }
 
   static bool has_pairs() { return available_instruction_set() >= cpu::InstructionSet::kAvx512Bf16; }

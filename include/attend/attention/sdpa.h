@@ -38,7 +38,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 struct Sdpa {
   static constexpr Backend kBackend = Backend::kSdpa;
   /// For so many queries a causal mask for unequal lengths is made as a tensor; see masks_causally().
-  static constexpr std::int64_t kMostMaskedQueries = 8;
+  static constexpr std::int64_t kMostMaskedQueries = 32;
 
   static std::optional<std::string> why_not(const Problem& problem) {
     const bool on_cpu = problem.query.is_cpu();
