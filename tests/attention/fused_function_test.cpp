@@ -112,6 +112,20 @@ TEST_CASE("a tensor changed in place between forward and backward is an error, n
   }
 }
 
+TEST_CASE("query_offsets and key_offsets changed in place between forward and backward are an error") {
+  for (const bool is_query : {true, false}) {
+    CAPTURE(is_query);
+    const torch::Tensor x = leaf({1, 2, 6, 8});
+    const torch::Tensor offsets[] = {torch::tensor({0, 2, 6}, torch::kInt), torch::tensor({0, 3, 6}, torch::kInt)};
+    const torch::Tensor output =
+        attend::attention(x, x, x, AttentionOptions().query_offsets(offsets[0]).key_offsets(offsets[1]));
+    torch::autograd::grad({output.sum()}, {x}, {}, /*retain_graph=*/true);
+    offsets[is_query ? 0 : 1].select(0, 2).fill_(1000);
+    CHECK(message_of<c10::Error>([&] { gradient_of(output.sum(), x); }).find("modified by an inplace operation") !=
+          std::string::npos);
+  }
+}
+
 TEST_CASE("the results changed in place afterwards: the gradient is right, or it is an error") {
   for (const Backend backend : kAllBackends) {
     CAPTURE(backend);

@@ -14,11 +14,14 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// All tensors of a problem that a gradient may go back to, in one order everywhere; some may be undefined.
+/// All tensors of the caller's that a pass over a problem reads, in one order everywhere; some may be undefined. Those
+/// that no gradient goes back to come last.
 inline std::vector<at::Tensor*> inputs_of(Problem& problem) {
   std::vector<at::Tensor*> inputs{&problem.query, &problem.key, &problem.value, &problem.attn_mask,
                                   &problem.alibi_slopes};
   for (at::Tensor& tensor : problem.modification_tensors) inputs.push_back(&tensor);
+  inputs.push_back(&problem.query_offsets);
+  inputs.push_back(&problem.key_offsets);
   return inputs;
 }
 
