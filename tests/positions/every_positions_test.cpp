@@ -9,6 +9,7 @@
 #include <attend/positions/sinusoidal.h>
 
 #include "support/accuracy.h"
+#include "support/allocator_peak.h"
 #include "support/autocast.h"
 #include "support/errors.h"
 
@@ -155,6 +156,29 @@ TEST_CASE_TEMPLATE("two threads may use it at once, for signals of different len
     });
   for (std::thread& thread : threads) thread.join();
   for (int i = 0; i < 2; ++i) CHECK(results[i].equal(expected[i]));
+}
+
+TEST_CASE("signals of many lengths keep no more than four tables of the longest one") {
+  const auto held = [](auto layer) {
+    const attend::test::AllocatorPeak memory;
+    for (std::int64_t length = 1000; length <= 2000; ++length) layer(torch::zeros({1, 1, length}));
+    return memory.now();
+  };
+  attend::SinusoidalPositions waves(attend::SinusoidalPositionsOptions(512).combine(Combine::kConcatenate));
+  CHECK(held(waves) <= 4 * 512 * 2000 * 4);
+  CHECK(held(attend::LinearPositions()) <= 4 * 2000 * 8);
+  CHECK(held(attend::BinaryPositions()) <= 4 * 11 * 2000 * 4);
+}
+
+TEST_CASE_TEMPLATE("the positions of a signal do not depend on what came before", Case, LinearCase, BinaryCase,
+                   SinusoidalCase) {
+  for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16}) {
+    auto layer = Case::make(Combine::kConcatenate);
+    for (const std::int64_t length : {16, 1, 2, 9, 16, 3}) {
+      const torch::Tensor y = layer(torch::zeros({1, 1, length}, dtype));
+      CHECK(y[0].slice(0, 1).equal(Case::positions(layer, length).to(dtype)));
+    }
+  }
 }
 
 TEST_CASE_TEMPLATE("signals that do not fit are refused with the rule and the values", Case, EVERY_CASE) {

@@ -28,7 +28,8 @@ inline void check_bits(const char* name, std::int64_t num_channels) {
                     ") must be between 1 and 62");
 }
 
-inline torch::Tensor binary_positions(const char* name, std::int64_t length, std::optional<std::int64_t> num_channels) {
+/// The number of channels, checked.
+inline std::int64_t num_bits(const char* name, std::int64_t length, std::optional<std::int64_t> num_channels) {
   check_positive(name, "length", length);
   const auto bits =
       static_cast<std::int64_t>(std::bit_width(static_cast<std::uint64_t>(length - 1) | 1));  // at least one
@@ -36,6 +37,11 @@ inline torch::Tensor binary_positions(const char* name, std::int64_t length, std
   check_bits(name, channels);
   TORCH_CHECK_VALUE(channels >= bits, name, ": length (", length, ") must be at most ", std::int64_t{1} << channels,
                     ", which is what num_channels (", channels, ") can tell apart");
+  return channels;
+}
+
+inline torch::Tensor binary_positions(const char* name, std::int64_t length, std::optional<std::int64_t> num_channels) {
+  const std::int64_t channels = num_bits(name, length, num_channels);
   const torch::Tensor weights = at::arange(channels, torch::kLong).unsqueeze(1);  // (channels, 1)
   return at::arange(length, torch::kLong).bitwise_right_shift(weights).bitwise_and(1).to(torch::kDouble);
 }
@@ -87,8 +93,10 @@ class BinaryPositionsImpl : public torch::nn::Cloneable<BinaryPositionsImpl> {
   torch::Tensor forward(const torch::Tensor& x) {
     const char* const kName = "attend::BinaryPositions";
     detail::check_signal_for_positions(kName, x);
-    const torch::Tensor bits = table_.get(x.size(2), x, [&](std::int64_t length) {
-      return detail::binary_positions(kName, length, options.num_channels());
+    const std::int64_t length = x.size(2);
+    detail::num_bits(kName, length, options.num_channels());
+    const torch::Tensor bits = table_.get(length, x.options(), [&](std::int64_t size) {
+      return detail::binary_positions(kName, size, options.num_channels());
     });
     return detail::joined(kName, x, bits, options.combine());
   }

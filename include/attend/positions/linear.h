@@ -55,7 +55,12 @@ class LinearPositionsImpl : public torch::nn::Cloneable<LinearPositionsImpl> {
 
   torch::Tensor forward(const torch::Tensor& x) {
     detail::check_signal_for_positions("attend::LinearPositions", x);
-    return detail::joined("attend::LinearPositions", x, table_.get(x.size(2), x, linear_positions), options.combine());
+    const std::int64_t length = x.size(2);
+    const torch::Tensor positions =  // (1, L), in float64
+        table_.get(length, x.options().dtype(torch::kDouble),
+                   [](std::int64_t size) { return at::arange(size, torch::kDouble).unsqueeze(0); });
+    const torch::Tensor ramp = positions.div(static_cast<double>(length)).to(x.scalar_type());
+    return detail::joined("attend::LinearPositions", x, ramp, options.combine());
   }
 
   /// The options that the layer was made with.

@@ -95,8 +95,8 @@ class SinusoidalPositionsImpl : public torch::nn::Cloneable<SinusoidalPositionsI
 
   torch::Tensor forward(const torch::Tensor& x) {
     detail::check_signal_for_positions("attend::SinusoidalPositions", x);
-    const torch::Tensor waves =
-        table_.get(x.size(2), x, [this](std::int64_t length) { return sinusoidal_positions(length, options); });
+    const torch::Tensor waves = table_.get(
+        x.size(2), x.options(), [this](std::int64_t length) { return sinusoidal_positions(length, options); });
     return detail::joined("attend::SinusoidalPositions", x, waves, options.combine());
   }
 

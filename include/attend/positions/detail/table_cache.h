@@ -5,28 +5,33 @@
 
 #include <torch/types.h>
 
+#include <bit>
 #include <cstdint>
 #include <mutex>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The tables that a layer computed, one for each length, dtype and device. A table is never changed nor dropped, so
-/// that several threads may use it, and a CUDA graph that reads it; a copy of the layer begins with an empty cache.
+/// The tables that a layer computed, for each dtype and device. The columns of a table do not depend on its length, so
+/// one table serves all lengths up to its own, which is a power of two: all together are at most four times as large as
+/// what the longest signal needs. A table is never changed nor dropped, so that several threads may use it, and a CUDA
+/// graph that reads it; a copy of the layer begins with an empty cache.
 class TableCache {
  public:
   TableCache() = default;
   TableCache(const TableCache&) {}
   TableCache& operator=(const TableCache&) { return *this; }
 
-  /// `make(length)` in the dtype and on the device of `like`: (channels, length).
+  /// The first `length` columns of a table that make(size) gives, (channels, size), with the dtype and device of
+  /// `options`.
   template <class Make>
-  torch::Tensor get(std::int64_t length, const torch::Tensor& like, const Make& make) {
+  torch::Tensor get(std::int64_t length, const torch::TensorOptions& options, const Make& make) {
+    const auto size = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(length)));
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const torch::Tensor& table : tables_)
-      if (table.size(1) == length && table.scalar_type() == like.scalar_type() && table.device() == like.device())
-        return table;
-    return tables_.emplace_back(make(length).to(like.options()));
+      if (table.size(1) == size && table.dtype() == options.dtype() && table.device() == options.device())
+        return table.narrow(1, 0, length);
+    return tables_.emplace_back(make(size).to(options)).narrow(1, 0, length);
   }
 
  private:
