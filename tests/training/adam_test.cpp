@@ -211,6 +211,23 @@ TEST_CASE_TEMPLATE("each parameter group has its own options", Kind, OfAdam, OfA
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
+TEST_CASE_TEMPLATE("a parameter that is listed twice, in one group or in two, takes one step", Kind, OfAdam, OfAdamW) {
+  const Tensors once = parameters(), twice = copies(once), in_two_groups = copies(once);
+  Ours<Kind> expected(once, Options<Kind>(0.1));
+  Tensors listed = twice;
+  listed.push_back(twice[1]);
+  Ours<Kind> optimizer(listed, Options<Kind>(0.1));
+  Ours<Kind> of_groups(
+      std::vector<torch::optim::OptimizerParamGroup>{torch::optim::OptimizerParamGroup(in_two_groups),
+                                                     torch::optim::OptimizerParamGroup({in_two_groups[0]})},
+      Options<Kind>(0.1));
+  run(expected, once, 0, 3);
+  run(optimizer, twice, 0, 3);
+  run(of_groups, in_two_groups, 0, 3);
+  CHECK(largest_difference(twice, once) == 0);
+  CHECK(largest_difference(in_two_groups, once) == 0);
+}
+
 TEST_CASE_TEMPLATE("a parameter without a gradient stays, and its steps are counted by themselves", Kind, OfAdam,
                    OfAdamW) {
   const SetGradients with_holes = [](const Tensors& tensors, int step) {

@@ -225,6 +225,40 @@ TEST_CASE("a fit is the loop that one writes by hand with torch::optim::Adam, ov
   CHECK(torch::allclose(model->bias, by_hand->bias, 0, 1e-12));
 }
 
+TEST_CASE("a parameter that two submodules share is trained once, as Python's parameters() has it") {
+  struct Tied : torch::nn::Module {
+    Tied() {
+      torch::manual_seed(3);
+      first = register_module("first", torch::nn::Linear(3, 3));
+      second = register_parameter("second", first->weight);
+      to(torch::kDouble);
+    }
+    torch::Tensor forward(const torch::Tensor& x) { return torch::linear(first(x), second).sum(1, /*keepdim=*/true); }
+    torch::nn::Linear first{nullptr};
+    torch::Tensor second;
+  };
+  const Samples samples = linear_samples(32);
+  const auto by_hand = std::make_shared<Tied>(), trained = std::make_shared<Tied>();
+  REQUIRE(trained->parameters().size() == 3);
+
+  torch::optim::Adam optimizer({by_hand->first->weight, by_hand->first->bias}, torch::optim::AdamOptions(1e-2));
+  for (int epoch = 0; epoch < 5; ++epoch) {
+    optimizer.zero_grad();
+    torch::nn::functional::mse_loss(by_hand->forward(samples.x), samples.y).backward();
+    optimizer.step();
+  }
+  std::size_t gradients = 0;
+  struct Count {
+    std::size_t& gradients;
+    void on_before_step(attend::TrainingState& state) { gradients = state.gradients().size(); }
+  };
+  attend::Trainer trainer(trained, TrainerOptions().epochs(5).batch_size(32).learning_rate(1e-2));
+  trainer.fit(samples, Count{gradients});
+  CHECK(gradients == 2);
+  CHECK(torch::allclose(trained->first->weight, by_hand->first->weight, 0, 1e-12));
+  CHECK(torch::allclose(trained->first->bias, by_hand->first->bias, 0, 1e-12));
+}
+
 TEST_CASE("the loss may be a function or a module of torch::nn, the optimizer any of torch::optim") {
   const Samples data = linear_samples(8);
   const TrainerOptions options = TrainerOptions().epochs(3).batch_size(8).learning_rate(0.1);

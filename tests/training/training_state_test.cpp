@@ -56,3 +56,16 @@ TEST_CASE("gradients are those of the parameters that have one, in their order, 
   CHECK(torch::equal(b, torch::ones({3})));
   CHECK(torch::equal(c, torch::full({4}, -2.0)));
 }
+
+TEST_CASE("gradients: a parameter that is listed twice counts once") {
+  const torch::Tensor a = torch::ones({2}).requires_grad_(), b = torch::ones({3}).requires_grad_();
+  torch::optim::SGD optimizer({OptimizerParamGroup({a, b, a}), OptimizerParamGroup({b})}, SGDOptions(1.0));
+  StateByHand fit;
+  const attend::TrainingState state{*fit.model, optimizer, fit.history};
+  a.mutable_grad() = torch::ones({2});
+  b.mutable_grad() = torch::ones({3});
+  const std::vector<torch::Tensor> gradients = state.gradients();
+  REQUIRE(gradients.size() == 2);
+  CHECK(gradients[0].is_same(a.grad()));
+  CHECK(gradients[1].is_same(b.grad()));
+}

@@ -5,6 +5,7 @@
 #include <attend/training/detail/autocast_scope.h>
 #include <attend/training/detail/batches.h>
 #include <attend/training/detail/callback.h>
+#include <attend/training/detail/distinct.h>
 #include <attend/training/detail/evaluation_mode.h>
 #include <attend/training/detail/step_runner.h>
 #include <attend/training/history.h>
@@ -92,7 +93,7 @@ class Trainer {
         model_(std::move(model)),
         loss_(std::move(loss)),
         device_(move_to_device()),
-        optimizer_(made(make_optimizer(model_->parameters(), options.learning_rate()))) {
+        optimizer_(made(make_optimizer(detail::distinct(model_->parameters()), options.learning_rate()))) {
     const std::optional<std::string> reason = why_plain_loop();
     how_ = reason ? "plain loop: " + *reason : options_.capture()->name() + " if the step can be captured";
   }

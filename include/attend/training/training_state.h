@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/training/detail/distinct.h>
 #include <attend/training/history.h>
 #include <attend/version.h>
 
@@ -46,7 +47,7 @@ struct TrainingState {
     for (auto& group : optimizer.param_groups()) group.options().set_lr(learning_rate);
   }
 
-  /// The gradients of all parameters that have one, to look at or to change in on_before_step.
+  /// The gradients of all parameters that have one, each once, to look at or to change in on_before_step.
   std::vector<torch::Tensor> gradients() const {
     std::vector<torch::Tensor> gradients;
     for (const auto& group : optimizer.param_groups()) {
@@ -54,7 +55,7 @@ struct TrainingState {
         if (parameter.grad().defined()) gradients.push_back(parameter.grad());
       }
     }
-    return gradients;
+    return detail::distinct(gradients);
   }
 };
 

@@ -22,6 +22,7 @@
 #include <memory>
 #include <tuple>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -59,11 +60,12 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
     // The fused call wants one device and one dtype. Nothing moves before all groups have been looked at.
     using Kind = std::tuple<c10::DeviceType, c10::DeviceIndex, c10::ScalarType>;
     std::vector<std::map<Kind, Tensors>> groups;
+    std::unordered_set<const at::TensorImpl*> seen;  // a parameter that is listed twice takes one step
     for (auto& group : this->param_groups_) {
       const Options& options = options_of(group);
       auto& kinds = groups.emplace_back();
       for (const torch::Tensor& parameter : group.params()) {
-        if (!parameter.grad().defined()) continue;
+        if (!parameter.grad().defined() || !seen.insert(parameter.unsafeGetTensorImpl()).second) continue;
         kinds[{parameter.device().type(), parameter.device().index(), parameter.scalar_type()}].add(
             parameter, state_of(parameter, options), options.amsgrad());
       }
