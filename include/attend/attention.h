@@ -3,7 +3,9 @@
 
 #include <attend/attention/backend.h>
 #include <attend/attention/cpu.h>
+#include <attend/attention/detail/option_mask.h>
 #include <attend/attention/detail/problem.h>
+#include <attend/attention/modification.h>
 #include <attend/attention/options.h>
 #include <attend/attention/reference.h>
 #include <attend/attention/sdpa.h>
@@ -12,8 +14,10 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 namespace detail {
@@ -56,11 +60,27 @@ inline Choice choose(const Problem& problem, Backend asked_for) {
   return choice;
 }
 
+/// Throws c10::ValueError if a score_mod or mask_mod read outside of a tensor for a score that is allowed. Looks for it
+/// where the result shows that it may be so: a TensorView gives NaN there, and an IntegerView leaves a mark.
+inline void check_reads(const Problem& problem, Backend backend, const at::Tensor& output) {
+  const auto is_whole = [](const at::Tensor& tensor) { return !tensor.is_floating_point(); };
+  const std::vector<at::Tensor>& tensors = problem.modification_tensors;
+  if (tensors.empty()) return;
+  const bool has_nan = output.numel() > 0 && output.detach().select(3, 0).isnan().any().item<bool>();
+  const bool leaves_no_mark = backend == Backend::kReference && std::any_of(tensors.begin(), tensors.end(), is_whole);
+  if (has_nan || leaves_no_mark || problem.modification->has_seen_outside())
+    problem.modification->check_reads(
+        {problem.batch_size(), problem.num_heads(), problem.query_length(), problem.key_length()}, tensors,
+        OptionMask(problem));
+}
+
 inline AttentionResult run(Problem problem, Backend asked_for) {
   const WithoutAutocast without_autocast;
   const Choice choice = choose(problem, asked_for);
   if (problem.dropout > 0.0) problem.dropout_seed = draw_dropout_seed(problem.query);
-  return choice.entry->run(problem);
+  const AttentionResult result = choice.entry->run(problem);
+  if (problem.modification != nullptr) check_reads(problem, choice.entry->backend, result.output);
+  return result;
 }
 
 inline Explanation explain(const Problem& problem, Backend asked_for) {

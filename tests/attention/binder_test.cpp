@@ -43,13 +43,13 @@ TEST_CASE("a binder that collects remembers every tensor that is asked for, in o
 
 TEST_CASE("every floating-point dtype and every whole number is accepted, of each number of sizes that is allowed") {
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf})
-    for (std::int64_t dim = 1; dim <= 4; ++dim) {
+    for (std::int64_t dim = 0; dim <= 4; ++dim) {
       Binder binder(kSizes, torch::kCPU);
       binder.values(torch::ones(std::vector<std::int64_t>(static_cast<std::size_t>(dim), 2)).to(dtype));
       CHECK(binder.tensors().size() == 1);
     }
   for (const auto dtype : {torch::kBool, torch::kByte, torch::kChar, torch::kShort, torch::kInt, torch::kLong})
-    for (std::int64_t dim = 1; dim <= 2; ++dim) {
+    for (std::int64_t dim = 0; dim <= 4; ++dim) {
       Binder binder(kSizes, torch::kCPU);
       binder.integers(torch::ones(std::vector<std::int64_t>(static_cast<std::size_t>(dim), 2)).to(dtype));
       CHECK(binder.tensors().size() == 1);
@@ -72,7 +72,7 @@ TEST_CASE("a binder that binds gives views of its own tensors, in the order in w
 TEST_CASE("what is differentiated by, at each depth") {
   const torch::Tensor some = torch::ones({2}, torch::kDouble), others = torch::ones({2}, torch::kDouble);
   struct Case {
-    std::array<int, 2> differentiated;
+    int differentiated[2];
     double first[2], second[2];  // the derivatives at each depth, of the values of the first and the second tensor
   };
   const Case cases[] = {
@@ -82,9 +82,15 @@ TEST_CASE("what is differentiated by, at each depth") {
   for (const Case& c : cases) {
     CAPTURE(c.differentiated[0]);
     CAPTURE(c.differentiated[1]);
-    Binder binder(kSizes, {some, others}, c.differentiated);
-    const Dual<Dual<double>> first = binder.values(some).read<Dual<Dual<double>>>(1),
-                             second = binder.values(others).read<Dual<Dual<double>>>(1);
+    attend::detail::TensorReads reads[2];
+    attend::detail::ViewPurpose purpose;
+    for (int depth = 0; depth < 2; ++depth) {
+      purpose.differentiated[depth] = c.differentiated[depth];
+      purpose.reads[depth] = &reads[depth];
+    }
+    Binder binder(kSizes, {some, others}, purpose);
+    using Number = Dual<Dual<double, true>, true>;
+    const Number first = binder.values(some).read<Number>(1), second = binder.values(others).read<Number>(1);
     CHECK(first.value.derivative.value == c.first[0]);
     CHECK(first.derivative.value.value == c.first[1]);
     CHECK(second.value.derivative.value == c.second[0]);
@@ -123,12 +129,10 @@ TEST_CASE("errors: type and text") {
       {"attend::Binder: values needs a tensor of floating-point, got ComplexFloat", true,
        values(torch::ones({2}, torch::kComplexFloat))},
       {"attend::Binder: integers needs a tensor of whole numbers or bool, got Float", true, integers(torch::ones({2}))},
-      {"attend::Binder: values needs a tensor of 1 to 4 sizes, got []", false, values(torch::tensor(1.0))},
-      {"attend::Binder: values needs a tensor of 1 to 4 sizes, got [1, 2, 1, 2, 1]", false,
+      {"attend::Binder: values needs a tensor of at most 4 sizes, got [1, 2, 1, 2, 1]", false,
        values(torch::ones({1, 2, 1, 2, 1}))},
-      {"attend::Binder: integers needs a tensor of 1 to 2 sizes, got []", false, integers(torch::tensor(1))},
-      {"attend::Binder: integers needs a tensor of 1 to 2 sizes, got [1, 2, 1]", false,
-       integers(torch::ones({1, 2, 1}, torch::kInt))},
+      {"attend::Binder: integers needs a tensor of at most 4 sizes, got [1, 2, 1, 2, 1]", false,
+       integers(torch::ones({1, 2, 1, 2, 1}, torch::kInt))},
       {"attend::Binder: a tensor of a score_mod or mask_mod (meta) must be on the device of query (cpu)", false,
        values(torch::empty({2}, meta))},
       {"attend::Binder: a tensor of a score_mod or mask_mod (meta) must be on the device of query (cpu)", false,

@@ -22,10 +22,12 @@ TEST_CASE("every score is visited once, also where there are fewer rows than thr
        {attend::AttentionSizes{2, 3, 5, 7}, {1, 1, 1, 9}, {1, 1, 3, 1}, {0, 2, 3, 4}, {2, 2, 0, 4}, {2, 2, 3, 0}}) {
     const std::int64_t count = sizes.batch_size * sizes.num_heads * sizes.query_length * sizes.key_length;
     std::vector<std::atomic<int>> visits(static_cast<std::size_t>(count));
-    for_each_score(sizes, [&](attend::Coordinate at, std::int64_t place) {
-      const std::int64_t expected =
-          ((at.batch * sizes.num_heads + at.head) * sizes.query_length + at.query) * sizes.key_length + at.key;
-      if (place == expected) ++visits[static_cast<std::size_t>(place)];
+    for_each_score(sizes, [&] {
+      return [&](attend::Coordinate at, std::int64_t place) {
+        const std::int64_t expected =
+            ((at.batch * sizes.num_heads + at.head) * sizes.query_length + at.query) * sizes.key_length + at.key;
+        if (place == expected) ++visits[static_cast<std::size_t>(place)];
+      };
     });
     for (const std::atomic<int>& visit : visits) CHECK(visit == 1);
   }
@@ -36,18 +38,18 @@ TEST_CASE("derivatives by name: of the score, of what is read, and of one by the
   const torch::Tensor scores = torch::tensor({0.3, -0.2}, torch::kDouble).view({1, 1, 1, 2});
   const auto tanh = torch::tanh(scores);
   CHECK((DenseScores<Softcap>::apply_to({1}, {scores}) - tanh).abs().max().item<double>() < 1e-15);
-  CHECK((DenseScores<Softcap>::apply_to({1}, {scores}, {0}) - (1 - tanh * tanh)).abs().max().item<double>() < 1e-15);
-  CHECK((DenseScores<Softcap>::apply_to({1}, {scores}, {0, 0}) + 2 * tanh * (1 - tanh * tanh))
+  CHECK((DenseScores<Softcap>::apply_to({1}, {scores}, {{0}}) - (1 - tanh * tanh)).abs().max().item<double>() < 1e-15);
+  CHECK((DenseScores<Softcap>::apply_to({1}, {scores}, {{0}, {0}}) + 2 * tanh * (1 - tanh * tanh))
             .abs()
             .max()
             .item<double>() < 1e-15);
 
   const torch::Tensor slopes = torch::tensor({{0.5}}, torch::kDouble);
   const attend::Alibi alibi(slopes);
-  const torch::Tensor by_slope = DenseScores<attend::Alibi>::apply_to(alibi, {scores, slopes}, {1});
+  const torch::Tensor by_slope = DenseScores<attend::Alibi>::apply_to(alibi, {scores, slopes}, {{1}});
   CHECK(by_slope.flatten().equal(torch::tensor({-1.0, 0.0}, torch::kDouble)));  // the query stands at the second key
-  CHECK(DenseScores<attend::Alibi>::apply_to(alibi, {scores, slopes}, {0}).eq(1).all().item<bool>());
-  CHECK(DenseScores<attend::Alibi>::apply_to(alibi, {scores, slopes}, {0, 1}).eq(0).all().item<bool>());
+  CHECK(DenseScores<attend::Alibi>::apply_to(alibi, {scores, slopes}, {{0}}).eq(1).all().item<bool>());
+  CHECK(DenseScores<attend::Alibi>::apply_to(alibi, {scores, slopes}, {{0}, {1}}).eq(0).all().item<bool>());
 }
 
 TEST_CASE("a derivative by the gradient that comes is there also where that gradient is zero") {

@@ -33,7 +33,8 @@ class Alibi {
     template <class T>
     ATTEND_HOST_DEVICE T operator()(T score, Coordinate at) const {
       const std::int32_t distance = at.query_position() - at.key;
-      return score - slopes.read<T>(is_shared ? 0 : at.batch, at.head) * T(distance < 0 ? -distance : distance);
+      return score -
+             slopes.read_unchecked<T>(is_shared ? 0 : at.batch, at.head) * T(distance < 0 ? -distance : distance);
     }
   };
 
@@ -72,7 +73,7 @@ class RelativeBias {
     ATTEND_HOST_DEVICE T operator()(T score, Coordinate at) const {
       std::int32_t distance = at.key - at.query_position();
       distance = distance < -max_distance ? -max_distance : distance > max_distance ? max_distance : distance;
-      return score + table.read<T>(is_shared ? 0 : at.head, distance + max_distance);
+      return score + table.read_unchecked<T>(is_shared ? 0 : at.head, distance + max_distance);
     }
   };
 
@@ -105,8 +106,8 @@ class DenseBias {
 
     template <class T>
     ATTEND_HOST_DEVICE T operator()(T score, Coordinate at) const {
-      return score +
-             bias.read<T>(at.batch * factors[0], at.head * factors[1], at.query * factors[2], at.key * factors[3]);
+      return score + bias.read_unchecked<T>(at.batch * factors[0], at.head * factors[1], at.query * factors[2],
+                                            at.key * factors[3]);
     }
   };
 

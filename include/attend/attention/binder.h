@@ -2,14 +2,12 @@
 #pragma once
 
 #include <attend/attention/tensor_view.h>
-#include <attend/detail/const_data.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 #include <c10/util/Exception.h>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -21,6 +19,19 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 struct AttentionSizes {
   std::int64_t batch_size, num_heads, query_length, key_length;  // N, H, L, S
 };
+
+namespace detail {
+
+/// What views are for, besides reading.
+struct ViewPurpose {
+  /// For each depth of Dual: by the values of which tensor its derivative is, −1 for none, and the reads of it.
+  int differentiated[2] = {-1, -1};
+  TensorReads* reads[2] = {};
+  int* seen_outside = nullptr;     // where an IntegerView says that it was read outside of its tensor
+  OutsideRead* outside = nullptr;  // where a check notes what was read outside of a tensor
+};
+
+}  // namespace detail
 
 /// Gives a score_mod or mask_mod that holds tensors the views through which they are read.
 ///
@@ -44,44 +55,54 @@ class Binder {
   /// Of the call that is being prepared.
   const AttentionSizes& sizes() const { return sizes_; }
 
-  /// A view of a floating-point tensor of one to four sizes; gradients go back to it. A mask_mod, which has no T, reads
+  /// A view of a floating-point tensor of up to four sizes; gradients go back to it. A mask_mod, which has no T, reads
   /// it by `read<attend::Real<float>>`.
   /// Throws c10::TypeError for another dtype, c10::ValueError for another number of sizes or a device that is not the
   /// query's.
   TensorView values(const at::Tensor& tensor) {
-    const at::Tensor& bound = next(tensor, "values", at::isFloatingType, "floating-point", 4);
-    std::int64_t strides[4] = {};
-    for (int i = 0; i < bound.dim(); ++i) strides[i] = bound.stride(i);
-    unsigned levels = 0;
-    for (std::size_t depth = 0; depth < differentiated_.size(); ++depth)
-      if (differentiated_[depth] == number_ - 1) levels |= 1u << depth;
-    return {is_collecting_ ? nullptr : bound.const_data_ptr(), strides, levels};
+    const at::Tensor& bound = next(tensor, "values", at::isFloatingType, "floating-point");
+    const auto reads_at = [this](int depth) {
+      return purpose_.differentiated[depth] == number_ - 1 ? purpose_.reads[depth] : nullptr;
+    };
+    return {data_of(bound), shape_of(bound), reads_at(0), reads_at(1), purpose_.outside};
   }
 
-  /// A view of a whole-number or bool tensor of one or two sizes. Errors as in values().
+  /// A view of a whole-number or bool tensor of up to four sizes. Errors as in values().
   IntegerView integers(const at::Tensor& tensor) {
     constexpr auto is_whole = [](at::ScalarType dtype) { return at::isIntegralType(dtype, /*includeBool=*/true); };
-    const at::Tensor& bound = next(tensor, "integers", is_whole, "whole numbers or bool", 2);
-    std::int64_t strides[2] = {};
-    for (int i = 0; i < bound.dim(); ++i) strides[i] = bound.stride(i);
-    return {is_collecting_ ? nullptr : detail::const_data<std::int32_t>(bound), strides};
+    const at::Tensor& bound = next(tensor, "integers", is_whole, "whole numbers or bool");
+    return {static_cast<const std::int32_t*>(data_of(bound)), shape_of(bound), purpose_.seen_outside, purpose_.outside};
   }
 
   /// To find out which tensors a struct asks for.
   Binder(const AttentionSizes& sizes, c10::Device device) : sizes_(sizes), device_(device), is_collecting_(true) {}
 
   /// To bind it to these, which are contiguous, on the CPU, and of the dtype that is computed in (or int32).
-  /// `differentiated` says by the values of which tensor the derivatives are, for each depth of Dual; −1: by none.
-  Binder(const AttentionSizes& sizes, std::vector<at::Tensor> tensors, std::array<int, 2> differentiated = {-1, -1})
-      : sizes_(sizes), tensors_(std::move(tensors)), differentiated_(differentiated) {}
+  Binder(const AttentionSizes& sizes, std::vector<at::Tensor> tensors, const detail::ViewPurpose& purpose = {})
+      : sizes_(sizes), tensors_(std::move(tensors)), purpose_(purpose) {}
 
   /// All that have been asked for.
   const std::vector<at::Tensor>& tensors() const { return tensors_; }
 
  private:
+  static detail::ViewShape shape_of(const at::Tensor& tensor) {
+    detail::ViewShape shape;
+    for (std::size_t d = 0; d < tensor.sizes().size(); ++d) {
+      shape.sizes[d] = tensor.sizes()[d];
+      shape.strides[d] = tensor.strides()[d];
+    }
+    return shape;
+  }
+
+  /// Where the numbers lie. What has none gets a zero: a view reads the first number where it is asked for one outside.
+  const void* data_of(const at::Tensor& tensor) const {
+    static constexpr double kZero = 0.0;
+    return is_collecting_ ? nullptr : tensor.numel() == 0 ? &kZero : tensor.const_data_ptr();
+  }
+
   template <class IsWanted>
-  const at::Tensor& next(const at::Tensor& tensor, const char* function, const IsWanted& is_wanted, const char* wanted,
-                         int most_sizes) {
+  const at::Tensor& next(const at::Tensor& tensor, const char* function, const IsWanted& is_wanted,
+                         const char* wanted) {
     if (!is_collecting_) {
       TORCH_CHECK_VALUE(number_ < static_cast<int>(tensors_.size()) &&
                             is_wanted(tensors_[static_cast<std::size_t>(number_)].scalar_type()),
@@ -92,8 +113,8 @@ class Binder {
     TORCH_CHECK_VALUE(tensor.defined(), "attend::Binder: ", function, " needs a tensor, got an undefined one");
     TORCH_CHECK_TYPE(is_wanted(tensor.scalar_type()), "attend::Binder: ", function, " needs a tensor of ", wanted,
                      ", got ", tensor.scalar_type());
-    TORCH_CHECK_VALUE(tensor.dim() >= 1 && tensor.dim() <= most_sizes, "attend::Binder: ", function,
-                      " needs a tensor of 1 to ", most_sizes, " sizes, got ", tensor.sizes());
+    TORCH_CHECK_VALUE(tensor.dim() <= 4, "attend::Binder: ", function, " needs a tensor of at most 4 sizes, got ",
+                      tensor.sizes());
     TORCH_CHECK_VALUE(tensor.device() == device_, "attend::Binder: a tensor of a score_mod or mask_mod (",
                       tensor.device(), ") must be on the device of query (", device_, ")");
     ++number_;
@@ -105,7 +126,7 @@ class Binder {
   c10::Device device_ = c10::kCPU;
   bool is_collecting_ = false;
   std::vector<at::Tensor> tensors_;
-  std::array<int, 2> differentiated_ = {-1, -1};
+  detail::ViewPurpose purpose_;
   int number_ = 0;  // of tensors that have been asked for
 };
 

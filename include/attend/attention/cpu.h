@@ -216,10 +216,10 @@ struct Cpu {
         for (int k = 0; k < score_tensors; ++k)
           gradients.modification.push_back(sums_of(static_cast<std::size_t>(2 + k)));
 
+      if (!gradients.modification.empty()) modified_->prepare_gradients(threads);
       cpu::Backward<T> pass(call_, gradients, scores_, threads);
       parallel(threads, [&](int thread) { pass.work(thread); });
       parallel(threads, [&](int thread) { pass.finish(thread); });
-      TORCH_CHECK_VALUE(pass.is_valid(), kTwoValuesRead);
       for (std::size_t k = 0; k < read.size(); ++k)
         inputs.push_back(sums[k].defined() ? sums[k].sum(0).view(read[k].sizes()).to(read[k].scalar_type())
                                            : at::Tensor());

@@ -27,9 +27,10 @@
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include <algorithm>
-#include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -37,20 +38,18 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-inline constexpr const char* kTwoValuesRead =
-    "attend::flex_attention: a score_mod reads two values of one TensorView for the same score; its gradient needs two "
-    "views of the tensor";
-
 inline AttentionSizes sizes_of(const at::Tensor& scores) {
   return {scores.size(0), scores.size(1), scores.size(2), scores.size(3)};
 }
 
-/// Calls action(coordinate, place) for every score of (N, H, L, S), on all threads.
-template <class Action>
-void for_each_score(const AttentionSizes& sizes, const Action& action) {
+/// Calls make_action()(coordinate, place) for every score of (N, H, L, S), on all threads; each makes an action for
+/// itself.
+template <class MakeAction>
+void for_each_score(const AttentionSizes& sizes, const MakeAction& make_action) {
   const std::int64_t rows = sizes.batch_size * sizes.num_heads * sizes.query_length;
   const int threads = static_cast<int>(std::min<std::int64_t>(at::get_num_threads(), std::max<std::int64_t>(rows, 1)));
   parallel(threads, [&](int thread) {
+    auto action = make_action();
     for (std::int64_t row = rows * thread / threads; row < rows * (thread + 1) / threads; ++row) {
       const std::int64_t head = row / sizes.query_length;
       Coordinate at{
@@ -62,24 +61,38 @@ void for_each_score(const AttentionSizes& sizes, const Action& action) {
   });
 }
 
-/// What a score_mod makes of scores (N, H, L, S), or a derivative of that.
-///
-/// `directions` says which derivative: 0 is one by the score, k one by the value that is read of tensor k − 1. None is
-/// the changed score itself.
+/// Calls action(coordinate) for every score of (N, H, L, S), one after the other.
+template <class Action>
+void for_each_score_in_order(const AttentionSizes& sizes, const Action& action) {
+  Coordinate at{0, 0, 0, 0, static_cast<std::int32_t>(sizes.query_length), static_cast<std::int32_t>(sizes.key_length)};
+  for (at.batch = 0; at.batch < sizes.batch_size; ++at.batch)
+    for (at.head = 0; at.head < sizes.num_heads; ++at.head)
+      for (at.query = 0; at.query < sizes.query_length; ++at.query)
+        for (at.key = 0; at.key < sizes.key_length; ++at.key) action(at);
+}
+
+/// By what a score is differentiated: input 0 is the score itself, input k the tensor k − 1, of which `turn` says by
+/// the how manieth value that the score_mod reads of it.
+struct Direction {
+  std::size_t input;
+  int turn = 0;
+};
+
+/// What a score_mod makes of scores (N, H, L, S), or a derivative of that by up to two `directions`.
 template <class Mod>
 class DenseScores : public torch::autograd::Node {
  public:
   using Tensors = std::vector<at::Tensor>;
 
   /// `inputs`: the scores, then the tensors that the score_mod asks its binder for, all on the CPU.
-  static at::Tensor apply_to(const Mod& mod, const Tensors& inputs, const std::vector<std::size_t>& directions = {}) {
+  static at::Tensor apply_to(const Mod& mod, const Tensors& inputs, const std::vector<Direction>& directions = {}) {
     for (const at::Tensor& input : inputs)
       TORCH_CHECK_NOT_IMPLEMENTED(!input._fw_grad(/*level=*/0).defined(),
                                   "attend::flex_attention: a score_mod has no forward-mode derivative");
     at::Tensor result;
     {
       const c10::AutoGradMode no_grad(false);
-      result = evaluate(mod, inputs, directions).first;
+      result = evaluate(mod, inputs, directions).results;
     }
     if (!torch::autograd::compute_requires_grad(at::TensorList(inputs))) return result;
     const auto node = make_node(new DenseScores(mod, inputs, directions));
@@ -108,83 +121,124 @@ class DenseScores : public torch::autograd::Node {
     if (!gradients[0].defined()) return results;
     for (std::size_t k = 0; k < inputs.size(); ++k) {
       if (!task_should_compute_output(k)) continue;
-      std::vector<std::size_t> directions = directions_;
-      directions.push_back(k);
-      const at::Tensor derivative = apply_to(mod_, inputs, directions);  // (N, H, L, S)
-      // Where no gradient goes, because a mask rules it out, a derivative may be infinite.
-      const at::Tensor is_ruled_out = gradients[0].eq(0.0).logical_and(derivative.isfinite().logical_not());
-      const at::Tensor gradient = gradients[0] * derivative.masked_fill(is_ruled_out, 0.0);
       if (k == 0) {
-        results[k] = gradient;
+        results[k] = gradient_by(inputs, gradients[0], {0});
         continue;
       }
-      const at::Tensor places = evaluate(mod_, inputs, {k}).second;  // (N, H, L, S), of the values, from 1 on
-      results[k] = at::zeros({inputs[k].numel() + 1}, gradient.options())
-                       .index_add(0, places.flatten(), gradient.flatten())
-                       .narrow(0, 1, inputs[k].numel())
-                       .view(inputs[k].sizes());
+      at::Tensor sums = at::zeros({inputs[k].numel()}, gradients[0].options());
+      for (int turn = 0, turns = 1; turn < turns; ++turn) {
+        const Evaluation evaluation = evaluate(mod_, inputs, {{k, turn}});
+        turns = evaluation.turns;
+        if (turn >= turns) break;  // the tensor is not read
+        sums = sums.index_add(0, evaluation.places.flatten(), gradient_by(inputs, gradients[0], {k, turn}).flatten());
+      }
+      results[k] = sums.view(inputs[k].sizes());
     }
     return results;
   }
 
  private:
-  DenseScores(const Mod& mod, const Tensors& inputs, std::vector<std::size_t> directions)
+  DenseScores(const Mod& mod, const Tensors& inputs, std::vector<Direction> directions)
       : mod_(mod), directions_(std::move(directions)) {
     for (const at::Tensor& input : inputs) inputs_.emplace_back(input, /*is_output=*/false);
   }
 
-  /// The derivative, and for a single direction k ≥ 1 also the place, from 1 on, of the value that it is by; else none.
-  static std::pair<at::Tensor, at::Tensor> evaluate(const Mod& mod, const Tensors& inputs,
-                                                    const std::vector<std::size_t>& directions) {
+  /// The gradient of each score's result, times its derivative in one more direction: (N, H, L, S).
+  at::Tensor gradient_by(const Tensors& inputs, const at::Tensor& gradient, const Direction& direction) const {
+    std::vector<Direction> directions = directions_;
+    directions.push_back(direction);
+    const at::Tensor derivative = apply_to(mod_, inputs, directions);
+    // Where no gradient goes, because a mask rules it out, a derivative may be infinite.
+    const at::Tensor is_ruled_out = gradient.eq(0.0).logical_and(derivative.isfinite().logical_not());
+    return gradient * derivative.masked_fill(is_ruled_out, 0.0);
+  }
+
+  /// The derivative. If it is by one direction, that of a tensor, also the place of the value that it is by, 0 where
+  /// the score_mod reads fewer values; and how many values of the tensor it reads at most.
+  struct Evaluation {
+    at::Tensor results, places;
+    int turns = 0;
+  };
+
+  static Evaluation evaluate(const Mod& mod, const Tensors& inputs, const std::vector<Direction>& directions) {
     return inputs[0].scalar_type() == at::kDouble ? evaluate_in<double>(mod, inputs, directions)
                                                   : evaluate_in<float>(mod, inputs, directions);
   }
 
   template <class V>
-  static std::pair<at::Tensor, at::Tensor> evaluate_in(const Mod& mod, const Tensors& inputs,
-                                                       const std::vector<std::size_t>& directions) {
+  static Evaluation evaluate_in(const Mod& mod, const Tensors& inputs, const std::vector<Direction>& directions) {
     const at::Tensor scores = inputs[0].contiguous();
     const AttentionSizes sizes = sizes_of(scores);
     Tensors tensors;
     for (std::size_t k = 1; k < inputs.size(); ++k) tensors.push_back(inputs[k].contiguous());
-    std::array<int, 2> differentiated = {-1, -1};
-    for (std::size_t depth = 0; depth < directions.size(); ++depth)
-      differentiated[depth] = static_cast<int>(directions[depth]) - 1;
-    Binder binder(sizes, tensors, differentiated);
-    const auto function = bound(mod, binder);
+    const V* const score = const_data<V>(scores);
+    Evaluation evaluation{at::empty(scores.sizes(), scores.options()), {}};
+    V* const result = evaluation.results.template mutable_data_ptr<V>();
 
-    at::Tensor results = at::empty(scores.sizes(), scores.options()), places;
-    const V* score = const_data<V>(scores);
-    V* result = results.mutable_data_ptr<V>();
-    if (directions.empty()) {
-      for_each_score(
-          sizes, [&](Coordinate at, std::int64_t i) { result[i] = Real<V>(function(Real<V>(score[i]), at)).value; });
-    } else if (directions.size() == 1) {
-      const Real<V> by_score = directions[0] == 0 ? 1 : 0;
-      std::int64_t* place = nullptr;
-      if (directions[0] > 0) {
-        places = at::empty(scores.sizes(), scores.options().dtype(at::kLong));
-        place = places.mutable_data_ptr<std::int64_t>();
+    // Each thread has a score_mod of its own, whose views note in `reads` what they are asked for.
+    struct Bound {
+      Bound(const Mod& mod, const AttentionSizes& sizes, const Tensors& tensors,
+            const std::vector<Direction>& directions)
+          : reads(std::make_unique<TensorReads[]>(2)), function(bind(mod, sizes, tensors, directions, reads.get())) {}
+      static auto bind(const Mod& mod, const AttentionSizes& sizes, const Tensors& tensors,
+                       const std::vector<Direction>& directions, TensorReads* reads) {
+        ViewPurpose purpose;
+        for (std::size_t depth = 0; depth < directions.size(); ++depth) {
+          purpose.differentiated[depth] = static_cast<int>(directions[depth].input) - 1;
+          purpose.reads[depth] = &reads[depth];
+        }
+        Binder binder(sizes, tensors, purpose);
+        return attend::detail::Bound<Mod>(bound(mod, binder));
       }
-      for_each_score(sizes, [&](Coordinate at, std::int64_t i) {
-        const Dual<V> changed = function(Dual<V>(score[i], by_score, 0), at);
-        result[i] = changed.derivative.value;
-        if (place != nullptr) place[i] = changed.source;
+      std::unique_ptr<TensorReads[]> reads;
+      attend::detail::Bound<Mod> function;
+    };
+    using First = Dual<V, /*kByTensor=*/true>;
+    using Second = Dual<First, /*kByTensor=*/true>;
+    const auto bound_mod = [&] { return Bound(mod, sizes, tensors, directions); };
+    const auto one_if = [&](std::size_t depth) { return directions[depth].input == 0 ? 1 : 0; };
+
+    if (directions.empty()) {
+      for_each_score(sizes, [&] {
+        return [&, own = bound_mod()](Coordinate at, std::int64_t i) {
+          result[i] = Real<V>(own.function(Real<V>(score[i]), at)).value;
+        };
       });
-      TORCH_CHECK_VALUE(!places.defined() || places.ge(0).all().item<bool>(), kTwoValuesRead);
+    } else if (directions.size() == 1) {
+      std::int64_t* place = nullptr;
+      if (directions[0].input > 0) {
+        evaluation.places = at::zeros(scores.sizes(), scores.options().dtype(at::kLong));
+        place = evaluation.places.template mutable_data_ptr<std::int64_t>();
+      }
+      std::atomic<int> turns{0};
+      for_each_score(sizes, [&] {
+        return [&, own = bound_mod()](Coordinate at, std::int64_t i) {
+          TensorReads& reads = own.reads[0];
+          reads.begin(directions[0].turn);
+          const First changed = own.function(First(score[i], one_if(0)), at);
+          result[i] = changed.derivative.value;
+          if (place != nullptr && reads.turn > directions[0].turn) place[i] = reads.place;
+          if (reads.turn > turns.load(std::memory_order_relaxed)) {
+            int seen = turns.load();
+            while (seen < reads.turn && !turns.compare_exchange_weak(seen, reads.turn)) continue;
+          }
+        };
+      });
+      evaluation.turns = turns;
     } else {
-      const Dual<V> first(0, directions[0] == 0 ? 1 : 0, 0);
-      const Dual<V> second = directions[1] == 0 ? 1 : 0;
-      for_each_score(sizes, [&](Coordinate at, std::int64_t i) {
-        const Dual<Dual<V>> changed = function(Dual<Dual<V>>(first + score[i], second, 0), at);
-        result[i] = changed.derivative.derivative.value;
+      for_each_score(sizes, [&] {
+        return [&, own = bound_mod()](Coordinate at, std::int64_t i) {
+          for (std::size_t depth = 0; depth < 2; ++depth) own.reads[depth].begin(directions[depth].turn);
+          const Second changed = own.function(Second(First(score[i], one_if(0)), First(one_if(1))), at);
+          result[i] = changed.derivative.derivative.value;
+        };
       });
     }
-    return {results, places};
+    return evaluation;
   }
 
   Mod mod_;
-  std::vector<std::size_t> directions_;
+  std::vector<Direction> directions_;
   std::vector<torch::autograd::SavedVariable> inputs_;
 };
 
@@ -197,7 +251,7 @@ at::Tensor dense_mask(Mod mod, const AttentionSizes& sizes, const std::vector<at
   const auto function = bound(mod, binder);
   at::Tensor mask = at::empty({sizes.batch_size, sizes.num_heads, sizes.query_length, sizes.key_length}, at::kBool);
   bool* allowed = mask.mutable_data_ptr<bool>();
-  for_each_score(sizes, [&](Coordinate at, std::int64_t i) { allowed[i] = function(at); });
+  for_each_score(sizes, [&] { return [&](Coordinate at, std::int64_t i) { allowed[i] = function(at); }; });
   return mask;
 }
 

@@ -15,6 +15,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <utility>
@@ -57,6 +58,13 @@ class Modification {
     return results;
   }
 
+  /// Throws c10::ValueError if, for a score that `allows` and the mask_mod let through, a tensor is read outside.
+  /// Called where a result shows that it may be so: where it is NaN, or an IntegerView was read outside of its tensor.
+  virtual void check_reads(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors,
+                           const std::function<bool(const Coordinate&)>& allows) const = 0;
+
+  bool has_seen_outside() const { return __atomic_load_n(&seen_outside_, __ATOMIC_RELAXED) != 0; }
+
   /// The same for the kernels of attention/cpu/. The tensors must be as on_cpu() gives them, and outlive it.
   virtual std::unique_ptr<cpu::ModifiedScores<float>> modified_scores(const AttentionSizes& sizes,
                                                                       const std::vector<at::Tensor>& tensors,
@@ -67,6 +75,7 @@ class Modification {
 
  protected:
   std::size_t score_tensors_ = 0;  // so many tensors are the score_mod's, the rest the mask_mod's
+  mutable int seen_outside_ = 0;   // 1 once an IntegerView was read outside of its tensor
 };
 
 template <class ScoreMod, class MaskMod>
@@ -96,6 +105,30 @@ class ModificationBy final : public Modification {
     return dense_mask(mask_mod_, sizes, inputs);
   }
 
+  void check_reads(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors,
+                   const std::function<bool(const Coordinate&)>& allows) const override {
+    OutsideRead outside;
+    ViewPurpose purpose;
+    purpose.outside = &outside;
+    const std::vector<at::Tensor> inputs = on_cpu(tensors, at::kDouble);
+    Binder score_binder(sizes, {inputs.begin(), inputs.begin() + static_cast<std::ptrdiff_t>(score_tensors_)}, purpose);
+    Binder mask_binder(sizes, {inputs.begin() + static_cast<std::ptrdiff_t>(score_tensors_), inputs.end()}, purpose);
+    const Bound<ScoreMod> score_mod = bound(score_mod_, score_binder);
+    const Bound<MaskMod> mask_mod = bound(mask_mod_, mask_binder);
+    for_each_score_in_order(sizes, [&](const Coordinate& at) {
+      if (!allows(at)) return;
+      outside.is_found = false;
+      if (!mask_mod(at)) return;
+      using Checked = Dual<Dual<double, /*kByTensor=*/true>, /*kByTensor=*/true>;
+      [[maybe_unused]] const Checked changed = score_mod(Checked(0), at);
+      TORCH_CHECK_VALUE(!outside.is_found,
+                        "attend::flex_attention: a score_mod or mask_mod reads outside of its tensor: index ",
+                        at::IntArrayRef(outside.index, 4), " of sizes ", at::IntArrayRef(outside.sizes, 4),
+                        " (missing sizes are 1), for batch ", at.batch, ", head ", at.head, ", query ", at.query,
+                        ", key ", at.key, "; rule the score out by a mask, or keep the index within the tensor");
+    });
+  }
+
   std::unique_ptr<cpu::ModifiedScores<float>> modified_scores(const AttentionSizes& sizes,
                                                               const std::vector<at::Tensor>& tensors,
                                                               cpu::InstructionSet available, float) const override {
@@ -112,16 +145,20 @@ class ModificationBy final : public Modification {
   std::unique_ptr<cpu::ModifiedScores<T>> modified_scores_in(const AttentionSizes& sizes,
                                                              const std::vector<at::Tensor>& tensors,
                                                              cpu::InstructionSet available) const {
-    Binder binder(sizes, tensors);
+    ViewPurpose purpose;
+    purpose.seen_outside = &seen_outside_;
+    Binder binder(sizes, tensors, purpose);
     const auto score_mod = bound(score_mod_, binder);
     const auto mask_mod = bound(mask_mod_, binder);
-    std::vector<Bound<ScoreMod>> differentiated;
-    for (std::size_t k = 0; k < score_tensors_; ++k) {
-      Binder by_tensor(sizes, tensors, {static_cast<int>(k), -1});
-      differentiated.push_back(bound(score_mod_, by_tensor));
-    }
+    const auto bind_by = [this, sizes, tensors](int k, TensorReads* reads) -> Bound<ScoreMod> {
+      ViewPurpose by_tensor;
+      by_tensor.differentiated[0] = k;
+      by_tensor.reads[0] = reads;
+      Binder binder_by_tensor(sizes, tensors, by_tensor);
+      return bound(score_mod_, binder_by_tensor);
+    };
     using Modified = cpu::ModifiedScoresBy<T, Bound<ScoreMod>, Bound<MaskMod>>;
-    return std::make_unique<Modified>(score_mod, mask_mod, std::move(differentiated), available);
+    return std::make_unique<Modified>(score_mod, mask_mod, static_cast<int>(score_tensors_), bind_by, available);
   }
 
   ScoreMod score_mod_;

@@ -59,8 +59,9 @@ using Bound = std::remove_cvref_t<decltype(bound(std::declval<const Mod&>(), std
 ///     }
 ///   };
 ///
-/// T is Real or Dual (attention/detail/dual.h): it has + - * /, comparisons, and abs exp log tanh sqrt max min select,
-/// written without a namespace. The derivative comes from calling the same function with Dual; write nothing for it.
+/// T is Real or Dual (attention/detail/dual.h): it has + - * /, comparisons, and abs exp log pow sqrt sin cos tan tanh
+/// sigmoid erf floor round max min select, written without a namespace. The derivative comes from calling the same
+/// function with Dual; write nothing for it.
 ///
 /// A struct that holds tensors has, instead of operator(), `auto bind(attend::Binder& binder) const`, which returns a
 /// struct as above that reads them through views: attention/binder.h.

@@ -39,13 +39,15 @@ class Document : public detail::MaskOperators {
     bool is_sorted;
 
     ATTEND_HOST_DEVICE bool operator()(Coordinate at) const {
-      return query_documents.read(at.batch * query_row, at.query) == key_documents.read(at.batch * key_row, at.key);
+      return query_documents.read_unchecked(at.batch * query_row, at.query) ==
+             key_documents.read_unchecked(at.batch * key_row, at.key);
     }
     ATTEND_HOST_DEVICE KeyRange keys(QueryBlock block) const {
       if (!is_sorted) return {0, block.key_length};
-      std::int32_t smallest = query_documents.read(block.batch * query_row, block.query_begin), largest = smallest;
+      std::int32_t smallest = query_documents.read_unchecked(block.batch * query_row, block.query_begin),
+                   largest = smallest;
       for (std::int32_t i = block.query_begin + 1; i < block.query_end; ++i) {
-        const std::int32_t document = query_documents.read(block.batch * query_row, i);
+        const std::int32_t document = query_documents.read_unchecked(block.batch * query_row, i);
         smallest = detail::smaller(smallest, document);
         largest = detail::larger(largest, document);
       }
@@ -58,7 +60,7 @@ class Document : public detail::MaskOperators {
       std::int32_t begin = 0, end = block.key_length;
       while (begin < end) {
         const std::int32_t middle = begin + (end - begin) / 2;
-        const std::int32_t there = key_documents.read(block.batch * key_row, middle);
+        const std::int32_t there = key_documents.read_unchecked(block.batch * key_row, middle);
         if (there < document || (above && there == document))
           begin = middle + 1;
         else
@@ -110,8 +112,8 @@ class KeyPadding : public detail::MaskOperators {
   struct View : detail::MaskOperators {
     IntegerView lengths;
 
-    ATTEND_HOST_DEVICE bool operator()(Coordinate at) const { return at.key < lengths.read(at.batch); }
-    ATTEND_HOST_DEVICE KeyRange keys(QueryBlock block) const { return {0, lengths.read(block.batch)}; }
+    ATTEND_HOST_DEVICE bool operator()(Coordinate at) const { return at.key < lengths.read_unchecked(at.batch); }
+    ATTEND_HOST_DEVICE KeyRange keys(QueryBlock block) const { return {0, lengths.read_unchecked(block.batch)}; }
   };
 
   View bind(Binder& binder) const {

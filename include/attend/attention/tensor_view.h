@@ -9,11 +9,59 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
+namespace detail {
+
+/// By which of the values that a score_mod reads of one tensor a derivative is: the one that is read at the turn
+/// `wanted`, from 0. Set anew for each score; each thread has its own.
+struct TensorReads {
+  int wanted = 0;
+  int turn = 0;            // so many values have been read
+  std::int64_t place = 0;  // where the wanted value lies
+
+  void begin(int wanted_turn) {
+    wanted = wanted_turn;
+    turn = 0;
+  }
+};
+
+/// The sizes of a tensor that is viewed, and the steps between its numbers. Sizes that are missing are 1.
+struct ViewShape {
+  std::int64_t sizes[4] = {1, 1, 1, 1};
+  std::int64_t strides[4] = {};
+
+  ATTEND_HOST_DEVICE bool has(std::int64_t i, std::int64_t j, std::int64_t k, std::int64_t l) const {
+    const auto is_within = [](std::int64_t index, std::int64_t size) {
+      return static_cast<std::uint64_t>(index) < static_cast<std::uint64_t>(size);
+    };
+    return is_within(i, sizes[0]) & is_within(j, sizes[1]) & is_within(k, sizes[2]) & is_within(l, sizes[3]);
+  }
+  ATTEND_HOST_DEVICE std::int64_t place(std::int64_t i, std::int64_t j, std::int64_t k, std::int64_t l) const {
+    return i * strides[0] + j * strides[1] + k * strides[2] + l * strides[3];
+  }
+};
+
+/// A read outside of a tensor, for the message.
+struct OutsideRead {
+  bool is_found = false;
+  std::int64_t index[4] = {}, sizes[4] = {};
+
+  ATTEND_HOST_DEVICE void note(const ViewShape& shape, std::int64_t i, std::int64_t j, std::int64_t k, std::int64_t l) {
+    const std::int64_t read[4] = {i, j, k, l};
+    for (int d = 0; d < 4; ++d) {
+      index[d] = read[d];
+      sizes[d] = shape.sizes[d];
+    }
+    is_found = true;
+  }
+};
+
+}  // namespace detail
+
 /// The values of a tensor of up to four sizes, as a score_mod reads them. Binder::values() makes one.
 ///
-/// Gradients reach the tensor through it. For each score, one value of each view may be read that the result depends
-/// on: a score_mod that needs two values of one tensor holds two views of it. A second one is an error in the backward
-/// pass.
+/// Gradients reach the tensor through it; a score may read any number of its values.
+/// A read outside of the tensor touches no memory and gives NaN. Where a mask rules the score out it has no effect;
+/// elsewhere the call throws c10::ValueError.
 ///
 /// Example:
 ///   T bias = slopes.read<T>(at.head);
@@ -21,51 +69,93 @@ class TensorView {
  public:
   /// The value at these indices. T is what the score_mod is called with.
   template <class T>
-  ATTEND_HOST_DEVICE T read(std::int64_t i, std::int64_t j = 0, std::int64_t k = 0, std::int64_t l = 0) const {
-    return value_at(i * strides_[0] + j * strides_[1] + k * strides_[2] + l * strides_[3], detail::Type<T>());
+  ATTEND_HOST_DEVICE T read(std::int64_t i = 0, std::int64_t j = 0, std::int64_t k = 0, std::int64_t l = 0) const {
+    const bool is_inside = shape_.has(i, j, k, l);
+    if constexpr (detail::kIsChecking<T>)
+      if (!is_inside && outside_ != nullptr) outside_->note(shape_, i, j, k, l);
+    const std::int64_t place = shape_.place(i, j, k, l);
+    return value_at(is_inside, is_inside ? place : 0, detail::Type<T>());
+  }
+
+  /// The same for indices that are known to be inside.
+  template <class T>
+  ATTEND_HOST_DEVICE T read_unchecked(std::int64_t i, std::int64_t j = 0, std::int64_t k = 0,
+                                      std::int64_t l = 0) const {
+    return value_at(true, shape_.place(i, j, k, l), detail::Type<T>());
   }
 
   TensorView() = default;
 
-  /// Of values that lie at `data`, float or double as T has them, with steps of `strides`. `differentiated_levels` has
-  /// a bit for each depth of Dual: whether its derivative is that by the value which is read.
-  ATTEND_HOST_DEVICE TensorView(const void* data, const std::int64_t (&strides)[4], unsigned differentiated_levels)
-      : data_(data),
-        strides_{strides[0], strides[1], strides[2], strides[3]},
-        differentiated_levels_(differentiated_levels) {}
+  /// Of numbers at `data`, float or double as T has them. `reads`: for each depth of Dual, null or the reads of this
+  /// tensor, if the derivative at that depth is by one of its values. `outside`: null, or where a check notes what it
+  /// finds.
+  ATTEND_HOST_DEVICE TensorView(const void* data, const detail::ViewShape& shape,
+                                detail::TensorReads* inner_reads = nullptr, detail::TensorReads* outer_reads = nullptr,
+                                detail::OutsideRead* outside = nullptr)
+      : data_(data), shape_(shape), reads_{inner_reads, outer_reads}, outside_(outside) {}
 
  private:
   template <class V>
-  ATTEND_HOST_DEVICE Real<V> value_at(std::int64_t offset, detail::Type<Real<V>>) const {
-    return static_cast<const V*>(data_)[offset];
+  ATTEND_HOST_DEVICE Real<V> value_at(bool is_inside, std::int64_t place, detail::Type<Real<V>>) const {
+    const V value = static_cast<const V*>(data_)[place];
+    return is_inside ? value : detail::FloatFormat<V>::kNaN;
   }
-  template <class V>
-  ATTEND_HOST_DEVICE Dual<V> value_at(std::int64_t offset, detail::Type<Dual<V>>) const {
-    using Number = typename Dual<V>::Number;
-    const bool is_differentiated = differentiated_levels_ >> detail::kDepth<V> & 1;
-    return {value_at(offset, detail::Type<Number>()), Number(is_differentiated), is_differentiated ? offset + 1 : 0};
+  template <class V, bool kByTensor>
+  ATTEND_HOST_DEVICE Dual<V, kByTensor> value_at(bool is_inside, std::int64_t place,
+                                                 detail::Type<Dual<V, kByTensor>>) const {
+    using Number = typename Dual<V, kByTensor>::Number;
+    const Number value = value_at(is_inside, place, detail::Type<Number>());
+    if constexpr (kByTensor) {
+      detail::TensorReads* const reads = reads_[detail::kDepth<V>];
+      if (reads == nullptr || !is_inside || reads->turn++ != reads->wanted) return {value, Number(0)};
+      reads->place = place;
+      return {value, Number(1)};
+    } else {
+      return {value, Number(0)};
+    }
   }
 
   const void* data_ = nullptr;
-  std::int64_t strides_[4] = {};
-  unsigned differentiated_levels_ = 0;
+  detail::ViewShape shape_;
+  detail::TensorReads* reads_[2] = {};
+  detail::OutsideRead* outside_ = nullptr;
 };
 
-/// The whole numbers of a tensor of up to two sizes, as a score_mod or mask_mod reads them. Binder::integers() makes
+/// The whole numbers of a tensor of up to four sizes, as a score_mod or mask_mod reads them. Binder::integers() makes
 /// one.
+///
+/// A read outside of the tensor touches no memory and gives 0. Where a mask rules the score out it has no effect;
+/// elsewhere the call throws c10::ValueError.
 class IntegerView {
  public:
-  ATTEND_HOST_DEVICE std::int32_t read(std::int64_t i, std::int64_t j = 0) const {
-    return data_[i * strides_[0] + j * strides_[1]];
+  ATTEND_HOST_DEVICE std::int32_t read(std::int64_t i = 0, std::int64_t j = 0, std::int64_t k = 0,
+                                       std::int64_t l = 0) const {
+    const bool is_inside = shape_.has(i, j, k, l);
+    if (is_inside) return data_[shape_.place(i, j, k, l)];
+#if !defined(__CUDA_ARCH__)  // a GPU notes nothing
+    if (outside_ != nullptr) outside_->note(shape_, i, j, k, l);
+    if (seen_outside_ != nullptr) __atomic_store_n(seen_outside_, 1, __ATOMIC_RELAXED);
+#endif
+    return 0;
+  }
+
+  /// The same for indices that are known to be inside.
+  ATTEND_HOST_DEVICE std::int32_t read_unchecked(std::int64_t i, std::int64_t j = 0) const {
+    return data_[i * shape_.strides[0] + j * shape_.strides[1]];
   }
 
   IntegerView() = default;
-  ATTEND_HOST_DEVICE IntegerView(const std::int32_t* data, const std::int64_t (&strides)[2])
-      : data_(data), strides_{strides[0], strides[1]} {}
+
+  /// `seen_outside`: null, or what becomes 1 with the first read outside. `outside`: as for a TensorView.
+  ATTEND_HOST_DEVICE IntegerView(const std::int32_t* data, const detail::ViewShape& shape, int* seen_outside = nullptr,
+                                 detail::OutsideRead* outside = nullptr)
+      : data_(data), shape_(shape), seen_outside_(seen_outside), outside_(outside) {}
 
  private:
   const std::int32_t* data_ = nullptr;
-  std::int64_t strides_[2] = {};
+  detail::ViewShape shape_;
+  int* seen_outside_ = nullptr;
+  detail::OutsideRead* outside_ = nullptr;
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

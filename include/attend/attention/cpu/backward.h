@@ -150,11 +150,6 @@ class Backward {
     if (total != nullptr) write(group, begin, end, *total);
   }
 
-  /// False if some score depends on two values of one tensor of the score_mod, whose gradient is wrong then.
-  bool is_valid() const {
-    return std::all_of(pieces_.begin(), pieces_.end(), [](const Piece& piece) { return piece.is_valid; });
-  }
-
  private:
   /// What one thread has added up for a group that others work on too.
   struct Part {
@@ -164,7 +159,6 @@ class Backward {
   struct Piece {
     std::int64_t begin = 0, end = 0;
     std::vector<Part> parts;
-    bool is_valid = true;
   };
 
   Piece& piece_of(int thread) { return pieces_[static_cast<std::size_t>(thread)]; }
@@ -324,9 +318,7 @@ class Backward {
     for (std::size_t k = 0; k < gradients_.modification.size(); ++k) {
       const auto& tensor_sums = gradients_.modification[k];
       if (tensor_sums.data == nullptr) continue;
-      const bool is_valid =
-          scores_.modified->add_gradients(before, memory.gradients, static_cast<int>(k), tensor_sums.of(thread));
-      if (!is_valid) piece_of(thread).is_valid = false;
+      scores_.modified->add_gradients(before, memory.gradients, static_cast<int>(k), thread, tensor_sums.of(thread));
     }
     if (memory.has_modified_slopes) operations.multiply(memory.gradients, memory.modified_slopes, tile.keys);
     if (gradients_.mask.data != nullptr) standard.add_mask_gradient(tile, memory.gradients, gradients_.mask.of(thread));

@@ -7,10 +7,13 @@
 #include <attend/attention/cpu/tile_operations.h>
 #include <attend/attention/mask_mod.h>
 #include <attend/attention/score_mod.h>
+#include <attend/attention/tensor_view.h>
 #include <attend/version.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -35,9 +38,12 @@ class ModifiedScores {
   /// How many tensors gradients may go back to.
   virtual int tensors() const = 0;
 
+  /// To be called before add_gradients(): each of so many threads gets what it needs.
+  virtual void prepare_gradients(int threads) = 0;
+
   /// `gradients` are those of the scores after apply(), and the tile has the scores as they were before. Adds what they
-  /// give to the values of tensor k. False if a score depends on two of its values.
-  virtual bool add_gradients(const Tile<T>& tile, const T* gradients, int k, double* sums) const = 0;
+  /// give to the values of tensor k.
+  virtual void add_gradients(const Tile<T>& tile, const T* gradients, int k, int thread, double* sums) = 0;
 };
 
 /// A score_mod and a mask_mod applied to every score of a tile, kRun neighbours at a time. All that a run reads and
@@ -74,7 +80,7 @@ struct ApplyModification {
         } else {
           for (int i = 0; i < kRun; ++i) {
             at.query = query_at(i);
-            const Dual<T> changed = mod.score(Dual<T>(before[i], T(1), 0), at);
+            const Dual<T> changed = mod.score(Dual<T>(before[i], T(1)), at);
             after[i] = changed.value.value;
             slopes[i] = changed.derivative.value;
           }
@@ -88,9 +94,11 @@ struct ApplyModification {
 template <class T, class Score, class Mask>
 class ModifiedScoresBy final : public ModifiedScores<T> {
  public:
-  /// `differentiated`: copies of the score_mod whose Duals are derivatives by the values of tensor 0, 1, …
-  ModifiedScoresBy(const Score& score, const Mask& mask, std::vector<Score> differentiated, InstructionSet available)
-      : mod_{score, mask}, differentiated_(std::move(differentiated)), apply_(function_for(available)) {}
+  /// A score_mod bound so that its Duals are derivatives by what it reads of tensor k, as `reads` says.
+  using BindBy = std::function<Score(int k, attend::detail::TensorReads* reads)>;
+
+  ModifiedScoresBy(const Score& score, const Mask& mask, int tensors, BindBy bind_by, InstructionSet available)
+      : mod_{score, mask}, tensors_(tensors), bind_by_(std::move(bind_by)), apply_(function_for(available)) {}
 
   KeyRange keys(const QueryBlock& block) const override { return attend::detail::key_range(mod_.mask, block); }
 
@@ -101,11 +109,20 @@ class ModifiedScoresBy final : public ModifiedScores<T> {
 
   bool changes_scores() const override { return !std::is_same_v<Score, Unchanged>; }
 
-  int tensors() const override { return static_cast<int>(differentiated_.size()); }
+  int tensors() const override { return tensors_; }
 
-  bool add_gradients(const Tile<T>& tile, const T* gradients, int k, double* sums) const override {
-    const Score& score = differentiated_[static_cast<std::size_t>(k)];
-    bool is_valid = true;
+  void prepare_gradients(int threads) override {
+    for (int i = 0; i < threads * tensors_; ++i) {
+      auto reads = std::make_unique<attend::detail::TensorReads>();
+      Score score = bind_by_(i % tensors_, reads.get());
+      differentiated_.push_back({std::move(reads), score});
+    }
+  }
+
+  void add_gradients(const Tile<T>& tile, const T* gradients, int k, int thread, double* sums) override {
+    const Differentiated& own = differentiated_[static_cast<std::size_t>(thread * tensors_ + k)];
+    attend::detail::TensorReads& reads = *own.reads;
+    using Number = Dual<T, /*kByTensor=*/true>;
     for (int j = 0; j < tile.keys; ++j)
       for (int i = 0; i < tile.queries; ++i) {
         const T gradient = gradients[j * kTileQueries + i];
@@ -113,11 +130,14 @@ class ModifiedScoresBy final : public ModifiedScores<T> {
         Coordinate at = tile.first;
         at.key += j;
         at.query += i;
-        const Dual<T> changed = score(Dual<T>(tile.scores[j * kTileQueries + i]), at);
-        is_valid = is_valid && changed.source >= 0;
-        if (changed.source > 0) sums[changed.source - 1] += gradient * changed.derivative.value;
+        const Number score(tile.scores[j * kTileQueries + i]);
+        for (int turn = 0, turns = 1; turn < turns; ++turn) {  // once for each value that the score_mod reads
+          reads.begin(turn);
+          const Number changed = own.score(score, at);
+          turns = reads.turn;
+          if (turn < turns) sums[reads.place] += gradient * changed.derivative.value;
+        }
       }
-    return is_valid;
   }
 
  private:
@@ -135,8 +155,15 @@ class ModifiedScoresBy final : public ModifiedScores<T> {
     return &On<Baseline, ApplyModification<T, Mod>>::call;
   }
 
+  struct Differentiated {
+    std::unique_ptr<attend::detail::TensorReads> reads;
+    Score score;
+  };
+
   Mod mod_;
-  std::vector<Score> differentiated_;
+  int tensors_;
+  BindBy bind_by_;
+  std::vector<Differentiated> differentiated_;  // of thread 0: by tensor 0, 1, …; of thread 1; …
   Function apply_;
 };
 

@@ -16,7 +16,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 template <class T>
 struct Scores {
   StandardScores<T> standard;
-  const ModifiedScores<T>* modified = nullptr;  // null: none
+  ModifiedScores<T>* modified = nullptr;  // null: none
 
   /// The keys that any query of the block may see.
   KeyRange keys(const Call<T>& call, const Place& place) const {

@@ -18,8 +18,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 //   template <class T> T operator()(T score, Coordinate at) const { return score - abs(score) * 0.5f; }
 //
 // and called with Real<V> for its value, and with Dual<V> for its value and derivative (V: float or double). Both have
-// + - * /, comparisons, which look at the value, and abs exp log tanh sqrt max min select, which are found without a
-// namespace before them. Both are made from any number, so that numbers may stand beside them.
+// + - * /, comparisons, which look at the value, and abs exp log pow sqrt sin cos tan tanh sigmoid erf floor round max
+// min select, which are found without a namespace before them. Both are made from any number, so that numbers may stand
+// beside them.
 
 /// A number. A class, because for a built-in float the name abs may mean that of int, and exp that of double.
 template <class V>
@@ -61,40 +62,46 @@ struct Real {
   }
   ATTEND_NUMBER friend Real log(Real x) { return detail::logarithm(x.value); }
   ATTEND_NUMBER friend Real sqrt(Real x) { return std::sqrt(x.value); }
+  ATTEND_NUMBER friend Real sin(Real x) { return std::sin(x.value); }
+  ATTEND_NUMBER friend Real cos(Real x) { return std::cos(x.value); }
+  ATTEND_NUMBER friend Real tan(Real x) { return std::tan(x.value); }
+  ATTEND_NUMBER friend Real erf(Real x) { return std::erf(x.value); }
+  ATTEND_NUMBER friend Real pow(Real x, Real y) { return std::pow(x.value, y.value); }
+  ATTEND_NUMBER friend Real floor(Real x) { return std::floor(x.value); }
+  ATTEND_NUMBER friend Real round(Real x) { return std::rint(x.value); }  // halves to even, as torch
+  ATTEND_NUMBER friend Real sigmoid(Real x) { return Real(1) / (Real(1) + exp(-x)); }
 };
 
-/// A number and its derivative. V is float or double, or a Dual again, for derivatives of derivatives.
+/// A number and its derivative. V is float or double, or a Dual again, for derivatives of derivatives. kByTensor:
+/// whether the derivative may be by a value that a TensorView reads; if not, what it reads is a constant.
 ///
 /// Where a function has no derivative, it is that of torch: 0 for abs at 0. max and min of equals take the first.
-template <class V>
+template <class V, bool kByTensor = false>
 struct Dual {
   using Number = std::conditional_t<std::is_arithmetic_v<V>, Real<V>, V>;
 
   Number value;
   Number derivative;
-  /// Which value of a tensor the derivative is by (its place + 1; TensorView); 0 if by the score or by nothing.
-  std::int64_t source = 0;
 
   Dual() = default;
   template <class Constant, class = std::enable_if_t<std::is_arithmetic_v<Constant>>>
   ATTEND_NUMBER constexpr Dual(Constant constant) : value(constant), derivative(0) {}
-  ATTEND_NUMBER constexpr Dual(Number number, Number by_source, std::int64_t place)
-      : value(number), derivative(by_source), source(place) {}
+  ATTEND_NUMBER constexpr Dual(Number number, Number slope) : value(number), derivative(slope) {}
 
   ATTEND_NUMBER friend constexpr Dual operator+(Dual a, Dual b) {
-    return {a.value + b.value, a.derivative + b.derivative, both(a, b)};
+    return {a.value + b.value, a.derivative + b.derivative};
   }
   ATTEND_NUMBER friend constexpr Dual operator-(Dual a, Dual b) {
-    return {a.value - b.value, a.derivative - b.derivative, both(a, b)};
+    return {a.value - b.value, a.derivative - b.derivative};
   }
   ATTEND_NUMBER friend constexpr Dual operator*(Dual a, Dual b) {
-    return {a.value * b.value, times(a.derivative, b.value) + times(b.derivative, a.value), both(a, b)};
+    return {a.value * b.value, times(a.derivative, b.value) + times(b.derivative, a.value)};
   }
   ATTEND_NUMBER friend constexpr Dual operator/(Dual a, Dual b) {
     const Number quotient = a.value / b.value;
-    return {quotient, times(a.derivative - times(b.derivative, quotient), Number(1) / b.value), both(a, b)};
+    return {quotient, times(a.derivative - times(b.derivative, quotient), Number(1) / b.value)};
   }
-  ATTEND_NUMBER friend constexpr Dual operator-(Dual a) { return {-a.value, -a.derivative, a.source}; }
+  ATTEND_NUMBER friend constexpr Dual operator-(Dual a) { return {-a.value, -a.derivative}; }
 
   ATTEND_NUMBER friend constexpr bool operator<(Dual a, Dual b) { return a.value < b.value; }
   ATTEND_NUMBER friend constexpr bool operator>(Dual a, Dual b) { return a.value > b.value; }
@@ -109,31 +116,49 @@ struct Dual {
   ATTEND_NUMBER friend constexpr Dual min(Dual a, Dual b) { return a.value > b.value || b != b ? b : a; }
   ATTEND_NUMBER friend constexpr Dual abs(Dual x) {
     const Number sign = x.value < Number(0) ? Number(-1) : x.value > Number(0) ? Number(1) : Number(0);
-    return {abs(x.value), sign * x.derivative, x.source};
+    return {abs(x.value), sign * x.derivative};
   }
   ATTEND_NUMBER friend Dual exp(Dual x) {
     const Number power = exp(x.value);
-    return {power, times(x.derivative, power), x.source};
+    return {power, times(x.derivative, power)};
   }
-  ATTEND_NUMBER friend Dual log(Dual x) { return {log(x.value), times(x.derivative, Number(1) / x.value), x.source}; }
+  ATTEND_NUMBER friend Dual log(Dual x) { return {log(x.value), times(x.derivative, Number(1) / x.value)}; }
   ATTEND_NUMBER friend Dual tanh(Dual x) {
     const Number tangent = tanh(x.value);
-    return {tangent, times(x.derivative, Number(1) - tangent * tangent), x.source};
+    return {tangent, times(x.derivative, Number(1) - tangent * tangent)};
   }
   ATTEND_NUMBER friend Dual sqrt(Dual x) {
     const Number root = sqrt(x.value);
-    return {root, times(x.derivative, Number(1) / (root + root)), x.source};
+    return {root, times(x.derivative, Number(1) / (root + root))};
+  }
+  ATTEND_NUMBER friend Dual sin(Dual x) { return {sin(x.value), times(x.derivative, cos(x.value))}; }
+  ATTEND_NUMBER friend Dual cos(Dual x) { return {cos(x.value), times(x.derivative, -sin(x.value))}; }
+  ATTEND_NUMBER friend Dual tan(Dual x) {
+    const Number tangent = tan(x.value);
+    return {tangent, times(x.derivative, Number(1) + tangent * tangent)};
+  }
+  ATTEND_NUMBER friend Dual erf(Dual x) {
+    const Number slope = Number(1.1283791670955126) * exp(-(x.value * x.value));  // 2 / √π · exp(−x²)
+    return {erf(x.value), times(x.derivative, slope)};
+  }
+  ATTEND_NUMBER friend Dual pow(Dual x, Dual y) {
+    const Number power = pow(x.value, y.value);
+    // As torch: no derivative by x for the exponent 0, and none by y at 0 for an exponent that is not negative.
+    const Number by_x = is_zero(y.value) ? Number(0) : y.value * pow(x.value, y.value - Number(1));
+    const Number by_y = x.value == Number(0) && y.value >= Number(0) ? Number(0) : power * log(x.value);
+    return {power, times(x.derivative, by_x) + times(y.derivative, by_y)};
+  }
+  ATTEND_NUMBER friend Dual floor(Dual x) { return {floor(x.value), Number(0)}; }
+  ATTEND_NUMBER friend Dual round(Dual x) { return {round(x.value), Number(0)}; }
+  ATTEND_NUMBER friend Dual sigmoid(Dual x) {
+    const Number share = sigmoid(x.value);
+    return {share, times(x.derivative, share * (Number(1) - share))};
   }
 
  private:
   /// A constant's derivative is 0, also where that of the function is infinite.
   ATTEND_NUMBER static constexpr Number times(const Number& derivative, const Number& factor) {
     return derivative * unless_zero(derivative, factor);
-  }
-
-  /// One of two sources, or −1 for two different ones.
-  ATTEND_NUMBER static constexpr std::int64_t both(const Dual& a, const Dual& b) {
-    return a.source == 0 || a.source == b.source ? b.source : b.source == 0 ? a.source : -1;
   }
 };
 
@@ -143,8 +168,8 @@ template <class T>
 inline constexpr bool kIsNumber = false;
 template <class V>
 inline constexpr bool kIsNumber<Real<V>> = true;
-template <class V>
-inline constexpr bool kIsNumber<Dual<V>> = true;
+template <class V, bool kByTensor>
+inline constexpr bool kIsNumber<Dual<V, kByTensor>> = true;
 
 template <class T>
 struct Type {};
@@ -152,8 +177,12 @@ struct Type {};
 /// How many Duals are inside a Dual<V>.
 template <class V>
 inline constexpr int kDepth = 0;
-template <class V>
-inline constexpr int kDepth<Dual<V>> = 1 + kDepth<V>;
+template <class V, bool kByTensor>
+inline constexpr int kDepth<Dual<V, kByTensor>> = 1 + kDepth<V>;
+
+/// The type that a score_mod is called with to look for reads outside of its tensors: one that no kernel uses.
+template <class T>
+inline constexpr bool kIsChecking = kDepth<T> == 2;
 
 }  // namespace detail
 
