@@ -114,6 +114,20 @@ class Gpu(unittest.TestCase):
         self.assert_stages(output, STAGES)
         self.assertTrue(output.endswith("\nTests on the GPU: status 8\n"), output)
 
+    def test_compilers_stop_while_something_is_measured_and_go_on_afterwards(self):
+        # As ninja does it, the compiler has a process group of its own. The example tells in which state it is.
+        child = self.programs / "child"
+        self.fake("ctest", "ninja", "nvcc", "python", cmake=f"""case "$1" in
+            -S) mkdir -p "$4/benchmarks"
+                printf '#!/bin/sh\ncut -d " " -f 3 "/proc/$(cat {child})/stat"\n' > "$4/conv_vs_attention"
+                chmod +x "$4/conv_vs_attention" ;;
+            --build) case "$*" in *tests/all*) bash -c 'set -m; sleep 2 & echo $! > {child}; wait' ;; esac ;;
+            esac""")
+        status, output, _ = self.run_there("--rehearse", PYTHON=f"{self.programs}/python", GPU_STATUS="0")
+        self.assertEqual(status, 0, output)
+        self.assertRegex(output, r"==== The example, five epochs, .*\nT\n")
+        self.assert_stages(output, STAGES)
+
     # ---- The time
 
     def test_what_lasts_too_long_is_cut_and_named_and_the_script_ends_in_time(self):
