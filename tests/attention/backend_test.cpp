@@ -244,8 +244,11 @@ TEST_CASE("kAuto: few queries go to ATen where it is faster") {
   CHECK(backend(4, 2047, torch::kFloat, {}, true) == ours);
   CHECK(backend(5, 2048, torch::kFloat, {}, true) == ours);
   const torch::Tensor one = random({1, 1, 1, 8}), keys = random({1, 1, 64, 8}), learned = keys.clone().requires_grad_();
-  CHECK(attend::explain(one, learned, keys).backend == ours);
-  CHECK(attend::explain(one, keys, learned).backend == ours);
+  CHECK(attend::explain(one, learned, keys).backend == Backend::kSdpa);
+  CHECK(attend::explain(one, keys.slice(2, 0, 63), learned.slice(2, 0, 63)).backend == ours);
+  const torch::Tensor two = random({1, 1, 2, 8});
+  CHECK(attend::explain(two, learned, keys).backend == ours);
+  CHECK(attend::explain(two, keys, learned).backend == ours);
 
   CHECK(attend::explain(one, keys, keys, {}, /*with_lse=*/true).backend == Backend::kSdpa);
   if (ours == Backend::kCpu)
@@ -254,6 +257,11 @@ TEST_CASE("kAuto: few queries go to ATen where it is faster") {
   const torch::Tensor many = torch::empty({1, 32, 4096, 128}, torch::kHalf);
   CHECK(attend::explain(many.slice(2, 0, 32), many, many).backend == Backend::kSdpa);
   CHECK(attend::explain(many.slice(2, 0, 33), many, many).backend == ours);
+  const torch::Tensor few = many.slice(1, 0, 8);
+  CHECK(attend::explain(few.slice(2, 0, 8), few, few).backend == Backend::kSdpa);
+  CHECK(attend::explain(few.slice(2, 0, 9), few, few).backend == ours);
+  CHECK(attend::explain(many.slice(2, 0, 2), few, few).backend == Backend::kSdpa);
+  CHECK(attend::explain(many.slice(2, 0, 3), few, few).backend == ours);
 }
 
 TEST_CASE("asked for by name, our kernels run where another would be faster, and nothing is said against it") {

@@ -101,11 +101,15 @@ struct Cpu {
   static bool has_few_queries(const Problem& problem) {
     const std::int64_t queries = problem.query_length(), keys = problem.key_length();
     const at::ScalarType dtype = problem.query.scalar_type();
-    if (needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value))
-      return dtype == at::kFloat && queries <= 4 && problem.batch_size() * problem.num_heads() * keys >= 1 << 14;
+    if (needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value)) {
+      const std::int64_t rows = problem.batch_size() * problem.num_heads();
+      return dtype == at::kFloat && (queries == 1 ? keys >= 64 : queries <= 4 && rows * keys >= 1 << 14);
+    }
     if (dtype == at::kFloat) return queries <= 8 || (queries <= 12 && keys >= 512);
     if (dtype == at::kBFloat16) return has_pairs() && queries == 2 && keys >= 512;  // ATen is slow for one query
-    return dtype == at::kHalf && queries <= 32 && problem.key.numel() > 1 << 23;    // we convert all keys and values
+    if (dtype != at::kHalf || problem.key.numel() < 1 << 22) return false;
+    if (problem.key.numel() > 1 << 23) return queries <= 32;  // we convert all keys and values to float32
+    return queries <= (problem.num_kv_heads() == problem.num_heads() ? 8 : 2);
   }
 
   static bool has_pairs() { return available_instruction_set() >= cpu::InstructionSet::kAvx512Bf16; }
