@@ -199,6 +199,7 @@ start_builder() {
                   build programs "$@"
                   build everything tests/all examples/all' "$build" "${programs[@]}" &
   builder=$!
+  disown "$builder" # or bash would tell that it was killed
   trap 'signal_builder KILL; signal_builder KILL' EXIT # twice, for what was started meanwhile
 }
 
