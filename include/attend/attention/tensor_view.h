@@ -30,10 +30,10 @@ struct ViewShape {
   std::int64_t strides[4] = {};
 
   ATTEND_HOST_DEVICE bool has(std::int64_t i, std::int64_t j, std::int64_t k, std::int64_t l) const {
-    const auto is_within = [](std::int64_t index, std::int64_t size) {
-      return static_cast<std::uint64_t>(index) < static_cast<std::uint64_t>(size);
+    const auto is_within = [](std::int64_t index, std::int64_t size) {  // 1 or 0: && would be a branch
+      return static_cast<int>(static_cast<std::uint64_t>(index) < static_cast<std::uint64_t>(size));
     };
-    return is_within(i, sizes[0]) & is_within(j, sizes[1]) & is_within(k, sizes[2]) & is_within(l, sizes[3]);
+    return (is_within(i, sizes[0]) & is_within(j, sizes[1]) & is_within(k, sizes[2]) & is_within(l, sizes[3])) != 0;
   }
   ATTEND_HOST_DEVICE std::int64_t place(std::int64_t i, std::int64_t j, std::int64_t k, std::int64_t l) const {
     return i * strides[0] + j * strides[1] + k * strides[2] + l * strides[3];
