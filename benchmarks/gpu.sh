@@ -16,8 +16,8 @@
 # notebook's loop in Python; the rest of the tests. Fails if a stage fails or is cut.
 #
 #   --seconds N  another limit than 480; the limits of the stages grow and shrink with it
-#   --rehearse   without a GPU: the CPU stands in for it, without network, cache and ccache, with little data; nvcc is
-#                used if it is there, and tests on the GPU may be skipped
+#   --rehearse   runs the same stages on the CPU, with little data, and without network, cache and ccache. nvcc is
+#                optional. Tests on the GPU may be skipped.
 #   --check      builds and runs nothing after configuring: only asks whether all that the stages name is there
 set -euo pipefail
 script=$(readlink -f "$0")
