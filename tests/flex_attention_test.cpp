@@ -1000,6 +1000,22 @@ struct DistanceTable {
   View bind(attend::Binder& binder) const { return {binder.values(table)}; }
 };
 
+/// The same as a factor: for keys that come later the derivative by the score is NaN.
+struct DistanceFactor {
+  torch::Tensor table;
+
+  struct View {
+    attend::TensorView table;
+
+    template <class T>
+    T operator()(T score, Coordinate at) const {
+      return score * table.read<T>(at.query_position() - at.key);
+    }
+  };
+
+  View bind(attend::Binder& binder) const { return {binder.values(table)}; }
+};
+
 struct LearnedNumber {
   torch::Tensor number;  // ()
 
@@ -1125,6 +1141,14 @@ TEST_CASE("TensorView: a learned value for each distance under a causal mask, an
                       [](const auto& s, const Grid& at, const Tensors& learned) {
                         const torch::Tensor distance = (-at.ahead).clamp(0).to(torch::kLong);
                         return s + learned[0].index_select(0, distance.flatten()).view(distance.sizes());
+                      },
+                      causal,
+                      {random({8})}});
+  check_equals_dense({"DistanceFactor",
+                      calls_of([](const Tensors& learned) { return DistanceFactor{learned[0]}; }, attend::Causal{}),
+                      [](const auto& s, const Grid& at, const Tensors& learned) {
+                        const torch::Tensor distance = (-at.ahead).clamp(0).to(torch::kLong);
+                        return s * learned[0].index_select(0, distance.flatten()).view(distance.sizes());
                       },
                       causal,
                       {random({8})}});

@@ -8,6 +8,8 @@
 
 #include <attend/attention.h>
 
+#include "support/program.h"
+
 #include <ATen/Parallel.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/randn.h>
@@ -18,7 +20,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -29,17 +30,12 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <string_view>
-#include <system_error>
 #include <vector>
 
-namespace {
+using benchmark::kCompiler;
+using benchmark::positive;
 
-#ifdef __clang__
-constexpr const char* kCompiler = "clang " __clang_version__;
-#else
-constexpr const char* kCompiler = "g++ " __VERSION__;
-#endif
+namespace {
 
 constexpr const char* kUsage =
     "usage: backends [options]\n"
@@ -180,14 +176,7 @@ Settings settings_from(int count, char** arguments) {
   Settings settings;
   for (int i = 1; i < count; ++i) {
     const std::string name = arguments[i];
-    const auto number = [&] {
-      int value = 0;
-      const std::string_view text = i + 1 < count ? arguments[++i] : "";
-      const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-      if (error != std::errc() || end != text.data() + text.size() || value < 1)
-        throw std::invalid_argument(name + " needs a whole number of at least 1, got \"" + std::string(text) + "\"");
-      return value;
-    };
+    const auto number = [&] { return static_cast<int>(positive(i + 1 < count ? arguments[++i] : "")); };
     if (name == "--rounds") {
       settings.rounds = number();
     } else if (name == "--threads") {

@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import machine  # noqa: E402
+from digits import rounded  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 NOISE = 0.9  # a ratio below this is a loss
@@ -32,11 +33,6 @@ the last query sees the last key.
 
 {machine}, {threads} threads; {compiler}, {libtorch}; {instructions}.
 """
-
-
-def rounded(milliseconds):
-    """Three digits, all digits of a whole number."""
-    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:#.3g}"
 
 
 def table(rows):

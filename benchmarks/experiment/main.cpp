@@ -20,6 +20,8 @@
 #include <attend/training/cuda_graph.h>
 #endif
 
+#include "support/program.h"
+
 #include <ATen/ops/mm.h>
 #include <ATen/ops/rand.h>
 #include <c10/core/CachingDeviceAllocator.h>
@@ -29,7 +31,6 @@
 #include <torch/version.h>
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <cstdint>
 #include <exception>
@@ -45,13 +46,10 @@
 #include <utility>
 #include <vector>
 
-namespace {
+using benchmark::kCompiler;
+using benchmark::positive;
 
-#ifdef __clang__
-constexpr const char* kCompiler = "clang " __clang_version__;
-#else
-constexpr const char* kCompiler = "g++ " __VERSION__;
-#endif
+namespace {
 
 constexpr const char* kUsage =
     "usage: experiment [options]\n"
@@ -73,14 +71,6 @@ struct Settings {
   bool is_driven = false;
   bool is_help_wanted = false;
 };
-
-std::int64_t positive(std::string_view text) {
-  std::int64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < 1)
-    throw std::invalid_argument("a whole number of at least 1 is needed, got \"" + std::string(text) + "\"");
-  return value;
-}
 
 std::string one_of(const std::string& text, const std::vector<std::string>& allowed) {
   if (std::find(allowed.begin(), allowed.end(), text) == allowed.end())

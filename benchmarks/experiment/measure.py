@@ -28,6 +28,7 @@ except ModuleNotFoundError as error:
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import machine  # noqa: E402
+from digits import rounded  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 NETS = ("convolution", "attention")
@@ -224,11 +225,6 @@ def table(columns, rows):
 
 def number(value, digits=2):
     return "" if value is None else f"{value:,.{digits}f}"
-
-
-def rounded(value):
-    """Three digits, all digits of a whole number."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def plain(value):

@@ -13,6 +13,8 @@
 #include <attend/attention.h>
 #include <attend/flex_attention.h>
 
+#include "support/program.h"
+
 #include <ATen/ops/from_file.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/utils.h>
@@ -27,13 +29,9 @@
 #include <string>
 #include <vector>
 
-namespace {
+using benchmark::kCompiler;
 
-#ifdef __clang__
-constexpr const char* kCompiler = "clang " __clang_version__;
-#else
-constexpr const char* kCompiler = "g++ " __VERSION__;
-#endif
+namespace {
 
 constexpr std::int32_t kWindow = 256;
 

@@ -23,6 +23,7 @@ import peers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import machine  # noqa: E402
+from digits import rounded  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 WIDTH = 64
@@ -295,11 +296,6 @@ def measure(case, program, settings):
         for row in rows:
             row["seconds_to_compile"] = compiled.function.seconds_to_compile
     return rows
-
-
-def rounded(milliseconds):
-    """Three digits, all digits of a whole number."""
-    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:#.3g}"
 
 
 def table(columns, rows):

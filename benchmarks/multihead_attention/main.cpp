@@ -9,6 +9,8 @@
 
 #include <attend/layers/multihead_attention.h>
 
+#include "support/program.h"
+
 #include <ATen/ops/linear.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <torch/nn/modules/activation.h>
@@ -16,7 +18,6 @@
 #include <torch/version.h>
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -29,13 +30,10 @@
 #include <string_view>
 #include <vector>
 
-namespace {
+using benchmark::kCompiler;
+using benchmark::positive;
 
-#ifdef __clang__
-constexpr const char* kCompiler = "clang " __clang_version__;
-#else
-constexpr const char* kCompiler = "g++ " __VERSION__;
-#endif
+namespace {
 
 constexpr const char* kUsage =
     "usage: multihead_attention [options]\n"
@@ -54,14 +52,6 @@ struct Settings {
   std::int64_t threads = 0;
   bool is_help_wanted = false;
 };
-
-std::int64_t positive(std::string_view text) {
-  std::int64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < 1)
-    throw std::invalid_argument("a whole number of at least 1 is needed, got \"" + std::string(text) + "\"");
-  return value;
-}
 
 std::vector<std::int64_t> positive_list(std::string_view text) {
   std::vector<std::int64_t> values;

@@ -15,6 +15,7 @@ import plot
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import machine  # noqa: E402
+from digits import rounded  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -30,11 +31,6 @@ Milliseconds are medians of the rounds; a ratio is the median of the rounds' rat
 {tables}
 {machine}, {threads} threads; {compiler}, {libtorch}.
 """
-
-
-def rounded(milliseconds):
-    """Three digits, all digits of a whole number."""
-    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:#.3g}"
 
 
 def table(rows, title):

@@ -258,8 +258,10 @@ TEST_CASE("kAuto: few queries go to ATen where it is faster") {
   CHECK(attend::explain(many.slice(2, 0, 32), many, many).backend == Backend::kSdpa);
   CHECK(attend::explain(many.slice(2, 0, 33), many, many).backend == ours);
   const torch::Tensor few = many.slice(1, 0, 8);
-  CHECK(attend::explain(few.slice(2, 0, 8), few, few).backend == Backend::kSdpa);
-  CHECK(attend::explain(few.slice(2, 0, 9), few, few).backend == ours);
+  CHECK(attend::explain(few.slice(2, 0, 32), few, few).backend == Backend::kSdpa);
+  CHECK(attend::explain(few.slice(2, 0, 33), few, few).backend == ours);
+  const torch::Tensor fewer = few.slice(2, 0, 4095);
+  CHECK(attend::explain(few.slice(2, 0, 1), fewer, fewer).backend == ours);
   CHECK(attend::explain(many.slice(2, 0, 2), few, few).backend == Backend::kSdpa);
   CHECK(attend::explain(many.slice(2, 0, 3), few, few).backend == ours);
 }

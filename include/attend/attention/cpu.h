@@ -108,8 +108,9 @@ struct Cpu {
     if (dtype == at::kFloat) return queries <= 8 || (queries <= 12 && keys >= 512);
     if (dtype == at::kBFloat16) return has_pairs() && queries == 2 && keys >= 512;  // ATen is slow for one query
     if (dtype != at::kHalf || problem.key.numel() < 1 << 22) return false;
-    if (problem.key.numel() > 1 << 23) return queries <= 32;  // we convert all keys and values to float32
-    return queries <= (problem.num_kv_heads() == problem.num_heads() ? 8 : 2);
+    // Our kernels convert all keys and values to float32 first.
+    const bool is_grouped = problem.num_kv_heads() != problem.num_heads();
+    return queries <= (is_grouped && problem.key.numel() <= 1 << 23 ? 2 : 32);
   }
 
   static bool has_pairs() { return available_instruction_set() >= cpu::InstructionSet::kAvx512Bf16; }

@@ -71,8 +71,8 @@ void for_each_score_in_order(const AttentionSizes& sizes, const Action& action) 
         for (at.key = 0; at.key < sizes.key_length; ++at.key) action(at);
 }
 
-/// By what a score is differentiated: input 0 is the score itself, input k the tensor k − 1, of which `turn` says by
-/// the how manieth value that the score_mod reads of it.
+/// By what a score is differentiated: input 0 is the score itself, and input k is the tensor k − 1. `turn` counts the
+/// values that the score_mod reads of this tensor, from 0, and names one of them.
 struct Direction {
   std::size_t input;
   int turn = 0;
