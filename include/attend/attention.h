@@ -7,6 +7,7 @@
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/modification.h>
 #include <attend/attention/options.h>
+#include <attend/attention/preference.h>
 #include <attend/attention/reference.h>
 #include <attend/attention/sdpa.h>
 #include <attend/version.h>
@@ -25,15 +26,14 @@ namespace detail {
 /// One backend, as the choice sees it.
 struct BackendEntry {
   Backend backend;
-  std::optional<std::string> (*why_not)(const Problem&);         // nothing if it can run, else a sentence
-  std::optional<std::string> (*why_rather_not)(const Problem&);  // a sentence if it can, but the next one is faster
+  std::optional<std::string> (*why_not)(const Problem&);  // nothing if it can run, else a sentence
   std::string (*copies)(const Problem&);
   std::string (*how)(const Problem&);
   AttentionResult (*run)(const Problem&);
 };
 
 template <class B>
-inline constexpr BackendEntry kEntry{B::kBackend, &B::why_not, &B::why_rather_not, &B::copies, &B::how, &B::run};
+inline constexpr BackendEntry kEntry{B::kBackend, &B::why_not, &B::copies, &B::how, &B::run};
 
 /// All backends, the fastest first. The last one can do everything.
 inline constexpr BackendEntry kBackends[] = {kEntry<Cpu>, kEntry<Sdpa>, kEntry<Reference>};
@@ -50,7 +50,7 @@ inline Choice choose(const Problem& problem, Backend asked_for) {
     if (wanted != Backend::kAuto && wanted != entry.backend) continue;
     choice.entry = &entry;
     std::optional<std::string> reason = entry.why_not(problem);
-    if (!reason && wanted == Backend::kAuto) reason = entry.why_rather_not(problem);
+    if (!reason && wanted == Backend::kAuto && entry.backend == Backend::kCpu) reason = why_sdpa_is_faster(problem);
     if (!reason) return choice;
     TORCH_CHECK_NOT_IMPLEMENTED(wanted == Backend::kAuto, "attend::attention: cannot use the backend asked for. ",
                                 *reason);

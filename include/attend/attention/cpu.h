@@ -9,7 +9,6 @@
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/fused_function.h>
 #include <attend/attention/modification.h>
-#include <attend/attention/sdpa.h>
 #include <attend/detail/const_data.h>
 #include <attend/detail/parallel.h>
 #include <attend/version.h>
@@ -21,7 +20,6 @@
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
-#include <c10/util/Exception.h>
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
@@ -54,19 +52,6 @@ struct Cpu {
     return std::nullopt;
   }
 
-  /// Reasons to prefer ATen's kernels, if they can run: float64; no AVX2 or AVX-512; few queries, because our kernels
-  /// compute blocks of 64 queries. Measured in benchmarks/results/backends.md and backends_zen.md.
-  static std::optional<std::string> why_rather_not(const Problem& problem) {
-    const bool is_double = problem.query.scalar_type() == at::kDouble;
-    const bool is_portable = available_instruction_set() == cpu::InstructionSet::kBaseline;
-    const bool is_short = has_few_queries(problem);
-    if (!(is_double || is_portable || is_short) || Sdpa::why_not(problem)) return std::nullopt;
-    if (is_short)
-      return c10::str("kCpu: ATen's kernels are faster for so few queries (L ", problem.query_length(), ")");
-    if (is_double) return "kCpu: ATen's kernels are faster in float64";
-    return "kCpu: ATen's kernels are faster where only the portable path of ours can run";
-  }
-
   static std::string copies(const Problem& problem) {
     if (problem.query.scalar_type() == at::kHalf) return "kCpu converts float16 to float32";
     return problem.query.scalar_type() == at::kBFloat16 && !has_pairs()
@@ -84,36 +69,23 @@ struct Cpu {
                                                                        : "kCpu: AVX-512";
   }
 
-  static AttentionResult run(const Problem& problem) {
-    Problem wide = problem;
-    for (at::Tensor* tensor : inputs_of(wide))
-      if (tensor->defined()) *tensor = tensor->resolve_neg();
-    if (problem.query.scalar_type() != at::kHalf) return FusedAttention<Kernel>::run(wide);
-    for (at::Tensor* tensor : {&wide.query, &wide.key, &wide.value}) *tensor = tensor->to(at::kFloat);
-    if (wide.attn_mask.defined() && wide.attn_mask.scalar_type() == at::kHalf)
-      wide.attn_mask = wide.attn_mask.to(at::kFloat);
-    const AttentionResult result = FusedAttention<Kernel>::run(wide);
-    return {result.output.to(at::kHalf), result.log_sum_exp};
-  }
-
- private:
-  /// Whether ATen's kernels are faster for so few queries. The limits are those of benchmarks/results/backends.md.
-  static bool has_few_queries(const Problem& problem) {
-    const std::int64_t queries = problem.query_length(), keys = problem.key_length();
-    const at::ScalarType dtype = problem.query.scalar_type();
-    if (needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value)) {
-      const std::int64_t rows = problem.batch_size() * problem.num_heads();
-      return dtype == at::kFloat && (queries == 1 ? keys >= 64 : queries <= 4 && rows * keys >= 1 << 14);
-    }
-    if (dtype == at::kFloat) return queries <= 8 || (queries <= 12 && keys >= 512);
-    if (dtype == at::kBFloat16) return has_pairs() && queries == 2 && keys >= 512;  // ATen is slow for one query
-    if (dtype != at::kHalf || problem.key.numel() < 1 << 22) return false;
-    // Our kernels convert all keys and values to float32 first.
-    const bool is_grouped = problem.num_kv_heads() != problem.num_heads();
-    return queries <= (is_grouped && problem.key.numel() <= 1 << 23 ? 2 : 32);
-  }
-
+  /// Whether products of bfloat16 need no conversion to float32.
   static bool has_pairs() { return available_instruction_set() >= cpu::InstructionSet::kAvx512Bf16; }
+
+  /// The problem in a dtype that the kernels read: float16 as float32.
+  static Problem readable(const Problem& given) {
+    Problem problem = given;
+    for (at::Tensor* tensor : inputs_of(problem))
+      if (tensor->defined()) *tensor = tensor->resolve_neg();
+    for (at::Tensor* tensor : {&problem.query, &problem.key, &problem.value, &problem.attn_mask})
+      if (tensor->defined() && tensor->scalar_type() == at::kHalf) *tensor = tensor->to(at::kFloat);
+    return problem;
+  }
+
+  static AttentionResult run(const Problem& problem) {
+    const AttentionResult result = FusedAttention<Kernel>::run(readable(problem));
+    return {result.output.to(problem.query.scalar_type()), result.log_sum_exp};
+  }
 
   struct Kernel {
     static FusedResult forward(const Problem& problem, bool with_backward) {
@@ -127,6 +99,7 @@ struct Cpu {
     }
   };
 
+ private:
   /// One pass over a problem, and what it keeps alive for the kernels.
   template <class T>
   class Pass {
@@ -145,6 +118,7 @@ struct Cpu {
       call_.width = static_cast<std::int32_t>(problem.head_width());
       call_.value_width = static_cast<std::int32_t>(problem.value_width());
       call_.scale = static_cast<T>(problem.scale);
+      call_.may_rule_out = problem.may_rule_out();
       set_blocks();
       set_scores();
       call_.takes_keys_at_once = takes_keys_at_once();

@@ -3,6 +3,7 @@
 
 #include <attend/attention/detail/dropout.h>
 #include <attend/attention/detail/problem.h>
+#include <attend/attention/detail/products.h>
 #include <attend/attention/modification.h>
 #include <attend/version.h>
 
@@ -11,7 +12,6 @@
 #include <ATen/ops/_safe_softmax.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/logsumexp.h>
-#include <ATen/ops/matmul.h>
 #include <ATen/ops/searchsorted.h>
 
 #include <limits>
@@ -29,8 +29,6 @@ struct Reference {
 
   static std::optional<std::string> why_not(const Problem&) { return std::nullopt; }
 
-  static std::optional<std::string> why_rather_not(const Problem&) { return std::nullopt; }
-
   static std::string how(const Problem&) { return ""; }
 
   static std::string copies(const Problem& problem) {
@@ -46,12 +44,13 @@ struct Reference {
     const at::Tensor value = for_each_query_head(converted(problem.value), problem);  // (N, H, S, Dv)
     const at::Tensor scores = masked_scores(problem);                                 // (N, H, L, S)
     at::Tensor weights = softmax(scores);                                             // (N, H, L, S)
+    if (is_looked_at(weights) && !is_finite(weights)) weights = weights.masked_fill(scores.eq(kNever), 0.0);
     if (problem.dropout > 0.0) {
       const at::Tensor keep = dropout_keep(problem.dropout_seed, problem.dropout, weights.sizes());
       weights = weights.masked_fill(keep.logical_not(), 0.0);
       if (problem.dropout < 1.0) weights = weights / (1.0 - problem.dropout);
     }
-    return {at::matmul(weights, value).to(problem.query.scalar_type()),  // (N, H, L, Dv)
+    return {values_product(weights, value).to(problem.query.scalar_type()),  // (N, H, L, Dv)
             problem.needs_log_sum_exp ? log_sum_exp(scores) : at::Tensor()};
   }
 
@@ -66,28 +65,22 @@ struct Reference {
   static at::Tensor masked_scores(const Problem& problem) {
     const at::Tensor query = converted(problem.query);                            // (N, H, L, D)
     const at::Tensor key = for_each_query_head(converted(problem.key), problem);  // (N, H, S, D)
-    at::Tensor scores = problem.scale * at::matmul(query, key.transpose(2, 3));   // (N, H, L, S)
-    if (problem.softcap > 0.0) scores = problem.softcap * (scores / problem.softcap).tanh();
-
+    at::Tensor scores = problem.scale * scores_product(query, key);               // (N, H, L, S)
     const Positions at = positions_of(problem);
+    const at::Tensor ruled_out = ruled_out_by(problem, at, sizes_of(scores));
+    const at::Tensor& mask = problem.attn_mask;
+    const bool is_added_mask = mask.defined() && mask.scalar_type() != at::kBool;
+    // No derivative below may see a NaN that is ruled out, and no NaN that comes back may pass: 0 · NaN is NaN.
+    if (ruled_out.defined() && is_looked_at(scores) && !is_finite(scores)) scores = scores.masked_fill(ruled_out, 0.0);
+    if (is_added_mask) scores = scores.masked_fill(mask.eq(kNever), 0.0);
+    if (problem.softcap > 0.0) scores = problem.softcap * (scores / problem.softcap).tanh();
     if (problem.alibi_slopes.defined()) {
       const at::Tensor slopes = problem.alibi_slopes.to(scores.dtype()).unsqueeze(2).unsqueeze(3);  // (1 or N, H, 1, 1)
       scores = scores - slopes * (at.key - at.query).abs();
     }
-    const at::Tensor& mask = problem.attn_mask;
-    const bool is_bool_mask = mask.defined() && mask.scalar_type() == at::kBool;
-    if (mask.defined() && !is_bool_mask) scores = scores + mask;
-    if (problem.modification != nullptr) {
-      const at::Tensor allowed = problem.modification->mask(sizes_of(scores), problem.modification_tensors);
-      scores = problem.modification->change(scores, problem.modification_tensors);
-      scores = scores.masked_fill(allowed.logical_not().to(scores.device()), kNever);
-    }
-    if (is_bool_mask) scores = scores.masked_fill(mask.logical_not(), kNever);
-    const Window& window = problem.window;
-    if (window.left >= 0) scores = scores.masked_fill(at.key < at.query - window.left, kNever);
-    if (window.right >= 0) scores = scores.masked_fill(at.key > at.query + window.right, kNever);
-    if (problem.is_packed()) scores = scores.masked_fill(at.query_sequence != at.key_sequence, kNever);
-    return scores;
+    if (is_added_mask) scores = scores + mask;
+    if (problem.modification != nullptr) scores = problem.modification->change(scores, problem.modification_tensors);
+    return ruled_out.defined() ? scores.masked_fill(ruled_out, kNever) : scores;
   }
 
   /// Where queries stand among the keys, and, in packed batches, which sequence each belongs to.
@@ -110,6 +103,23 @@ struct Reference {
     const at::Tensor key_end = problem.key_offsets.index_select(0, number),
                      query_end = problem.query_offsets.index_select(0, number);
     return {(query + (key_end - query_end)).unsqueeze(1), key, number.unsqueeze(1), sequence(problem.key_offsets, key)};
+  }
+
+  /// What masks, the window and packed batches rule out: bool, broadcastable to (N, H, L, S); undefined if nothing.
+  static at::Tensor ruled_out_by(const Problem& problem, const Positions& at, const AttentionSizes& sizes) {
+    at::Tensor ruled_out;
+    const auto add = [&ruled_out](const at::Tensor& also) {
+      ruled_out = ruled_out.defined() ? ruled_out.logical_or(also) : also;
+    };
+    const Window& window = problem.window;
+    if (window.left >= 0) add(at.key < at.query - window.left);
+    if (window.right >= 0) add(at.key > at.query + window.right);
+    if (problem.is_packed()) add(at.query_sequence != at.key_sequence);
+    const at::Tensor& mask = problem.attn_mask;
+    if (mask.defined() && mask.scalar_type() == at::kBool) add(mask.logical_not());
+    if (problem.modification != nullptr)
+      add(problem.modification->mask(sizes, problem.modification_tensors).logical_not().to(problem.query.device()));
+    return ruled_out;
   }
 
   /// A row of nothing but −∞ gives zeros, and zero gradients.

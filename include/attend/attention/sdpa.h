@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/cpu.h>
+#include <attend/attention/detail/finite.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/fused_function.h>
 #include <attend/version.h>
@@ -31,10 +33,12 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// ATen falls back to a dense path of its own in silence; here that is a reason not to run, so whoever asks for kSdpa
 /// gets a fused kernel or an error. On the CPU the kernel is called itself, which takes a mask together with is_causal,
 /// gives the log-sum-exp and can be differentiated any number of times. Elsewhere the call goes through
-/// scaled_dot_product_attention with ATen's own backward pass, which has no second derivative. Three things stay ATen's
-/// on the CPU: a query that holds NaN gives zeros where the reference gives NaN; a key that holds NaN gives NaN even
-/// where a bool mask rules it out; and gradients in float32 may have several times the error of the dense formula,
-/// because the scores are computed again with other rounding, unless the scale is a power of two.
+/// scaled_dot_product_attention with ATen's own backward pass, which has no second derivative. On the CPU, gradients in
+/// float32 may have several times the error of the dense formula, because ATen computes the scores again with other
+/// rounding, unless the scale is a power of two.
+///
+/// ATen's kernel for the CPU gives zeros for a query that holds NaN, and lets a NaN or an infinity through where a mask
+/// rules it out. A call of which the query or a result is not finite is computed again by kCpu. Elsewhere both stay ATen's.
 struct Sdpa {
   static constexpr Backend kBackend = Backend::kSdpa;
   /// For so many queries a causal mask for unequal lengths is made as a tensor; see masks_causally().
@@ -79,8 +83,6 @@ struct Sdpa {
     return std::nullopt;
   }
 
-  static std::optional<std::string> why_rather_not(const Problem&) { return std::nullopt; }
-
   static std::string how(const Problem&) { return ""; }
 
   static std::string copies(const Problem& problem) {
@@ -123,7 +125,11 @@ struct Sdpa {
       auto [output, log_sum_exp] = at::_scaled_dot_product_flash_attention_for_cpu(
           problem.query, problem.key, problem.value, /*dropout_p=*/0.0, aten_is_causal(problem), additive_mask(problem),
           problem.scale);
-      return {{output, log_sum_exp}, {}};
+      if (is_finite(problem.query) && (!problem.may_rule_out() || is_finite(output))) return {{output, log_sum_exp}, {}};
+      Problem again = Cpu::readable(problem);
+      again.needs_log_sum_exp = true;
+      const FusedResult result = Cpu::Kernel::forward(again, /*with_backward=*/false);
+      return {{result.output.to(output.scalar_type()), result.log_sum_exp}, {}};
     }
 
     /// In float32 at least: ATen's kernel would round P, dS and, for grouped heads, every partial sum to half
@@ -155,6 +161,14 @@ struct Sdpa {
         inputs[0] = inputs[0].defined() ? inputs[0] + to_query : to_query;
         inputs[1] = inputs[1].defined() ? inputs[1] + to_key : to_key;
       }
+      if (!is_finite(given.query) || (given.may_rule_out() && !is_finite(inputs[0]))) {
+        const Problem again = Cpu::readable(given);
+        inputs = Cpu::Kernel::backward(again, Cpu::Kernel::forward(again, /*with_backward=*/true),
+                                       {gradients.output.defined() ? gradients.output.to(again.query.scalar_type())
+                                                                   : gradients.output,
+                                        gradients.log_sum_exp});
+      }
+      inputs.resize(3);
       for (at::Tensor& input : inputs)
         if (input.defined()) input = input.to(dtype);
       return inputs;

@@ -111,23 +111,12 @@ class Backward {
   }
 
   void work(int thread) {
-    Piece& piece = piece_of(thread);
-    if (piece.begin == piece.end) return;
-    Workspace<T> memory(workspace());
-    KeyValueGradients<T> sums(call_);
-    for (std::int64_t i = piece.begin; i < piece.end; ++i) {
-      block(Place::at(call_, i), thread, sums, memory);
-      const bool is_last_of_group = (i + 1) % blocks_of_a_group_ == 0;
-      if (!is_last_of_group && i + 1 < piece.end) continue;
-      const std::int64_t group = i / blocks_of_a_group_;
-      if (is_last_of_group && group * blocks_of_a_group_ >= piece.begin) {
-        write(group, 0, call_.keys, sums);
-        sums.set_to_zero();
-      } else {
-        piece.parts.push_back({group, std::move(sums)});
-        sums = i + 1 < piece.end ? KeyValueGradients<T>(call_) : KeyValueGradients<T>();
-      }
-    }
+    if (work(thread, /*is_careful=*/false)) return;
+    piece_of(thread).parts.clear();
+    clear(gradients_.mask, thread);
+    clear(gradients_.slopes, thread);
+    for (const auto& tensor_sums : gradients_.modification) clear(tensor_sums, thread);
+    work(thread, /*is_careful=*/true);
   }
 
   /// Adds up the parts of groups that several threads have worked on; each thread does some of the keys.
@@ -163,6 +152,33 @@ class Backward {
 
   Piece& piece_of(int thread) { return pieces_[static_cast<std::size_t>(thread)]; }
 
+  /// All blocks of a thread. is_careful as in BlockProducts; if not, false as soon as a block meets numbers that are not
+  /// finite and may be ruled out: then nothing that has been computed counts.
+  bool work(int thread, bool is_careful) {
+    Piece& piece = piece_of(thread);
+    if (piece.begin == piece.end) return true;
+    Workspace<T> memory(workspace());
+    KeyValueGradients<T> sums(call_);
+    for (std::int64_t i = piece.begin; i < piece.end; ++i) {
+      if (!block(Place::at(call_, i), thread, is_careful, sums, memory)) return false;
+      const bool is_last_of_group = (i + 1) % blocks_of_a_group_ == 0;
+      if (!is_last_of_group && i + 1 < piece.end) continue;
+      const std::int64_t group = i / blocks_of_a_group_;
+      if (is_last_of_group && group * blocks_of_a_group_ >= piece.begin) {
+        write(group, 0, call_.keys, sums);
+        sums.set_to_zero();
+      } else {
+        piece.parts.push_back({group, std::move(sums)});
+        sums = i + 1 < piece.end ? KeyValueGradients<T>(call_) : KeyValueGradients<T>();
+      }
+    }
+    return true;
+  }
+
+  static void clear(const typename Gradients<T>::Sums& sums, int thread) {
+    if (sums.data != nullptr) std::fill_n(sums.of(thread), sums.row, 0.0);
+  }
+
   // Blocks that see no more tiles than this have all of them kept until δ is known.
   static constexpr int kShort = 6;
   static_assert(kFewKeys <= kShort * kTileKeys);
@@ -187,15 +203,17 @@ class Backward {
           factors(memory.take(kTileSize)) {}
   };
 
-  /// The query gradient of one block of queries, and what it adds to all others.
-  void block(const Place& place, int thread, KeyValueGradients<T>& sums, Workspace<T>& memory) {
+  /// The query gradient of one block of queries, and what it adds to all others; returns as work() does.
+  bool block(const Place& place, int thread, bool is_careful, KeyValueGradients<T>& sums, Workspace<T>& memory) {
     const TileOperations<T>& operations = *call_.operations;
     const int queries = place.block.queries, columns = columns_for(queries);
     const std::int64_t row = call_.row_of(place.batch, place.head) + place.block.query_begin;
     const bool is_kept = call_.weights != nullptr;
     T* const weights = is_kept ? call_.weights_of(place) : nullptr;
     memory.begin_again();
-    BlockProducts<T> products(call_, place, gradients_.output, memory);
+    BlockProducts<T> products(call_, place, gradients_.output, is_careful, memory);
+    const bool is_watched = call_.may_rule_out && !is_careful;
+    if (is_watched && !products.is_finite()) return false;
     T* query_gradient = memory.take(call_.width * kTileQueries);  // dQᵀ / scale
     T *log_sum_exp = memory.take(kTileQueries), *rest = memory.take(kTileQueries);
     T *delta = memory.take(kTileQueries), *delta_rest = memory.take(kTileQueries);
@@ -215,7 +233,7 @@ class Backward {
     const auto begin_tile = [&](std::int32_t first_key, TileMemory& tile_memory) {
       const Tile<T> tile = scores_.tile(call_, place, first_key, range, tile_memory.weights);
       products.set_tile(first_key, tile.keys);
-      weights_and_gradients(products, tile, tile_memory);
+      weights_and_gradients(products, tile, is_careful, tile_memory);
       return tile;
     };
     const auto end_tile = [&](const Tile<T>& tile, TileMemory& tile_memory) {
@@ -287,20 +305,25 @@ class Backward {
     }
     operations.write_transposed(gradients_.query.of(place.batch, place.head), place.block.query_begin, queries,
                                 call_.width, call_.scale, query_gradient);
+    return !is_watched || operations.is_finite(query_gradient, kTileQueries, call_.width, columns);
   }
 
   /// Scores as the softmax wants them, with their slopes, unless the weights have been kept; and dP.
-  void weights_and_gradients(BlockProducts<T>& products, const Tile<T>& tile, TileMemory& memory) const {
+  void weights_and_gradients(BlockProducts<T>& products, const Tile<T>& tile, bool is_careful,
+                             TileMemory& memory) const {
     const TileOperations<T>& operations = *call_.operations;
     const StandardScores<T>& standard = scores_.standard;
     if (call_.weights == nullptr) {
       products.scores(tile.scores);
-      memory.has_slopes = standard.change(operations, tile, memory.slopes);
+      memory.has_slopes = standard.change(operations, tile, memory.slopes, is_careful);
       if (!gradients_.modification.empty()) std::copy_n(tile.scores, tile.keys * kTileQueries, memory.before);
       memory.has_modified_slopes = scores_.modified != nullptr && scores_.modified->apply(tile, memory.modified_slopes);
       standard.rule_out(operations, tile);
     }
     products.weight_gradients(memory.gradients);
+    if (is_careful)
+      operations.clear_gradients(tile.scores, memory.gradients, tile.keys, tile.columns,
+                                 call_.weights != nullptr ? T(0) : kNever<T>);
     if (standard.dropout > 0) {
       standard.dropout_factors(operations, tile, memory.factors);
       operations.multiply(memory.gradients, memory.factors, tile.keys);

@@ -13,13 +13,16 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// The matrix products of one block of queries with tiles of keys, in float32 or float64, or in pairs of bfloat16 where
 /// the tensors and the processor have them. Matrices of the block's own are packed once.
+///
+/// If is_careful, what is ruled out adds nothing to any sum, even if it is not finite (ruled_out.h).
 template <class T>
 class BlockProducts {
  public:
   /// For a forward pass, or a backward pass without scores(). The workspace must have size() left.
-  BlockProducts(const Call<T>& call, const Place& place, bool has_scores, Workspace<T>& memory)
+  BlockProducts(const Call<T>& call, const Place& place, bool has_scores, bool is_careful, Workspace<T>& memory)
       : operations_(*call.operations),
-        pairs_(call.pairs),
+        pairs_(is_careful ? nullptr : call.pairs),
+        is_careful_(is_careful),
         block_(place.block),
         columns_(columns_for(place.block.queries)),
         width_(call.width),
@@ -42,8 +45,9 @@ class BlockProducts {
   }
 
   /// For a backward pass, with the gradient of the output.
-  BlockProducts(const Call<T>& call, const Place& place, const TensorRows<T>& output_gradient, Workspace<T>& memory)
-      : BlockProducts(call, place, /*has_scores=*/call.weights == nullptr, memory) {
+  BlockProducts(const Call<T>& call, const Place& place, const TensorRows<T>& output_gradient, bool is_careful,
+                Workspace<T>& memory)
+      : BlockProducts(call, place, /*has_scores=*/call.weights == nullptr, is_careful, memory) {
     const Rows<T> gradients = output_gradient.of(place.batch, place.head);
     query_rows_ = memory.take(kTileQueries * row_of(width_));
     gradient_rows_ = memory.take(kTileQueries * row_of(value_width_));
@@ -65,6 +69,17 @@ class BlockProducts {
 
   /// Rows of the gradients of keys and values are so long: whole vectors.
   static std::int64_t row_of(std::int64_t width) { return Workspace<T>::rounded(width); }
+
+  /// Whether Q and dO of the block are finite.
+  bool is_finite() const {
+    if (!operations_.is_finite(gradient_columns_, kTileQueries, value_width_, columns_)) return false;
+    const int row = static_cast<int>(row_of(width_));
+    if (pairs_ == nullptr) return operations_.is_finite(query_rows_, row, block_.queries, row);
+    Pair infinities = 0;  // the last bit of each half: whether all bits of an exponent are set
+    const Pair* const pairs = words(query_rows_);
+    for (int i = 0; i < (block_.queries + 1) / 2 * row; ++i) infinities |= (pairs[i] & 0x7F807F80) + 0x00800080;
+    return (infinities & 0x80008000) == 0;
+  }
 
   /// dOᵀ
   const T* gradient_columns() const { return gradient_columns_; }
@@ -117,6 +132,7 @@ class BlockProducts {
   }
 
   void add_columns(const Strided<T>& left, const Strided<Pair>& left_pairs, const T* tile, int width, T* to) {
+    if (is_careful_) return operations_.add_columns_of_nonzeros(left.transposed(), tile, to, width, columns_, tile_keys_);
     if constexpr (kHasPairs)
       if (pairs_ != nullptr) {
         const std::int64_t row = row_of(width);
@@ -131,6 +147,7 @@ class BlockProducts {
 
   void add_rows(const T* tile, const T* rows, std::int64_t row, T* to) {
     const int columns = static_cast<int>(row), queries = block_.queries;
+    if (is_careful_) return operations_.add_rows_of_nonzeros(tile, rows, to, row, tile_keys_, columns, queries);
     if constexpr (kHasPairs)
       if (pairs_ != nullptr) {
         pairs_->pair_queries(tile, tile_keys_, queries, columns_, words(packed_));
@@ -169,6 +186,7 @@ class BlockProducts {
 
   const TileOperations<T>& operations_;
   const PairOperations* const pairs_;  // null: in T
+  const bool is_careful_;
   const Block& block_;
   const int columns_, width_, value_width_;
   const T scale_;

@@ -48,13 +48,15 @@ void write_log_sum_exp(const Call<T>& call, const Place& place, const T* largest
   }
 }
 
-/// The output of one block of queries, its log-sum-exp if it is wanted, and its weights if they are kept.
+/// The output of one block of queries, its log-sum-exp if it is wanted, and its weights if they are kept. Returns
+/// whether the output is finite; is_careful as in BlockProducts.
 template <class T>
-void forward_block(const Call<T>& call, const Scores<T>& scores, const Place& place, Workspace<T>& memory) {
+bool compute_block(const Call<T>& call, const Scores<T>& scores, const Place& place, bool is_careful,
+                   Workspace<T>& memory) {
   const TileOperations<T>& operations = *call.operations;
   const int queries = place.block.queries, columns = columns_for(queries);
   memory.begin_again();
-  BlockProducts<T> products(call, place, /*has_scores=*/true, memory);
+  BlockProducts<T> products(call, place, /*has_scores=*/true, is_careful, memory);
   T* output = memory.take(call.value_width * kTileQueries);  // Oᵀ
   T *tile_scores = memory.take(kTileSize), *factors = memory.take(kTileSize);
   T *largest = memory.take(kTileQueries), *sum = memory.take(kTileQueries), *rescale = memory.take(kTileQueries);
@@ -72,7 +74,7 @@ void forward_block(const Call<T>& call, const Scores<T>& scores, const Place& pl
   };
   const auto set_scores = [&](const Tile<T>& tile) {
     products.scores(tile.scores);
-    scores.apply(operations, tile);
+    scores.apply(operations, tile, is_careful);
   };
   const auto finish_sums = [&] {
     std::fill(sum + queries, sum + columns, T(1));
@@ -107,6 +109,14 @@ void forward_block(const Call<T>& call, const Scores<T>& scores, const Place& pl
   }
   operations.write_transposed(call.output.of(place.batch, place.head), place.block.query_begin, queries,
                               call.value_width, T(1), output);
+  return !call.may_rule_out || operations.is_finite(output, kTileQueries, call.value_width, columns);
+}
+
+/// The same, without a trace of what is ruled out.
+template <class T>
+void forward_block(const Call<T>& call, const Scores<T>& scores, const Place& place, Workspace<T>& memory) {
+  if (!compute_block(call, scores, place, /*is_careful=*/false, memory))
+    compute_block(call, scores, place, /*is_careful=*/true, memory);
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -66,32 +66,32 @@ struct On;
 template <class Operation>
 struct On<Baseline, Operation> {
   template <class... Arguments>
-  [[gnu::flatten]] static void call(Arguments... arguments) {
-    Operation::template run<Baseline>(arguments...);
+  [[gnu::flatten]] static auto call(Arguments... arguments) {
+    return Operation::template run<Baseline>(arguments...);
   }
 };
 
 template <class Operation>
 struct On<Avx2, Operation> {
   template <class... Arguments>
-  [[gnu::flatten, ATTEND_TARGET_AVX2]] static void call(Arguments... arguments) {
-    Operation::template run<Avx2>(arguments...);
+  [[gnu::flatten, ATTEND_TARGET_AVX2]] static auto call(Arguments... arguments) {
+    return Operation::template run<Avx2>(arguments...);
   }
 };
 
 template <class Operation>
 struct On<Avx512, Operation> {
   template <class... Arguments>
-  [[gnu::flatten, ATTEND_TARGET_AVX512]] static void call(Arguments... arguments) {
-    Operation::template run<Avx512>(arguments...);
+  [[gnu::flatten, ATTEND_TARGET_AVX512]] static auto call(Arguments... arguments) {
+    return Operation::template run<Avx512>(arguments...);
   }
 };
 
 template <class Operation>
 struct On<Avx512Bf16, Operation> {
   template <class... Arguments>
-  [[gnu::flatten, ATTEND_TARGET_AVX512_BF16]] static void call(Arguments... arguments) {
-    Operation::template run<Avx512Bf16>(arguments...);
+  [[gnu::flatten, ATTEND_TARGET_AVX512_BF16]] static auto call(Arguments... arguments) {
+    return Operation::template run<Avx512Bf16>(arguments...);
   }
 };
 

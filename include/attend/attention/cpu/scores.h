@@ -42,9 +42,9 @@ struct Scores {
             std::min(kTileKeys, range.end - key)};
   }
 
-  /// Scores as the softmax wants them.
-  void apply(const TileOperations<T>& operations, const Tile<T>& tile) const {
-    standard.change(operations, tile, nullptr);
+  /// Scores as the softmax wants them; is_careful as in StandardScores::change().
+  void apply(const TileOperations<T>& operations, const Tile<T>& tile, bool is_careful) const {
+    standard.change(operations, tile, nullptr, is_careful);
     if (modified != nullptr) modified->apply(tile, nullptr);
     standard.rule_out(operations, tile);
   }

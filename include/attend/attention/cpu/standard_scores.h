@@ -39,14 +39,15 @@ struct StandardScores {
     return range;
   }
 
-  /// Softcap, ALiBi and the added mask. Returns whether `derivatives` has been filled; else they are 1.
-  bool change(const TileOperations<T>& operations, const Tile<T>& tile, T* derivatives) const {
+  /// Softcap, ALiBi and the added mask. Returns whether `derivatives` has been filled; else they are 1. If is_careful,
+  /// a −∞ that is added rules out a NaN too.
+  bool change(const TileOperations<T>& operations, const Tile<T>& tile, T* derivatives, bool is_careful) const {
     if (softcap > 0) operations.softcap(tile.scores, derivatives, tile.keys, tile.columns, softcap);
     if (alibi_slopes != nullptr)
       operations.add_alibi(tile.scores, tile.keys, tile.columns, alibi_slopes[slope_of(tile)],
                            tile.position - tile.first.key);
-    if (mask.kind == Mask::Kind::kAdded) add_mask<T>(tile);
-    if (mask.kind == Mask::Kind::kAddedBFloat16) add_mask<BFloat16>(tile);
+    if (mask.kind == Mask::Kind::kAdded) add_mask<T>(tile, is_careful);
+    if (mask.kind == Mask::Kind::kAddedBFloat16) add_mask<BFloat16>(tile, is_careful);
     return softcap > 0 && derivatives != nullptr;
   }
 
@@ -54,7 +55,7 @@ struct StandardScores {
   void rule_out(const TileOperations<T>& operations, const Tile<T>& tile) const {
     if (mask.kind == Mask::Kind::kBool)
       for_each_entry(tile, static_cast<const bool*>(mask.data), mask.strides,
-                     [&](bool attend, int entry) { tile.scores[entry] = attend ? tile.scores[entry] : kNever<T>; });
+                     [&](bool attend, int entry) { keep_if(attend, tile.scores[entry]); });
     const std::int32_t distance = tile.first.key - tile.position;  // key − position is distance + j − i
     const bool is_cut_right = window_right >= 0 && distance + tile.keys - 1 > window_right;
     const bool is_cut_left = window_left >= 0 && distance - (tile.queries - 1) < -window_left;
@@ -88,9 +89,26 @@ struct StandardScores {
   }
 
   template <class Element>
-  void add_mask(const Tile<T>& tile) const {
-    for_each_entry(tile, static_cast<const Element*>(mask.data), mask.strides,
+  void add_mask(const Tile<T>& tile, bool is_careful) const {
+    const auto* const data = static_cast<const Element*>(mask.data);
+    for_each_entry(tile, data, mask.strides,
                    [&](Element value, int entry) { tile.scores[entry] += static_cast<T>(value); });
+    if (is_careful)
+      for_each_entry(tile, data, mask.strides, [&](Element value, int entry) {
+        if (static_cast<T>(value) == kNever<T>) tile.scores[entry] = kNever<T>;
+      });
+  }
+
+  /// The score, or −∞. Without a branch, which a processor could not foresee: twice as fast for a random mask.
+  static void keep_if(bool is_kept, T& score) {
+    using Bits = typename attend::detail::FloatFormat<T>::Bits;
+    constexpr T kRuledOut = kNever<T>;
+    Bits bits, never;
+    __builtin_memcpy(&bits, &score, sizeof score);
+    __builtin_memcpy(&never, &kRuledOut, sizeof score);
+    const Bits kept = Bits{0} - static_cast<Bits>(is_kept);
+    bits = (bits & kept) | (never & ~kept);
+    __builtin_memcpy(&score, &bits, sizeof score);
   }
 
   template <class Element, class Action>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/attention/cpu/product.h>
+#include <attend/attention/cpu/ruled_out.h>
 #include <attend/attention/cpu/softmax.h>
 #include <attend/attention/cpu/standard_operations.h>
 #include <attend/attention/cpu/transpose.h>
@@ -33,6 +34,10 @@ struct TileOperations {
   void (*keep_band)(T* scores, int keys, int columns, std::int32_t begin, std::int32_t end);
   void (*dropout_factors)(Coordinate first, int keys, int columns, std::uint64_t seed, std::uint64_t threshold, T kept,
                           T* factors);
+  bool (*is_finite)(const T* values, std::int64_t row, int rows, int columns);
+  void (*add_columns_of_nonzeros)(Strided<T> a, const T* tile, T* c, int rows, int columns, int keys);
+  void (*add_rows_of_nonzeros)(const T* tile, const T* b, T* c, std::int64_t row, int keys, int columns, int queries);
+  void (*clear_gradients)(const T* weights, T* gradients, int keys, int columns, T ruled_out);
 };
 
 template <class T, class Set>
@@ -50,7 +55,11 @@ inline constexpr TileOperations<T> kTileOperations{Set::kSet,
                                                    &On<Set, SoftcapScores<T>>::call,
                                                    &On<Set, AddAlibi<T>>::call,
                                                    &On<Set, KeepBand<T>>::call,
-                                                   &On<Set, DropoutFactors<T>>::call};
+                                                   &On<Set, DropoutFactors<T>>::call,
+                                                   &On<Set, IsFinite<T>>::call,
+                                                   &On<Set, AddColumnsOfNonzeros<T>>::call,
+                                                   &On<Set, AddRowsOfNonzeros<T>>::call,
+                                                   &On<Set, ClearGradients<T>>::call};
 
 /// The instruction set that is used of what a processor has. float64 is for checking: the baseline serves it.
 template <class T>

@@ -56,6 +56,11 @@ struct Problem {
   bool is_causal() const { return window.left < 0 && window.right == 0; }
   bool has_window() const { return window.left >= 0 || window.right > 0; }
   bool is_packed() const { return query_offsets.defined(); }
+
+  /// Whether a key may be ruled out for a query that is computed beside it. Sequences of a packed batch never are.
+  bool may_rule_out() const {
+    return attn_mask.defined() || modification != nullptr || window.left >= 0 || window.right >= 0;
+  }
 };
 
 /// Whether a backward pass to this tensor may follow.

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention/cpu.h>
+#include <attend/attention/cpu/available_instruction_set.h>
+#include <attend/attention/detail/problem.h>
+#include <attend/attention/sdpa.h>
+#include <attend/version.h>
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/StringUtil.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
+
+/// Whether ATen's kernels are faster for so few queries. The limits are those of benchmarks/results/backends.md.
+inline bool has_few_queries(const Problem& problem) {
+  const std::int64_t queries = problem.query_length(), keys = problem.key_length();
+  const at::ScalarType dtype = problem.query.scalar_type();
+  if (needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value)) {
+    const std::int64_t rows = problem.batch_size() * problem.num_heads();
+    return dtype == at::kFloat && (queries == 1 ? keys >= 64 : queries <= 4 && rows * keys >= 1 << 14);
+  }
+  if (dtype == at::kFloat) return queries <= 8 || (queries <= 12 && keys >= 512);
+  if (dtype == at::kBFloat16) return Cpu::has_pairs() && queries == 2 && keys >= 512;  // ATen is slow for one query
+  if (dtype != at::kHalf || problem.key.numel() < 1 << 22) return false;
+  // Our kernels convert all keys and values to float32 first.
+  const bool is_grouped = problem.num_kv_heads() != problem.num_heads();
+  return queries <= (is_grouped && problem.key.numel() <= 1 << 23 ? 2 : 32);
+}
+
+/// A reason to pass over kCpu, which could run: ATen's kernels can run too, and are faster. That is so in float64; without
+/// AVX2 or AVX-512; and for few queries, because our kernels compute blocks of 64 queries. Measured in
+/// benchmarks/results/backends.md and backends_zen.md.
+inline std::optional<std::string> why_sdpa_is_faster(const Problem& problem) {
+  const bool is_double = problem.query.scalar_type() == at::kDouble;
+  const bool is_portable = available_instruction_set() == cpu::InstructionSet::kBaseline;
+  const bool is_short = has_few_queries(problem);
+  if (!(is_double || is_portable || is_short) || Sdpa::why_not(problem)) return std::nullopt;
+  if (is_short)
+    return c10::str("kCpu: ATen's kernels are faster for so few queries (L ", problem.query_length(), ")");
+  if (is_double) return "kCpu: ATen's kernels are faster in float64";
+  return "kCpu: ATen's kernels are faster where only the portable path of ours can run";
+}
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
