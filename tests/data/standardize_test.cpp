@@ -62,6 +62,22 @@ TEST_CASE("the dtype is that of x") {
     CHECK((standardize(torch::ones({3}, dtype)).scalar_type() == dtype));
 }
 
+TEST_CASE(
+    "Standardize: tensors on another device and of another layout are refused; buffers on the CPU serve every device") {
+  const torch::Tensor x = torch::ones({3}), on_meta = x.to(torch::kMeta);
+  Standardize standardize;
+  CHECK(standardize(on_meta).is_meta());
+  CHECK(message_of<c10::TypeError>([&] { standardize(x.to_sparse()); }) ==
+        "attend::Standardize: x must be a dense tensor, got Sparse; convert it with .to_dense()");
+  CHECK(message_of<c10::ValueError>([&] { standardize->inverse({}); }) ==
+        "attend::Standardize: y must be a tensor, got an undefined one");
+  standardize->to(torch::kMeta);
+  CHECK(standardize(on_meta).is_meta());
+  const std::string expected = " (cpu) must be on the device of the weights (meta); move one of them with .to(device)";
+  CHECK(message_of<c10::ValueError>([&] { standardize(x); }) == "attend::Standardize: x" + expected);
+  CHECK(message_of<c10::ValueError>([&] { standardize->inverse(x); }) == "attend::Standardize: y" + expected);
+}
+
 TEST_CASE("data and options out of range are refused with the rule and the value") {
   const auto check = [](auto&& action, const std::string& expected) {
     CHECK(message_of<c10::ValueError>(action) == "attend::Standardize: " + expected);

@@ -52,5 +52,7 @@ TEST_CASE("lengths beyond the table are refused, and options out of range") {
   check([] { LearnedPositions(3, -1); }, "attend::LearnedPositions: max_length (-1) must be at least 1");
   CHECK(message_of<c10::TypeError>([&] {
           layer(torch::randn({2, 3, 4}, torch::kDouble));
-        }) == "attend::LearnedPositions: x (Double) must have the dtype of the weights (Float)");
+        }) ==
+        "attend::LearnedPositions: x (Double) must have the dtype of the weights (Float); convert one of them "
+        "with .to(dtype)");
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/detail/archive.h>
+#include <attend/detail/checks.h>
 #include <attend/version.h>
 
 #include <c10/util/Exception.h>
@@ -41,7 +43,8 @@ struct StandardizeOptions {
 ///
 /// Both are buffers, so that they are saved, loaded and moved with the model and not trained. One pair of numbers
 /// serves all channels and positions. Buffers: `mean`, `deviation`, 0-d float32. Shapes: x of any shape → the same.
-/// Throws c10::ValueError if, in float32, mean or deviation is not finite or deviation not above 0.
+/// Throws c10::ValueError if, in float32, mean or deviation is not finite or deviation not above 0, and if x is not on
+/// the device of the buffers, unless these are on the CPU.
 ///
 /// Example:
 ///   attend::Standardize standardize(train_set.inputs());
@@ -64,20 +67,40 @@ class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
     deviation = register_buffer("deviation", torch::tensor(deviation_of_data));
   }
 
+  /// Loads the buffers. Throws c10::ValueError, c10::TypeError, before anything is changed, if the archive was saved by
+  /// another layer or in another dtype.
+  void load(torch::serialize::InputArchive& archive) override {
+    detail::check_archive("attend::Standardize", *this, archive);
+    torch::nn::Module::load(archive);
+  }
+
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::Standardize(mean=" << mean.item<double>() << ", deviation=" << deviation.item<double>() << ")";
   }
 
-  torch::Tensor forward(const torch::Tensor& x) { return (x - mean) / deviation; }
+  torch::Tensor forward(const torch::Tensor& x) {
+    check("x", x);
+    return (x - mean) / deviation;
+  }
 
   /// From what forward() gives back to x.
-  torch::Tensor inverse(const torch::Tensor& y) const { return y * deviation + mean; }
+  torch::Tensor inverse(const torch::Tensor& y) const {
+    check("y", y);
+    return y * deviation + mean;
+  }
 
   /// The options that the layer was made with; what it computes with are the buffers, which loading changes.
   StandardizeOptions options;
 
   /// The buffers.
   torch::Tensor mean, deviation;
+
+ private:
+  /// Any dtype will do. Buffers on the CPU serve tensors on every device, because they have no size.
+  void check(const char* name, const torch::Tensor& tensor) const {
+    detail::check_tensor("attend::Standardize", name, tensor);
+    if (!mean.is_cpu()) detail::check_device("attend::Standardize", name, tensor, mean);
+  }
 };
 
 TORCH_MODULE(Standardize);

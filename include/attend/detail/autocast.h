@@ -8,11 +8,14 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
+/// Whether autocast casts tensors of this dtype.
+inline bool can_be_autocast(const at::Tensor& x) { return x.is_floating_point() && x.scalar_type() != at::kDouble; }
+
 /// The dtype in which an operation that autocast covers takes x: that of autocast where it is on, but float64 stays.
 inline at::ScalarType dtype_under_autocast(const at::Tensor& x) {
   const c10::DeviceType device = x.device().type();
-  const bool is_cast = at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device) &&
-                       x.is_floating_point() && x.scalar_type() != at::kDouble;
+  const bool is_cast =
+      at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device) && can_be_autocast(x);
   return is_cast ? at::autocast::get_autocast_dtype(device) : x.scalar_type();
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/detail/archive.h>
 #include <attend/detail/checks.h>
 #include <attend/positions/combine.h>
 #include <attend/positions/detail/joined.h>
@@ -83,6 +84,12 @@ class BinaryPositionsImpl : public torch::nn::Cloneable<BinaryPositionsImpl> {
   explicit BinaryPositionsImpl(const BinaryPositionsOptions& options_ = {}) : options(options_) { reset(); }
 
   void reset() override { detail::check_bits("attend::BinaryPositions", options.num_channels().value_or(1)); }
+
+  /// Throws c10::ValueError if the archive has parameters: it was saved by another layer.
+  void load(torch::serialize::InputArchive& archive) override {
+    detail::check_archive("attend::BinaryPositions", *this, archive);
+    torch::nn::Module::load(archive);
+  }
 
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::BinaryPositions(";

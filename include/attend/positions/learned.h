@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/detail/archive.h>
 #include <attend/detail/checks.h>
 #include <attend/positions/combine.h>
 #include <attend/positions/detail/joined.h>
@@ -78,6 +79,13 @@ class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
 
   /// Draws new numbers.
   void reset_parameters() { torch::nn::init::normal_(weight, 0.0, 0.02); }
+
+  /// Loads the numbers. Throws c10::ValueError, c10::TypeError, before anything is changed, if the archive was saved
+  /// with other options or another dtype.
+  void load(torch::serialize::InputArchive& archive) override {
+    detail::check_archive("attend::LearnedPositions", *this, archive, {{"weight", {"num_channels", "max_length"}}});
+    torch::nn::Module::load(archive);
+  }
 
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::LearnedPositions(" << options.num_channels() << ", " << options.max_length()

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/detail/archive.h>
 #include <attend/detail/checks.h>
 #include <attend/positions/combine.h>
 #include <attend/positions/detail/joined.h>
@@ -48,6 +49,12 @@ class LinearPositionsImpl : public torch::nn::Cloneable<LinearPositionsImpl> {
   explicit LinearPositionsImpl(const LinearPositionsOptions& options_ = {}) : options(options_) {}
 
   void reset() override {}
+
+  /// Throws c10::ValueError if the archive has parameters: it was saved by another layer.
+  void load(torch::serialize::InputArchive& archive) override {
+    detail::check_archive("attend::LinearPositions", *this, archive);
+    torch::nn::Module::load(archive);
+  }
 
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::LinearPositions(combine=" << options.combine() << ")";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/detail/archive.h>
 #include <attend/detail/checks.h>
 #include <attend/positions/combine.h>
 #include <attend/positions/detail/joined.h>
@@ -87,6 +88,12 @@ class SinusoidalPositionsImpl : public torch::nn::Cloneable<SinusoidalPositionsI
   explicit SinusoidalPositionsImpl(const SinusoidalPositionsOptions& options_) : options(options_) { reset(); }
 
   void reset() override { detail::check_sinusoidal("attend::SinusoidalPositions", options); }
+
+  /// Throws c10::ValueError if the archive has parameters: it was saved by another layer.
+  void load(torch::serialize::InputArchive& archive) override {
+    detail::check_archive("attend::SinusoidalPositions", *this, archive);
+    torch::nn::Module::load(archive);
+  }
 
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::SinusoidalPositions(" << options.num_channels() << ", base=" << options.base() << std::boolalpha
