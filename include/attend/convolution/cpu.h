@@ -9,19 +9,18 @@
 #include <attend/detail/const_data.h>
 #include <attend/detail/fused_function.h>
 #include <attend/detail/parallel.h>
+#include <attend/detail/refused.h>
 #include <attend/version.h>
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <c10/util/StringUtil.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,16 +29,18 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Our own convolutions for the CPU (convolution/cpu/).
 struct CpuConvolution {
-  static std::optional<std::string> why_not(const ConvolutionStack& stack, const at::Tensor& x) {
-    if (!x.is_cpu()) return c10::str("kCpu: x is on ", x.device().type());
+  /// Whether these kernels can compute it. If not, `reason` says why, unless it is null.
+  static bool can_run(const ConvolutionStack& stack, const at::Tensor& x, std::string* reason = nullptr) {
+    if (!x.is_cpu()) return refused(reason, "kCpu: x is on ", x.device().type());
     const at::ScalarType dtype = dtype_under_autocast(x);
     if (dtype != at::kFloat && dtype != at::kBFloat16)
-      return c10::str("kCpu: convolutions are computed in float32 and bfloat16, not ", dtype);
-    if (available_instruction_set() == cpu::InstructionSet::kBaseline) return "kCpu: convolutions need AVX2 or AVX-512";
+      return refused(reason, "kCpu: convolutions are computed in float32 and bfloat16, not ", dtype);
+    if (available_instruction_set() == cpu::InstructionSet::kBaseline)
+      return refused(reason, "kCpu: convolutions need AVX2 or AVX-512");
     if (dtype == at::kBFloat16 && available_instruction_set() < cpu::InstructionSet::kAvx512Bf16)
-      return "kCpu: convolutions of bfloat16 need AVX512_BF16";
-    if (x.numel() == 0) return "kCpu: there is nothing to compute for an empty batch";
-    if (x._fw_grad(/*level=*/0).defined()) return "kCpu: there is no forward-mode derivative";
+      return refused(reason, "kCpu: convolutions of bfloat16 need AVX512_BF16");
+    if (x.numel() == 0) return refused(reason, "kCpu: there is nothing to compute for an empty batch");
+    if (x._fw_grad(/*level=*/0).defined()) return refused(reason, "kCpu: there is no forward-mode derivative");
     // What does not fit together is torch's to refuse.
     constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 4;
     std::int64_t channels = x.size(1);
@@ -48,24 +49,27 @@ struct CpuConvolution {
       const std::int64_t taps = stack.weights.front().size(-1);
       if (weight.dim() != 3 || weight.size(1) != channels || weight.size(2) != taps || weight.numel() == 0 ||
           (bias.defined() && (bias.dim() != 1 || bias.size(0) != weight.size(0))))
-        return c10::str("kCpu: convolution ", i, " has weights ", weight.sizes(), " for ", channels, " channels");
+        return refused(reason, "kCpu: convolution ", i, " has weights ", weight.sizes(), " for ", channels,
+                       " channels");
       for (const at::Tensor& parameter : {weight, bias}) {
         if (!parameter.defined()) continue;
-        if (parameter._fw_grad(/*level=*/0).defined()) return "kCpu: there is no forward-mode derivative";
+        if (parameter._fw_grad(/*level=*/0).defined())
+          return refused(reason, "kCpu: there is no forward-mode derivative");
         if (!parameter.is_cpu() || (parameter.scalar_type() != at::kFloat && parameter.scalar_type() != at::kBFloat16))
-          return c10::str("kCpu: weights must be float32 or bfloat16 on the CPU, not ", parameter.scalar_type(), " on ",
-                          parameter.device().type());
+          return refused(reason, "kCpu: weights must be float32 or bfloat16 on the CPU, not ", parameter.scalar_type(),
+                         " on ", parameter.device().type());
       }
       const std::int64_t widest = std::max(weight.size(0), weight.size(1)) + 16;
       if (widest > kMost / widest / taps || x.size(2) + taps > kMost / widest)
-        return "kCpu: the signal or the weights are too large";
+        return refused(reason, "kCpu: the signal or the weights are too large");
       channels = weight.size(0);
     }
-    return std::nullopt;
+    return true;
   }
 
-  /// What torch does faster. Our speed over torch's, forward / forward + backward, with two threads; AVX-512 on a
-  /// Zen 4, 2026-11-23, AVX2 on a Zen 3, 2026-11-27; channels as in - hidden - out:
+  /// Whether torch is not faster. If it is, `reason` says why, unless it is null. Our speed over torch's, forward /
+  /// forward + backward, with two threads; AVX-512 on a Zen 4, 2026-11-23, AVX2 on a Zen 3, 2026-11-27; channels as in
+  /// - hidden - out:
   ///
   ///                                                     AVX-512                      AVX2
   ///                                                     float32       bfloat16       float32
@@ -79,17 +83,18 @@ struct CpuConvolution {
   /// 128 - 128 -128, depth 3, taps 3, L    256, N  16   1.2 / 1.2     1.1 / 1.1      1.0 / 1.0
   /// 256 - 256 -256, depth 3, taps 7, L    128, N   8   1.0 / 0.9     0.9 / 0.8      0.7 / 0.8
   ///   3 -   4 -  3, depth 3, taps 5, L  1,000, N  32   0.5 / 0.8     0.4 / 0.9      0.5 / 0.7
-  static std::optional<std::string> why_rather_not(const ConvolutionStack& stack, const at::Tensor& x) {
+  static bool is_faster(const ConvolutionStack& stack, const at::Tensor& x, std::string* reason = nullptr) {
     if (x.size(0) < at::get_num_threads())
-      return c10::str("kCpu: a batch of ", x.size(0), " does not keep ", at::get_num_threads(), " threads busy");
+      return refused(reason, "kCpu: a batch of ", x.size(0), " does not keep ", at::get_num_threads(), " threads busy");
     constexpr std::int64_t kWidest = 128;
     for (const at::Tensor& weight : stack.weights) {
       if (std::max(weight.size(0), weight.size(1)) > kWidest)
-        return c10::str("kCpu: torch's convolutions are faster for more than ", kWidest, " channels");
+        return refused(reason, "kCpu: torch's convolutions are faster for more than ", kWidest, " channels");
       if (std::max(weight.size(0), weight.size(1)) <= cpu::kFewChannels)
-        return c10::str("kCpu: torch's convolutions are faster between ", cpu::kFewChannels, " or fewer channels");
+        return refused(reason, "kCpu: torch's convolutions are faster between ", cpu::kFewChannels,
+                       " or fewer channels");
     }
-    return std::nullopt;
+    return true;
   }
 
   static std::string how(const at::Tensor& x) {

@@ -4,6 +4,7 @@
 #include <attend/attention/backend.h>
 #include <attend/convolution/cpu.h>
 #include <attend/convolution/reference.h>
+#include <attend/detail/archive.h>
 #include <attend/detail/checks.h>
 #include <attend/layers/activation.h>
 #include <attend/version.h>
@@ -16,7 +17,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -98,6 +98,21 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     for (auto& convolution : convolutions) convolution->reset_parameters();
   }
 
+  /// Loads the weights. Throws c10::ValueError, c10::TypeError, before anything is changed, if the archive was saved
+  /// with other options or another dtype.
+  void load(torch::serialize::InputArchive& archive) override {
+    std::vector<detail::ParameterOptions> parameters;
+    for (std::int64_t i = 0; i < options.depth(); ++i) {
+      const std::string name = std::to_string(2 * i);
+      const char* const in = i == 0 ? "in_channels" : "hidden_channels";
+      const char* const out = i == options.depth() - 1 ? "out_channels" : "hidden_channels";
+      parameters.push_back({name + ".weight", {out, in, "kernel_size"}});
+      parameters.push_back({name + ".bias", {out}});
+    }
+    detail::check_archive("attend::ConvStack", *this, archive, parameters, /*presence=*/"depth");
+    torch::nn::Module::load(archive);
+  }
+
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::ConvStack(" << options.in_channels() << ", " << options.hidden_channels() << ", "
            << options.out_channels() << ", depth=" << options.depth() << ", kernel_size=" << options.kernel_size()
@@ -109,29 +124,34 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     detail::check_signal("attend::ConvStack", x, options.in_channels(), convolutions.front()->weight);
     if (options.activation().is_relu()) {
       const detail::ConvolutionStack all = stack(0, convolutions.size(), /*has_relu=*/true);
-      return choose(all, x).backend == Backend::kCpu ? detail::CpuConvolution::run(all, x)
-                                                     : detail::convolve_by_torch(all, x);
+      return takes_kernels(all, x) ? detail::CpuConvolution::run(all, x) : detail::convolve_by_torch(all, x);
     }
     torch::Tensor y = x;  // (N, in_channels, L)
     for (std::size_t i = 0; i < convolutions.size(); ++i) {
       const detail::ConvolutionStack one = stack(i, i + 1, /*has_relu=*/false);
-      y = choose(one, y).backend == Backend::kCpu ? detail::CpuConvolution::run(one, y)
-                                                  : detail::convolve_by_torch(one, y);  // (N, hidden_channels, L)
+      y = takes_kernels(one, y) ? detail::CpuConvolution::run(one, y)
+                                : detail::convolve_by_torch(one, y);  // (N, hidden_channels, L)
       if (i + 1 < convolutions.size() || options.activation_after_last()) y = options.activation()(y);
     }
     return y;
   }
 
-  /// Who computes forward(x): kReference (torch) or kCpu, and why not the faster one. Unless the activation is ReLU the
-  /// convolutions are chosen one by one, and it is kReference if that computes one of them.
+  /// Which implementation forward(x) takes, kReference (torch) or kCpu, and why not kCpu. Computes nothing and
+  /// allocates no tensor. Unless the activation is ReLU, forward() chooses for each convolution; the answer is
+  /// kReference if torch computes one of them, provided that the activation keeps the dtype.
   Explanation explain(const torch::Tensor& x) {
     detail::check_signal("attend::ConvStack", x, options.in_channels(), convolutions.front()->weight);
-    if (options.activation().is_relu()) return choose(stack(0, convolutions.size(), /*has_relu=*/true), x);
-    Explanation explanation = choose(stack(0, 1, /*has_relu=*/false), x);
-    for (std::size_t i = 1; i < convolutions.size() && explanation.backend == Backend::kCpu; ++i)
-      explanation = choose(stack(i, i + 1, /*has_relu=*/false),
-                           x.select(1, 0).unsqueeze(1).expand({-1, convolutions[i]->weight.size(1), -1}));
-    return explanation;
+    std::string reason;
+    bool is_cpu = true;
+    if (options.activation().is_relu()) {
+      is_cpu = takes_kernels(stack(0, convolutions.size(), /*has_relu=*/true), x, &reason);
+    } else {
+      for (std::size_t i = 0; i < convolutions.size() && is_cpu; ++i)
+        is_cpu = takes_kernels(stack(i, i + 1, /*has_relu=*/false),
+                               x.select(1, 0).unsqueeze(1).expand({-1, convolutions[i]->weight.size(1), -1}), &reason);
+    }
+    if (!is_cpu) return {Backend::kReference, reason, "", ""};
+    return {Backend::kCpu, "", "", detail::CpuConvolution::how(x)};
   }
 
   /// The options that the layer was made with.
@@ -152,16 +172,20 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     return stack;
   }
 
-  Explanation choose(const detail::ConvolutionStack& stack, const torch::Tensor& x) const {
+  /// Whether our kernels compute the stack. If not, `reason` says why, unless it is null.
+  bool takes_kernels(const detail::ConvolutionStack& stack, const torch::Tensor& x,
+                     std::string* reason = nullptr) const {
+    using Kernels = detail::CpuConvolution;
     const Backend asked = options.backend() == Backend::kAuto ? BackendGuard::current() : options.backend();
-    if (asked == Backend::kReference) return {Backend::kReference, "", "", ""};
-    const bool is_asked_for = asked == Backend::kCpu;
-    std::optional<std::string> why_not = detail::CpuConvolution::why_not(stack, x);
-    TORCH_CHECK_NOT_IMPLEMENTED(!is_asked_for || !why_not || x.numel() == 0,
-                                "attend::ConvStack: ", why_not.value_or(""));
-    if (!why_not && !is_asked_for) why_not = detail::CpuConvolution::why_rather_not(stack, x);
-    if (why_not) return {Backend::kReference, *why_not, "", ""};
-    return {Backend::kCpu, "", "", detail::CpuConvolution::how(x)};
+    if (asked == Backend::kReference) return false;
+    const bool can_run = Kernels::can_run(stack, x, reason);
+    const auto why_not = [&] {
+      std::string text;
+      Kernels::can_run(stack, x, &text);
+      return text;
+    };
+    TORCH_CHECK_NOT_IMPLEMENTED(asked != Backend::kCpu || can_run || x.numel() == 0, "attend::ConvStack: ", why_not());
+    return can_run && (asked == Backend::kCpu || Kernels::is_faster(stack, x, reason));
   }
 };
 
