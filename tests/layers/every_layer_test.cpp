@@ -7,8 +7,10 @@
 #include <attend/layers/self_attention1d.h>
 
 #include "support/accuracy.h"
+#include "support/allocator_peak.h"
 #include "support/autocast.h"
 #include "support/errors.h"
+#include "support/operator_log.h"
 
 #include <doctest/doctest.h>
 #include <torch/nn/modules/container/any.h>
@@ -16,10 +18,13 @@
 #include <torch/serialize.h>
 
 #include <cstdint>
+#include <optional>
+#include <set>
 #include <sstream>
 #include <string>
 #include <thread>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 using attend::test::max_difference;
@@ -77,6 +82,19 @@ torch::Tensor run(Layer& layer, const torch::Tensor& x) {
 torch::Tensor run(attend::MultiheadAttentionImpl& layer, const torch::Tensor& x) {
   const torch::Tensor tokens = x.transpose(1, 2);
   return std::get<0>(layer.forward(tokens, tokens, tokens)).transpose(1, 2);
+}
+
+template <class Layer>
+attend::Explanation explain(Layer& layer, const torch::Tensor& x) {
+  return layer.explain(x);
+}
+
+attend::Explanation explain(attend::MultiheadAttentionImpl& layer, const torch::Tensor& x) {
+  const torch::Tensor tokens = x.transpose(1, 2);
+  // Masks of another dtype than the layer's, which forward() converts.
+  const torch::Tensor padding = torch::zeros({x.size(0), x.size(2)}, torch::kByte);
+  const torch::Tensor added = torch::zeros({x.size(2), x.size(2)}, torch::kDouble);
+  return layer.explain(tokens, tokens, tokens, padding, added, /*is_causal=*/true);
 }
 
 }  // namespace
@@ -167,6 +185,45 @@ TEST_CASE_TEMPLATE("every parameter receives a gradient; reset_parameters draws 
   CHECK_FALSE(layer->parameters()[0].equal(before));
 }
 
+TEST_CASE_TEMPLATE("explain() computes nothing and allocates no memory for tensors", Case, EVERY_LAYER) {
+  // What makes another view of a tensor, or another handle.
+  const std::set<std::string> free_operators{
+      "aten::as_strided", "aten::detach",           "aten::empty",     "aten::expand",
+      "aten::narrow",     "aten::permute",          "aten::reshape",   "aten::select",
+      "aten::slice",      "aten::split_with_sizes", "aten::squeeze",   "aten::_fused_sdp_choice",
+      "detach",           "aten::unflatten",        "aten::transpose", "aten::unsqueeze",
+      "aten::view",       "aten::_reshape_alias"};
+  for (const auto dtype : {torch::kFloat, torch::kDouble, torch::kBFloat16, torch::kHalf}) {
+    for (const bool is_autocast : {false, true}) {
+      for (const bool has_gradients : {false, true}) {
+        for (const std::int64_t length : {1, 40}) {
+          CAPTURE(dtype);
+          CAPTURE(is_autocast);
+          CAPTURE(has_gradients);
+          CAPTURE(length);
+          auto layer = Case::make();
+          layer->to(dtype);
+          const torch::Tensor x = torch::randn({3, 4, length}, dtype);
+          const c10::AutoGradMode mode(has_gradients);
+          std::optional<attend::test::Autocast> autocast;
+          if (is_autocast) autocast.emplace();
+          const attend::test::OperatorLog log;
+          const attend::test::AllocatorPeak memory;
+          explain(*layer, x);
+          // The two masks of MultiheadAttention are this test's own.
+          const bool has_masks = std::is_same_v<Case, MultiheadAttentionCase>;
+          CHECK(memory.peak() == (has_masks ? 3 * length + 8 * length * length : 0));
+          for (const std::string& name : log.names()) {
+            if (has_masks && (name == "aten::zeros" || name == "aten::zero_" || name == "aten::fill_")) continue;
+            CAPTURE(name);
+            CHECK(free_operators.count(name) == 1);
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE_TEMPLATE("it runs under autocast", Case, EVERY_LAYER) {
   auto layer = Case::make();
   const torch::Tensor x = torch::randn({2, 4, 9});
@@ -199,4 +256,57 @@ TEST_CASE_TEMPLATE("signals that do not fit are refused with the rule and the va
   check(value_error, torch::randn({2, 4, 0}), "x must have a length of at least 1, got [2, 4, 0]");
   check(value_error, torch::randn({2, 4, 9}).to(torch::kMeta), "x (meta) must be on the device of the weights (cpu)");
   check(type_error, torch::randn({2, 4, 9}, torch::kDouble), "x (Double) must have the dtype of the weights (Float)");
+}
+
+TEST_CASE_TEMPLATE("an input of another dtype, device or layout: the error says how to mend it", Case, EVERY_LAYER) {
+  auto layer = Case::make();
+  const torch::Tensor x = torch::randn({2, 4, 9});
+  const auto check = [&](auto type, const torch::Tensor& given, const std::string& expected) {
+    using Error = typename decltype(type)::type;
+    CAPTURE(expected);
+    const std::string message = message_of<Error>([&] { run(*layer, given); });
+    CAPTURE(message);
+    CHECK(message.find(expected) != std::string::npos);
+    CHECK(message_of<Error>([&] { explain(*layer, given); }) == message);
+  };
+  const std::type_identity<c10::ValueError> value_error;
+  const std::type_identity<c10::TypeError> type_error;
+  check(type_error, x.to(torch::kDouble),
+        " (Double) must have the dtype of the weights (Float); convert one of them with .to(dtype)");
+  check(type_error, x.to(torch::kLong),
+        " (Long) must have the dtype of the weights (Float); convert one of them with .to(dtype)");
+  for (const auto dtype : {torch::kBFloat16, torch::kHalf})
+    check(type_error, x.to(dtype),
+          ") must have the dtype of the weights (Float); convert one of them with .to(dtype), "
+          "or turn on autocast");
+  check(value_error, x.to(torch::kMeta),
+        " (meta) must be on the device of the weights (cpu); move one of them with "
+        ".to(device)");
+}
+
+TEST_CASE_TEMPLATE("sparse, nested and mkldnn inputs are refused", Case, SIGNAL_LAYERS) {
+  auto layer = Case::make();
+  const torch::Tensor x = torch::randn({2, 4, 9});
+  const auto message = [&](const torch::Tensor& given) { return message_of<c10::TypeError>([&] { layer(given); }); };
+  const std::string start = std::string(Case::kName) + ": x must be a dense tensor, got ";
+  CHECK(message(x.to_sparse()) == start + "Sparse; convert it with .to_dense()");
+  CHECK(message(x.to_mkldnn()) == start + "Mkldnn; convert it with .to_dense()");
+  CHECK(message(at::_nested_tensor_from_tensor_list({x[0], x[1]})) ==
+        start + "a nested one; convert it with to_padded_tensor()");
+}
+
+TEST_CASE("MultiheadAttention: sparse, nested and mkldnn inputs and masks are refused") {
+  attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(4, 2).batch_first(true));
+  const torch::Tensor x = torch::randn({2, 9, 4});
+  const std::string start = "attend::MultiheadAttention: ";
+  const auto message = [&](const auto&... given) { return message_of<c10::TypeError>([&] { layer(given...); }); };
+  CHECK(message(x.to_sparse(), x, x) ==
+        start + "query must be a dense tensor, got Sparse; convert it with .to_dense()");
+  CHECK(message(x, x.to_mkldnn(), x) == start + "key must be a dense tensor, got Mkldnn; convert it with .to_dense()");
+  CHECK(message(x, x, at::_nested_tensor_from_tensor_list({x[0], x[1]})) ==
+        start + "value must be a dense tensor, got a nested one; convert it with to_padded_tensor()");
+  CHECK(message(x, x, x, torch::zeros({2, 9}).to_sparse()) ==
+        start + "key_padding_mask must be a dense tensor, got Sparse; convert it with .to_dense()");
+  CHECK(message(x, x, x, torch::Tensor(), false, torch::zeros({9, 9}).to_sparse()) ==
+        start + "attn_mask must be a dense tensor, got Sparse; convert it with .to_dense()");
 }

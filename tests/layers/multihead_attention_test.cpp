@@ -5,9 +5,9 @@
 #include "support/autocast.h"
 #include "support/errors.h"
 #include "support/layers.h"
+#include "support/operator_log.h"
 #include "support/reference_data.h"
 
-#include <ATen/record_function.h>
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
 #include <torch/nn/modules/activation.h>
@@ -40,6 +40,7 @@ using attend::test::check_gradients;
 using attend::test::copy_parameters;
 using attend::test::max_difference;
 using attend::test::message_of;
+using attend::test::OperatorLog;
 using attend::test::reference_data;
 
 namespace {
@@ -102,10 +103,15 @@ struct Call {
   torch::Tensor query, key, value;
   torch::Tensor key_padding_mask = {}, attn_mask = {};
   bool need_weights = true, average_attn_weights = true;
+  bool is_causal = false;  // the argument, which only ours has
 
   template <class Module>
   Results run(Module& module) const {
-    return module->forward(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights);
+    if constexpr (std::is_same_v<Module, MultiheadAttention>)
+      return module->forward(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights,
+                             is_causal);
+    else
+      return module->forward(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights);
   }
 
   /// The same with tensors of its own that collect gradients. What was one tensor stays one.
@@ -136,28 +142,6 @@ torch::Tensor weighted_sum(const Results& results) {
   const torch::Tensor sum = weighted(output_of(results));
   return weights_of(results).defined() ? sum + weighted(weights_of(results)) : sum;
 }
-
-/// The operators that this thread calls, by name, until the end of the scope.
-class OperatorLog {
- public:
-  OperatorLog() : handle_(at::addThreadLocalCallback(at::RecordFunctionCallback(&record))) { names().clear(); }
-  ~OperatorLog() { at::removeCallback(handle_); }
-  OperatorLog(const OperatorLog&) = delete;
-  OperatorLog& operator=(const OperatorLog&) = delete;
-
-  std::ptrdiff_t count(const std::string& name) const { return std::count(names().begin(), names().end(), name); }
-
- private:
-  static std::vector<std::string>& names() {
-    static thread_local std::vector<std::string> names;
-    return names;
-  }
-  static std::unique_ptr<at::ObserverContext> record(const at::RecordFunction& function) {
-    names().emplace_back(function.name());
-    return nullptr;
-  }
-  at::CallbackHandle handle_;
-};
 
 /// True = ignore (N, S): the last entries of every batch entry but the first, more and more of them.
 torch::Tensor padding(std::int64_t batch, std::int64_t keys) {
@@ -348,17 +332,17 @@ TEST_CASE("a state dict of torch's C++ module loads into ours, and ours into tor
 TEST_CASE("it runs in AnyModule and Sequential, with forward's defaults and without") {
   MultiheadAttention layer(12, 3);
   const torch::Tensor x = torch::randn({5, 2, 12}), ignored = padding(2, 5), mask = torch::randn({5, 5});
-  const Results by_default = layer->forward(x, x, x), all = layer->forward(x, x, x, ignored, true, mask, false);
+  const Results by_default = layer->forward(x, x, x), all = layer->forward(x, x, x, ignored, true, mask, false, true);
   const auto check = [](const Results& results, const Results& expected) {
     CHECK(output_of(results).equal(output_of(expected)));
     CHECK(weights_of(results).equal(weights_of(expected)));
   };
   torch::nn::AnyModule any(layer);
   check(any.forward<Results>(x, x, x), by_default);
-  check(any.forward<Results>(x, x, x, ignored, true, mask, false), all);
+  check(any.forward<Results>(x, x, x, ignored, true, mask, false, true), all);
   torch::nn::Sequential sequential(layer);
   check(sequential->forward<Results>(x, x, x), by_default);
-  check(sequential->forward<Results>(x, x, x, ignored, true, mask, false), all);
+  check(sequential->forward<Results>(x, x, x, ignored, true, mask, false, true), all);
   CHECK_FALSE(output_of(all).equal(output_of(by_default)));
 }
 
@@ -383,6 +367,7 @@ TEST_CASE("results and all gradients equal those of Python's module, which says 
     std::string name;
     Backend backend;  // that kAuto takes in float64
     MultiheadAttentionOptions options = options_of();
+    bool is_causal = false, has_attn_mask = true;
 
     static MultiheadAttentionOptions options_of() { return MultiheadAttentionOptions(12, 4); }
   };
@@ -427,14 +412,25 @@ TEST_CASE("results and all gradients equal those of Python's module, which says 
       {"bias_kv_bool_masks", kSdpa, options().add_bias_kv(true)},
       {"zero_attn_float_masks", kSdpa, options().add_zero_attn(true)},
       {"causal", kSdpa, options().is_causal(true)},
+      // The argument is_causal needs no mask, changes nothing of a causal mask, and does what the option does.
+      {"causal", kSdpa, options(), /*is_causal=*/true},
+      {"causal_hint", kSdpa, options(), true, /*has_attn_mask=*/true},
+      {"causal_hint", kSdpa, options(), true, false},
+      {"causal_hint", kSdpa, options().is_causal(true), false, false},
+      {"causal_hint_float", kSdpa, options().batch_first(true), true, true},
+      {"causal_hint_float", kSdpa, options().batch_first(true), true, false},
+      {"causal_hint_padding", kSdpa, options(), true, true},
+      {"causal_hint_padding", kSdpa, options(), true, false},
 
       {"longer_keys_causal", kSdpa, options().is_causal(true)},
+      {"longer_keys_causal", kSdpa, options(), /*is_causal=*/true},
       {"causal_padding", kSdpa, options().is_causal(true)},
       {"causal_masks_padding", kSdpa, options().is_causal(true)},
       {"window", kCpu, options().window({2, 1})},
       {"causal_window", kCpu, options().is_causal(true).window({2, 4})},
       {"window_float_mask", kCpu, options().window({2, 1})},
       {"causal_added_keys", kSdpa, options().is_causal(true).add_bias_kv(true).add_zero_attn(true)},
+      {"causal_added_keys", kSdpa, options().add_bias_kv(true).add_zero_attn(true), /*is_causal=*/true},
       {"window_bias_kv", kSdpa, options().window({1, 0}).add_bias_kv(true)},
       {"grouped", kSdpa, options().num_kv_heads(2)},
       {"grouped_self", kSdpa, options().num_kv_heads(2).batch_first(true)},
@@ -448,6 +444,8 @@ TEST_CASE("results and all gradients equal those of Python's module, which says 
   for (const Case& c : cases) {
     for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu}) {
       CAPTURE(c.name);
+      CAPTURE(c.is_causal);
+      CAPTURE(c.has_attn_mask);
       CAPTURE(backend);
       const std::string prefix = c.name + "/";
       MultiheadAttention layer(MultiheadAttentionOptions(c.options).backend(backend));
@@ -467,10 +465,11 @@ TEST_CASE("results and all gradients equal those of Python's module, which says 
       call.key = tensor("key", call.query);
       call.value = tensor("value", call.key);
       call.key_padding_mask = tensor("key_padding_mask", {});
-      call.attn_mask = tensor("attn_mask", {});
+      if (c.has_attn_mask) call.attn_mask = tensor("attn_mask", {});
+      call.is_causal = c.is_causal;
       if (backend == Backend::kAuto)
-        CHECK(layer->explain(call.query, call.key, call.value, call.key_padding_mask, call.attn_mask).backend ==
-              c.backend);
+        CHECK(layer->explain(call.query, call.key, call.value, call.key_padding_mask, call.attn_mask, call.is_causal)
+                  .backend == c.backend);
 
       const torch::Tensor averaged = weights_of(call.run(layer));
       call.need_weights = false;
@@ -753,6 +752,124 @@ TEST_CASE("explain says which kernel a call takes, and one asked for by name say
   check_refused(MultiheadAttention(named().window({1, 1})), {}, "window");
   check_refused(MultiheadAttention(named().dropout(0.1)), {}, "dropout");
   check_refused(MultiheadAttention(named()), learned, "no gradient for attn_mask");
+}
+
+TEST_CASE("MultiheadAttention: explain() gives the answer that forward() follows, and says it as attention() does") {
+  torch::manual_seed(12);
+  struct Options {
+    std::string name;
+    MultiheadAttentionOptions value;
+  };
+  const auto options = [] { return MultiheadAttentionOptions(12, 6).batch_first(true); };
+  const Options all_options[] = {
+      {"default", options()},
+      {"grouped", options().num_kv_heads(2)},
+      {"wide heads", options().head_dim(8)},
+      {"widths", options().kdim(12).vdim(7)},
+      {"no bias", options().bias(false)},
+      {"added keys", options().add_bias_kv(true).add_zero_attn(true)},
+      {"causal", options().is_causal(true)},
+      {"window", options().window({2, 1})},
+      {"dropout", options().dropout(0.5)},
+  };
+  /// What forward() hands to attention(), from the definition of the layer.
+  const auto by_hand = [](const MultiheadAttention& layer, const Call& call) {
+    const auto& given = layer->options;
+    const std::int64_t width = given.num_heads() * layer->head_dim,
+                       kv_width = given.num_kv_heads().value_or(given.num_heads()) * layer->head_dim;
+    const bool is_one = layer->in_proj_weight.defined();
+    const std::vector<torch::Tensor> weights =
+        is_one ? layer->in_proj_weight.split_with_sizes({width, kv_width, kv_width})
+               : std::vector{layer->q_proj_weight, layer->k_proj_weight, layer->v_proj_weight};
+    const std::vector<torch::Tensor> biases = given.bias()
+                                                  ? layer->in_proj_bias.split_with_sizes({width, kv_width, kv_width})
+                                                  : std::vector<torch::Tensor>(3);
+    const auto heads = [&](const torch::Tensor& x, std::size_t i) {
+      return torch::linear(x, weights[i], biases[i]).unflatten(2, {-1, layer->head_dim}).transpose(1, 2);
+    };
+    torch::Tensor query = heads(call.query, 0), key = heads(call.key, 1), value = heads(call.value, 2);
+    const std::int64_t added_keys = given.add_bias_kv() ? 2 : 0;
+    if (added_keys > 0) {
+      key = torch::cat({key, torch::zeros({key.size(0), key.size(1), 2, key.size(3)}, key.options())}, 2);
+      value = torch::cat({value, torch::zeros({key.size(0), key.size(1), 2, key.size(3)}, key.options())}, 2);
+    }
+    attend::AttentionOptions result;
+    result.backend(given.backend()).dropout(given.dropout());
+    if (added_keys == 0) result.window(given.window()).is_causal(given.is_causal() || call.is_causal);
+    torch::Tensor mask;
+    if (call.key_padding_mask.defined()) mask = call.key_padding_mask.logical_not().unsqueeze(1).unsqueeze(1);
+    if (call.attn_mask.defined())
+      mask = mask.defined() ? torch::where(mask, call.attn_mask.to(query.dtype()), -kInfinity)
+                            : call.attn_mask.to(query.dtype()).unsqueeze(0).unsqueeze(0);
+    if (mask.defined() && added_keys > 0) mask = torch::constant_pad_nd(mask, {0, added_keys}, 1);
+    if (mask.defined()) result.attn_mask(mask);
+    return attend::explain(query, key, value, result);
+  };
+  const auto text = [](const attend::Explanation& explanation) {
+    std::ostringstream stream;
+    stream << explanation;
+    return stream.str();
+  };
+  std::map<Backend, int> seen;
+  for (const Options& each : all_options) {
+    for (const auto dtype : {torch::kFloat, torch::kDouble, torch::kBFloat16, torch::kHalf}) {
+      for (const bool is_autocast : {false, true}) {
+        for (const bool has_gradients : {false, true}) {
+          for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu}) {
+            for (const std::int64_t length : {1, 40}) {
+              CAPTURE(each.name);
+              CAPTURE(dtype);
+              CAPTURE(is_autocast);
+              CAPTURE(has_gradients);
+              CAPTURE(backend);
+              CAPTURE(length);
+              MultiheadAttention layer(MultiheadAttentionOptions(each.value).backend(backend));
+              layer->to(dtype);
+              const torch::Tensor query = torch::randn({2, length, 12}, dtype), key = torch::randn({2, 40, 12}, dtype),
+                                  value = torch::randn({2, 40, each.value.vdim()}, dtype);
+              const torch::Tensor learned = torch::randn({length, 40}, dtype).requires_grad_();
+              const c10::AutoGradMode mode(has_gradients);
+              std::optional<attend::test::Autocast> autocast;
+              if (is_autocast) autocast.emplace();
+              for (const Call& call :
+                   {Call{query, key, value}, Call{query, key, value, padding(2, 40)},
+                    Call{query, key, value, padding(2, 40), learned}, Call{query, key, value, {}, learned.detach()}}) {
+                const attend::Explanation plan =
+                    layer->explain(call.query, call.key, call.value, call.key_padding_mask, call.attn_mask);
+                CHECK(text(plan) == text(by_hand(layer, call)));
+                const OperatorLog log;
+                layer->forward(call.query, call.key, call.value, call.key_padding_mask, /*need_weights=*/false,
+                               call.attn_mask);
+                CHECK(log.count("aten::_scaled_dot_product_flash_attention_for_cpu") ==
+                      (plan.backend == Backend::kSdpa ? 1 : 0));
+                CHECK(log.count("aten::_safe_softmax") == (plan.backend == Backend::kReference ? 1 : 0));
+                ++seen[plan.backend];
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  for (const Backend backend : {Backend::kReference, Backend::kCpu, Backend::kSdpa}) CHECK(seen[backend] > 50);
+}
+
+TEST_CASE(
+    "MultiheadAttention: forward(is_causal) computes without an (L, S) mask and is what explain(is_causal) tells") {
+  MultiheadAttention layer(MultiheadAttentionOptions(16, 2).batch_first(true));
+  const torch::Tensor x = torch::randn({2, 30, 16});
+  const torch::Tensor later = torch::ones({30, 30}, torch::kBool).triu(1);
+  const Results causal = layer(x, x, x, torch::Tensor(), true, torch::Tensor(), true, /*is_causal=*/true);
+  const Results masked = layer(x, x, x, torch::Tensor(), true, later);
+  CHECK(max_difference(output_of(causal), output_of(masked)) < 1e-6);
+  CHECK(max_difference(weights_of(causal), weights_of(masked)) < 1e-6);
+  CHECK(weights_of(causal).masked_select(later).eq(0).all().item<bool>());
+  const attend::BackendGuard guard(Backend::kSdpa);
+  CHECK(layer->explain(x, x, x, {}, later).copies == "kSdpa makes attn_mask one that is added");
+  CHECK(layer->explain(x, x, x, {}, {}, /*is_causal=*/true).copies == "");
+  CHECK(message_of<c10::NotImplementedError>([&] {
+          layer->explain(x, x.slice(1, 0, 20), x.slice(1, 0, 20), {}, {}, /*is_causal=*/true);
+        }).find("for unequal lengths (L 30, S 20)") != std::string::npos);
 }
 
 TEST_CASE("dropout: while training only, anew in each call, with the same expectation; weights are those before it") {

@@ -2,14 +2,19 @@
 #include <attend/layers/self_attention1d.h>
 
 #include "support/accuracy.h"
+#include "support/autocast.h"
 #include "support/errors.h"
 #include "support/layers.h"
+#include "support/operator_log.h"
 #include "support/processor.h"
 #include "support/reference_data.h"
 
 #include <doctest/doctest.h>
 
+#include <cstdint>
 #include <map>
+#include <optional>
+#include <sstream>
 #include <string>
 
 using attend::Backend;
@@ -20,6 +25,7 @@ using attend::test::check_gradients;
 using attend::test::copy_parameters;
 using attend::test::max_difference;
 using attend::test::message_of;
+using attend::test::OperatorLog;
 using attend::test::reference_data;
 
 namespace {
@@ -150,4 +156,52 @@ TEST_CASE("a backend asked for by name is not replaced") {
   CHECK(message_of<c10::NotImplementedError>([&] {
           layer(torch::randn({1, 4, 5}));
         }).find("kSdpa: the value width (6) differs from the query width (4)") != std::string::npos);
+}
+
+TEST_CASE("SelfAttention1d: explain() gives the answer that forward() follows, and says it as attention() does") {
+  torch::manual_seed(3);
+  const auto text = [](const attend::Explanation& explanation) {
+    std::ostringstream stream;
+    stream << explanation;
+    return stream.str();
+  };
+  std::map<Backend, int> seen;
+  for (const auto dtype : {torch::kFloat, torch::kDouble, torch::kBFloat16, torch::kHalf}) {
+    for (const bool is_autocast : {false, true}) {
+      for (const bool has_gradients : {false, true}) {
+        for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu}) {
+          for (const std::int64_t length : {1, 3, 20, 200}) {
+            for (const std::int64_t out_channels : {16, 32}) {
+              CAPTURE(dtype);
+              CAPTURE(is_autocast);
+              CAPTURE(has_gradients);
+              CAPTURE(backend);
+              CAPTURE(length);
+              CAPTURE(out_channels);
+              SelfAttention1d layer(SelfAttention1dOptions(16, out_channels, 16).num_heads(2).backend(backend));
+              layer->to(dtype);
+              const c10::AutoGradMode mode(has_gradients);
+              const torch::Tensor x = torch::randn({2, 16, length}, dtype);
+              std::optional<attend::test::Autocast> autocast;
+              if (is_autocast) autocast.emplace();
+              const auto heads = [&](const torch::nn::Conv1d& projection) {
+                const torch::Tensor rows = torch::linear(x.transpose(1, 2), projection->weight.squeeze(2));
+                return rows.unflatten(2, {2, -1}).transpose(1, 2);
+              };
+              const attend::Explanation plan = layer->explain(x);
+              CHECK(text(plan) == text(attend::explain(heads(layer->query), heads(layer->key), heads(layer->value),
+                                                       attend::AttentionOptions().scale(1.0).backend(backend))));
+              const OperatorLog log;
+              layer(x);
+              CHECK(log.count("aten::_scaled_dot_product_flash_attention_for_cpu") ==
+                    (plan.backend == Backend::kSdpa ? 1 : 0));
+              CHECK(log.count("aten::_safe_softmax") == (plan.backend == Backend::kReference ? 1 : 0));
+              ++seen[plan.backend];
+            }
+          }
+        }
+      }
+    }
+  }
+  for (const Backend backend : {Backend::kReference, Backend::kCpu, Backend::kSdpa}) CHECK(seen[backend] > 10);
 }

@@ -27,10 +27,11 @@ def near(L, S, left, right):
 
 def case(L=L, S=S, num_heads=4, num_kv_heads=4, head_dim=3, scale=None, given=("query", "key", "value"), batched=True,
          batch_first=False, attn_mask=None, key_padding_mask=None, forbidden=None, kdim=E, vdim=E, bias=True,
-         add_bias_kv=False, **options):
+         add_bias_kv=False, is_causal=False, **options):
     """One call with its parameters, results, and the gradients of a weighted sum of both results for all that has one.
 
-    What is not in `given` is the tensor before it: ("query",) is self-attention.
+    What is not in `given` is the tensor before it: ("query",) is self-attention. is_causal is forward's argument, which
+    requires the causal mask as attn_mask.
     """
     width, kv_width = num_heads * head_dim, num_kv_heads * head_dim
     same_width = kdim == vdim == E
@@ -100,7 +101,8 @@ def case(L=L, S=S, num_heads=4, num_kv_heads=4, head_dim=3, scale=None, given=("
     def call(**results):
         arguments = tuple(F.pad(x, (0, wide - E)) if x.size(-1) == E else x for x in inputs)
         y, weights = torch.func.functional_call(
-            module, torchs, arguments, dict(attn_mask=attn_mask, key_padding_mask=key_padding_mask) | results)
+            module, torchs, arguments,
+            dict(attn_mask=attn_mask, key_padding_mask=key_padding_mask, is_causal=is_causal) | results)
         return y[..., :E], weights
 
     output, weights = call(average_attn_weights=False)
@@ -165,6 +167,11 @@ def cases():
         "bias_kv_bool_masks": case(add_bias_kv=True, attn_mask=ignored(L, S), key_padding_mask=padding),
         "zero_attn_float_masks": case(add_zero_attn=True, attn_mask=added(N * 4, L, S), key_padding_mask=added(N, S)),
         "causal": case(S=L, given=["query"], forbidden=near(L, L, torch.inf, 0)),
+        "causal_hint": case(S=L, given=["query"], is_causal=True, attn_mask=near(L, L, torch.inf, 0)),
+        "causal_hint_float": case(S=L, is_causal=True, batch_first=True,
+                                  attn_mask=torch.nn.Transformer.generate_square_subsequent_mask(L)),
+        "causal_hint_padding": case(S=L, is_causal=True, attn_mask=near(L, L, torch.inf, 0),
+                                    key_padding_mask=torch.arange(L) >= torch.tensor([[5], [3]])),
 
         # What it has not.
         "longer_keys_causal": case(forbidden=causal),

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <attend/attention.h>
+#include <attend/detail/archive.h>
 #include <attend/detail/checks.h>
+#include <attend/detail/without_data.h>
 #include <attend/layers/detail/ignore_masks.h>
 #include <attend/version.h>
 
@@ -19,6 +21,7 @@
 #include <cstdint>
 #include <optional>
 #include <ostream>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -141,6 +144,24 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
       if (bias.defined()) torch::nn::init::xavier_normal_(bias);
   }
 
+  /// Loads the parameters. Throws c10::ValueError, c10::TypeError, before anything is changed, if the archive was saved
+  /// with other options or another dtype. (LibTorch itself takes over the archive's sizes in silence.)
+  void load(torch::serialize::InputArchive& archive) override {
+    const std::string all = "num_heads, num_kv_heads or head_dim", keys = "num_kv_heads or head_dim",
+                      queries = "num_heads or head_dim", widths = "kdim or vdim";
+    detail::check_archive(kName, *this, archive,
+                          {{"in_proj_weight", {all, "embed_dim"}, widths},
+                           {"q_proj_weight", {queries, "embed_dim"}, widths},
+                           {"k_proj_weight", {keys, "kdim"}, widths},
+                           {"v_proj_weight", {keys, "vdim"}, widths},
+                           {"in_proj_bias", {all}, "bias"},
+                           {"out_proj.weight", {"embed_dim", queries}},
+                           {"out_proj.bias", {"embed_dim"}, "bias"},
+                           {"bias_k", {"", "", keys}, "add_bias_kv"},
+                           {"bias_v", {"", "", keys}, "add_bias_kv"}});
+    torch::nn::Module::load(archive);
+  }
+
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::MultiheadAttention(" << options.embed_dim() << ", " << options.num_heads()
            << ", num_kv_heads=" << num_kv_heads() << ", head_dim=" << head_dim << ", kdim=" << options.kdim()
@@ -152,12 +173,17 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   }
 
   /// Returns the output, and the weights if need_weights; their gradient flows as well. Shapes as in the class.
+  ///
+  /// is_causal applies the causal mask to this call, as the option is_causal does to every call: the last query is at
+  /// the last key. Differs from Python's module, where it is a hint that attn_mask is the causal mask: here no
+  /// attn_mask is needed, and a given one applies as well. So a call that is right for Python gives the same results
+  /// here.
   std::tuple<torch::Tensor, torch::Tensor> forward(const torch::Tensor& query, const torch::Tensor& key,
                                                    const torch::Tensor& value,
                                                    const torch::Tensor& key_padding_mask = {}, bool need_weights = true,
                                                    const torch::Tensor& attn_mask = {},
-                                                   bool average_attn_weights = true) {
-    const Call call = call_of(query, key, value, key_padding_mask, attn_mask);
+                                                   bool average_attn_weights = true, bool is_causal = false) {
+    const Call call = call_of(query, key, value, key_padding_mask, attn_mask, is_causal, /*has_data=*/true);
     const bool is_batched = query.dim() == 3;
     const torch::Tensor heads = attention(call.query, call.key, call.value, call.options);  // (N, H, L, head_dim)
     const torch::Tensor rows =
@@ -170,10 +196,12 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     return {output, is_batched ? weights : weights.squeeze(0)};
   }
 
-  /// Which backend forward takes for these arguments, and why not a faster one.
+  /// Which backend forward takes for these arguments, and why not a faster one. Computes nothing and allocates no
+  /// tensor.
   Explanation explain(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
-                      const torch::Tensor& key_padding_mask = {}, const torch::Tensor& attn_mask = {}) {
-    const Call call = call_of(query, key, value, key_padding_mask, attn_mask);
+                      const torch::Tensor& key_padding_mask = {}, const torch::Tensor& attn_mask = {},
+                      bool is_causal = false) {
+    const Call call = call_of(query, key, value, key_padding_mask, attn_mask, is_causal, /*has_data=*/false);
     return attend::explain(call.query, call.key, call.value, call.options);
   }
 
@@ -190,7 +218,8 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
 
  protected:
   FORWARD_HAS_DEFAULT_ARGS({3, torch::nn::AnyValue(torch::Tensor())}, {4, torch::nn::AnyValue(true)},
-                           {5, torch::nn::AnyValue(torch::Tensor())}, {6, torch::nn::AnyValue(true)})
+                           {5, torch::nn::AnyValue(torch::Tensor())}, {6, torch::nn::AnyValue(true)},
+                           {7, torch::nn::AnyValue(false)})
 
  private:
   static constexpr const char* kName = "attend::MultiheadAttention";
@@ -222,18 +251,21 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
                       ": both sides of window must be at least 0, or -1 for unlimited, got ", options.window());
   }
 
+  /// Without has_data, whatever forward() would compute has no data; see detail::without_data().
   Call call_of(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
-               const torch::Tensor& key_padding_mask, const torch::Tensor& attn_mask) {
+               const torch::Tensor& key_padding_mask, const torch::Tensor& attn_mask, bool is_causal, bool has_data) {
     check(query, key, value);
-    Call call = projected(query, key, value);
+    Call call = projected(query, key, value, has_data);
     call.options.scale(options.scale()).backend(options.backend()).dropout(is_training() ? options.dropout() : 0.0);
-    add_masks(call, key_padding_mask, attn_mask, query.dim() == 3);
+    Window window = options.window();
+    if (is_causal || options.is_causal()) window.right = 0;
+    add_masks(call, key_padding_mask, attn_mask, window, query.dim() == 3, has_data);
     return call;
   }
 
   void check(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value) const {
     const auto check_one = [&](const char* name, const torch::Tensor& x, const char* width_name, std::int64_t width) {
-      TORCH_CHECK_VALUE(x.defined(), kName, ": ", name, " must be a tensor, got an undefined one");
+      detail::check_tensor(kName, name, x);
       TORCH_CHECK_VALUE(x.dim() == 2 || x.dim() == 3, kName, ": ", name, " must be 3-d ",
                         options.batch_first() ? "(N, length, width)" : "(length, N, width)",
                         ", or 2-d (length, width) without a batch, got ", x.dim(), "-d ", x.sizes());
@@ -256,7 +288,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
 
   /// Query, key and value by heads. One product for all three if they are one tensor, one for key and value if those
   /// are.
-  Call projected(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value) {
+  Call projected(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value, bool has_data) {
     const std::int64_t heads = options.num_heads(), kv_heads = num_kv_heads();
     const std::int64_t width = heads * head_dim, kv_width = kv_heads * head_dim;
     const auto by_heads = [&](const torch::Tensor& rows) {  // (…, heads · head_dim) to (N, heads, length, head_dim)
@@ -264,67 +296,72 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
       if (split.dim() == 3) return split.transpose(0, 1).unsqueeze(0);
       return options.batch_first() ? split.transpose(1, 2) : split.permute({1, 2, 0, 3});
     };
+    const auto linear = [&](const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) {
+      return has_data ? torch::linear(x, weight, bias) : detail::linear_without_data(x, weight, bias);
+    };
     Call call;
     if (_qkv_same_embed_dim && query.is_same(key) && key.is_same(value)) {
       const auto parts =
-          by_heads(torch::linear(query, in_proj_weight, in_proj_bias)).split_with_sizes({heads, kv_heads, kv_heads}, 1);
+          by_heads(linear(query, in_proj_weight, in_proj_bias)).split_with_sizes({heads, kv_heads, kv_heads}, 1);
       call = {parts[0], parts[1], parts[2], {}};
     } else if (_qkv_same_embed_dim && key.is_same(value)) {
       const auto weights = in_proj_weight.split_with_sizes({width, 2 * kv_width});
       const auto biases = split_bias({width, 2 * kv_width});
-      const auto parts = by_heads(torch::linear(key, weights[1], biases[1])).split_with_sizes({kv_heads, kv_heads}, 1);
-      call = {by_heads(torch::linear(query, weights[0], biases[0])), parts[0], parts[1], {}};
+      const auto parts = by_heads(linear(key, weights[1], biases[1])).split_with_sizes({kv_heads, kv_heads}, 1);
+      call = {by_heads(linear(query, weights[0], biases[0])), parts[0], parts[1], {}};
     } else {
       const auto weights = _qkv_same_embed_dim ? in_proj_weight.split_with_sizes({width, kv_width, kv_width})
                                                : std::vector{q_proj_weight, k_proj_weight, v_proj_weight};
       const auto biases = split_bias({width, kv_width, kv_width});
-      call = {by_heads(torch::linear(query, weights[0], biases[0])),
-              by_heads(torch::linear(key, weights[1], biases[1])),
-              by_heads(torch::linear(value, weights[2], biases[2])),
+      call = {by_heads(linear(query, weights[0], biases[0])),
+              by_heads(linear(key, weights[1], biases[1])),
+              by_heads(linear(value, weights[2], biases[2])),
               {}};
     }
-    const auto append = [&](torch::Tensor& tensor, const torch::Tensor& row) {  // row (1, G, 1, head_dim)
-      tensor = torch::cat({tensor, row.to(tensor.dtype()).expand({tensor.size(0), -1, -1, -1})}, 2);
-    };
     if (options.add_bias_kv()) {
-      append(call.key, bias_k.view({1, kv_heads, 1, head_dim}));
-      append(call.value, bias_v.view({1, kv_heads, 1, head_dim}));
+      append(call.key, bias_k, has_data);
+      append(call.value, bias_v, has_data);
     }
     if (options.add_zero_attn()) {
-      append(call.key, torch::zeros({1, kv_heads, 1, head_dim}, call.key.options()));
-      append(call.value, torch::zeros({1, kv_heads, 1, head_dim}, call.value.options()));
+      append(call.key, {}, has_data);
+      append(call.value, {}, has_data);
     }
     return call;
+  }
+
+  /// One more row for each head of (N, G, S, head_dim): `given` (1, 1, G · head_dim), or zeros if it is undefined.
+  void append(torch::Tensor& tensor, const torch::Tensor& given, bool has_data) const {
+    const std::int64_t batch = tensor.size(0), heads = tensor.size(1), length = tensor.size(2);
+    if (!has_data) {
+      tensor = detail::without_data({batch, heads, length + 1, head_dim}, tensor.options(),
+                                    tensor.requires_grad() || (given.defined() && given.requires_grad()));
+      return;
+    }
+    const torch::Tensor row = given.defined() ? given.view({1, heads, 1, head_dim}).to(tensor.dtype())
+                                              : torch::zeros({1, heads, 1, head_dim}, tensor.options());
+    tensor = torch::cat({tensor, row.expand({batch, -1, -1, -1})}, 2);
   }
 
   std::vector<torch::Tensor> split_bias(torch::IntArrayRef sizes) const {
     return options.bias() ? in_proj_bias.split_with_sizes(sizes) : std::vector<torch::Tensor>(sizes.size());
   }
 
-  void add_masks(Call& call, const torch::Tensor& key_padding_mask, const torch::Tensor& attn_mask, bool is_batched) {
+  void add_masks(Call& call, const torch::Tensor& key_padding_mask, const torch::Tensor& attn_mask,
+                 const Window& window, bool is_batched, bool has_data) {
     const std::int64_t added_keys = options.add_bias_kv() + options.add_zero_attn();
     const detail::MaskSizes sizes{call.query.size(0), options.num_heads(), call.query.size(2),
                                   call.key.size(2) - added_keys, is_batched};
-    torch::Tensor padding, mask;
+    detail::MaskParts parts{{}, {}, added_keys, sizes};
     if (key_padding_mask.defined())
-      padding = detail::checked_key_padding_mask(kName, key_padding_mask, sizes, call.query);
-    if (attn_mask.defined()) mask = detail::checked_attn_mask(kName, attn_mask, sizes, call.query);
-    for (torch::Tensor* one : {&padding, &mask}) {
-      if (!one->defined()) continue;
-      *one = one->to(one->is_floating_point() ? call.query.scalar_type() : torch::kBool);
-    }
-    torch::Tensor ignored = detail::merged(padding, mask);
-    Window window = options.window();
-    if (options.is_causal()) window.right = 0;
-    if (added_keys == 0) {
+      parts.given.push_back(detail::checked_key_padding_mask(kName, key_padding_mask, sizes, call.query));
+    if (attn_mask.defined()) parts.given.push_back(detail::checked_attn_mask(kName, attn_mask, sizes, call.query));
+    if (added_keys == 0)
       call.options.window(window);
-    } else if (window.left >= 0 || window.right >= 0) {
-      // The added keys have no position: every query may attend to them.
-      ignored = detail::merged(ignored, detail::window_mask(window, sizes, call.query.device()));
-    }
-    if (!ignored.defined()) return;
-    if (added_keys > 0) ignored = torch::constant_pad_nd(ignored.expand({-1, -1, -1, sizes.keys}), {0, added_keys}, 0);
-    call.options.attn_mask(ignored.scalar_type() == torch::kBool ? ignored.logical_not() : ignored);
+    else if (window.left >= 0 || window.right >= 0)
+      parts.window = window;  // a mask, because the added keys have no position
+    if (parts.given.empty() && !parts.window) return;
+    call.options.attn_mask(has_data ? detail::attention_mask(parts, call.query)
+                                    : detail::attention_mask_without_data(parts, call.query));
   }
 };
 

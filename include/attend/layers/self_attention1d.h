@@ -3,7 +3,9 @@
 
 #include <attend/attention.h>
 #include <attend/convolution/projections.h>
+#include <attend/detail/archive.h>
 #include <attend/detail/checks.h>
+#include <attend/detail/without_data.h>
 #include <attend/version.h>
 
 #include <torch/arg.h>
@@ -86,6 +88,16 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     value->reset_parameters();
   }
 
+  /// Loads the weights. Throws c10::ValueError, c10::TypeError, before anything is changed, if the archive was saved
+  /// with other options or another dtype.
+  void load(torch::serialize::InputArchive& archive) override {
+    detail::check_archive("attend::SelfAttention1d", *this, archive,
+                          {{"query.weight", {"key_channels", "in_channels"}},
+                           {"key.weight", {"key_channels", "in_channels"}},
+                           {"value.weight", {"out_channels", "in_channels"}}});
+    torch::nn::Module::load(archive);
+  }
+
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::SelfAttention1d(" << options.in_channels() << ", " << options.out_channels() << ", "
            << options.key_channels() << ", num_heads=" << options.num_heads() << ", scale=" << options.scale() << ")";
@@ -106,10 +118,13 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     return attention_weights(projected[0], projected[1], attention_options());
   }
 
-  /// Which backend forward(x) takes, and why not a faster one.
+  /// Which backend forward(x) takes, and why not a faster one. Computes nothing and allocates no tensor.
   Explanation explain(const torch::Tensor& x) {
     check(x);
-    const std::vector<torch::Tensor> projected = projections(x, {query, key, value});
+    const torch::Tensor rows = x.transpose(1, 2);  // (N, L, in_channels)
+    std::vector<torch::Tensor> projected;
+    for (const torch::nn::Conv1d& layer : {query, key, value})
+      projected.push_back(by_heads(detail::linear_without_data(rows, layer->weight.squeeze(2))));
     return attend::explain(projected[0], projected[1], projected[2], attention_options());
   }
 
@@ -141,8 +156,13 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     for (const torch::nn::Conv1d& layer : layers) weights.push_back(layer->weight.squeeze(2));
     std::vector<torch::Tensor> projected =
         detail::Projections::run(x.transpose(1, 2).contiguous(), weights, options.backend());
-    for (torch::Tensor& each : projected) each = each.unflatten(2, {options.num_heads(), -1}).transpose(1, 2);
+    for (torch::Tensor& each : projected) each = by_heads(each);
     return projected;
+  }
+
+  /// (N, L, channels) to (N, H, L, channels / H).
+  torch::Tensor by_heads(const torch::Tensor& projected) const {
+    return projected.unflatten(2, {options.num_heads(), -1}).transpose(1, 2);
   }
 };
 

@@ -2,13 +2,18 @@
 #pragma once
 
 #include <attend/attention/options.h>
+#include <attend/detail/checks.h>
+#include <attend/detail/without_data.h>
 #include <attend/version.h>
 
+#include <ATen/ExpandUtils.h>
 #include <c10/util/Exception.h>
 #include <torch/types.h>
 
 #include <cstdint>
 #include <limits>
+#include <optional>
+#include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
@@ -22,6 +27,7 @@ struct MaskSizes {
 };
 
 inline void check_mask(const char* layer, const char* name, const torch::Tensor& mask, const torch::Tensor& query) {
+  check_tensor(layer, name, mask);
   TORCH_CHECK_TYPE(mask.scalar_type() == torch::kBool || mask.scalar_type() == torch::kByte || mask.is_floating_point(),
                    layer, ": ", name, " must be bool or uint8 (true = ignore) or floating-point (added), got ",
                    mask.scalar_type());
@@ -77,6 +83,49 @@ inline torch::Tensor merged(const torch::Tensor& a, const torch::Tensor& b) {
   if (a_is_bool) return torch::where(a, kNever, b);
   if (b_is_bool) return torch::where(b, kNever, a);
   return a + b;
+}
+
+/// What the one mask of a call is made from.
+struct MaskParts {
+  std::vector<torch::Tensor> given;  // 4-d: bool or uint8 (true = ignore), or floating-point (added)
+  std::optional<Window> window;
+  std::int64_t added_keys;  // after the others; every query may attend to them
+  MaskSizes sizes;
+};
+
+/// Whether the given mask is the result as it is.
+inline bool is_passed_on(const MaskParts& parts, const torch::Tensor& query) {
+  return parts.given.size() == 1 && parts.given[0].scalar_type() == query.scalar_type() && !parts.window &&
+         parts.added_keys == 0;
+}
+
+/// The mask of attention(): bool (true = attend), or of the query's dtype (added). A new tensor is contiguous, so that
+/// its strides are those of attention_mask_without_data().
+inline torch::Tensor attention_mask(const MaskParts& parts, const torch::Tensor& query) {
+  if (is_passed_on(parts, query)) return parts.given[0];
+  torch::Tensor ignored;
+  for (const torch::Tensor& mask : parts.given)
+    ignored = merged(ignored, mask.to(mask.is_floating_point() ? query.scalar_type() : torch::kBool));
+  if (parts.window) ignored = merged(ignored, window_mask(*parts.window, parts.sizes, query.device()));
+  if (parts.added_keys > 0)
+    ignored = torch::constant_pad_nd(ignored.expand({-1, -1, -1, parts.sizes.keys}), {0, parts.added_keys}, 0);
+  const torch::Tensor mask = (ignored.scalar_type() == torch::kBool ? ignored.logical_not() : ignored).contiguous();
+  return mask.size(3) == 1 ? mask.flatten().view(mask.sizes()) : mask;  // contiguous() leaves this stride as it is
+}
+
+/// The same without its data.
+inline torch::Tensor attention_mask_without_data(const MaskParts& parts, const torch::Tensor& query) {
+  if (is_passed_on(parts, query)) return parts.given[0];
+  std::vector<std::int64_t> sizes{1, 1, 1, 1};
+  bool is_bool = true, requires_grad = false;
+  for (const torch::Tensor& mask : parts.given) {
+    sizes = at::infer_size(sizes, mask.sizes());
+    is_bool &= !mask.is_floating_point();
+    requires_grad |= mask.requires_grad();
+  }
+  if (parts.window) sizes = at::infer_size(sizes, {1, 1, parts.sizes.length, parts.sizes.keys});
+  if (parts.added_keys > 0) sizes[3] = parts.sizes.keys + parts.added_keys;
+  return without_data(sizes, query.options().dtype(is_bool ? torch::kBool : query.scalar_type()), requires_grad);
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
