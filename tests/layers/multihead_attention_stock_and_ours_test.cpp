@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// "Stock and ours" of README: what torch::nn::MultiheadAttention of 2.11 to 2.15 does, and what
-// attend::MultiheadAttention does. Where torch's module gets mended, the test says so, and a row of README goes.
+// "Stock and ours" of README: what torch::nn::MultiheadAttention of 2.11 to 2.15 does, and what attend::MultiheadAttention
+// does. Where torch's module gets mended, the test says so, and a row of README goes.
 
 #include <attend/layers/multihead_attention.h>
 

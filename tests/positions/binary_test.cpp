@@ -48,7 +48,6 @@ TEST_CASE("options out of range are refused with the rule and the value") {
           attend::BinaryPositions(attend::BinaryPositionsOptions().num_channels(0));
         }) == "attend::BinaryPositions: num_channels (0) must be between 1 and 62");
   attend::BinaryPositions two_bits(attend::BinaryPositionsOptions().num_channels(2));
-  CHECK(message_of<c10::ValueError>([&] {
-          two_bits(torch::zeros({1, 1, 5}));
-        }) == "attend::BinaryPositions: length (5) must be at most 4, which is what num_channels (2) can tell apart");
+  CHECK(message_of<c10::ValueError>([&] { two_bits(torch::zeros({1, 1, 5})); }) ==
+        "attend::BinaryPositions: length (5) must be at most 4, which is what num_channels (2) can tell apart");
 }

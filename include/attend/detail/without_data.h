@@ -9,6 +9,7 @@
 #include <c10/core/GradMode.h>
 #include <c10/core/Storage.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -19,10 +20,10 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// are allowed. An operation that reads or writes it throws.
 inline at::Tensor without_data(at::IntArrayRef sizes, const at::TensorOptions& options, bool requires_grad) {
   const at::Tensor tensor = at::empty({0}, options);
-  std::int64_t bytes = tensor.element_size();
-  for (const std::int64_t size : sizes) bytes *= size;
-  const c10::Storage storage(c10::Storage::use_byte_size_t(), c10::SymInt(bytes),
-                             c10::DataPtr(nullptr, tensor.device()), /*allocator=*/nullptr, /*resizable=*/false);
+  auto bytes = static_cast<std::size_t>(tensor.element_size());
+  for (const std::int64_t size : sizes) bytes *= static_cast<std::size_t>(size);
+  const c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, c10::DataPtr(nullptr, tensor.device()),
+                             /*allocator=*/nullptr, /*resizable=*/false);
   storage.unsafeGetStorageImpl()->release_data_and_set_meta_custom_data_ptr_error_msg_(
       "attend: explain() must not read or write tensors");
   tensor.unsafeGetTensorImpl()->set_storage_keep_dtype(storage);
