@@ -71,7 +71,8 @@ TEST_CASE(
         "attend::Standardize: x must be a dense tensor, got Sparse; convert it with .to_dense()");
   CHECK(message_of<c10::ValueError>([&] { standardize->inverse({}); }) ==
         "attend::Standardize: y must be a tensor, got an undefined one");
-  standardize->to(torch::kMeta);
+  standardize->mean = standardize->mean.to(torch::kMeta);
+  standardize->deviation = standardize->deviation.to(torch::kMeta);
   CHECK(standardize(on_meta).is_meta());
   const std::string expected = " (cpu) must be on the device of the weights (meta); move one of them with .to(device)";
   CHECK(message_of<c10::ValueError>([&] { standardize(x); }) == "attend::Standardize: x" + expected);
