@@ -16,7 +16,6 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,38 +25,40 @@ namespace detail {
 /// One backend, as the choice sees it.
 struct BackendEntry {
   Backend backend;
-  std::optional<std::string> (*why_not)(const Problem&);  // nothing if it can run, else a sentence
+  bool (*can_run)(const Problem&, std::string* reason);  // if not, with a sentence that says why, unless that is null
   std::string (*copies)(const Problem&);
   std::string (*how)(const Problem&);
   AttentionResult (*run)(const Problem&);
 };
 
 template <class B>
-inline constexpr BackendEntry kEntry{B::kBackend, &B::why_not, &B::copies, &B::how, &B::run};
+inline constexpr BackendEntry kEntry{B::kBackend, &B::can_run, &B::copies, &B::how, &B::run};
 
 /// All backends, the fastest first. The last one can do everything.
 inline constexpr BackendEntry kBackends[] = {kEntry<Cpu>, kEntry<Sdpa>, kEntry<Reference>};
 
-struct Choice {
-  const BackendEntry* entry;
-  std::string why_not_faster;
-};
-
-inline Choice choose(const Problem& problem, Backend asked_for) {
+/// The backend for a call. Adds to `why_not_faster`, unless that is null, why not one of those before it. Throws
+/// c10::NotImplementedError if a backend asked for by name cannot run.
+inline const BackendEntry& choose(const Problem& problem, Backend asked_for, std::string* why_not_faster = nullptr) {
   const Backend wanted = asked_for == Backend::kAuto ? BackendGuard::current() : asked_for;
-  Choice choice{nullptr, ""};
+  bool sdpa_can_run = false;
   for (const BackendEntry& entry : kBackends) {
-    if (wanted != Backend::kAuto && wanted != entry.backend) continue;
-    choice.entry = &entry;
-    std::optional<std::string> reason = entry.why_not(problem);
-    if (!reason && wanted == Backend::kAuto && entry.backend == Backend::kCpu) reason = why_sdpa_is_faster(problem);
-    if (!reason) return choice;
-    TORCH_CHECK_NOT_IMPLEMENTED(wanted == Backend::kAuto, "attend::attention: cannot use the backend asked for. ",
-                                *reason);
-    choice.why_not_faster += (choice.why_not_faster.empty() ? "" : "; ") + *reason;
+    if (wanted == entry.backend) {
+      if (entry.can_run(problem, nullptr)) return entry;
+      std::string reason;
+      entry.can_run(problem, &reason);
+      TORCH_CHECK_NOT_IMPLEMENTED(false, "attend::attention: cannot use the backend asked for. ", reason);
+    }
+    if (wanted != Backend::kAuto) continue;
+    std::string reason;
+    std::string* const sentence = why_not_faster == nullptr ? nullptr : &reason;
+    if (sdpa_can_run || entry.can_run(problem, sentence)) {
+      sdpa_can_run = entry.backend == Backend::kCpu && is_sdpa_faster(problem, sentence);
+      if (!sdpa_can_run) return entry;
+    }
+    if (sentence != nullptr) *why_not_faster += (why_not_faster->empty() ? "" : "; ") + reason;
   }
-  TORCH_CHECK_VALUE(choice.entry != nullptr, "attend::attention: there is no ", c10::str(wanted));
-  return choice;
+  TORCH_CHECK_VALUE(false, "attend::attention: there is no ", c10::str(wanted));
 }
 
 /// Throws c10::ValueError if a score_mod or mask_mod read outside of a tensor for a score that is allowed. Looks for it
@@ -76,16 +77,17 @@ inline void check_reads(const Problem& problem, Backend backend, const at::Tenso
 
 inline AttentionResult run(Problem problem, Backend asked_for) {
   const WithoutAutocast without_autocast;
-  const Choice choice = choose(problem, asked_for);
+  const BackendEntry& entry = choose(problem, asked_for);
   if (problem.dropout > 0.0) problem.dropout_seed = draw_dropout_seed(problem.query);
-  const AttentionResult result = choice.entry->run(problem);
-  if (problem.modification != nullptr) check_reads(problem, choice.entry->backend, result.output);
+  const AttentionResult result = entry.run(problem);
+  if (problem.modification != nullptr) check_reads(problem, entry.backend, result.output);
   return result;
 }
 
 inline Explanation explain(const Problem& problem, Backend asked_for) {
-  const Choice choice = choose(problem, asked_for);
-  return {choice.entry->backend, choice.why_not_faster, choice.entry->copies(problem), choice.entry->how(problem)};
+  std::string why_not_faster;
+  const BackendEntry& entry = choose(problem, asked_for, &why_not_faster);
+  return {entry.backend, why_not_faster, entry.copies(problem), entry.how(problem)};
 }
 
 }  // namespace detail

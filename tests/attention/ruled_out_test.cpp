@@ -75,8 +75,7 @@ const Case kCases[] = {
      [](const Tensors& in, Backend backend) {
        return attend::attention(
            in[0], in[1], in[2],
-           AttentionOptions().backend(backend).attn_mask(
-               added(in[0].size(2), in[1].size(2)).to(in[0].scalar_type())));
+           AttentionOptions().backend(backend).attn_mask(added(in[0].size(2), in[1].size(2)).to(in[0].scalar_type())));
      },
      true},
     {"−∞ added, softcap, ALiBi, dropout",
@@ -157,7 +156,8 @@ void check_close(const Tensors& results, const Tensors& expected) {
 
 }  // namespace
 
-TEST_CASE("a key and a value that are ruled out may hold NaN and ±∞: outputs and gradients of both orders are the same") {
+TEST_CASE(
+    "a key and a value that are ruled out may hold NaN and ±∞: outputs and gradients of both orders are the same") {
   for (const Case& c : kCases)
     for (const Backend backend : kBackends)
       for (const auto dtype : kDtypes)
@@ -222,11 +222,12 @@ TEST_CASE("is_causal and window: NaN in the last key and value reaches only what
           CAPTURE(dtype);
           CAPTURE(lengths.queries);
           CAPTURE(lengths.keys);
-          const Case c{"", [left](const Tensors& in, Backend by) {
-                         return attend::attention(in[0], in[1], in[2],
-                                                  AttentionOptions().backend(by).window({left, 0}));
-                       },
-                       true};
+          const Case c{
+              "",
+              [left](const Tensors& in, Backend by) {
+                return attend::attention(in[0], in[1], in[2], AttentionOptions().backend(by).window({left, 0}));
+              },
+              true};
           const Tensors inputs = random_inputs(lengths, dtype);
           const Tensors expected = pass(c, inputs, backend);
           for (const double bad : kBad)
@@ -238,7 +239,9 @@ TEST_CASE("is_causal and window: NaN in the last key and value reaches only what
               changed[which].select(2, lengths.keys - 1).fill_(bad);
               const Tensors results = pass(c, changed, backend);
               for (const std::size_t i : {0, 1}) {  // output and gradient of the query
-                const auto earlier = [&](const torch::Tensor& tensor) { return tensor.slice(2, 0, lengths.queries - 1); };
+                const auto earlier = [&](const torch::Tensor& tensor) {
+                  return tensor.slice(2, 0, lengths.queries - 1);
+                };
                 check_close({earlier(results[i])}, {earlier(expected[i])});
                 CHECK(results[i].select(2, lengths.queries - 1).isfinite().all().item<bool>() == false);
               }

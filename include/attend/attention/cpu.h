@@ -11,6 +11,7 @@
 #include <attend/attention/modification.h>
 #include <attend/detail/const_data.h>
 #include <attend/detail/parallel.h>
+#include <attend/detail/refused.h>
 #include <attend/version.h>
 
 #include <ATen/Parallel.h>
@@ -27,7 +28,6 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,19 +37,19 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 struct Cpu {
   static constexpr Backend kBackend = Backend::kCpu;
 
-  static std::optional<std::string> why_not(const Problem& problem) {
-    if (!problem.query.is_cpu()) return c10::str("kCpu: the tensors are on ", problem.query.device().type());
+  static bool can_run(const Problem& problem, std::string* reason = nullptr) {
+    if (!problem.query.is_cpu()) return refused(reason, "kCpu: the tensors are on ", problem.query.device().type());
     if (problem.batch_size() == 0 || problem.query_length() == 0 || problem.key_length() == 0)
-      return "kCpu: there is nothing to compute for an empty batch, query or key";
+      return refused(reason, "kCpu: there is nothing to compute for an empty batch, query or key");
     constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2;
     if (std::max(problem.query_length(), problem.key_length()) > kMost)
-      return c10::str("kCpu: sequences must be shorter than ", kMost);
+      return refused(reason, "kCpu: sequences must be shorter than ", kMost);
     constexpr std::int64_t kWidest = 1 << 20;
     if (std::max(problem.head_width(), problem.value_width()) > kWidest)
-      return c10::str("kCpu: heads must not be wider than ", kWidest);
+      return refused(reason, "kCpu: heads must not be wider than ", kWidest);
     if (std::max(problem.batch_size(), problem.num_heads()) > kMost)
-      return c10::str("kCpu: there must be fewer batch entries and heads than ", kMost);
-    return std::nullopt;
+      return refused(reason, "kCpu: there must be fewer batch entries and heads than ", kMost);
+    return true;
   }
 
   static std::string copies(const Problem& problem) {

@@ -11,7 +11,6 @@
 #include <c10/util/StringUtil.h>
 
 #include <cstdint>
-#include <optional>
 #include <string>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
@@ -32,18 +31,19 @@ inline bool has_few_queries(const Problem& problem) {
   return queries <= (is_grouped && problem.key.numel() <= 1 << 23 ? 2 : 32);
 }
 
-/// A reason to pass over kCpu, which could run: ATen's kernels can run too, and are faster. That is so in float64; without
-/// AVX2 or AVX-512; and for few queries, because our kernels compute blocks of 64 queries. Measured in
-/// benchmarks/results/backends.md and backends_zen.md.
-inline std::optional<std::string> why_sdpa_is_faster(const Problem& problem) {
+/// Whether to pass over kCpu, which could run, because ATen's kernels can run too and are faster; with the reason. That
+/// is so in float64; without AVX2 or AVX-512; and for few queries, because our kernels compute blocks of 64 queries.
+/// Measured in benchmarks/results/backends.md and backends_zen.md.
+inline bool is_sdpa_faster(const Problem& problem, std::string* reason = nullptr) {
   const bool is_double = problem.query.scalar_type() == at::kDouble;
   const bool is_portable = available_instruction_set() == cpu::InstructionSet::kBaseline;
   const bool is_short = has_few_queries(problem);
-  if (!(is_double || is_portable || is_short) || Sdpa::why_not(problem)) return std::nullopt;
-  if (is_short)
-    return c10::str("kCpu: ATen's kernels are faster for so few queries (L ", problem.query_length(), ")");
-  if (is_double) return "kCpu: ATen's kernels are faster in float64";
-  return "kCpu: ATen's kernels are faster where only the portable path of ours can run";
+  if (!(is_double || is_portable || is_short) || !Sdpa::can_run(problem)) return false;
+  if (reason == nullptr) return true;
+  *reason = is_short ? c10::str("kCpu: ATen's kernels are faster for so few queries (L ", problem.query_length(), ")")
+            : is_double ? "kCpu: ATen's kernels are faster in float64"
+                        : "kCpu: ATen's kernels are faster where only the portable path of ours can run";
+  return true;
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

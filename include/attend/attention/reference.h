@@ -15,7 +15,6 @@
 #include <ATen/ops/searchsorted.h>
 
 #include <limits>
-#include <optional>
 #include <string>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
@@ -27,7 +26,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 struct Reference {
   static constexpr Backend kBackend = Backend::kReference;
 
-  static std::optional<std::string> why_not(const Problem&) { return std::nullopt; }
+  static bool can_run(const Problem&, std::string* = nullptr) { return true; }
 
   static std::string how(const Problem&) { return ""; }
 

@@ -5,6 +5,8 @@
 #include <attend/attention/detail/finite.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/fused_function.h>
+#include <attend/detail/refused.h>
+#include <attend/detail/without_data.h>
 #include <attend/version.h>
 
 #include <ATen/SDPBackend.h>
@@ -13,7 +15,6 @@
 #include <ATen/ops/_fused_sdp_choice.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/where.h>
@@ -38,38 +39,45 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// rounding, unless the scale is a power of two.
 ///
 /// ATen's kernel for the CPU gives zeros for a query that holds NaN, and lets a NaN or an infinity through where a mask
-/// rules it out. A call of which the query or a result is not finite is computed again by kCpu. Elsewhere both stay ATen's.
+/// rules it out. A call of which the query or a result is not finite is computed again by kCpu. Elsewhere both stay
+/// ATen's.
 struct Sdpa {
   static constexpr Backend kBackend = Backend::kSdpa;
   /// For so many queries a causal mask for unequal lengths is made as a tensor; see masks_causally().
   static constexpr std::int64_t kMostMaskedQueries = 32;
 
-  static std::optional<std::string> why_not(const Problem& problem) {
+  static bool can_run(const Problem& problem, std::string* reason = nullptr) {
     const bool on_cpu = problem.query.is_cpu();
     if (problem.batch_size() == 0 || problem.query_length() == 0 || problem.key_length() == 0)
-      return "kSdpa: there is nothing to compute for an empty batch, query or key";
+      return refused(reason, "kSdpa: there is nothing to compute for an empty batch, query or key");
     if (problem.value_width() != problem.head_width())
-      return c10::str("kSdpa: the value width (", problem.value_width(), ") differs from the query width (",
-                      problem.head_width(), ")");
-    if (problem.modification != nullptr) return "kSdpa: ATen's kernels take no score_mod and no mask_mod";
-    if (problem.is_packed()) return "kSdpa: packed batches are not sent to ATen's kernels";
-    if (problem.has_window()) return "kSdpa: ATen's kernels take a window only as an (L, S) mask";
-    if (problem.softcap > 0.0) return "kSdpa: ATen's kernels have no softcap";
-    if (problem.alibi_slopes.defined()) return "kSdpa: ATen's kernels take ALiBi only as an (H, L, S) mask";
+      return refused(reason, "kSdpa: the value width (", problem.value_width(), ") differs from the query width (",
+                     problem.head_width(), ")");
+    if (problem.modification != nullptr)
+      return refused(reason, "kSdpa: ATen's kernels take no score_mod and no mask_mod");
+    if (problem.is_packed()) return refused(reason, "kSdpa: packed batches are not sent to ATen's kernels");
+    if (problem.has_window()) return refused(reason, "kSdpa: ATen's kernels take a window only as an (L, S) mask");
+    if (problem.softcap > 0.0) return refused(reason, "kSdpa: ATen's kernels have no softcap");
+    if (problem.alibi_slopes.defined())
+      return refused(reason, "kSdpa: ATen's kernels take ALiBi only as an (H, L, S) mask");
     if (problem.dropout > 0.0)
-      return "kSdpa: ATen's kernels have no dropout on the CPU, and drop other weights elsewhere";
-    if (needs_gradient(problem.attn_mask)) return "kSdpa: ATen's kernels give no gradient for attn_mask";
+      return refused(reason, "kSdpa: ATen's kernels have no dropout on the CPU, and drop other weights elsewhere");
+    if (needs_gradient(problem.attn_mask))
+      return refused(reason, "kSdpa: ATen's kernels give no gradient for attn_mask");
     if (problem.needs_log_sum_exp && !on_cpu)
-      return c10::str("kSdpa: the log-sum-exp of ATen's kernels is not used on ", problem.query.device().type());
+      return refused(reason, "kSdpa: the log-sum-exp of ATen's kernels is not used on ", problem.query.device().type());
     if (problem.needs_log_sum_exp && problem.attn_mask.defined())
-      return "kSdpa: with attn_mask the log-sum-exp of ATen's kernels is wrong for a query that may attend to nothing";
+      return refused(
+          reason,
+          "kSdpa: with attn_mask the log-sum-exp of ATen's kernels is wrong for a query that may attend to nothing");
     if (problem.is_causal() && problem.attn_mask.defined() && !on_cpu)
-      return c10::str("kSdpa: on ", problem.query.device().type(), " ATen takes attn_mask or is_causal, not both");
+      return refused(reason, "kSdpa: on ", problem.query.device().type(),
+                     " ATen takes attn_mask or is_causal, not both");
     if (problem.is_causal() && problem.query_length() != problem.key_length() && !masks_causally(problem))
-      return c10::str("kSdpa: for unequal lengths (L ", problem.query_length(), ", S ", problem.key_length(),
-                      ") ATen counts the causal diagonal from the first key, not from the last");
+      return refused(reason, "kSdpa: for unequal lengths (L ", problem.query_length(), ", S ", problem.key_length(),
+                     ") ATen counts the causal diagonal from the first key, not from the last");
     if (problem.scale <= 0.0)  // the causal kernel for the CPU scales its -inf
-      return c10::str("kSdpa: ATen's fused kernels need a positive scale, got ", problem.scale);
+      return refused(reason, "kSdpa: ATen's fused kernels need a positive scale, got ", problem.scale);
     // ATen looks at the mask's requires_grad whether gradients are recorded or not; and on the CPU it is the kernel
     // itself, not this question, that takes a mask together with is_causal.
     const bool is_causal = aten_is_causal(problem);
@@ -78,9 +86,9 @@ struct Sdpa {
         at::_fused_sdp_choice(stand_in(problem.query), stand_in(problem.key), stand_in(problem.value), optional(mask),
                               /*dropout_p=*/0.0, is_causal, problem.scale, is_grouped(problem)));
     if (choice == at::SDPBackend::math || choice == at::SDPBackend::error)
-      return c10::str("kSdpa: ATen has no fused kernel for this call (", problem.query.device().type(), ", ",
-                      problem.query.scalar_type(), ", width ", problem.head_width(), ")");
-    return std::nullopt;
+      return refused(reason, "kSdpa: ATen has no fused kernel for this call (", problem.query.device().type(), ", ",
+                     problem.query.scalar_type(), ", width ", problem.head_width(), ")");
+    return true;
   }
 
   static std::string how(const Problem&) { return ""; }
@@ -125,7 +133,8 @@ struct Sdpa {
       auto [output, log_sum_exp] = at::_scaled_dot_product_flash_attention_for_cpu(
           problem.query, problem.key, problem.value, /*dropout_p=*/0.0, aten_is_causal(problem), additive_mask(problem),
           problem.scale);
-      if (is_finite(problem.query) && (!problem.may_rule_out() || is_finite(output))) return {{output, log_sum_exp}, {}};
+      if (is_finite(problem.query) && (!problem.may_rule_out() || is_finite(output)))
+        return {{output, log_sum_exp}, {}};
       Problem again = Cpu::readable(problem);
       again.needs_log_sum_exp = true;
       const FusedResult result = Cpu::Kernel::forward(again, /*with_backward=*/false);
@@ -163,10 +172,10 @@ struct Sdpa {
       }
       if (!is_finite(given.query) || (given.may_rule_out() && !is_finite(inputs[0]))) {
         const Problem again = Cpu::readable(given);
-        inputs = Cpu::Kernel::backward(again, Cpu::Kernel::forward(again, /*with_backward=*/true),
-                                       {gradients.output.defined() ? gradients.output.to(again.query.scalar_type())
-                                                                   : gradients.output,
-                                        gradients.log_sum_exp});
+        inputs = Cpu::Kernel::backward(
+            again, Cpu::Kernel::forward(again, /*with_backward=*/true),
+            {gradients.output.defined() ? gradients.output.to(again.query.scalar_type()) : gradients.output,
+             gradients.log_sum_exp});
       }
       inputs.resize(3);
       for (at::Tensor& input : inputs)
@@ -230,7 +239,7 @@ struct Sdpa {
   /// What readable() gives, without its contents: to ask ATen with.
   static at::Tensor stand_in(const at::Tensor& tensor, bool is_mask = false) {
     if (is_readable(tensor, is_mask)) return tensor;
-    return at::empty_like(tensor, at::MemoryFormat::Contiguous).requires_grad_(tensor.requires_grad());
+    return without_data(tensor.sizes(), tensor.options(), tensor.requires_grad());
   }
 };
 

@@ -28,6 +28,7 @@
 
 #include <attend/attention/cpu/block_products.h>
 #include <attend/attention/cpu/call.h>
+#include <attend/attention/cpu/forward.h>
 #include <attend/attention/cpu/scores.h>
 #include <attend/version.h>
 
@@ -152,8 +153,8 @@ class Backward {
 
   Piece& piece_of(int thread) { return pieces_[static_cast<std::size_t>(thread)]; }
 
-  /// All blocks of a thread. is_careful as in BlockProducts; if not, false as soon as a block meets numbers that are not
-  /// finite and may be ruled out: then nothing that has been computed counts.
+  /// All blocks of a thread. is_careful as in BlockProducts; if not, false as soon as a block meets numbers that are
+  /// not finite and may be ruled out: then nothing that has been computed counts.
   bool work(int thread, bool is_careful) {
     Piece& piece = piece_of(thread);
     if (piece.begin == piece.end) return true;
@@ -185,7 +186,7 @@ class Backward {
 
   std::int64_t workspace() const {
     return BlockProducts<T>::size(call_) +
-           kTileQueries * (call_.width + call_.value_width + 6 * kShort * kTileKeys + 6);
+           kTileQueries * (call_.width + call_.value_width + 6 * kShort * kTileKeys + 7);
   }
 
   /// What is computed of one tile: before δ is needed, and after.
@@ -217,7 +218,7 @@ class Backward {
     T* query_gradient = memory.take(call_.width * kTileQueries);  // dQᵀ / scale
     T *log_sum_exp = memory.take(kTileQueries), *rest = memory.take(kTileQueries);
     T *delta = memory.take(kTileQueries), *delta_rest = memory.take(kTileQueries);
-    T* weight_sum = memory.take(kTileQueries);
+    T *weight_sum = memory.take(kTileQueries), *nans = memory.take(kTileQueries);
     std::fill_n(query_gradient, call_.width * kTileQueries, T(0));
     std::fill_n(log_sum_exp, kTileQueries, std::numeric_limits<T>::infinity());  // of a query with no key
     std::fill_n(rest, kTileQueries, T(0));
@@ -228,6 +229,8 @@ class Backward {
       if (call_.log_sum_exp[row + i] != kNever<T>) log_sum_exp[i] = call_.log_sum_exp[row + i];
       rest[i] = call_.log_sum_exp_rest[row + i];
     }
+    if (is_careful) take_nans(rest, columns, T(0), nans);
+    if (is_careful) take_nans(log_sum_exp, columns, T(0), nans);
 
     const KeyRange range = scores_.keys(call_, place);
     const auto begin_tile = [&](std::int32_t first_key, TileMemory& tile_memory) {
@@ -248,6 +251,7 @@ class Backward {
       for (std::int32_t key = range.begin; key < range.end; key += kTileKeys) visit(key);
     };
     const auto softmax_again = [&](const Tile<T>& tile, const TileMemory& tile_memory, T* gradient_sum) {
+      if (is_careful) operations.spread_nans(tile.scores, tile.keys, columns, nans, kNever<T>);
       operations.softmax_again(tile.scores, tile_memory.gradients, tile.keys, columns, log_sum_exp, rest, weight_sum,
                                gradient_sum);
     };

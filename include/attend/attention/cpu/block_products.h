@@ -132,7 +132,8 @@ class BlockProducts {
   }
 
   void add_columns(const Strided<T>& left, const Strided<Pair>& left_pairs, const T* tile, int width, T* to) {
-    if (is_careful_) return operations_.add_columns_of_nonzeros(left.transposed(), tile, to, width, columns_, tile_keys_);
+    if (is_careful_)
+      return operations_.add_columns_of_nonzeros(left.transposed(), tile, to, width, columns_, tile_keys_);
     if constexpr (kHasPairs)
       if (pairs_ != nullptr) {
         const std::int64_t row = row_of(width);

@@ -48,6 +48,15 @@ void write_log_sum_exp(const Call<T>& call, const Place& place, const T* largest
   }
 }
 
+/// Replaces what is not finite in a row by `instead`. `nans` has NaN there, and 0 elsewhere.
+template <class T>
+void take_nans(T* row, int columns, T instead, T* nans) {
+  for (int i = 0; i < columns; ++i) {
+    nans[i] = row[i] * T(0);
+    if (!std::isfinite(row[i])) row[i] = instead;
+  }
+}
+
 /// The output of one block of queries, its log-sum-exp if it is wanted, and its weights if they are kept. Returns
 /// whether the output is finite; is_careful as in BlockProducts.
 template <class T>
@@ -89,6 +98,10 @@ bool compute_block(const Call<T>& call, const Scores<T>& scores, const Place& pl
     each_tile(weights, kTileSize, set_scores);
     operations.softmax_step(weights, keys, columns, largest, sum, rescale);
     finish_sums();
+    if (is_careful) {
+      take_nans(sum, columns, T(1), rescale);
+      operations.spread_nans(weights, keys, columns, rescale, T(0));
+    }
     operations.divide_columns(weights, keys, columns, sum);
     each_tile(weights, kTileSize, [&](const Tile<T>& tile) { products.add_values(tile.scores, output); });
   } else {

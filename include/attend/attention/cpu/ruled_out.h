@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// A key that is ruled out for a query has the weight 0. But 0 · NaN and 0 · ∞ are NaN. So a NaN or an infinity in what is
-// ruled out would reach outputs and gradients through the products. Such numbers are rare, and a check of the products'
-// operands costs time. So a block is computed as if there were none. If its results are not finite, it is computed again
-// by the products below.
+// A key that is ruled out for a query has the weight 0. But 0 · NaN and 0 · ∞ are NaN. So a NaN or an infinity in what
+// is ruled out would reach outputs and gradients through the products. Such numbers are rare, and a check of the
+// products' operands costs time. So a block is computed as if there were none. If its results are not finite, it is
+// computed again by the products below.
 
 #include <attend/attention/cpu/product.h>
 #include <attend/attention/cpu/tile.h>
@@ -25,8 +25,7 @@ struct IsFinite {
     typename Simd::Vector sums[kSums] = {}, value;
     for (int i = 0; i < columns; i += Simd::kLanes) {
       int j = 0;
-      for (; j + kSums <= rows; j += kSums)
-        ATTEND_UNROLL for (int k = 0; k < kSums; ++k) {
+      for (; j + kSums <= rows; j += kSums) ATTEND_UNROLL for (int k = 0; k < kSums; ++k) {
           Simd::load(value, values + (j + k) * row + i);
           sums[k] += value * T(0);  // NaN for NaN and ±∞
         }
@@ -81,6 +80,24 @@ struct AddRowsOfNonzeros {
           Simd::store(c + j * row + d, sum + weight * number);
         }
       }
+  }
+};
+
+/// Adds nans[i], which is 0 or NaN, to column i, except where a value is `ruled_out`. A sum of the column is NaN then,
+/// and would make all of the column NaN.
+template <class T>
+struct SpreadNans {
+  template <class Set>
+  static ATTEND_ALWAYS_INLINE void run(T* values, int keys, int columns, const T* nans, T ruled_out) {
+    using Simd = attend::cpu::Simd<T, Set>;
+    typename Simd::Vector value, nan;
+    for (int i = 0; i < columns; i += Simd::kLanes) {
+      Simd::load(nan, nans + i);
+      for (int j = 0; j < keys; ++j) {
+        Simd::load(value, values + j * kTileQueries + i);
+        Simd::store(values + j * kTileQueries + i, value == ruled_out ? value : value + nan);
+      }
+    }
   }
 };
 

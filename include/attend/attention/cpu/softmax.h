@@ -51,9 +51,8 @@ struct SoftmaxStep {
   }
 };
 
-/// Divides every row of values by the same divisors, one for each column; 0 stays 0, even if the divisor is NaN.
-/// Multiplying with their inverses would add an error that all numbers of a column have in common, and that a backward
-/// pass enlarges.
+/// Divides every row of values by the same divisors, one for each column. Multiplying with their inverses would add an
+/// error that all numbers of a column have in common, and that a backward pass enlarges.
 template <class T>
 struct DivideColumns {
   template <class Set>
@@ -64,7 +63,7 @@ struct DivideColumns {
       Simd::load(divisor, divisors + i);
       for (int j = 0; j < rows; ++j) {
         Simd::load(value, values + j * kTileQueries + i);
-        Simd::store(values + j * kTileQueries + i, value == T(0) ? value : value / divisor);
+        Simd::store(values + j * kTileQueries + i, value / divisor);
       }
     }
   }
@@ -103,8 +102,7 @@ struct Multiply {
   }
 };
 
-/// For the backward pass: scores become P = exp(score − log-sum-exp), the latter in two parts; −∞ becomes 0, even if the
-/// log-sum-exp is NaN. Adds ΣP and ΣP · dP over
+/// For the backward pass: scores become P = exp(score − log-sum-exp), the latter in two parts. Adds ΣP and ΣP · dP over
 /// the keys to the sums.
 template <class T>
 struct SoftmaxAgain {
@@ -113,7 +111,7 @@ struct SoftmaxAgain {
                                        const T* rest, T* weight_sum, T* gradient_sum) {
     using Simd = attend::cpu::Simd<T, Set>;
     using Vector = typename Simd::Vector;
-    Vector shift, small_shift, exponent, weight, gradient, weights, products, some_weights{}, some_products{};
+    Vector shift, small_shift, weight, gradient, weights, products, some_weights{}, some_products{};
     for (int i = 0; i < columns; i += Simd::kLanes) {
       Simd::load(shift, log_sum_exp + i);
       Simd::load(small_shift, rest + i);
@@ -123,9 +121,8 @@ struct SoftmaxAgain {
         const int entry = j * kTileQueries + i;
         Simd::load(weight, scores + entry);
         Simd::load(gradient, gradients + entry);
-        exponent = (weight - shift) - small_shift;
-        Simd::exp(exponent);
-        weight = weight == kNever<T> ? Vector{} : exponent;
+        weight = (weight - shift) - small_shift;
+        Simd::exp(weight);
         Simd::store(scores + entry, weight);
         some_weights += weight;
         some_products += weight * gradient;

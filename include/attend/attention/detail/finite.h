@@ -9,10 +9,11 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Whether `count` numbers are finite. Each is an integer of the same bits; those in `exponent` are all set in NaN and ±∞.
+/// Whether `count` numbers are finite. Each is an integer of the same bits; those in `exponent` are all set in NaN and
+/// ±∞.
 template <class Bits>
 bool are_finite(const Bits* numbers, std::int64_t count, Bits exponent) {
-  constexpr std::int64_t kRun = 16;  // a constant number of steps, so that the compilers make vectors of them
+  constexpr std::int64_t kRun = 16;           // a constant number of steps, so that the compilers make vectors of them
   const auto carry = [exponent](Bits bits) {  // the sign bit is set if all bits of the exponent are
     return static_cast<Bits>((bits & exponent) + (exponent & -exponent));
   };
@@ -25,8 +26,8 @@ bool are_finite(const Bits* numbers, std::int64_t count, Bits exponent) {
   return (all & static_cast<Bits>(exponent << 1) & ~exponent) == 0;
 }
 
-/// Whether all numbers of a floating-point tensor on the CPU are finite. It reads memory once, and allocates none unless
-/// the tensor has gaps.
+/// Whether all numbers of a floating-point tensor on the CPU are finite. It reads memory once, and allocates none
+/// unless the tensor has gaps.
 inline bool is_finite(const at::Tensor& given) {
   const at::Tensor tensor = given.is_non_overlapping_and_dense() ? given : given.contiguous();
   const void* const data = tensor.const_data_ptr();

@@ -21,9 +21,9 @@
 #include <vector>
 
 // The two matrix products of attention, written densely. A key that is ruled out for a query has the weight 0, and so
-// has the gradient of its score. But 0 · NaN and 0 · ∞ are NaN. So in these products a weight of 0 adds nothing, whatever
-// value it meets. That holds in their derivatives of every order, because each is made of the same two products.
-// On finite numbers they are at::matmul().
+// has the gradient of its score. But 0 · NaN and 0 · ∞ are NaN. So in these products a weight of 0 adds nothing,
+// whatever value it meets. That holds in their derivatives of every order, because each is made of the same two
+// products. On finite numbers they are at::matmul().
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
@@ -71,8 +71,8 @@ class ProductNode : public torch::autograd::Node {
       if (!is_scores && !is_finite(right)) results[0] = results[0].masked_fill(left.eq(0.0), 0.0);
     }
     if (task_should_compute_output(1))
-      results[1] = is_scores ? values_product(gradient.transpose(2, 3), left)
-                             : values_product(left.transpose(2, 3), gradient);
+      results[1] =
+          is_scores ? values_product(gradient.transpose(2, 3), left) : values_product(left.transpose(2, 3), gradient);
     return results;
   }
 
@@ -100,7 +100,8 @@ at::Tensor product(ProductNode::Kind kind, const at::Tensor& left, const at::Ten
 /// query · keyᵀ: (…, L, D), (…, S, D) → (…, L, S).
 inline at::Tensor scores_product(const at::Tensor& query, const at::Tensor& key) {
   const auto compute = [&] { return at::matmul(query, key.transpose(2, 3)); };
-  return is_looked_at(query) && is_looked_at(key) ? product(ProductNode::Kind::kScores, query, key, compute) : compute();
+  return is_looked_at(query) && is_looked_at(key) ? product(ProductNode::Kind::kScores, query, key, compute)
+                                                  : compute();
 }
 
 /// weights · value: (…, L, S), (…, S, D) → (…, L, D). A weight of 0 adds nothing, even if the value is not finite.
