@@ -8,6 +8,7 @@
 #include <doctest/doctest.h>
 #include <torch/data/dataloader.h>
 #include <torch/data/samplers/sequential.h>
+#include <torch/data/transforms.h>
 
 #include <algorithm>
 #include <cmath>
@@ -17,6 +18,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 using attend::GroupBy;
@@ -463,6 +465,32 @@ TEST_CASE("it is a torch::data dataset: get, get_batch by one gather, data loade
   std::vector<torch::Tensor> seen;
   for (const auto& example : *loader) seen.push_back(example.data);
   CHECK(torch::cat(seen).equal(data.inputs()));
+}
+
+TEST_CASE("ShapeDataset: map with torch's transforms, of samples and of batches, gives the batches of get_batch") {
+  namespace transforms = torch::data::transforms;
+  const auto check = [](auto dataset, const torch::Tensor& inputs, const torch::Tensor& targets) {
+    const auto loader =
+        torch::data::make_data_loader<torch::data::samplers::SequentialSampler>(std::move(dataset), /*batch_size=*/4);
+    std::int64_t first = 0;
+    for (const torch::data::Example<>& batch : *loader) {
+      const std::int64_t end = std::min<std::int64_t>(first + 4, 10);
+      CHECK(batch.data.equal(inputs.slice(0, first, end)));
+      CHECK(batch.target.equal(targets.slice(0, first, end)));
+      first = end;
+    }
+    CHECK(first == 10);
+  };
+  const ShapeDataset data(ShapeDatasetOptions().max_samples(10));
+  const torch::Tensor inputs = data.inputs(), targets = data.targets();
+  const transforms::TensorLambda<> halve([](const torch::Tensor& x) { return x / 2.0; });
+  check(ShapeDataset(ShapeDatasetOptions().max_samples(10)).map(transforms::Stack<>()), inputs, targets);
+  check(data.map(transforms::Stack<>()), inputs, targets);
+  check(data.map(halve).map(transforms::Stack<>()), inputs / 2.0, targets);
+  check(data.map(transforms::BatchLambda<torch::data::Example<>, torch::data::Example<>>(
+            [](torch::data::Example<> batch) { return torch::data::Example<>(batch.data + 1.0, batch.target - 1.0); })),
+        inputs + 1.0, targets - 1.0);
+  CHECK(data.map(transforms::Stack<>()).size() == 10);
 }
 
 TEST_CASE("options out of range are refused with the rule and the value") {

@@ -12,6 +12,7 @@
 #include <c10/util/Exception.h>
 #include <torch/arg.h>
 #include <torch/data/datasets/base.h>
+#include <torch/data/datasets/map.h>
 #include <torch/data/example.h>
 #include <torch/types.h>
 
@@ -21,9 +22,29 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
+
+namespace detail {
+
+/// The samples of a data set one by one, as torch's transforms want them.
+template <class Data>
+class Samples : public torch::data::datasets::Dataset<Samples<Data>> {
+ public:
+  explicit Samples(const Data& data) : data_(data) {}
+
+  torch::data::Example<> get(std::size_t index) override { return data_.get(index); }
+
+  std::optional<std::size_t> size() const override { return data_.size(); }
+
+ private:
+  Data data_;
+};
+
+}  // namespace detail
 
 /// Whose rule ShapeDataset draws by.
 enum class ShapeGenerator {
@@ -137,6 +158,16 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
     const torch::Tensor rows =
         torch::tensor(std::vector<std::int64_t>(indices.begin(), indices.end()), torch::kLong);  // (batch)
     return {inputs_.index_select(0, rows), targets_.index_select(0, rows)};
+  }
+
+  /// The data set with a transform of torch applied to it: one of whole batches as get_batch() gives them, or one of
+  /// single samples, such as torch::data::transforms::Stack<>, which makes these batches of them again.
+  template <class Transform>
+  auto map(Transform transform) const {
+    if constexpr (std::is_same_v<typename Transform::InputBatchType, BatchType>)
+      return torch::data::datasets::MapDataset<ShapeDataset, Transform>(*this, std::move(transform));
+    else
+      return torch::data::datasets::map(detail::Samples<ShapeDataset>(*this), std::move(transform));
   }
 
   /// The options that the data was made with, the generator's defaults filled in.
