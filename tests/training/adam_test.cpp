@@ -228,6 +228,20 @@ TEST_CASE_TEMPLATE("a parameter that is listed twice, in one group or in two, ta
   CHECK(largest_difference(in_two_groups, once) == 0);
 }
 
+TEST_CASE_TEMPLATE("a step of an optimizer whose parameters are all frozen is refused, and one of a part is not", Kind,
+                   OfAdam, OfAdamW) {
+  const torch::Tensor first = torch::ones({2}), second = torch::ones({2});
+  Ours<Kind> optimizer({first, second}, Options<Kind>(0.1));
+  CHECK(message_of<c10::ValueError>([&] { optimizer.step(); }) ==
+        Kind::kName + ": all parameters are frozen; call requires_grad_() of those that are to be trained");
+  second.set_requires_grad(true);
+  CHECK_NOTHROW(optimizer.step());
+  second.mul(2.0).sum().backward();
+  optimizer.step();
+  CHECK(first.eq(1.0).all().item<bool>());
+  CHECK(second.lt(1.0).all().item<bool>());
+}
+
 TEST_CASE_TEMPLATE("a parameter without a gradient stays, and its steps are counted by themselves", Kind, OfAdam,
                    OfAdamW) {
   const SetGradients with_holes = [](const Tensors& tensors, int step) {

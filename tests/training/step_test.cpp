@@ -8,6 +8,7 @@
 #include "training/support.h"
 
 #include <ATen/autocast_mode.h>
+#include <c10/core/InferenceMode.h>
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
 #include <torch/nn/init.h>
@@ -241,6 +242,33 @@ TEST_CASE("a loss that is not 0-d is refused, in training and in validation") {
   attend::TrainingStep step(model, vector_loss, optimizer);
   CHECK(message_of<c10::ValueError>([&] { step(data.x, data.y); }) == message);
   CHECK(message_of<c10::ValueError>([&] { attend::Trainer(model, {}, vector_loss).evaluate(data); }) == message);
+}
+
+TEST_CASE("TrainingStep: a loss that no gradient can be taken of is refused with the reason") {
+  const Samples data = linear_samples(8);
+  torch::nn::Linear model = linear_model();
+  SGD optimizer(model->parameters(), SGDOptions(0.1));
+  const auto check = [&](const auto& loss, const std::string& expected) {
+    attend::TrainingStep step(model, loss, optimizer);
+    const torch::Tensor weight = torch::ones({}, torch::kDouble);
+    const std::string message = "attend::TrainingStep: " + expected;
+    CHECK(message_of<c10::ValueError>([&] { step(data.x, data.y); }) == message);
+    CHECK(message_of<c10::ValueError>([&] { step.accumulate(data.x, data.y, weight); }) == message);
+  };
+  {
+    const c10::NoGradGuard no_grad;
+    check(kMeanSquare, "no gradients are recorded under NoGradGuard; train outside of its scope");
+  }
+  {
+    const c10::InferenceMode inference_mode;
+    check(kMeanSquare, "no gradients are recorded under InferenceMode; train outside of its scope");
+  }
+  check(
+      [](const torch::Tensor& outputs, const torch::Tensor& targets) { return kMeanSquare(outputs.detach(), targets); },
+      "the loss must depend on a parameter that requires a gradient; something between them was detached or computed "
+      "without gradients");
+  for (torch::Tensor& parameter : model->parameters()) parameter.set_requires_grad(false);
+  check(kMeanSquare, "all parameters are frozen; call requires_grad_() of those that are to be trained");
 }
 
 TEST_CASE("a step reads no number from the device: it runs where there are none") {

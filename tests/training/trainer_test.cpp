@@ -10,6 +10,7 @@
 #include "training/support.h"
 
 #include <ATen/record_function.h>
+#include <c10/core/InferenceMode.h>
 #include <doctest/doctest.h>
 #include <torch/data/datasets/base.h>
 #include <torch/data/datasets/map.h>
@@ -927,6 +928,77 @@ TEST_CASE("tensors that need a gradient themselves are trained on as they are, a
 TEST_CASE("a model without parameters is refused") {
   CHECK(message_of<c10::ValueError>([] { Trainer(torch::nn::Sequential(torch::nn::Dropout(0.5))); }) ==
         "attend::Trainer: the model has no parameters to train");
+}
+
+TEST_CASE("Trainer: a fit under NoGradGuard or InferenceMode is refused before the first hook; evaluate() is not") {
+  const Samples data = linear_samples(8);
+  Trainer trainer(linear_model(), TrainerOptions().epochs(1).batch_size(4));
+  Recorder recorder;
+  const auto message = [&] { return message_of<c10::ValueError>([&] { trainer.fit(data, recorder); }); };
+  {
+    const c10::NoGradGuard no_grad;
+    CHECK(message() == "attend::Trainer: no gradients are recorded under NoGradGuard; train outside of its scope");
+    CHECK(std::isfinite(trainer.evaluate(data)));
+  }
+  {
+    const c10::InferenceMode inference_mode;
+    CHECK(message() == "attend::Trainer: no gradients are recorded under InferenceMode; train outside of its scope");
+    CHECK(std::isfinite(trainer.evaluate(data)));
+  }
+  CHECK(recorder.calls.empty());
+  CHECK(trainer.fit(data, recorder).epochs().size() == 1);
+}
+
+TEST_CASE("Trainer: a model whose parameters are all frozen is refused, unless on_fit_begin unfreezes one") {
+  const Samples data = linear_samples(8);
+  torch::nn::Linear model = linear_model();
+  for (torch::Tensor& parameter : model->parameters()) parameter.set_requires_grad(false);
+  Trainer trainer(model, TrainerOptions().epochs(1).batch_size(4));
+  const std::string expected = ": all parameters are frozen; call requires_grad_() of those that are to be trained";
+  CHECK(message_of<c10::ValueError>([&] { trainer.fit(data); }) == "attend::Trainer" + expected);
+  CHECK(std::isfinite(trainer.evaluate(data)));
+  Hooks unfreezes{[](TrainingState& state) { state.model.parameters()[0].set_requires_grad(true); }};
+  const torch::Tensor before = model->weight.detach().clone();
+  trainer.fit(data, unfreezes);
+  CHECK_FALSE(model->weight.equal(before));
+
+  Hooks freezes;
+  freezes.batch_end = [](TrainingState& state) { state.model.parameters()[0].set_requires_grad(false); };
+  CHECK(message_of<c10::ValueError>([&] { trainer.fit(data, freezes); }) == "attend::TrainingStep" + expected);
+}
+
+TEST_CASE("Trainer: parameters that were made under InferenceMode are refused") {
+  const torch::nn::Linear model = [] {
+    const c10::InferenceMode inference_mode;
+    return torch::nn::Linear(3, 1);
+  }();
+  CHECK(message_of<c10::ValueError>([&] { Trainer trainer(model); }) ==
+        "attend::Trainer: the model's parameters were made under InferenceMode and cannot be trained; make the model "
+        "outside of its scope");
+}
+
+TEST_CASE("Trainer: inputs of another dtype than the parameters: the model's error says which, in fit and evaluate") {
+  Samples data = linear_samples(8);
+  data.x = data.x.to(torch::kFloat);
+  Trainer trainer(linear_model(), TrainerOptions().epochs(1).batch_size(4));
+  const std::string expected =
+      "attend::TrainingStep: the inputs are Float on cpu, the parameters Double on cpu; convert one of them with .to()";
+  CHECK(message_of<c10::Error>([&] { trainer.fit(data); }).find(expected) != std::string::npos);
+  CHECK(message_of<c10::Error>([&] { trainer.evaluate(data); }).find(expected) != std::string::npos);
+
+  // Another error of a model whose inputs fit is left alone.
+  data = linear_samples(8);
+  data.x = data.x.slice(1, 0, 2);
+  CHECK(message_of<c10::Error>([&] { trainer.fit(data); }).find("attend::TrainingStep") == std::string::npos);
+
+  struct CastsImpl : torch::nn::Module {
+    CastsImpl() { register_module("linear", linear); }
+    torch::Tensor forward(const torch::Tensor& x) { return linear(x.to(torch::kDouble)); }
+    torch::nn::Linear linear = linear_model();
+  };
+  Samples narrow = linear_samples(8);
+  narrow.x = narrow.x.to(torch::kFloat);
+  CHECK_NOTHROW(Trainer(std::make_shared<CastsImpl>(), TrainerOptions().epochs(1).batch_size(4)).fit(narrow));
 }
 
 TEST_CASE("data that cannot be trained on are refused, by their role, before the first hook") {

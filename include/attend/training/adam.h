@@ -51,7 +51,8 @@ struct AdamWTraits {
 /// steps by `options().set_lr(rate)`, as schedulers do, or by `AdamOptions::lr(rate)`, which replays of a captured step
 /// see after before_replay() (Trainer calls it). They do not see other options that change after the capture.
 /// Throws c10::Error for options out of range, c10::NotImplementedError for a sparse gradient or a parameter that is a
-/// view with gaps, c10::ValueError for a parameter that has left the device of its state.
+/// view with gaps, c10::ValueError for a parameter that has left the device of its state, and for a step if all
+/// parameters are frozen and have no gradient.
 /// Source: D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015.
 ///
 /// Example:

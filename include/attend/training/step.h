@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/training/detail/autocast_scope.h>
+#include <attend/training/detail/trainable.h>
 #include <attend/version.h>
 
 #include <c10/util/Exception.h>
@@ -9,6 +10,7 @@
 #include <torch/types.h>
 
 #include <optional>
+#include <string>
 #include <utility>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
@@ -16,9 +18,17 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 namespace detail {
 
 /// The loss of a batch. Anything but a 0-d tensor is refused: it would be summed, or broadcast, into a wrong figure.
+/// What model and loss throw passes, with a hint if the inputs do not fit the parameters.
 template <class Model, class Loss>
-torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, const torch::Tensor& targets) {
-  torch::Tensor value = loss(model->forward(inputs), targets);
+torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, const torch::Tensor& targets,
+                      const torch::optim::Optimizer& optimizer) {
+  torch::Tensor value;
+  try {
+    value = loss(model->forward(inputs), targets);
+  } catch (c10::Error& error) {
+    if (const std::string hint = why_inputs_do_not_fit(inputs, optimizer); !hint.empty()) error.add_context(hint);
+    throw;
+  }
   TORCH_CHECK_VALUE(value.dim() == 0, "attend::TrainingStep: the loss must be a 0-d tensor, got ", value.sizes());
   return value;
 }
@@ -33,7 +43,8 @@ torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, con
 /// Only forward and loss run under autocast; backward follows the dtypes that they used, as PyTorch advises.
 ///
 /// Model: `model->forward(inputs)` gives the outputs. Loss: `loss(outputs, targets)` gives a 0-d tensor.
-/// Throws c10::ValueError for a loss that is not 0-d.
+/// Throws c10::ValueError for a loss that is not 0-d, and for one that no gradient can be taken of, with the reason:
+/// NoGradGuard or InferenceMode, frozen parameters, or a loss that does not depend on a parameter.
 ///
 /// Example:
 ///   attend::TrainingStep step(model, attend::MeanSquaredError(), optimizer);
@@ -79,7 +90,9 @@ class TrainingStep {
  private:
   torch::Tensor loss_of(const torch::Tensor& inputs, const torch::Tensor& targets) {
     const detail::AutocastScope autocast(autocast_, inputs.device().type());
-    return detail::loss_of(model_, loss_, inputs, targets);
+    const torch::Tensor loss = detail::loss_of(model_, loss_, inputs, targets, *optimizer_);
+    if (!loss.requires_grad()) detail::refuse_loss("attend::TrainingStep", *optimizer_);
+    return loss;
   }
 
   Model model_;

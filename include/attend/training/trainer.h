@@ -8,6 +8,7 @@
 #include <attend/training/detail/distinct.h>
 #include <attend/training/detail/evaluation_mode.h>
 #include <attend/training/detail/step_runner.h>
+#include <attend/training/detail/trainable.h>
 #include <attend/training/history.h>
 #include <attend/training/step.h>
 #include <attend/training/step_capture.h>
@@ -79,7 +80,8 @@ struct MakeAdam {
 /// comes once an update, in its last batch; a fit that is to end finishes the update that has begun.
 /// Modes: fit() puts the model in training mode once, before on_fit_begin, where a callback may freeze parts, and
 /// leaves it so. Validation and evaluate() give each submodule the mode back that it had.
-/// Throws c10::ValueError for options, data or a loss out of range and for a device that is not there. What a model, a
+/// Throws c10::ValueError for options, data or a loss out of range, for a device that is not there, for a fit under
+/// NoGradGuard or InferenceMode, and if all parameters are frozen after on_fit_begin. What a model, a
 /// loss or a callback throws passes through; the model keeps what it has learnt, and history() what was recorded.
 ///
 /// Example:
@@ -105,6 +107,7 @@ class Trainer {
         detail::TrainingData<TrainSet>,
         "attend::Trainer: the training set needs inputs() and targets(), or size() and get_batch(indices) as a "
         "torch::data dataset of Example<> has, which must not be const");
+    detail::check_records_gradients("attend::Trainer");
     detail::Batches<std::remove_reference_t<TrainSet>> train("the training set", train_set, device_,
                                                              options_.batch_size());
     return split_validation_set(train, validation_set_and_callbacks...);
@@ -209,6 +212,7 @@ class Trainer {
     model_->train();
     state.epoch = first_epoch;
     call(detail::on_fit_begin_hook());
+    if (!stop) detail::check_trains_something("attend::Trainer", *optimizer_);
     for (; state.epoch < state.epochs && !stop; ++state.epoch) {
       const auto epoch_begin = Clock::now();
       const torch::Tensor order = train.prepared(detail::shuffled(train.size(), options_.seed(), state.epoch));
@@ -276,7 +280,7 @@ class Trainer {
       const std::int64_t end = std::min(begin + options_.batch_size(), data.size());
       const auto [inputs, targets] = data.gather(order.slice(0, begin, end));
       const detail::AutocastScope autocast(options_.autocast(), device_.type());
-      loss_sum.add_(detail::loss_of(model_, loss_, inputs, targets), end - begin);  // in float64
+      loss_sum.add_(detail::loss_of(model_, loss_, inputs, targets, *optimizer_), end - begin);  // in float64
     }
     return loss_sum.item<double>() / static_cast<double>(data.size());
   }
@@ -284,6 +288,10 @@ class Trainer {
   torch::Device move_to_device() {
     const std::vector<torch::Tensor> parameters = model_->parameters();
     TORCH_CHECK_VALUE(!parameters.empty(), "attend::Trainer: the model has no parameters to train");
+    for (const torch::Tensor& parameter : parameters)
+      TORCH_CHECK_VALUE(!parameter.is_inference(),
+                        "attend::Trainer: the model's parameters were made under InferenceMode and cannot be trained; "
+                        "make the model outside of its scope");
     const torch::Device device = options_.device().value_or(parameters.front().device());
     model_->to(device);
     return device;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/training/detail/trainable.h>
 #include <attend/training/step_capture.h>
 #include <attend/version.h>
 
@@ -70,6 +71,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
             parameter, state_of(parameter, options), options.amsgrad());
       }
     }
+    if (seen.empty()) check_trains_something(Traits::kName, *this);
     for (std::size_t i = 0; i < groups.size(); ++i) {
       Options& options = options_of(this->param_groups_[i]);
       for (auto& [kind, tensors] : groups[i]) {
