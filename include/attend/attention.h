@@ -81,7 +81,7 @@ inline AttentionResult run(Problem problem, Backend asked_for) {
   if (problem.dropout > 0.0) problem.dropout_seed = draw_dropout_seed(problem.query);
   const AttentionResult result = entry.run(problem);
   if (problem.modification != nullptr) check_reads(problem, entry.backend, result.output);
-  return result;
+  return {as_given(result.output, problem), as_given(result.log_sum_exp, problem)};
 }
 
 inline Explanation explain(const Problem& problem, Backend asked_for) {
@@ -100,11 +100,16 @@ inline Explanation explain(const Problem& problem, Backend asked_for) {
 /// nothing, or S = 0, gives zeros and zero gradients.
 ///
 /// Shapes: query (N, H, L, D), key (N, G, S, D), value (N, G, S, Dv) → (N, H, L, Dv). N, L and S may be 0; any strides.
+/// All three may also be 3-d, (H, L, D), or 2-d, (L, D): missing sizes are 1, and the output has as many dimensions as
+/// query. Batch sizes and heads of 1 are broadcast without a copy, as in torch, those of query too.
 /// Dtypes: float64, float32, bfloat16, float16, all the same; under autocast they are cast first, float64 excepted.
+/// Memory: on the CPU the output's rows lie in memory in the order of the query's rows, whatever the backend, as in
+/// torch; in the order (N, H, L) if the last dimension of query is strided. On other devices ATen's kernels choose.
 /// Gradients: for query, key, value, and an attn_mask or alibi_slopes that needs one; on the CPU of any order.
 /// Differs from torch's scaled_dot_product_attention: the causal diagonal ends at the last key for every L and S, a
 /// mask may come together with is_causal on every device, and no dense fall-back is taken unnoticed: see explain().
-/// Throws c10::ValueError, c10::TypeError for wrong shapes, dtypes, devices and options; c10::NotImplementedError if a
+/// Throws c10::ValueError, c10::TypeError for wrong shapes, dtypes, devices and options, and c10::TypeError for tensors
+/// that are not dense: sparse, nested, mkldnn, quantized. Throws c10::NotImplementedError if a
 /// backend asked for by name cannot do what is asked, with the reason.
 /// Source: Vaswani et al., "Attention is all you need", 2017; grouped heads: Ainslie et al., "GQA", 2023.
 ///
@@ -140,7 +145,7 @@ inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& k
                                     const AttentionOptions& options = {}) {
   const detail::Problem problem = detail::scores_problem(query, key, options);
   const detail::WithoutAutocast without_autocast;
-  return detail::Reference::weights(problem);
+  return detail::as_given(detail::Reference::weights(problem), problem);
 }
 
 /// Which backend attention() takes for these arguments, why not a faster one, and what it copies; with_lse asks the

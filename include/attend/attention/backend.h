@@ -25,10 +25,10 @@ enum class Backend {
 /// that BackendGuard(Backend::kAuto) lifts an outer one. A backward pass stays with the backend of its forward pass,
 /// but that one which is to be differentiated itself (create_graph) goes through the reference.
 ///
-/// A guard reaches all code of its thread that is built with the same version of attend and exports its symbols. It does
-/// not reach a shared library that is built with -fvisibility=hidden or with another version of attend. With clang it
-/// also does not reach a library that is loaded with RTLD_LOCAL, as Python loads its modules. Pass `.backend(…)` to the
-/// call there.
+/// A guard reaches all code of its thread that is built with the same version of attend and exports its symbols. It
+/// does not reach a shared library that is built with -fvisibility=hidden or with another version of attend. With clang
+/// it also does not reach a library that is loaded with RTLD_LOCAL, as Python loads its modules. Pass `.backend(…)` to
+/// the call there.
 ///
 /// Example:
 ///   attend::BackendGuard guard(attend::Backend::kReference);
@@ -52,9 +52,9 @@ class BackendGuard {
 struct AttentionResult {
   at::Tensor output;  ///< (N, H, L, Dv), as attention() returns it
 
-  /// (N, H, L), float32, or float64 for float64: log Σⱼ exp(scoreⱼ), the natural logarithm, before dropout; −∞ for a
-  /// query that may attend to nothing. With it two results over different keys can be merged into that over all of
-  /// them.
+  /// (N, H, L), without the sizes that query lacks; float32, or float64 for float64: log Σⱼ exp(scoreⱼ), the natural
+  /// logarithm, before dropout; −∞ for a query that may attend to nothing. With it two results over different keys can
+  /// be merged into that over all of them.
   at::Tensor log_sum_exp;
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/attention/tensor_view.h>
+#include <attend/detail/check_dense.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
@@ -111,6 +112,7 @@ class Binder {
       return tensors_[static_cast<std::size_t>(number_++)];
     }
     TORCH_CHECK_VALUE(tensor.defined(), "attend::Binder: ", function, " needs a tensor, got an undefined one");
+    detail::check_dense("attend::Binder", "a tensor of a score_mod or mask_mod", tensor);
     TORCH_CHECK_TYPE(is_wanted(tensor.scalar_type()), "attend::Binder: ", function, " needs a tensor of ", wanted,
                      ", got ", tensor.scalar_type());
     TORCH_CHECK_VALUE(tensor.dim() <= 4, "attend::Binder: ", function, " needs a tensor of at most 4 sizes, got ",

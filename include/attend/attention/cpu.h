@@ -132,10 +132,8 @@ struct Cpu {
       const at::TensorOptions options = problem_.query.options();
       const bool keeps_output = with_backward && !call_.takes_keys_at_once && problem_.query.scalar_type() != kDtype;
       FusedResult result;
-      const std::int64_t Dv = problem_.value_width();
-      // A query's heads lie side by side, as layers want them; not a view, which could not be changed in place.
-      result.output =
-          at::empty_strided({N, H, L, Dv}, {L * H * Dv, Dv, H * Dv, 1}, keeps_output ? options.dtype(kDtype) : options);
+      result.output = at::empty_strided({N, H, L, problem_.value_width()}, output_strides(problem_),
+                                        keeps_output ? options.dtype(kDtype) : options);
       if (with_backward && call_.takes_keys_at_once) {
         result.kept = {at::empty({call_.size_of_weights()}, options.dtype(kDtype))};
       } else if (with_backward) {

@@ -5,6 +5,7 @@
 #include <attend/attention/mask_mod.h>
 #include <attend/attention/modification.h>
 #include <attend/attention/score_mod.h>
+#include <attend/detail/check_dense.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
@@ -33,8 +34,10 @@ at::Tensor materialize(const Mask& mask_mod, const AttentionSizes& sizes) {
 ///   torch::Tensor bias = attend::materialize(attend::Alibi(slopes), torch::zeros({1, 8, 64, 64}));
 template <ScoreMod Score>
 at::Tensor materialize(const Score& score_mod, const at::Tensor& scores) {
+  if (scores.defined()) detail::check_dense("attend::materialize", "scores", scores);
   TORCH_CHECK_VALUE(scores.defined() && scores.dim() == 4, "attend::materialize: scores must be 4-d (N, H, L, S), got ",
                     scores.defined() ? c10::str(scores.sizes()) : "an undefined tensor");
+  TORCH_CHECK_VALUE(!scores.is_meta(), "attend::materialize: scores must have data, got a tensor on the device meta");
   TORCH_CHECK_TYPE(scores.scalar_type() == at::kFloat || scores.scalar_type() == at::kDouble,
                    "attend::materialize: scores must be float32 or float64, got ", scores.scalar_type());
   detail::ModificationBy<Score, EveryKey> modification(score_mod, {});

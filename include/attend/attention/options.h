@@ -69,7 +69,10 @@ struct AttentionOptions {
   /// Source: Beltagy et al., "Longformer", 2020; the convention is FlashAttention's.
   TORCH_ARG(Window, window) = {};
 
-  /// Bool (true = attend), or of the query's dtype (added to the scaled scores; may need a gradient).
+  /// Bool (true = attend), or float64, float32, bfloat16 or float16 (added to the scaled scores; may need a gradient,
+  /// which has the mask's dtype). A float mask of another dtype than the query's is read in float32, in float64 for a
+  /// float64 query; a finite number of float64 stays finite. Differs from torch, which takes float32 and the query's
+  /// dtype only.
   /// 2-d (L, S), 3-d (H, L, S) or 4-d (N, H, L, S); any size may be 1 and is then broadcast. Default: none.
   TORCH_ARG(at::Tensor, attn_mask);
 

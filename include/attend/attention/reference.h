@@ -11,9 +11,12 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_safe_softmax.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/searchsorted.h>
 
+#include <array>
+#include <cstdint>
 #include <limits>
 #include <string>
 
@@ -49,8 +52,11 @@ struct Reference {
       weights = weights.masked_fill(keep.logical_not(), 0.0);
       if (problem.dropout < 1.0) weights = weights / (1.0 - problem.dropout);
     }
-    return {values_product(weights, value).to(problem.query.scalar_type()),  // (N, H, L, Dv)
-            problem.needs_log_sum_exp ? log_sum_exp(scores) : at::Tensor()};
+    at::Tensor output = values_product(weights, value).to(problem.query.scalar_type());  // (N, H, L, Dv)
+    const std::array<std::int64_t, 4> strides = output_strides(problem);
+    if (output.strides() != at::IntArrayRef(strides) && output.numel() > 0)
+      output = at::empty_strided(output.sizes(), strides, output.options()).copy_(output);
+    return {output, problem.needs_log_sum_exp ? log_sum_exp(scores) : at::Tensor()};
   }
 
   /// The weights alone, before dropout, in the query's dtype: (N, H, L, S).

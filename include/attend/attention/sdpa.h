@@ -184,13 +184,14 @@ struct Sdpa {
     }
 
    private:
-    /// The kernel takes a mask of the query's dtype only. The copy is of the mask's own size, before it is broadcast.
+    /// The kernel takes a mask of float32 or of the query's dtype. The copy is of the mask's own size, before it is
+    /// broadcast.
     static std::optional<at::Tensor> additive_mask(const Problem& problem) {
       constexpr double kInfinity = std::numeric_limits<double>::infinity();
       at::Tensor mask = problem.attn_mask;
       if (mask.defined() && mask.scalar_type() == at::kBool) {
         mask = at::zeros(mask.sizes(), problem.query.options()).masked_fill_(mask.logical_not(), -kInfinity);
-      } else if (mask.defined()) {
+      } else if (mask.defined() && mask.scalar_type() != at::kFloat) {
         mask = mask.to(problem.query.scalar_type());
       }
       if (masks_causally(problem)) {

@@ -3,17 +3,24 @@
 
 #include <attend/attention/backend.h>
 #include <attend/attention/options.h>
+#include <attend/detail/check_dense.h>
 #include <attend/version.h>
 
+#include <ATen/ExpandUtils.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/TensorAccessor.h>
+#include <ATen/ops/where.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -28,12 +35,13 @@ struct WithoutAutocast {
 
 /// One call of attention(), checked: what every backend is given.
 ///
-/// The tensors are the caller's, with the caller's strides; a backend copies what it cannot read in place.
+/// The tensors are the caller's, with the caller's strides; a backend copies what it cannot read in place. Missing
+/// sizes are there as 1, and sizes of 1 are expanded to those of the other tensors.
 struct Problem {
   at::Tensor query;         // (N, H, L, D)
   at::Tensor key;           // (N, G, S, D)
   at::Tensor value;         // (N, G, S, Dv)
-  at::Tensor attn_mask;     // undefined, or 4-d and broadcastable to (N, H, L, S): bool, or of the query's dtype
+  at::Tensor attn_mask;     // undefined, or 4-d and broadcastable to (N, H, L, S): bool, float32, or the query's dtype
   at::Tensor alibi_slopes;  // undefined, or (1 or N, H)
   at::Tensor query_offsets, key_offsets;  // undefined, or int32 (sequences + 1)
   at::Tensor dropout_seed;                // undefined without dropout, or int64 (1) on the device, drawn once per call
@@ -44,6 +52,7 @@ struct Problem {
   double softcap = 0.0;
   double dropout = 0.0;
   bool needs_log_sum_exp = false;
+  std::int64_t dimensions = 4;  // so many had the caller's query: 4, 3 (H, L, D) or 2 (L, D)
 
   std::int64_t batch_size() const { return query.size(0); }
   std::int64_t num_heads() const { return query.size(1); }
@@ -68,15 +77,18 @@ inline bool needs_gradient(const at::Tensor& tensor) {
   return tensor.defined() && tensor.requires_grad() && c10::GradMode::is_enabled();
 }
 
+inline bool is_attention_dtype(at::ScalarType dtype) {
+  return dtype == at::kDouble || dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf;
+}
+
 inline void check_attention_tensor(const char* name, const at::Tensor& tensor, const char* shape) {
   TORCH_CHECK_VALUE(tensor.defined(), "attend::attention: ", name, " must be a tensor ", shape,
                     ", got an undefined one");
-  TORCH_CHECK_VALUE(tensor.dim() == 4, "attend::attention: ", name, " must be 4-d ", shape, ", got ", tensor.dim(),
-                    "-d ", tensor.sizes());
-  TORCH_CHECK_TYPE(tensor.scalar_type() == at::kDouble || tensor.scalar_type() == at::kFloat ||
-                       tensor.scalar_type() == at::kBFloat16 || tensor.scalar_type() == at::kHalf,
-                   "attend::attention: ", name, " must be float64, float32, bfloat16 or float16, got ",
-                   tensor.scalar_type());
+  check_dense("attend::attention", name, tensor);
+  TORCH_CHECK_VALUE(tensor.dim() >= 2 && tensor.dim() <= 4, "attend::attention: ", name, " must be 4-d ", shape,
+                    ", or 3-d or 2-d without the first sizes, got ", tensor.dim(), "-d ", tensor.sizes());
+  TORCH_CHECK_TYPE(is_attention_dtype(tensor.scalar_type()), "attend::attention: ", name,
+                   " must be float64, float32, bfloat16 or float16, got ", tensor.scalar_type());
 }
 
 inline void check_same_kind(const char* name, const at::Tensor& tensor, const at::Tensor& query) {
@@ -84,6 +96,8 @@ inline void check_same_kind(const char* name, const at::Tensor& tensor, const at
                    ") must have the dtype of query (", query.scalar_type(), ")");
   TORCH_CHECK_VALUE(tensor.device() == query.device(), "attend::attention: ", name, " (", tensor.device(),
                     ") must be on the device of query (", query.device(), ")");
+  TORCH_CHECK_VALUE(tensor.dim() == query.dim(), "attend::attention: ", name, " ", tensor.sizes(),
+                    " must have as many dimensions as query ", query.sizes());
 }
 
 /// The tensor as autocast wants it: cast to its dtype if autocast is on for the device. float64 is never cast.
@@ -94,6 +108,16 @@ inline at::Tensor autocast(const at::Tensor& tensor) {
   return is_on ? at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device) : tensor;
 }
 
+/// A float mask as it is added to the scores, which are float64 or float32: in the query's dtype or float32. What is
+/// finite stays finite.
+inline at::Tensor added_mask(const at::Tensor& mask, at::ScalarType query_dtype) {
+  const at::ScalarType dtype = query_dtype == at::kDouble ? at::kDouble : at::kFloat;
+  if (mask.scalar_type() == query_dtype || mask.scalar_type() == dtype) return mask;
+  if (mask.scalar_type() != at::kDouble) return mask.to(dtype);
+  constexpr double kLargest = std::numeric_limits<float>::max();
+  return at::where(mask.isinf(), mask, mask.clamp(-kLargest, kLargest)).to(dtype);
+}
+
 /// The mask as 4-d: missing leading sizes become 1.
 inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem) {
   const std::int64_t full[4] = {problem.batch_size(), problem.num_heads(), problem.query_length(),
@@ -101,9 +125,10 @@ inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem) {
   TORCH_CHECK_VALUE(mask.dim() >= 2 && mask.dim() <= 4,
                     "attend::attention: attn_mask must be 2-d (L, S), 3-d (H, L, S) or 4-d (N, H, L, S), got ",
                     mask.dim(), "-d ", mask.sizes());
-  TORCH_CHECK_TYPE(mask.scalar_type() == at::kBool || mask.scalar_type() == problem.query.scalar_type(),
-                   "attend::attention: attn_mask must be bool (true = attend) or have the dtype of query (",
-                   problem.query.scalar_type(), "), got ", mask.scalar_type());
+  TORCH_CHECK_TYPE(mask.scalar_type() == at::kBool || is_attention_dtype(mask.scalar_type()),
+                   "attend::attention: attn_mask must be bool (true = attend), float64, float32, bfloat16 or float16, "
+                   "got ",
+                   mask.scalar_type());
   TORCH_CHECK_VALUE(mask.device() == problem.query.device(), "attend::attention: attn_mask (", mask.device(),
                     ") must be on the device of query (", problem.query.device(), ")");
   const at::Tensor given = mask;
@@ -114,7 +139,7 @@ inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem) {
     const bool is_expanded = mask.size(i) > 1 && mask.stride(i) == 0;
     if (is_expanded && !mask.requires_grad()) mask = mask.narrow(i, 0, 1);  // one of the copies is enough
   }
-  return mask;
+  return mask.scalar_type() == at::kBool ? mask : added_mask(mask, problem.query.scalar_type());
 }
 
 /// Both sides of the window, with is_causal in it; unlimited where it rules nothing out.
@@ -130,6 +155,7 @@ inline Window checked_window(const AttentionOptions& options, const Problem& pro
 
 /// The slopes as (1 or N, H).
 inline at::Tensor checked_slopes(const at::Tensor& slopes, const Problem& problem) {
+  check_dense("attend::attention", "alibi_slopes", slopes);
   TORCH_CHECK_TYPE(slopes.scalar_type() == at::kFloat || slopes.scalar_type() == problem.query.scalar_type(),
                    "attend::attention: alibi_slopes must be float32 or have the dtype of query (",
                    problem.query.scalar_type(), "), got ", slopes.scalar_type());
@@ -143,8 +169,10 @@ inline at::Tensor checked_slopes(const at::Tensor& slopes, const Problem& proble
   return is_shared ? slopes.unsqueeze(0) : slopes;
 }
 
-inline at::Tensor checked_offsets(const char* name, const at::Tensor& offsets, const char* length_name,
+inline at::Tensor checked_offsets(const char* name, const at::Tensor& given, const char* length_name,
                                   std::int64_t length, const at::Tensor& query) {
+  check_dense("attend::attention", name, given);
+  const at::Tensor offsets = given.resolve_neg();
   TORCH_CHECK_TYPE(offsets.scalar_type() == at::kInt, "attend::attention: ", name, " must be int32, got ",
                    offsets.scalar_type());
   TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.size(0) >= 1, "attend::attention: ", name,
@@ -162,26 +190,64 @@ inline at::Tensor checked_offsets(const char* name, const at::Tensor& offsets, c
   return offsets;
 }
 
-/// Checks query and key, with every rule that concerns them alone, and fills a problem without values.
-inline Problem scores_problem(const at::Tensor& given_query, const at::Tensor& given_key,
-                              const AttentionOptions& options) {
-  const at::Tensor query = autocast(given_query), key = autocast(given_key);
-  check_attention_tensor("query", query, "(N, H, L, D)");
-  check_attention_tensor("key", key, "(N, G, S, D)");
-  check_same_kind("key", key, query);
-  TORCH_CHECK_VALUE(key.size(0) == query.size(0), "attend::attention: key ", key.sizes(),
-                    " must have the batch size of query ", query.sizes());
-  TORCH_CHECK_VALUE(key.size(3) == query.size(3), "attend::attention: key ", key.sizes(),
-                    " must have the width of query ", query.sizes());
-  TORCH_CHECK_VALUE(query.size(3) >= 1, "attend::attention: the width of query must be at least 1, got ",
-                    query.sizes());
-  TORCH_CHECK_VALUE(key.size(1) >= 1 && query.size(1) >= 1 && query.size(1) % key.size(1) == 0,
-                    "attend::attention: the heads of query (", query.size(1),
-                    ") must be a multiple of the heads of key (", key.size(1), ")");
+/// The size of two tensors that are broadcast.
+inline std::int64_t common_size(const char* what, const char* name, std::int64_t size, const char* other_name,
+                                std::int64_t other_size) {
+  TORCH_CHECK_VALUE(size == other_size || size == 1 || other_size == 1, "attend::attention: the ", what, " of ", name,
+                    " (", size, ") must be that of ", other_name, " (", other_size, "), or one of them 1");
+  return size == 1 ? other_size : size;
+}
 
+/// Brings query, key and value to 4 dimensions and common batch sizes and heads, without a copy. `value` is undefined
+/// where there is none.
+inline void broadcast(at::Tensor& query, at::Tensor& key, at::Tensor& value) {
+  const auto each = [&](const auto& change) {
+    for (at::Tensor* tensor : {&query, &key, &value})
+      if (tensor->defined()) change(*tensor);
+  };
+  each([](at::Tensor& tensor) {
+    while (tensor.dim() < 4) tensor = tensor.unsqueeze(0);
+  });
+  std::int64_t batch = common_size("batch size", "key", key.size(0), "query", query.size(0));
+  std::int64_t kv_heads = key.size(1);
+  if (value.defined()) {
+    batch = common_size("batch size", "value", value.size(0), "query and key", batch);
+    kv_heads = common_size("number of heads", "value", value.size(1), "key", kv_heads);
+  }
+  const std::int64_t heads = query.size(1) == 1 ? kv_heads : query.size(1);
+  TORCH_CHECK_VALUE(kv_heads >= 1 && heads >= 1 && heads % kv_heads == 0, "attend::attention: the heads of query (",
+                    query.size(1), ") must be a multiple of the heads of key (", kv_heads, "), or 1");
+  each([&](at::Tensor& tensor) {
+    const std::int64_t own_heads = &tensor == &query ? heads : kv_heads;
+    if (tensor.size(0) != batch || tensor.size(1) != own_heads) tensor = tensor.expand({batch, own_heads, -1, -1});
+  });
+}
+
+/// Checks a call, and fills a problem. `given_value` is null where there is none.
+inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& given_key,
+                               const at::Tensor* given_value, const AttentionOptions& options) {
+  check_attention_tensor("query", given_query, "(N, H, L, D)");
+  check_attention_tensor("key", given_key, "(N, G, S, D)");
+  if (given_value != nullptr) check_attention_tensor("value", *given_value, "(N, G, S, Dv)");
   Problem problem;
-  problem.query = query;
-  problem.key = key;
+  problem.dimensions = given_query.dim();
+  problem.query = autocast(given_query);
+  problem.key = autocast(given_key);
+  check_same_kind("key", problem.key, problem.query);
+  if (given_value != nullptr) {
+    problem.value = autocast(*given_value);
+    check_same_kind("value", problem.value, problem.query);
+    TORCH_CHECK_VALUE(given_value->size(-2) == given_key.size(-2), "attend::attention: value ", given_value->sizes(),
+                      " must have the length of key ", given_key.sizes());
+  }
+  TORCH_CHECK_VALUE(!given_query.is_meta(), "attend::attention: query must have data, got a tensor on the device meta");
+  TORCH_CHECK_VALUE(given_key.size(-1) == given_query.size(-1), "attend::attention: key ", given_key.sizes(),
+                    " must have the width of query ", given_query.sizes());
+  TORCH_CHECK_VALUE(given_query.size(-1) >= 1, "attend::attention: the width of query must be at least 1, got ",
+                    given_query.sizes());
+  broadcast(problem.query, problem.key, problem.value);
+  const at::Tensor& query = problem.query;
+
   problem.window = checked_window(options, problem);
   problem.scale = options.scale().factor(query.size(3));
   TORCH_CHECK_VALUE(std::isfinite(problem.scale), "attend::attention: scale must be finite, got ", problem.scale);
@@ -192,8 +258,9 @@ inline Problem scores_problem(const at::Tensor& given_query, const at::Tensor& g
   TORCH_CHECK_VALUE(problem.dropout >= 0.0 && problem.dropout <= 1.0,
                     "attend::attention: dropout must be a probability from 0 to 1, got ", problem.dropout);
   if (options.attn_mask().defined()) {
-    const bool is_bool = options.attn_mask().scalar_type() == at::kBool;
-    problem.attn_mask = checked_mask(is_bool ? options.attn_mask() : autocast(options.attn_mask()), problem);
+    check_dense("attend::attention", "attn_mask", options.attn_mask());
+    const bool is_cast = options.attn_mask().scalar_type() != at::kBool && query.scalar_type() != at::kDouble;
+    problem.attn_mask = checked_mask(is_cast ? autocast(options.attn_mask()) : options.attn_mask(), problem);
   }
   if (options.alibi_slopes().defined()) problem.alibi_slopes = checked_slopes(options.alibi_slopes(), problem);
   if (options.query_offsets().defined() || options.key_offsets().defined()) {
@@ -212,16 +279,33 @@ inline Problem scores_problem(const at::Tensor& given_query, const at::Tensor& g
 }
 
 /// Checks a whole call.
-inline Problem attention_problem(const at::Tensor& query, const at::Tensor& key, const at::Tensor& given_value,
+inline Problem attention_problem(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                  const AttentionOptions& options) {
-  Problem problem = scores_problem(query, key, options);
-  const at::Tensor value = autocast(given_value);
-  check_attention_tensor("value", value, "(N, G, S, Dv)");
-  check_same_kind("value", value, problem.query);
-  TORCH_CHECK_VALUE(value.sizes().slice(0, 3) == key.sizes().slice(0, 3), "attend::attention: value ", value.sizes(),
-                    " must have the batch size, heads and length of key ", key.sizes());
-  problem.value = value;
-  return problem;
+  return checked_problem(query, key, &value, options);
+}
+
+/// Checks a call that has no values.
+inline Problem scores_problem(const at::Tensor& query, const at::Tensor& key, const AttentionOptions& options) {
+  return checked_problem(query, key, nullptr, options);
+}
+
+/// The strides of an output (N, H, L, Dv). Its rows lie in memory in the order of the query's rows; those of a query
+/// whose rows are not there as such, in the order (N, H, L).
+inline std::array<std::int64_t, 4> output_strides(const Problem& problem) {
+  const at::Tensor& query = problem.query;
+  const std::int64_t H = problem.num_heads(), L = problem.query_length(), Dv = problem.value_width();
+  std::array<std::int64_t, 4> strides{H * L * Dv, L * Dv, Dv, 1};
+  const bool has_rows = query.stride(3) == 1 && (L == 1 || query.stride(2) >= query.size(3));
+  if (query.is_contiguous() || !has_rows) return strides;
+  const std::vector<std::int64_t> dense = at::infer_dense_strides(query.sizes(), query.strides());
+  for (std::size_t i = 0; i < 3; ++i) strides[i] = dense[i] / query.size(3) * Dv;
+  return strides;
+}
+
+/// A result with as many dimensions as the caller's query has.
+inline at::Tensor as_given(at::Tensor result, const Problem& problem) {
+  for (std::int64_t d = problem.dimensions; d < 4 && result.defined(); ++d) result = result.squeeze(0);
+  return result;
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
