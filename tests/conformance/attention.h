@@ -387,7 +387,8 @@ inline void attention_checks(Checks& checks) {
     const auto refused = [&](const std::string& part, const AttentionOptions& options) {
       require_throws<c10::ValueError>(part, part, [&] { attend::attention(x, x, x, options); });
     };
-    require_throws<c10::ValueError>("3-d", "query must be 4-d", [&] { attend::attention(x[0], x, x); });
+    require_throws<c10::ValueError>("3-d", "must have as many dimensions as query",
+                                    [&] { attend::attention(x[0], x, x); });
     require_throws<c10::ValueError>("undefined", "value must be a tensor", [&] { attend::attention(x, x, {}); });
     require_throws<c10::TypeError>("two dtypes", "must have the dtype of query",
                                    [&] { attend::attention(x, x.to(at::kDouble), x); });
