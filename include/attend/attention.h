@@ -76,6 +76,7 @@ inline void check_reads(const Problem& problem, Backend backend, const at::Tenso
 }
 
 inline AttentionResult run(Problem problem, Backend asked_for) {
+  check_has_data(problem);
   const WithoutAutocast without_autocast;
   const BackendEntry& entry = choose(problem, asked_for);
   if (problem.dropout > 0.0) problem.dropout_seed = draw_dropout_seed(problem.query);
@@ -144,6 +145,7 @@ inline AttentionResult attention_with_lse(const at::Tensor& query, const at::Ten
 inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& key,
                                     const AttentionOptions& options = {}) {
   const detail::Problem problem = detail::scores_problem(query, key, options);
+  detail::check_has_data(problem);
   const detail::WithoutAutocast without_autocast;
   return detail::as_given(detail::Reference::weights(problem), problem);
 }

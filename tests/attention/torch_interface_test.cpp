@@ -425,12 +425,14 @@ TEST_CASE("attention: sparse, nested, mkldnn, quantized and wrapped tensors are 
   }
 }
 
-TEST_CASE("attention: tensors on the device meta are refused") {
+TEST_CASE("attention: tensors on the device meta are refused, except by explain()") {
   const torch::Tensor meta = torch::empty({1, 2, 4, 8}, torch::kMeta);
   const std::string expected = "attend::attention: query must have data, got a tensor on the device meta";
   CHECK(message_of<c10::ValueError>([&] { attend::attention(meta, meta, meta); }) == expected);
   CHECK(message_of<c10::ValueError>([&] { attend::attention_weights(meta, meta); }) == expected);
-  CHECK(message_of<c10::ValueError>([&] { attend::explain(meta, meta, meta); }) == expected);
+  CHECK(message_of<c10::ValueError>([&] { attend::flex_attention(meta, meta, meta, attend::Unchanged{}); }) ==
+        expected);
+  CHECK(attend::explain(meta, meta, meta).why_not_faster.find("kCpu: the tensors are on meta") == 0);
   CHECK(message_of<c10::ValueError>([&] { attend::materialize(HeadBias{torch::rand({2})}, meta); }) ==
         "attend::materialize: scores must have data, got a tensor on the device meta");
 }

@@ -240,7 +240,6 @@ inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& 
     TORCH_CHECK_VALUE(given_value->size(-2) == given_key.size(-2), "attend::attention: value ", given_value->sizes(),
                       " must have the length of key ", given_key.sizes());
   }
-  TORCH_CHECK_VALUE(!given_query.is_meta(), "attend::attention: query must have data, got a tensor on the device meta");
   TORCH_CHECK_VALUE(given_key.size(-1) == given_query.size(-1), "attend::attention: key ", given_key.sizes(),
                     " must have the width of query ", given_query.sizes());
   TORCH_CHECK_VALUE(given_query.size(-1) >= 1, "attend::attention: the width of query must be at least 1, got ",
@@ -300,6 +299,12 @@ inline std::array<std::int64_t, 4> output_strides(const Problem& problem) {
   const std::vector<std::int64_t> dense = at::infer_dense_strides(query.sizes(), query.strides());
   for (std::size_t i = 0; i < 3; ++i) strides[i] = dense[i] / query.size(3) * Dv;
   return strides;
+}
+
+/// Throws c10::ValueError for tensors that explain() can tell about, but nothing can compute with.
+inline void check_has_data(const Problem& problem) {
+  TORCH_CHECK_VALUE(!problem.query.is_meta(),
+                    "attend::attention: query must have data, got a tensor on the device meta");
 }
 
 /// A result with as many dimensions as the caller's query has.
