@@ -158,7 +158,7 @@ inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& k
 ///   attend::Explanation plan = attend::explain(q, k, v);  // plan.backend == attend::Backend::kCpu
 inline Explanation explain(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const AttentionOptions& options = {}, bool with_lse = false) {
-  detail::Problem problem = detail::attention_problem(query, key, value, options);
+  detail::Problem problem = detail::attention_problem(query, key, value, options, detail::Purpose::kExplain);
   problem.needs_log_sum_exp = with_lse;
   return detail::explain(problem, options.backend());
 }

@@ -41,8 +41,8 @@ constexpr bool check_modification() {
 
 template <class Score, class Mask>
 Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const Score& score_mod,
-                     const Mask& mask_mod, const AttentionOptions& options) {
-  Problem problem = attention_problem(query, key, value, options);
+                     const Mask& mask_mod, const AttentionOptions& options, Purpose purpose = Purpose::kCompute) {
+  Problem problem = attention_problem(query, key, value, options, purpose);
   const auto modification = std::make_shared<ModificationBy<Score, Mask>>(score_mod, mask_mod);
   problem.modification_tensors =
       modification->tensors({problem.batch_size(), problem.num_heads(), problem.query_length(), problem.key_length()},
@@ -100,7 +100,9 @@ template <class Score, class Mask = EveryKey>
 Explanation explain_flex(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                          const Score& score_mod, const Mask& mask_mod = {}, const AttentionOptions& options = {}) {
   if constexpr (detail::check_modification<Score, Mask>())
-    return detail::explain(detail::flex_problem(query, key, value, score_mod, mask_mod, options), options.backend());
+    return detail::explain(
+        detail::flex_problem(query, key, value, score_mod, mask_mod, options, detail::Purpose::kExplain),
+        options.backend());
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

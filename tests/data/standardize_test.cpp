@@ -68,7 +68,7 @@ TEST_CASE(
   Standardize standardize;
   CHECK(standardize(on_meta).is_meta());
   CHECK(message_of<c10::TypeError>([&] { standardize(x.to_sparse()); }) ==
-        "attend::Standardize: x must be a dense tensor, got Sparse; convert it with .to_dense()");
+        "attend::Standardize: x must be dense, got the layout Sparse; convert it with .to_dense()");
   CHECK(message_of<c10::ValueError>([&] { standardize->inverse({}); }) ==
         "attend::Standardize: y must be a tensor, got an undefined one");
   standardize->mean = standardize->mean.to(torch::kMeta);

@@ -288,7 +288,7 @@ TEST_CASE_TEMPLATE("sparse, nested and mkldnn inputs are refused", Case, SIGNAL_
   auto layer = Case::make();
   const torch::Tensor x = torch::randn({2, 4, 9});
   const auto message = [&](const torch::Tensor& given) { return message_of<c10::TypeError>([&] { layer(given); }); };
-  const std::string start = std::string(Case::kName) + ": x must be a dense tensor, got ";
+  const std::string start = std::string(Case::kName) + ": x must be dense, got ";
   CHECK(message(x.to_sparse()) == start + "Sparse; convert it with .to_dense()");
   CHECK(message(x.to_mkldnn()) == start + "Mkldnn; convert it with .to_dense()");
   CHECK(message(at::_nested_tensor_from_tensor_list({x[0], x[1]})) ==
@@ -301,12 +301,12 @@ TEST_CASE("MultiheadAttention: sparse, nested and mkldnn inputs and masks are re
   const std::string start = "attend::MultiheadAttention: ";
   const auto message = [&](const auto&... given) { return message_of<c10::TypeError>([&] { layer(given...); }); };
   CHECK(message(x.to_sparse(), x, x) ==
-        start + "query must be a dense tensor, got Sparse; convert it with .to_dense()");
-  CHECK(message(x, x.to_mkldnn(), x) == start + "key must be a dense tensor, got Mkldnn; convert it with .to_dense()");
+        start + "query must be dense, got the layout Sparse; convert it with .to_dense()");
+  CHECK(message(x, x.to_mkldnn(), x) == start + "key must be dense, got the layout Mkldnn; convert it with .to_dense()");
   CHECK(message(x, x, at::_nested_tensor_from_tensor_list({x[0], x[1]})) ==
-        start + "value must be a dense tensor, got a nested one; convert it with to_padded_tensor()");
+        start + "value must be dense, got a nested tensor; pad it first");
   CHECK(message(x, x, x, torch::zeros({2, 9}).to_sparse()) ==
-        start + "key_padding_mask must be a dense tensor, got Sparse; convert it with .to_dense()");
+        start + "key_padding_mask must be dense, got the layout Sparse; convert it with .to_dense()");
   CHECK(message(x, x, x, torch::Tensor(), false, torch::zeros({9, 9}).to_sparse()) ==
-        start + "attn_mask must be a dense tensor, got Sparse; convert it with .to_dense()");
+        start + "attn_mask must be dense, got the layout Sparse; convert it with .to_dense()");
 }

@@ -193,7 +193,7 @@ TEST_CASE_TEMPLATE("signals that do not fit are refused with the rule and the va
         }) == name + "x (Long) must have a floating dtype");
   CHECK(message_of<c10::TypeError>([&] {
           layer(torch::ones({2, 4, 9}).to_sparse());
-        }) == name + "x must be a dense tensor, got Sparse; convert it with .to_dense()");
+        }) == name + "x must be dense, got the layout Sparse; convert it with .to_dense()");
   if constexpr (Case::kChannels > 1)
     CHECK(message(torch::randn({2, 3, 9})) ==
           name + "x (3 channels) must have the channels of the positions (4) for kAdd");

@@ -78,8 +78,16 @@ struct Cpu {
     for (at::Tensor* tensor : inputs_of(problem))
       if (tensor->defined()) *tensor = tensor->resolve_neg();
     for (at::Tensor* tensor : {&problem.query, &problem.key, &problem.value, &problem.attn_mask})
-      if (tensor->defined() && tensor->scalar_type() == at::kHalf) *tensor = tensor->to(at::kFloat);
+      if (tensor->defined() && tensor->scalar_type() == at::kHalf) *tensor = in_float(*tensor);
     return problem;
+  }
+
+  /// The tensor in float32. A batch or head that is repeated without a copy is converted once.
+  static at::Tensor in_float(const at::Tensor& tensor) {
+    at::Tensor once = tensor;
+    for (const std::int64_t i : {0, 1})
+      if (tensor.size(i) > 1 && tensor.stride(i) == 0) once = once.narrow(i, 0, 1);
+    return once.to(at::kFloat).expand_as(tensor);
   }
 
   static AttentionResult run(const Problem& problem) {

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <attend/detail/autocast.h>
+#include <attend/detail/check_dense.h>
 #include <attend/version.h>
 
 #include <c10/util/Exception.h>
-#include <c10/util/StringUtil.h>
 #include <torch/types.h>
 
 #include <cstdint>
@@ -20,9 +20,7 @@ inline void check_positive(const char* layer, const char* name, std::int64_t val
 /// An input must be a dense tensor.
 inline void check_tensor(const char* layer, const char* name, const torch::Tensor& tensor) {
   TORCH_CHECK_VALUE(tensor.defined(), layer, ": ", name, " must be a tensor, got an undefined one");
-  TORCH_CHECK_TYPE(tensor.layout() == torch::kStrided && !tensor.is_nested(), layer, ": ", name,
-                   " must be a dense tensor, got ", tensor.is_nested() ? "a nested one" : c10::str(tensor.layout()),
-                   "; convert it with ", tensor.is_nested() ? "to_padded_tensor()" : ".to_dense()");
+  check_dense(layer, name, tensor);
 }
 
 inline void check_device(const char* layer, const char* name, const torch::Tensor& tensor,

@@ -4,6 +4,7 @@
 #include <attend/detail/autocast.h>
 #include <attend/version.h>
 
+#include <ATen/ExpandUtils.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
@@ -29,6 +30,15 @@ inline at::Tensor without_data(at::IntArrayRef sizes, const at::TensorOptions& o
   tensor.unsafeGetTensorImpl()->set_storage_keep_dtype(storage);
   tensor.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
   return tensor.set_requires_grad(requires_grad && c10::GradMode::is_enabled());
+}
+
+/// The result of tensor.to(dtype) without its data. A tensor that has the dtype is returned as it is.
+inline at::Tensor converted_without_data(const at::Tensor& tensor, at::ScalarType dtype) {
+  if (!tensor.defined() || tensor.scalar_type() == dtype) return tensor;
+  const at::Tensor result = without_data(tensor.sizes(), tensor.options().dtype(dtype), tensor.requires_grad());
+  result.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(),
+                                                      at::infer_dense_strides(tensor.sizes(), tensor.strides()));
+  return result;
 }
 
 /// The result of torch::linear(x, weight, bias) without its data, under autocast too.

@@ -46,16 +46,19 @@ struct StandardScores {
     if (alibi_slopes != nullptr)
       operations.add_alibi(tile.scores, tile.keys, tile.columns, alibi_slopes[slope_of(tile)],
                            tile.position - tile.first.key);
-    if (mask.kind == Mask::Kind::kAdded) add_mask<T>(tile, is_careful);
-    if (mask.kind == Mask::Kind::kAddedBFloat16) add_mask<BFloat16>(tile, is_careful);
+    if (mask.kind == Mask::Kind::kAdded) add_mask<T>(tile);
+    if (mask.kind == Mask::Kind::kAddedBFloat16) add_mask<BFloat16>(tile);
+    if (is_careful && mask.kind == Mask::Kind::kAdded) rule_out_added<T>(tile);
+    if (is_careful && mask.kind == Mask::Kind::kAddedBFloat16) rule_out_added<BFloat16>(tile);
     return softcap > 0 && derivatives != nullptr;
   }
 
   /// −∞ for what the bool mask or the window rules out.
   void rule_out(const TileOperations<T>& operations, const Tile<T>& tile) const {
     if (mask.kind == Mask::Kind::kBool)
-      for_each_entry(tile, static_cast<const bool*>(mask.data), mask.strides,
-                     [&](bool attend, int entry) { tile.scores[entry] = attend ? tile.scores[entry] : kNever<T>; });
+      for_each_entry(
+          tile, static_cast<const bool*>(mask.data), mask.strides,
+          [scores = tile.scores](bool attend, int entry) { scores[entry] = attend ? scores[entry] : kNever<T>; });
     const std::int32_t distance = tile.first.key - tile.position;  // key − position is distance + j − i
     const bool is_cut_right = window_right >= 0 && distance + tile.keys - 1 > window_right;
     const bool is_cut_left = window_left >= 0 && distance - (tile.queries - 1) < -window_left;
@@ -89,19 +92,23 @@ struct StandardScores {
   }
 
   template <class Element>
-  void add_mask(const Tile<T>& tile, bool is_careful) const {
-    const auto* const data = static_cast<const Element*>(mask.data);
-    for_each_entry(tile, data, mask.strides,
-                   [&](Element value, int entry) { tile.scores[entry] += static_cast<T>(value); });
-    if (is_careful)
-      for_each_entry(tile, data, mask.strides, [&](Element value, int entry) {
-        if (static_cast<T>(value) == kNever<T>) tile.scores[entry] = kNever<T>;
-      });
+  void add_mask(const Tile<T>& tile) const {
+    for_each_entry(tile, static_cast<const Element*>(mask.data), mask.strides,
+                   [scores = tile.scores](Element value, int entry) { scores[entry] += static_cast<T>(value); });
+  }
+
+  /// −∞ where −∞ was added: to NaN too.
+  template <class Element>
+  [[gnu::noinline]] void rule_out_added(const Tile<T>& tile) const {
+    for_each_entry(tile, static_cast<const Element*>(mask.data), mask.strides,
+                   [scores = tile.scores](Element value, int entry) {
+                     if (static_cast<T>(value) == kNever<T>) scores[entry] = kNever<T>;
+                   });
   }
 
   template <class Element, class Action>
-  static void for_each_entry(const Tile<T>& tile, Element* data, const std::int64_t (&strides)[4],
-                             const Action& action) {
+  static ATTEND_ALWAYS_INLINE void for_each_entry(const Tile<T>& tile, Element* data, const std::int64_t (&strides)[4],
+                                                  const Action& action) {
     Element* entries = data + tile.first.batch * strides[0] + tile.first.head * strides[1] +
                        tile.first.query * strides[2] + tile.first.key * strides[3];
     for (int i = 0; i < tile.queries; ++i)

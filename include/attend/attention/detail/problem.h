@@ -3,7 +3,9 @@
 
 #include <attend/attention/backend.h>
 #include <attend/attention/options.h>
+#include <attend/detail/autocast.h>
 #include <attend/detail/check_dense.h>
+#include <attend/detail/without_data.h>
 #include <attend/version.h>
 
 #include <ATen/ExpandUtils.h>
@@ -100,26 +102,35 @@ inline void check_same_kind(const char* name, const at::Tensor& tensor, const at
                     " must have as many dimensions as query ", query.sizes());
 }
 
+/// Whether a problem is to be computed, or only to be explained: then nothing is converted, and tensors that would be
+/// have no data.
+enum class Purpose { kCompute, kExplain };
+
 /// The tensor as autocast wants it: cast to its dtype if autocast is on for the device. float64 is never cast.
-inline at::Tensor autocast(const at::Tensor& tensor) {
-  if (!tensor.defined()) return tensor;
-  const c10::DeviceType device = tensor.device().type();
-  const bool is_on = at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
-  return is_on ? at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device) : tensor;
+inline at::Tensor autocast(const at::Tensor& tensor, Purpose purpose) {
+  const at::ScalarType dtype = dtype_under_autocast(tensor);
+  if (tensor.scalar_type() == dtype) return tensor;
+  return purpose == Purpose::kExplain ? converted_without_data(tensor, dtype)
+                                      : at::autocast::cached_cast(dtype, tensor, tensor.device().type());
 }
 
-/// A float mask as it is added to the scores, which are float64 or float32: in the query's dtype or float32. What is
-/// finite stays finite.
+/// The dtype in which a float mask is added to the scores, which are float64 or float32: the query's dtype or float32.
+inline at::ScalarType added_mask_dtype(at::ScalarType mask_dtype, at::ScalarType query_dtype) {
+  if (mask_dtype == query_dtype || query_dtype == at::kDouble) return query_dtype;
+  return at::kFloat;
+}
+
+/// A float mask as it is added to the scores. What is finite stays finite.
 inline at::Tensor added_mask(const at::Tensor& mask, at::ScalarType query_dtype) {
-  const at::ScalarType dtype = query_dtype == at::kDouble ? at::kDouble : at::kFloat;
-  if (mask.scalar_type() == query_dtype || mask.scalar_type() == dtype) return mask;
+  const at::ScalarType dtype = added_mask_dtype(mask.scalar_type(), query_dtype);
+  if (mask.scalar_type() == dtype) return mask;
   if (mask.scalar_type() != at::kDouble) return mask.to(dtype);
   constexpr double kLargest = std::numeric_limits<float>::max();
   return at::where(mask.isinf(), mask, mask.clamp(-kLargest, kLargest)).to(dtype);
 }
 
 /// The mask as 4-d: missing leading sizes become 1.
-inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem) {
+inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem, Purpose purpose) {
   const std::int64_t full[4] = {problem.batch_size(), problem.num_heads(), problem.query_length(),
                                 problem.key_length()};
   TORCH_CHECK_VALUE(mask.dim() >= 2 && mask.dim() <= 4,
@@ -139,7 +150,10 @@ inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem) {
     const bool is_expanded = mask.size(i) > 1 && mask.stride(i) == 0;
     if (is_expanded && !mask.requires_grad()) mask = mask.narrow(i, 0, 1);  // one of the copies is enough
   }
-  return mask.scalar_type() == at::kBool ? mask : added_mask(mask, problem.query.scalar_type());
+  if (mask.scalar_type() == at::kBool) return mask;
+  const at::ScalarType query_dtype = problem.query.scalar_type();
+  return purpose == Purpose::kExplain ? converted_without_data(mask, added_mask_dtype(mask.scalar_type(), query_dtype))
+                                      : added_mask(mask, query_dtype);
 }
 
 /// Both sides of the window, with is_causal in it; unlimited where it rules nothing out.
@@ -225,17 +239,18 @@ inline void broadcast(at::Tensor& query, at::Tensor& key, at::Tensor& value) {
 
 /// Checks a call, and fills a problem. `given_value` is null where there is none.
 inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& given_key,
-                               const at::Tensor* given_value, const AttentionOptions& options) {
+                               const at::Tensor* given_value, const AttentionOptions& options,
+                               Purpose purpose = Purpose::kCompute) {
   check_attention_tensor("query", given_query, "(N, H, L, D)");
   check_attention_tensor("key", given_key, "(N, G, S, D)");
   if (given_value != nullptr) check_attention_tensor("value", *given_value, "(N, G, S, Dv)");
   Problem problem;
   problem.dimensions = given_query.dim();
-  problem.query = autocast(given_query);
-  problem.key = autocast(given_key);
+  problem.query = autocast(given_query, purpose);
+  problem.key = autocast(given_key, purpose);
   check_same_kind("key", problem.key, problem.query);
   if (given_value != nullptr) {
-    problem.value = autocast(*given_value);
+    problem.value = autocast(*given_value, purpose);
     check_same_kind("value", problem.value, problem.query);
     TORCH_CHECK_VALUE(given_value->size(-2) == given_key.size(-2), "attend::attention: value ", given_value->sizes(),
                       " must have the length of key ", given_key.sizes());
@@ -259,7 +274,8 @@ inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& 
   if (options.attn_mask().defined()) {
     check_dense("attend::attention", "attn_mask", options.attn_mask());
     const bool is_cast = options.attn_mask().scalar_type() != at::kBool && query.scalar_type() != at::kDouble;
-    problem.attn_mask = checked_mask(is_cast ? autocast(options.attn_mask()) : options.attn_mask(), problem);
+    problem.attn_mask =
+        checked_mask(is_cast ? autocast(options.attn_mask(), purpose) : options.attn_mask(), problem, purpose);
   }
   if (options.alibi_slopes().defined()) problem.alibi_slopes = checked_slopes(options.alibi_slopes(), problem);
   if (options.query_offsets().defined() || options.key_offsets().defined()) {
@@ -279,8 +295,8 @@ inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& 
 
 /// Checks a whole call.
 inline Problem attention_problem(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                                 const AttentionOptions& options) {
-  return checked_problem(query, key, &value, options);
+                                 const AttentionOptions& options, Purpose purpose = Purpose::kCompute) {
+  return checked_problem(query, key, &value, options, purpose);
 }
 
 /// Checks a call that has no values.

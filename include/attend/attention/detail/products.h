@@ -28,11 +28,9 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Whether numbers that are not finite are looked for: on the CPU, where looking stops nothing. Not under forward-mode
-/// differentiation or a transform of functorch, which know torch's own operations only.
+/// differentiation, which knows torch's own operations only.
 inline bool is_looked_at(const at::Tensor& tensor) {
-  constexpr c10::DispatchKeySet kTransforms(
-      {c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Functionalize});
-  return tensor.is_cpu() && !tensor.key_set().has_any(kTransforms) && !tensor._fw_grad(/*level=*/0).defined();
+  return tensor.is_cpu() && !tensor._fw_grad(/*level=*/0).defined();
 }
 
 inline at::Tensor scores_product(const at::Tensor& query, const at::Tensor& key);
