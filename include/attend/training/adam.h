@@ -20,6 +20,7 @@ struct AdamTraits {
   using Options = torch::optim::AdamOptions;
   using State = torch::optim::AdamParamState;
   static constexpr const char* kName = "attend::Adam";
+  static constexpr bool kIsDecayDecoupled = false;
 
   template <class... Arguments>
   static void update(Arguments&&... arguments) {
@@ -32,6 +33,7 @@ struct AdamWTraits {
   using Options = torch::optim::AdamWOptions;
   using State = torch::optim::AdamWParamState;
   static constexpr const char* kName = "attend::AdamW";
+  static constexpr bool kIsDecayDecoupled = true;
 
   template <class... Arguments>
   static void update(Arguments&&... arguments) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/training/detail/trainable.h>
+#include <attend/training/detail/adam_on_cpu.h>
 #include <attend/training/step_capture.h>
 #include <attend/version.h>
 
@@ -17,6 +18,7 @@
 #include <torch/serialize/archive.h>
 #include <torch/types.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -76,6 +78,11 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
       Options& options = options_of(this->param_groups_[i]);
       for (auto& [kind, tensors] : groups[i]) {
         count_step(tensors.steps);
+        if (tensors.can_update_on_cpu()) {
+          tensors.update_on_cpu({options.lr(), std::get<0>(options.betas()), std::get<1>(options.betas()),
+                                 options.eps(), options.weight_decay(), Traits::kIsDecayDecoupled});
+          continue;
+        }
         Traits::update(
             tensors.parameters, tensors.gradients, tensors.exp_avgs, tensors.exp_avg_sqs, tensors.max_exp_avg_sqs,
             tensors.steps, learning_rate_on(tensors.parameters[0].device(), options), std::get<0>(options.betas()),
@@ -197,6 +204,20 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
     /// The tensor, copied if its strides are not the parameter's: the kernel walks all tensors in the order of memory.
     static at::Tensor laid_out_as(const at::Tensor& parameter, const at::Tensor& tensor) {
       return tensor.strides() == parameter.strides() ? tensor : at::empty_like(parameter).copy_(tensor);
+    }
+
+    bool can_update_on_cpu() const {
+      for (const auto* each : {&parameters, &gradients, &exp_avgs, &exp_avg_sqs, &max_exp_avg_sqs})
+        if (!std::all_of(each->begin(), each->end(), AdamOnCpu::can_update)) return false;
+      return true;
+    }
+
+    void update_on_cpu(const AdamOnCpu::Settings& settings) const {
+      std::vector<AdamOnCpu> updates;
+      for (std::size_t i = 0; i < parameters.size(); ++i)
+        updates.emplace_back(settings, *steps[i].const_data_ptr<float>(), parameters[i], gradients[i], exp_avgs[i],
+                             exp_avg_sqs[i], max_exp_avg_sqs.empty() ? at::Tensor() : max_exp_avg_sqs[i]);
+      AdamOnCpu::run(updates);
     }
 
     std::vector<at::Tensor> parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps;

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""What does a busy machine cost? python3 measure.py FOLDER [--before FOLDER].
+
+FOLDER holds the programs experiment and threads, as CMake builds them; --before names those of another version of
+attend. Measures epochs of the experiment and of the notebook alone, beside one busy process and beside two, and single
+calls on a free machine. Writes threads.md into benchmarks/results, or into the folder that --output names. Needs torch
+and numpy for the notebook.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(BENCHMARKS / "experiment"), str(BENCHMARKS)]
+import machine  # noqa: E402
+import measure as experiment  # noqa: E402
+from digits import rounded  # noqa: E402
+
+ROUNDS = 3  # of the single calls
+
+PAGE = """# Threads
+
+What does a busy machine cost? `benchmarks/threads/measure.py` measures epochs of {samples:,} samples of [the experiment](experiment.md), float32,
+while busy processes run: endless loops of a shell, which are not bound to a core. The programs run in turn, epoch by epoch. Seconds are medians of
+{epochs} epochs. A ratio compares the seconds with those of the same program on the free machine.
+
+{epochs_table}
+
+## A free machine
+
+Single calls, float32, in microseconds: medians of each run, then the median of {rounds} runs. The programs run in turn. The product is that of two
+matrices of 512², which runs on LibTorch's threads.
+
+{calls_table}
+
+{machine}, {threads} threads; {compiler}, LibTorch {torch}.
+"""
+
+
+class Busy:
+    """Processes that do nothing but keep the machine busy."""
+
+    def __init__(self, count):
+        self.processes = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(count)]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def epochs_table(programs, epochs):
+    """Seconds and ratios: a line for each program and net."""
+    seconds = {}
+    for busy in range(3):
+        with Busy(busy):
+            for round in range(epochs + 1):  # the first one starts up
+                for name, program in programs.items():
+                    for net in experiment.NETS:
+                        experiment.rest()
+                        took = program.ask("epoch", net)["seconds"]
+                        print(f"beside {busy}: {name}, {net}: {took:.3f} s", file=sys.stderr)
+                        if round > 0:
+                            seconds.setdefault((name, net, busy), []).append(took)
+    lines = ["| program | net | alone (s) | beside one busy process (s) | ratio | beside two (s) | ratio |",
+             "| --- " * 7 + "|"]
+    for name in programs:
+        for net in experiment.NETS:
+            alone, one, two = (statistics.median(seconds[name, net, busy]) for busy in range(3))
+            lines.append(f"| {name} | {net} | {rounded(alone)} | {rounded(one)} | {one / alone:.2f} | {rounded(two)} | "
+                         f"{two / alone:.2f} |")
+    return "\n".join(lines)
+
+
+def calls_table(folders):
+    runs = {name: [] for name in folders}
+    for _ in range(ROUNDS):
+        for name, folder in folders.items():
+            text = subprocess.run([folder / "threads"], stdout=subprocess.PIPE, text=True, check=True).stdout
+            runs[name].append([line.rsplit(",", 1) for line in text.splitlines()])
+    lines = ["| call | " + " | ".join(f"{name} (µs)" for name in folders) + " |", "| --- " * (1 + len(folders)) + "|"]
+    for i, (call, _) in enumerate(next(iter(runs.values()))[0]):
+        medians = [statistics.median(float(run[i][1]) for run in of_program) for of_program in runs.values()]
+        lines.append(f"| {call} | " + " | ".join(map(rounded, medians)) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--before", type=Path, help="folder with the programs of another version of attend")
+    parser.add_argument("--output", type=Path, default=experiment.RESULTS, help="folder for the page")
+    parser.add_argument("--samples", type=experiment.positive, default=500, help="samples of an epoch (500)")
+    parser.add_argument("--epochs", type=experiment.positive, default=5, help="epochs of each net (5)")
+    options = parser.parse_args()
+    machine.warn_if_busy()
+
+    folders = {"attend": options.folder.resolve()}
+    if options.before:
+        folders = {"attend before": options.before.resolve(), **folders}
+    programs = {}
+    try:
+        for name, folder in {"notebook": None, **folders}.items():
+            settings = experiment.Settings(folder and folder / "experiment", options.epochs, options.samples, 0, 0, 0,
+                                           "cpu")
+            programs[name] = experiment.Program(experiment.OURS if folder else experiment.PEER, settings)
+        ready = programs["attend"].ready
+        page = PAGE.format(samples=options.samples, epochs=options.epochs, rounds=ROUNDS,
+                           epochs_table=epochs_table(programs, options.epochs), calls_table=calls_table(folders),
+                           machine=machine.describe(), threads=ready["threads"], compiler=ready["compiler"],
+                           torch=ready["torch"])
+    finally:
+        for program in programs.values():
+            program.end(is_killed=True)
+    (options.output / "threads.md").write_text(page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

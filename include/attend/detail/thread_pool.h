@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/version.h>
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cfenv>
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
+
+/// Threads that sleep between sections. A section is a number of pieces of work; the caller and the workers take pieces
+/// until there are none. The caller waits only for pieces that a worker has begun: it needs no worker at all.
+///
+/// - Which thread takes a piece is a matter of chance; results must depend on the number of the piece alone. Workers
+///   compute in the caller's floating point environment (rounding, flushed denormals).
+/// - There is one pool in a program, and one section in a pool. A section that begins within another, or while another
+///   user thread has one, runs on its caller alone.
+/// - The first exception is thrown to the caller. Pieces that have not begun by then are left out.
+/// - The first section starts the first worker. Workers are kept, as many as the largest section has asked for, until
+///   the program ends or its library is unloaded. If the system starts no more, there are fewer.
+/// - A process made by fork() has no workers and starts its own.
+class ThreadPool {
+ public:
+  /// Calls work(i) for i = 0 … pieces − 1, each once, on up to `threads` threads, of which the caller is one.
+  template <class Work>
+  static void run(int threads, int pieces, const Work& work) {
+    Section section{[](const void* call, int i) { (*static_cast<const Work*>(call))(i); }, &work, pieces};
+    if (std::min(threads, pieces) < 2 || is_in_section() || !instance().try_run(section, std::min(threads, pieces) - 1))
+      for (int i = 0; i < pieces; ++i) work(i);
+  }
+
+  /// Whether the calling thread is at work on a piece.
+  static bool& is_in_section() {
+    thread_local bool is_in_section = false;
+    return is_in_section;
+  }
+
+ private:
+  struct Section {
+    void (*call)(const void* work, int piece);
+    const void* work;
+    int pieces;
+    std::fenv_t environment{};
+    std::atomic<bool> has_failed{false};
+    std::exception_ptr error{};
+  };
+
+  /// What is left of the section: pieces that nobody has begun, and workers that may join. Whoever takes a piece by
+  /// compare_exchange may read section_: it stays until this piece is finished.
+  struct Left {
+    std::uint32_t pieces = 0;
+    std::uint16_t workers = 0;
+    std::uint16_t turn = 0;  // of the section, so that a worker late for one section joins the next as others do
+  };
+
+  static std::atomic<ThreadPool*>& pool() {
+    static std::atomic<ThreadPool*> pool{nullptr};
+    return pool;
+  }
+
+  /// Never destroyed, because other threads may come late; only its workers end.
+  static ThreadPool& instance() {
+    struct AtEnd {
+      ~AtEnd() {
+        if (pool() != nullptr && !is_in_section()) pool().load()->stop();
+      }
+    };
+    static const int watches_forks = pthread_atfork(nullptr, nullptr, [] { pool() = nullptr; });
+    static_cast<void>(watches_forks);
+    ThreadPool* known = pool();
+    if (known == nullptr) {
+      auto* const made = new ThreadPool;
+      if (pool().compare_exchange_strong(known, made))
+        known = made;
+      else
+        delete made;
+    }
+    static const AtEnd at_end;
+    return *known;
+  }
+
+  /// False if the pool is busy.
+  bool try_run(Section& section, int workers) {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock || is_stopped_) return false;
+    start(workers);
+    std::fegetenv(&section.environment);
+    section_ = &section;
+    unfinished_.store(section.pieces, std::memory_order_relaxed);
+    const auto turn = static_cast<std::uint16_t>(left_.load(std::memory_order_relaxed).turn + 1);
+    left_.store({static_cast<std::uint32_t>(section.pieces), static_cast<std::uint16_t>(workers), turn});
+    ++sections_;
+    for (int i = 0; i < workers; ++i) sections_.notify_one();
+    is_in_section() = true;
+    for (Left at; take(at, turn);) finish(section, at);
+    is_in_section() = false;
+    // Going to sleep and waking up takes longer than the others need as a rule.
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(20);
+    while (unfinished_ != 0 && std::chrono::steady_clock::now() < deadline) continue;
+    for (int left; (left = unfinished_) != 0;) unfinished_.wait(left);
+    if (section.error) std::rethrow_exception(section.error);
+    return true;
+  }
+
+  void start(int workers) {
+    try {
+      while (static_cast<int>(workers_.size()) < workers) workers_.emplace_back([this] { serve(); });
+    } catch (const std::system_error&) {  // then there are fewer
+    }
+  }
+
+  void stop() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    is_stopped_ = true;
+    ++sections_;
+    sections_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+    workers_.clear();
+  }
+
+  void serve() {
+    is_in_section() = true;
+    for (int seen = sections_; !is_stopped_; seen = sections_) {
+      Left at;
+      if (take(at)) {
+        std::fesetenv(&section_->environment);
+        do finish(*section_, at);
+        while (take(at, at.turn));
+      }
+      sections_.wait(seen);
+    }
+  }
+
+  /// Takes a piece of any section as a worker that joins.
+  bool take(Left& at) {
+    at = left_;
+    while (at.pieces > 0 && at.workers > 0) {
+      const Left next{at.pieces - 1, static_cast<std::uint16_t>(at.workers - 1), at.turn};
+      if (left_.compare_exchange_weak(at, next)) return true;
+    }
+    return false;
+  }
+
+  /// Takes one more piece of this section.
+  bool take(Left& at, std::uint16_t turn) {
+    at = left_;
+    while (at.pieces > 0 && at.turn == turn)
+      if (left_.compare_exchange_weak(at, {at.pieces - 1, at.workers, at.turn})) return true;
+    return false;
+  }
+
+  void finish(Section& section, const Left& at) {
+    try {
+      if (!section.has_failed) section.call(section.work, section.pieces - static_cast<int>(at.pieces));
+    } catch (...) {
+      if (!section.has_failed.exchange(true)) section.error = std::current_exception();
+    }
+    if (--unfinished_ == 0) unfinished_.notify_one();
+  }
+
+  std::mutex mutex_;  // of who has a section
+  std::vector<std::thread> workers_;
+  Section* section_ = nullptr;
+  std::atomic<bool> is_stopped_{false};
+  alignas(64) std::atomic<Left> left_{Left{}};
+  alignas(64) std::atomic<int> sections_{0}, unfinished_{0};
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
