@@ -31,9 +31,9 @@ class WhoseThreads {
  public:
   using Clock = std::chrono::steady_clock;
 
-  static bool are_the_pools() {
+  static bool are_the_pools(Clock::time_point now = Clock::now()) {
     WhoseThreads& self = instance();
-    if (Clock::now().time_since_epoch().count() < self.until_) return true;
+    if (now.time_since_epoch().count() < self.until_) return true;
     ++self.sections_;
     return false;
   }
@@ -99,10 +99,10 @@ void parallel_ranges(std::int64_t count, std::int64_t grain, const Work& work) {
   if (count == 0) return;
   const int threads = at::get_num_threads();
   if (count <= grain || threads == 1 || ThreadPool::is_in_section() || at::in_parallel_region()) return work(0, count);
-  if (WhoseThreads::are_the_pools())
+  const auto began = WhoseThreads::Clock::now();
+  if (WhoseThreads::are_the_pools(began))
     return ThreadPool::run(threads, static_cast<int>((count + grain - 1) / grain),
                            [&](int i) { work(i * grain, std::min(count, (i + 1) * grain)); });
-  const auto began = WhoseThreads::Clock::now();
   std::atomic<bool> was_held_up{false};
   at::Tensor elements = at::empty({count}, at::kByte);
   const auto* first = static_cast<const char*>(elements.const_data_ptr());

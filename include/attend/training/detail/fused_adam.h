@@ -33,8 +33,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// What attend::Adam and attend::AdamW share: all but the kernel.
 ///
-/// Traits: Optimizer, Options and State, torch's classes; kName; update(…), the fused call, with the learning rate as a
-/// tensor.
+/// Traits: Optimizer, Options and State, torch's classes; kName; kIsDecayDecoupled; update(…), the fused call, with the
+/// learning rate as a tensor. float32 parameters on the CPU are updated by adam_on_cpu.h instead.
 template <class Traits>
 class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
  public:
