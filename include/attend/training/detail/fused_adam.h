@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/training/detail/trainable.h>
 #include <attend/training/detail/adam_on_cpu.h>
+#include <attend/training/detail/trainable.h>
 #include <attend/training/step_capture.h>
 #include <attend/version.h>
 
