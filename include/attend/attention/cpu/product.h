@@ -38,7 +38,9 @@ struct Product {
   }
 
  private:
-  static constexpr int kDepth = 256;  // so many rows of B stay in the first cache: half again as fast for 1,000
+  // So many rows of B stay in the first cache: half again as fast for 1,000. And no sum is longer: with 256, wide heads
+  // had 1.4 times the error of torch's products (benchmarks/results/accuracy.md).
+  static constexpr int kDepth = 128;
 
   template <class Set>
   static ATTEND_ALWAYS_INLINE void some_depth(const Strided<T>& a, const T* b, std::int64_t b_row, T* c,
@@ -65,31 +67,49 @@ struct Product {
       panel<Set, 1, kVectors>(a.data + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, depth, add);
   }
 
-  // g++ needs its broadcasts written `number - Vector{}` and its loads as plain assignments, in the loop itself: else
-  // it builds a vector number by number, and the loop is ten times slower. (`Vector{} + number` really adds, because
-  // −0 + 0 is 0: half the speed with AVX2.)
+  // A panel of one vector, which few queries give, leaves registers free: each number of C is then added up in parts,
+  // with AVX-512 every fourth k in one. That is 3 to 20 % faster for up to 16 queries, and the error is about half; torch
+  // adds up products of few rows in parts too (benchmarks/results/accuracy.md).
   template <class Set, int kRows, int kVectors>
   static ATTEND_ALWAYS_INLINE void panel(const T* a, std::int64_t a_row, std::int64_t a_column, const T* b,
                                          std::int64_t b_row, T* c, std::int64_t c_row, int depth, bool add) {
     using Vector = typename Simd<T, Set>::Vector;
     using Unaligned = typename Simd<T, Set>::Unaligned;
     constexpr int kLanes = Simd<T, Set>::kLanes;
-    Vector sums[kRows][kVectors];
-    ATTEND_UNROLL for (int i = 0; i < kRows; ++i) ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) sums[i][n] =
-        Vector{};
-    for (int k = 0; k < depth; ++k) {
-      Vector row[kVectors];
-      ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) row[n] =
-          *reinterpret_cast<const Unaligned*>(b + k * b_row + n * kLanes);
-      ATTEND_UNROLL for (int i = 0; i < kRows; ++i) {
-        const Vector factor = a[i * a_row + k * a_column] - Vector{};
-        ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) sums[i][n] += factor * row[n];
-      }
-    }
+    constexpr int kParts = kVectors == 1 ? Set::kPanelVectors : 1;
+    Vector sums[kParts][kRows][kVectors];
+    ATTEND_UNROLL for (int part = 0; part < kParts; ++part) ATTEND_UNROLL for (int i = 0; i < kRows; ++i)
+        ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) sums[part][i][n] = Vector{};
+    int k = 0;
+    for (; k + kParts <= depth; k += kParts)
+      ATTEND_UNROLL for (int part = 0; part < kParts; ++part)
+          step<Set>(a + (k + part) * a_column, a_row, b + (k + part) * b_row, sums[part]);
+    if constexpr (kParts > 1)
+      for (; k < depth; ++k) step<Set>(a + k * a_column, a_row, b + k * b_row, sums[0]);
+    ATTEND_UNROLL for (int half = kParts / 2; half > 0; half /= 2) ATTEND_UNROLL for (int part = 0; part < half; ++part)
+        ATTEND_UNROLL for (int i = 0; i < kRows; ++i) ATTEND_UNROLL for (int n = 0; n < kVectors; ++n)
+            sums[part][i][n] += sums[part + half][i][n];
     ATTEND_UNROLL for (int i = 0; i < kRows; ++i) ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) {
       Unaligned* to = reinterpret_cast<Unaligned*>(c + i * c_row + n * kLanes);
-      if (add) sums[i][n] += *to;
-      *to = sums[i][n];
+      if (add) sums[0][i][n] += *to;
+      *to = sums[0][i][n];
+    }
+  }
+
+  // g++ needs its broadcasts written `number - Vector{}` and its loads as plain assignments: else it builds a vector
+  // number by number, and the loop is ten times slower. (`Vector{} + number` really adds, because −0 + 0 is 0: half the
+  // speed with AVX2.)
+  template <class Set, int kRows, int kVectors>
+  static ATTEND_ALWAYS_INLINE void step(const T* a, std::int64_t a_row, const T* b,
+                                        typename Simd<T, Set>::Vector (&sums)[kRows][kVectors]) {
+    using Vector = typename Simd<T, Set>::Vector;
+    using Unaligned = typename Simd<T, Set>::Unaligned;
+    Vector row[kVectors];
+    ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) row[n] =
+        *reinterpret_cast<const Unaligned*>(b + n * Simd<T, Set>::kLanes);
+    ATTEND_UNROLL for (int i = 0; i < kRows; ++i) {
+      const Vector factor = a[i * a_row] - Vector{};
+      ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) sums[i][n] += factor * row[n];
     }
   }
 };
