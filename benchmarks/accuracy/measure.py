@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Runs the benchmark accuracy and writes its page: python3 measure.py PROGRAM [options of the program].
+
+PROGRAM is what CMake built from main.cpp. Writes NAME.csv and NAME.md into benchmarks/results, or into the folder that
+--output names; NAME is accuracy, or what --name gives. --rows FILE keeps what the program prints: the errors of every
+call.
+"""
+
+import argparse
+import csv
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import machine  # noqa: E402
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+DTYPES = {"Float": "float32", "BFloat16": "bfloat16", "Half": "float16"}
+NAMES = ("output", "lse", "dq", "dk", "dv")
+BACKENDS = ("kAuto", "kCpu", "kSdpa")
+COLUMNS = ("median", "90 %", "99 %", "worst", "above 1", "above 2")
+
+PAGE = """# Accuracy
+
+How large are the errors of `attention_with_lse()` beside those of the dense formula? `benchmarks/accuracy/measure.py` computes every call three times from
+the same inputs, which are rounded to the dtype: by attend in the dtype, by the dense formula in the dtype, and by the dense formula in float64, which
+counts as exact. A ratio is the error of attend divided by the error of the dense formula. Below 1, attend is more accurate.
+
+- **Dense formula**: `(q.matmul(kᵀ) * scale).softmax(-1).matmul(v)` with torch's operators in the dtype of the call, and torch's own gradients. Softcap and ALiBi
+  come before the softmax. A mask is `masked_fill` with a large negative number. Grouped heads are `repeat_interleave`. `lse` is `logsumexp`.
+- **Calls**: 13 pairs of lengths (L, S) and 11 head widths D from FlashAttention's tests. L × S: 1×147, 1×239, 3×799, 113×203, 128×217, 113×211, 108×256,
+  256×512, 512×256, 1024×1024, 1023×1024, 1024×1023, 2048×2048. D: 32, 40, 59, 64, 96, 111, 128, 160, 192, 224, 256. N is 2 and H is 6, or N 1 and H 2 for L ≥ 512.
+- **Options**: none; causal; a window of S/4 keys to the left and S/8 to the right; softcap 3 with q times 4; ALiBi with slopes between 0 and 0.3; half as many
+  key heads; three packed sequences with N 1. float32 has every combination, bfloat16 and float16 every fourth.
+- **Inputs**: normally distributed with deviation 1, one draw for each call. Gradients are of the output alone.
+- **Backends**: `kCpu`, and `kSdpa` (ATen's fused kernel) where it can run. `kAuto` is the one of the two that `kAuto` takes.
+
+{machine}, {threads} threads; {compiler}, {libtorch}; {instructions}.
+
+## Largest errors
+
+The largest error of each result, divided by the dense formula's largest error. The largest of a few numbers varies by chance: of the dense formula's
+own errors too. `lse` of L 1 has 12 numbers.
+
+{largest}
+
+## Root mean square errors
+
+The same ratio of the root mean square errors over all numbers of a result. Chance has little part in it.
+
+{mean}
+
+## Root mean square errors, float32, by length
+
+`kAuto`. Median, and worst in parentheses, over all head widths and options.
+
+{lengths}
+
+## Root mean square errors, float32, by option
+
+`kAuto`. Median, and worst in parentheses, over all lengths and head widths.
+
+{options}
+
+## Few queries
+
+float32, N 2, H 6, D 64, no gradients. Ratios of the largest errors of the output: mean of {draws} draws, and worst in parentheses. `kAuto` takes `kSdpa` in all of them.
+
+{few}
+"""
+
+
+def ratio(row, name):
+    """0 / 0 is 1: both are exact."""
+    ours, dense = float(row[name]), float(row[f"dense_{name}"])
+    return ours / dense if dense else 1.0 if not ours else float("inf")
+
+
+def distribution(ratios):
+    """The columns of the tables, without the number of calls."""
+    ordered = sorted(ratios)
+    quantile = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))]  # noqa: E731
+    return (quantile(0.5), quantile(0.9), quantile(0.99), ordered[-1],
+            sum(value > 1 for value in ratios), sum(value > 2 for value in ratios))
+
+
+def by(backend, rows):
+    return [row for row in rows if (row["is_auto"] == "yes" if backend == "kAuto" else row["backend"] == backend)]
+
+
+def distributions(rows, error):
+    """(dtype, backend, result, number of calls, distribution) of each that there is."""
+    for dtype, dtype_name in DTYPES.items():
+        for backend in BACKENDS:
+            for name in NAMES:
+                some = [row for row in by(backend, rows) if row["dtype"] == dtype and row["result"] == name]
+                if some:
+                    yield dtype_name, backend, name, len(some), distribution([ratio(row, error) for row in some])
+
+
+def table(rows, error):
+    lines = ["| dtype | backend | result | calls | " + " | ".join(COLUMNS) + " |", "| --- " * (4 + len(COLUMNS)) + "|"]
+    for dtype, backend, name, count, (*quantiles, above_1, above_2) in distributions(rows, error):
+        lines.append(f"| {dtype} | `{backend}` | {name} | {count:,} | " + " | ".join(f"{q:.2f}" for q in quantiles) +
+                     f" | {above_1} | {above_2} |")
+    return "\n".join(lines)
+
+
+def table_by(rows, head, key):
+    """One line for each key of a row, one column for each result."""
+    ratios = defaultdict(lambda: defaultdict(list))
+    for row in by("kAuto", rows):
+        if row["dtype"] == "Float":
+            ratios[key(row)][row["result"]].append(ratio(row, "rms"))
+    lines = [f"| {head} | " + " | ".join(NAMES) + " |", "| --- " * (1 + len(NAMES)) + "|"]
+    for name, of in ratios.items():
+        lines.append(f"| {name} | " + " | ".join(
+            f"{distribution(of[result])[0]:.2f} ({max(of[result]):.2f})" for result in NAMES) + " |")
+    return "\n".join(lines)
+
+
+def table_of_few(rows):
+    ratios = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["result"] == "output":
+            ratios[row["L"], row["S"], row["query_factor"]][row["backend"]].append(ratio(row, "max"))
+    lines = ["| L | S | q times | `kCpu` | `kSdpa` |", "| --- " * 5 + "|"]
+    for (queries, keys, factor), of in ratios.items():
+        lines.append(f"| {queries} | {int(keys):,} | {factor} | " + " | ".join(
+            f"{sum(of[backend]) / len(of[backend]):.2f} ({max(of[backend]):.2f})" for backend in ("kCpu", "kSdpa")) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)  # the program's own options are passed on
+    parser.add_argument("program")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--name", default="accuracy", help="name of the page, for example accuracy_avx2")
+    parser.add_argument("--rows", type=Path, help="file for the errors of every call, CSV")
+    settings, options = parser.parse_known_args()
+
+    text = subprocess.run([settings.program, *options], stdout=subprocess.PIPE, text=True, check=True).stdout
+    if settings.rows:
+        settings.rows.write_text(text)
+    lines = text.splitlines()
+    facts = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# "))
+    rows = list(csv.DictReader(line for line in lines if not line.startswith("# ")))
+    listed = [row for row in rows if row["list"] == "lengths and widths"]
+    few = [row for row in rows if row["list"] == "few queries"]
+
+    settings.output.mkdir(parents=True, exist_ok=True)
+    with open(settings.output / f"{settings.name}.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("error", "dtype", "backend", "result", "calls", *COLUMNS))
+        for error in ("max", "rms"):
+            for *first, (*quantiles, above_1, above_2) in distributions(listed, error):
+                writer.writerow((error, *first, *(f"{value:.3f}" for value in quantiles), above_1, above_2))
+    (settings.output / f"{settings.name}.md").write_text(PAGE.format(
+        largest=table(listed, "max"), mean=table(listed, "rms"),
+        lengths=table_by(listed, "L × S", lambda row: f"{int(row['L']):,} × {int(row['S']):,}"),
+        options=table_by(listed, "option", lambda row: row["option"]),
+        few=table_of_few(few), machine=machine.describe(), **facts))
+
+
+if __name__ == "__main__":
+    main()

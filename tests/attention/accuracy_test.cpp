@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+
+// The promise about errors in README, for fixed calls: root mean square errors against float64, beside those of the dense
+// formula in the same dtype. benchmarks/accuracy measures the same for a long list.
+
+#include <attend/attention.h>
+
+#include <doctest/doctest.h>
+#include <torch/autograd.h>
+#include <torch/types.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+using attend::AttentionOptions;
+using attend::AttentionResult;
+using attend::Backend;
+
+namespace {
+
+using Tensors = std::vector<torch::Tensor>;
+
+struct Call {
+  std::int64_t batch, heads, queries, keys, width;
+  double query_factor = 1.0;
+  bool is_causal = false;
+};
+
+/// Output, log-sum-exp and the gradients of query, key and value, for inputs in float64 that are rounded to `dtype`.
+template <class Attend>
+Tensors results_of(const Tensors& inputs, at::ScalarType dtype, const Attend& attend) {
+  Tensors leaves;
+  for (std::size_t i = 0; i < 3; ++i) leaves.push_back(inputs[i].to(dtype, false, /*copy=*/true).requires_grad_());
+  const AttentionResult result = attend(leaves[0], leaves[1], leaves[2]);
+  Tensors results{result.output.detach(), result.log_sum_exp.detach()};
+  for (const torch::Tensor& gradient : torch::autograd::grad({result.output}, leaves, {inputs[3].to(dtype)}))
+    results.push_back(gradient);
+  return results;
+}
+
+/// The errors of output, log-sum-exp, dq, dk and dv by a backend, divided by those of the dense formula; the root mean
+/// square over several draws.
+std::vector<double> error_ratios(const Call& call, at::ScalarType dtype, Backend backend, int draws) {
+  const auto formula = [&](const torch::Tensor& query, const torch::Tensor& key,
+                           const torch::Tensor& value) -> AttentionResult {
+    torch::Tensor scores = query.matmul(key.transpose(2, 3)) * (1.0 / std::sqrt(static_cast<double>(call.width)));
+    if (call.is_causal) {
+      const torch::Tensor later = torch::ones({call.queries, call.keys}, torch::kBool).triu(1 + call.keys - call.queries);
+      scores = scores.masked_fill(later, dtype == torch::kHalf ? -65504.0 : -3e38);
+    }
+    return {scores.softmax(-1).matmul(value), scores.logsumexp(-1)};
+  };
+  std::vector<double> ours(5), dense(5);
+  torch::manual_seed(1);
+  for (int draw = 0; draw < draws; ++draw) {
+    const auto normal = [&](std::int64_t length, double factor) {
+      return (factor * torch::randn({call.batch, call.heads, length, call.width}, torch::kDouble))
+          .to(dtype)
+          .to(torch::kDouble);
+    };
+    const Tensors inputs{normal(call.queries, call.query_factor), normal(call.keys, 1.0), normal(call.keys, 1.0),
+                         normal(call.queries, 1.0)};
+    const Tensors exact = results_of(inputs, torch::kDouble, formula), plain = results_of(inputs, dtype, formula),
+                  results = results_of(inputs, dtype, [&](const auto&... tensors) {
+                    return attend::attention_with_lse(tensors...,
+                                                      AttentionOptions().is_causal(call.is_causal).backend(backend));
+                  });
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      const auto error = [&](const torch::Tensor& tensor) {
+        return (tensor.to(torch::kDouble) - exact[i]).square().mean().item<double>();
+      };
+      ours[i] += error(results[i]);
+      dense[i] += error(plain[i]);
+    }
+  }
+  std::vector<double> ratios;
+  for (std::size_t i = 0; i < ours.size(); ++i) ratios.push_back(std::sqrt(ours[i] / dense[i]));
+  return ratios;
+}
+
+void check(const Call& call, at::ScalarType dtype, Backend backend, int draws, const std::vector<double>& limits) {
+  const std::vector<double> ratios = error_ratios(call, dtype, backend, draws);
+  CAPTURE(call.queries);
+  CAPTURE(call.width);
+  CAPTURE(dtype);
+  CAPTURE(backend);
+  for (std::size_t i = 0; i < ratios.size(); ++i) {
+    CAPTURE(i);  // output, log-sum-exp, dq, dk, dv
+    CHECK(ratios[i] <= limits[i]);
+  }
+}
+
+}  // namespace
+
+// Twice the error of today fails: the limits are less than twice what is measured, which is 0.7 to 1.1 in float32.
+constexpr double kLse = 1e-3;  // of half precision: ours is float32
+
+TEST_CASE("attention: in float32 the errors of kCpu are about those of the dense formula, for narrow and wide heads") {
+  for (const std::int64_t width : {59, 128, 256})
+    for (const bool is_causal : {false, true})
+      check({1, 4, 200, 217, width, 1.0, is_causal}, torch::kFloat, Backend::kCpu, 2, {1.25, 1.25, 1.25, 1.25, 1.25});
+  check({1, 1, 512, 1024, 64}, torch::kFloat, Backend::kCpu, 1, {1.25, 1.25, 1.25, 1.25, 1.25});
+}
+
+TEST_CASE("attention: in float32 few queries keep the limits of errors, by kCpu and by what kAuto takes") {
+  const torch::Tensor x = torch::ones({1, 1, 1, 64});
+  const std::string how = attend::explain(x, x, x, AttentionOptions().backend(Backend::kCpu)).how;
+  // Torch adds up a product of few rows in parts. Of our instruction sets only AVX-512 has the registers for it.
+  const double limit = how.find("AVX-512") != std::string::npos ? 1.5 : 3.0;
+  for (const std::int64_t queries : {1, 2, 3})
+    check({2, 6, queries, 147, 64, 4.0}, torch::kFloat, Backend::kCpu, 20, {limit, limit, limit, limit, limit});
+  check({2, 6, 1, 147, 64, 4.0}, torch::kFloat, Backend::kAuto, 20, {1.5, 1.5, 2.0, 2.0, 2.0});  // ATen's kernel
+}
+
+TEST_CASE("attention: in bfloat16 and float16 errors are smaller than those of the dense formula") {
+  for (const std::int64_t queries : {3, 113}) {
+    const Call call{2, 6, queries, 211, 96, 1.0, true};
+    check(call, torch::kBFloat16, Backend::kCpu, 2, {0.75, kLse, 0.75, 0.75, 0.75});
+    check(call, torch::kHalf, Backend::kCpu, 2, {0.5, kLse, 0.5, 0.5, 0.5});
+  }
+}
