@@ -35,7 +35,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// gets a fused kernel or an error. On the CPU the kernel is called itself, which takes a mask together with is_causal,
 /// gives the log-sum-exp and can be differentiated any number of times. Elsewhere the call goes through
 /// scaled_dot_product_attention with ATen's own backward pass, which has no second derivative. On the CPU, gradients in
-/// float32 may have up to four times the largest error of the dense formula (benchmarks/results/accuracy.md), because
+/// float32 may have about four times the largest error of the dense formula (benchmarks/results/accuracy.md), because
 /// ATen computes the scores again with other rounding, unless the scale is a power of two.
 ///
 /// ATen's kernel for the CPU gives zeros for a query that holds NaN, and lets a NaN or an infinity through where a mask
