@@ -226,6 +226,32 @@ TEST_CASE_TEMPLATE("a parameter that is listed twice, in one group or in two, ta
   run(of_groups, in_two_groups, 0, 3);
   CHECK(largest_difference(twice, once) == 0);
   CHECK(largest_difference(in_two_groups, once) == 0);
+
+  // In a group that comes later, and through an archive.
+  const Tensors later = copies(once);
+  Ours<Kind> with_later_group(later, Options<Kind>(0.1));
+  with_later_group.add_param_group(OptimizerParamGroup({later[2]}, std::make_unique<Options<Kind>>(0.1)));
+  Ours<Kind> loaded(listed, Options<Kind>(0.1));
+  std::stringstream archive;
+  torch::save(optimizer, archive);
+  torch::load(loaded, archive);
+  run(expected, once, 3, 6);
+  run(loaded, twice, 3, 6);
+  CHECK(largest_difference(twice, once) == 0);
+
+  const Tensors now = copies(later);
+  Ours<Kind> alone(now, Options<Kind>(0.1));
+  run(with_later_group, later, 0, 3);
+  run(alone, now, 0, 3);
+  CHECK(largest_difference(later, now) == 0);
+}
+
+TEST_CASE_TEMPLATE("a gradient may be the negative of what lies in memory", Kind, OfAdam, OfAdamW) {
+  const SetGradients set_negatives = [](const Tensors& tensors, int step) {
+    set_gradients(tensors, step);
+    for (const torch::Tensor& tensor : tensors) tensor.mutable_grad() = torch::_neg_view(tensor.grad());
+  };
+  CHECK(difference_from_torch<Kind>(parameters(), Options<Kind>(0.1), set_negatives) <= kEqual);
 }
 
 TEST_CASE_TEMPLATE("a step of an optimizer whose parameters are all frozen is refused, and one of a part is not", Kind,

@@ -48,6 +48,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
     // Now, so that references to options stay valid, and to the defaults, which groups without options copy.
     this->defaults_ = std::make_unique<Options>(static_cast<const TorchOptions&>(*this->defaults_));
     for (auto& group : this->param_groups_) options_of(group);
+    keep_each_once();
   }
 
   explicit FusedAdam(std::vector<torch::Tensor> parameters, TorchOptions defaults = {})
@@ -60,15 +61,15 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
       loss = closure();
     }
     const c10::NoGradGuard no_grad;
+    keep_each_once();
     // The fused call wants one device and one dtype. Nothing moves before all groups have been looked at.
     using Kind = std::tuple<c10::DeviceType, c10::DeviceIndex, c10::ScalarType>;
     std::vector<std::map<Kind, Tensors>> groups;
-    std::unordered_set<const at::TensorImpl*> seen;  // a parameter that is listed twice takes one step
     for (auto& group : this->param_groups_) {
       const Options& options = options_of(group);
       auto& kinds = groups.emplace_back();
       for (const torch::Tensor& parameter : group.params()) {
-        if (!parameter.grad().defined() || !seen.insert(parameter.unsafeGetTensorImpl()).second) continue;
+        if (!parameter.grad().defined()) continue;
         kinds[{parameter.device().type(), parameter.device().index(), parameter.scalar_type()}].add(
             parameter, state_of(parameter, options), options.amsgrad());
       }
@@ -188,7 +189,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
                                   ": a parameter must be dense in memory, got sizes ", parameter.sizes(),
                                   " with strides ", parameter.strides());
       parameters.push_back(parameter);
-      gradients.push_back(laid_out_as(parameter, gradient));
+      gradients.push_back(laid_out_as(parameter, gradient.resolve_neg()));  // the fused call writes to what it reads
       // The state's layout differs if the parameter got a new one, or if an archive comes from one with another.
       state.exp_avg(laid_out_as(parameter, state.exp_avg()));
       state.exp_avg_sq(laid_out_as(parameter, state.exp_avg_sq()));
@@ -222,6 +223,16 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
 
     std::vector<at::Tensor> parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps;
   };
+
+  /// A parameter that is listed twice takes one step. It has one place in an archive too: of two places torch::load()
+  /// fills the first and then sets the parameter's state to null for the second.
+  void keep_each_once() {
+    std::unordered_set<const at::TensorImpl*> seen;
+    for (auto& group : this->param_groups_)
+      std::erase_if(group.params(), [&](const torch::Tensor& parameter) {
+        return !seen.insert(parameter.unsafeGetTensorImpl()).second;
+      });
+  }
 
   /// On the CPU each addition of _foreach_add_ would cost as much as the update of a small parameter.
   static void count_step(const std::vector<at::Tensor>& steps) {
