@@ -82,6 +82,23 @@ TEST_CASE("numbers beyond int32: lengths count as S, documents are an error") {
         }) == "attend::Binder: integers are read as int32, got 0 to 4294967296");
 }
 
+TEST_CASE("unsigned documents: as those of int64, and those beyond int32 are an error") {
+  const torch::Tensor documents = torch::tensor({0, 0, 4, 4, 200, 200}, torch::kLong);
+  for (const auto dtype : {torch::kByte, torch::kUInt16, torch::kUInt32, torch::kUInt64}) {
+    CAPTURE(dtype);
+    CHECK(
+        materialize(Document(documents.to(dtype)), {1, 1, 6, 6}).equal(materialize(Document(documents), {1, 1, 6, 6})));
+  }
+  const auto message = [](const torch::Tensor& given) {
+    return message_of<c10::ValueError>([&] { materialize(Document(given), {1, 1, 2, 2}); });
+  };
+  const torch::Tensor large = torch::tensor({std::int64_t{1}, std::int64_t{4294967295}});
+  CHECK(message(large.to(torch::kUInt32)) == "attend::Binder: integers are read as int32, got 1 to 4294967295");
+  CHECK(message(large.to(torch::kUInt64)) == "attend::Binder: integers are read as int32, got 1 to 4294967295");
+  CHECK(message(torch::tensor({1, -1}, torch::kLong).view(torch::kUInt64))
+            .starts_with("attend::Binder: integers are read as int32, got -1"));
+}
+
 TEST_CASE("documents that are changed in place count as they are in the call") {
   const torch::Tensor documents = torch::tensor({0, 0, 1, 1});
   const Document mask(documents);

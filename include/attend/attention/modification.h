@@ -25,10 +25,12 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// As a Binder takes it. Throws c10::ValueError for whole numbers beyond int32.
 inline at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType dtype) {
-  if (tensor.scalar_type() == at::kLong && tensor.numel() > 0) {
+  const at::ScalarType given = tensor.scalar_type();
+  if ((given == at::kLong || given == at::kUInt32 || given == at::kUInt64) && tensor.numel() > 0) {
     using Limits = std::numeric_limits<std::int32_t>;
-    const auto [smallest, largest] = tensor.aminmax();
-    TORCH_CHECK_VALUE(smallest.item<std::int64_t>() >= Limits::min() && largest.item<std::int64_t>() <= Limits::max(),
+    const auto [smallest, largest] = tensor.to(at::kLong).aminmax();  // uint64 beyond int64 becomes negative
+    TORCH_CHECK_VALUE(smallest.item<std::int64_t>() >= (given == at::kLong ? Limits::min() : 0) &&
+                          largest.item<std::int64_t>() <= Limits::max(),
                       "attend::Binder: integers are read as int32, got ", smallest.item<std::int64_t>(), " to ",
                       largest.item<std::int64_t>());
   }

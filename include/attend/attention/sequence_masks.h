@@ -83,7 +83,8 @@ class Document : public detail::MaskOperators {
   static bool never_decreases(const at::Tensor& documents) {
     const std::int64_t length = documents.size(-1);
     if (length < 2) return true;
-    return documents.narrow(-1, 0, length - 1).le(documents.narrow(-1, 1, length - 1)).all().item<bool>();
+    const at::Tensor wide = documents.to(at::kLong);  // torch does not compare all unsigned types
+    return wide.narrow(-1, 0, length - 1).le(wide.narrow(-1, 1, length - 1)).all().item<bool>();
   }
 
   static IntegerView bind_one(const char* name, const at::Tensor& documents, std::int64_t length, const char* letter,
