@@ -45,13 +45,21 @@ class WhoseThreads {
     self.sections_ = 0;
   }
 
+  /// Whether the threads of the next section read the clock that tells how long they had a core. That takes as long as
+  /// a very short section. So it is not read after such a section; one that is held up is not short.
+  static bool are_watched() { return instance().are_watched_; }
+
+  static void section_took(Clock::duration time) { instance().are_watched_ = time > kVeryShort; }
+
   /// What the calling thread's share of a section takes.
   class Share {
    public:
-    Share() : cpu_begin_(cpu_time()) {}
+    explicit Share(bool is_watched)
+        : is_watched_(is_watched), cpu_begin_(is_watched ? cpu_time() : std::chrono::nanoseconds(0)) {}
 
     /// Whether the thread was without a core, since the section began, for more than 0.5 ms and an eighth of the time.
     bool was_held_up(Clock::time_point section_began) const {
+      if (!is_watched_) return false;
       const std::chrono::nanoseconds took = Clock::now() - section_began;
       if (took < kTolerated) return false;
       return took - (cpu_time() - cpu_begin_) > kTolerated + took / 8;
@@ -66,13 +74,15 @@ class WhoseThreads {
       return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
     }
 
-    std::chrono::nanoseconds cpu_begin_;
+    const bool is_watched_;
+    const std::chrono::nanoseconds cpu_begin_;
   };
 
  private:
   static constexpr std::int64_t kShortest = Clock::duration(std::chrono::milliseconds(10)).count(),
                                 kLongest = Clock::duration(std::chrono::seconds(2)).count();
   static constexpr int kSoon = 32;  // sections
+  static constexpr Clock::duration kVeryShort = std::chrono::microseconds(100);
 
   /// LibTorch's threads do not survive a fork; GNU's OpenMP hangs in the child.
   WhoseThreads() {
@@ -86,6 +96,7 @@ class WhoseThreads {
 
   std::atomic<std::int64_t> until_{0}, pause_{kShortest};  // in ticks of the clock
   std::atomic<std::int64_t> sections_{kSoon};              // of LibTorch's threads since they were held up
+  std::atomic<bool> are_watched_{true};
 };
 
 /// A section: calls work(begin, end) for ranges that make up 0 … count − 1, at least `grain` each but for the last, on
@@ -103,17 +114,19 @@ void parallel_ranges(std::int64_t count, std::int64_t grain, const Work& work) {
   if (WhoseThreads::are_the_pools(began))
     return ThreadPool::run(threads, static_cast<int>((count + grain - 1) / grain),
                            [&](int i) { work(i * grain, std::min(count, (i + 1) * grain)); });
+  const bool is_watched = WhoseThreads::are_watched();
   std::atomic<bool> was_held_up{false};
   at::Tensor elements = at::empty({count}, at::kByte);
   const auto* first = static_cast<const char*>(elements.const_data_ptr());
   at::TensorIterator iterator = at::TensorIterator::borrowing_nullary_op(elements);
   iterator.for_each(
       [&](char** data, const std::int64_t*, std::int64_t size, std::int64_t /*rows: one*/) {
-        const WhoseThreads::Share share;
+        const WhoseThreads::Share share(is_watched);
         work(data[0] - first, data[0] - first + size);
         if (share.was_held_up(began)) was_held_up = true;
       },
       grain);
+  WhoseThreads::section_took(WhoseThreads::Clock::now() - began);
   if (was_held_up) WhoseThreads::a_thread_was_held_up();
 }
 
