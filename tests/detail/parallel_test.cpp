@@ -211,12 +211,20 @@ TEST_CASE("WhoseThreads: the pool's after a thread was held up, and LibTorch's a
 
 TEST_CASE("WhoseThreads: a share is held up if it waits, not if it computes") {
   const auto began = WhoseThreads::Clock::now();
-  const WhoseThreads::Share share;
+  const WhoseThreads::Share share(/*is_watched=*/true), unwatched(/*is_watched=*/false);
   CHECK_FALSE(share.was_held_up(began));
-  CHECK_FALSE(WhoseThreads::Share().was_held_up(WhoseThreads::Clock::now()));
+  CHECK_FALSE(WhoseThreads::Share(true).was_held_up(WhoseThreads::Clock::now()));
   std::this_thread::sleep_for(std::chrono::milliseconds(5));
   CHECK(share.was_held_up(began));
-  CHECK(WhoseThreads::Share().was_held_up(began));  // it began late
+  CHECK(WhoseThreads::Share(true).was_held_up(began));  // it began late
+  CHECK_FALSE(unwatched.was_held_up(began));
+}
+
+TEST_CASE("WhoseThreads: the section after a very short one is not watched, others are") {
+  WhoseThreads::section_took(std::chrono::microseconds(5));
+  CHECK_FALSE(WhoseThreads::are_watched());
+  WhoseThreads::section_took(std::chrono::milliseconds(1));
+  CHECK(WhoseThreads::are_watched());
 }
 
 TEST_CASE("ConvStack has the same bits on torch's threads and on the pool's") {

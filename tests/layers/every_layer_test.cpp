@@ -302,7 +302,8 @@ TEST_CASE("MultiheadAttention: sparse, nested and mkldnn inputs and masks are re
   const auto message = [&](const auto&... given) { return message_of<c10::TypeError>([&] { layer(given...); }); };
   CHECK(message(x.to_sparse(), x, x) ==
         start + "query must be dense, got the layout Sparse; convert it with .to_dense()");
-  CHECK(message(x, x.to_mkldnn(), x) == start + "key must be dense, got the layout Mkldnn; convert it with .to_dense()");
+  CHECK(message(x, x.to_mkldnn(), x) ==
+        start + "key must be dense, got the layout Mkldnn; convert it with .to_dense()");
   CHECK(message(x, x, at::_nested_tensor_from_tensor_list({x[0], x[1]})) ==
         start + "value must be dense, got a nested tensor; pad it first");
   CHECK(message(x, x, x, torch::zeros({2, 9}).to_sparse()) ==

@@ -82,11 +82,12 @@ struct Cpu {
     return problem;
   }
 
-  /// The tensor in float32. A batch or head that is repeated without a copy is converted once.
+  /// The tensor in float32. A batch or head that is repeated without a copy is converted once, unless each copy has a
+  /// gradient of its own.
   static at::Tensor in_float(const at::Tensor& tensor) {
     at::Tensor once = tensor;
     for (const std::int64_t i : {0, 1})
-      if (tensor.size(i) > 1 && tensor.stride(i) == 0) once = once.narrow(i, 0, 1);
+      if (tensor.size(i) > 1 && tensor.stride(i) == 0 && !tensor.requires_grad()) once = once.narrow(i, 0, 1);
     return once.to(at::kFloat).expand_as(tensor);
   }
 

@@ -4,6 +4,7 @@
 // The update of Adam and AdamW for float32 parameters on the CPU. at::_fused_adam_ starts a parallel section for each
 // parameter, however small; here all parameters of a group share one.
 
+#include <attend/detail/const_data.h>
 #include <attend/detail/parallel.h>
 #include <attend/version.h>
 
@@ -41,7 +42,7 @@ class AdamOnCpu {
             const at::Tensor& mean, const at::Tensor& square, const at::Tensor& largest)
       : size_(parameter.numel()),
         parameter_(changed(parameter)),
-        gradient_(gradient.const_data_ptr<float>()),
+        gradient_(const_data<float>(gradient)),
         mean_(changed(mean)),
         square_(changed(square)),
         largest_(largest.defined() ? changed(largest) : nullptr) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/detail/const_data.h>
 #include <attend/training/detail/adam_on_cpu.h>
 #include <attend/training/detail/trainable.h>
 #include <attend/training/step_capture.h>
@@ -74,7 +75,8 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
             parameter, state_of(parameter, options), options.amsgrad());
       }
     }
-    if (seen.empty()) check_trains_something(Traits::kName, *this);
+    if (std::all_of(groups.begin(), groups.end(), [](const auto& kinds) { return kinds.empty(); }))
+      check_trains_something(Traits::kName, *this);
     for (std::size_t i = 0; i < groups.size(); ++i) {
       Options& options = options_of(this->param_groups_[i]);
       for (auto& [kind, tensors] : groups[i]) {
@@ -216,7 +218,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
     void update_on_cpu(const AdamOnCpu::Settings& settings) const {
       std::vector<AdamOnCpu> updates;
       for (std::size_t i = 0; i < parameters.size(); ++i)
-        updates.emplace_back(settings, *steps[i].const_data_ptr<float>(), parameters[i], gradients[i], exp_avgs[i],
+        updates.emplace_back(settings, *const_data<float>(steps[i]), parameters[i], gradients[i], exp_avgs[i],
                              exp_avg_sqs[i], max_exp_avg_sqs.empty() ? at::Tensor() : max_exp_avg_sqs[i]);
       AdamOnCpu::run(updates);
     }
