@@ -289,10 +289,9 @@ TEST_CASE_TEMPLATE("sparse, nested and mkldnn inputs are refused", Case, SIGNAL_
   const torch::Tensor x = torch::randn({2, 4, 9});
   const auto message = [&](const torch::Tensor& given) { return message_of<c10::TypeError>([&] { layer(given); }); };
   const std::string start = std::string(Case::kName) + ": x must be dense, got ";
-  CHECK(message(x.to_sparse()) == start + "Sparse; convert it with .to_dense()");
-  CHECK(message(x.to_mkldnn()) == start + "Mkldnn; convert it with .to_dense()");
-  CHECK(message(at::_nested_tensor_from_tensor_list({x[0], x[1]})) ==
-        start + "a nested one; convert it with to_padded_tensor()");
+  CHECK(message(x.to_sparse()) == start + "the layout Sparse; convert it with .to_dense()");
+  CHECK(message(x.to_mkldnn()) == start + "the layout Mkldnn; convert it with .to_dense()");
+  CHECK(message(at::_nested_tensor_from_tensor_list({x[0], x[1]})) == start + "a nested tensor; pad it first");
 }
 
 TEST_CASE("MultiheadAttention: sparse, nested and mkldnn inputs and masks are refused") {

@@ -76,7 +76,8 @@ struct Reference {
     const at::Tensor& mask = problem.attn_mask;
     const bool is_added_mask = mask.defined() && mask.scalar_type() != at::kBool;
     // No derivative below may see a NaN that is ruled out, and no NaN that comes back may pass: 0 · NaN is NaN.
-    if (ruled_out.defined() && is_looked_at(scores) && !is_finite(scores)) scores = scores.masked_fill(ruled_out, 0.0);
+    const bool is_watched = is_looked_at(scores) && !is_finite(scores);
+    if (ruled_out.defined() && is_watched) scores = scores.masked_fill(ruled_out, 0.0);
     if (is_added_mask) scores = scores.masked_fill(mask.eq(kNever), 0.0);
     if (problem.softcap > 0.0) scores = problem.softcap * (scores / problem.softcap).tanh();
     if (problem.alibi_slopes.defined()) {
@@ -85,7 +86,8 @@ struct Reference {
     }
     if (is_added_mask) scores = scores + mask;
     if (problem.modification != nullptr) scores = problem.modification->change(scores, problem.modification_tensors);
-    return ruled_out.defined() ? scores.masked_fill(ruled_out, kNever) : scores;
+    if (ruled_out.defined()) scores = scores.masked_fill(ruled_out, kNever);
+    return is_watched ? scores.masked_fill(scores.eq(kNever), kNever) : scores;  // −∞ has no gradient
   }
 
   /// Where queries stand among the keys, and, in packed batches, which sequence each belongs to.

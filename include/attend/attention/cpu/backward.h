@@ -251,7 +251,7 @@ class Backward {
       for (std::int32_t key = range.begin; key < range.end; key += kTileKeys) visit(key);
     };
     const auto softmax_again = [&](const Tile<T>& tile, const TileMemory& tile_memory, T* gradient_sum) {
-      if (is_careful) operations.spread_nans(tile.scores, tile.keys, columns, nans, kNever<T>);
+      if (is_careful) operations.spread_nans(tile.scores, tile.scores, tile.keys, columns, nans);
       operations.softmax_again(tile.scores, tile_memory.gradients, tile.keys, columns, log_sum_exp, rest, weight_sum,
                                gradient_sum);
     };

@@ -32,7 +32,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 /// Memory that forward_block() needs, in numbers of T.
 template <class T>
 std::int64_t forward_workspace(const Call<T>& call) {
-  return BlockProducts<T>::size(call) + kTileQueries * (call.value_width + 2 * kTileKeys + kFewKeys + 4);
+  return BlockProducts<T>::size(call) + kTileQueries * (call.value_width + 2 * kTileKeys + 2 * kFewKeys + 4);
 }
 
 template <class T>
@@ -94,13 +94,15 @@ bool compute_block(const Call<T>& call, const Scores<T>& scores, const Place& pl
 
   if (call.takes_keys_at_once) {
     T* const weights = call.weights != nullptr ? call.weights_of(place) : memory.take(kFewKeys * kTileQueries);
+    T* const score_copies = is_careful ? memory.take(kFewKeys * kTileQueries) : nullptr;
     const int keys = range.end - range.begin;
     each_tile(weights, kTileSize, set_scores);
+    if (is_careful) std::copy_n(weights, keys * kTileQueries, score_copies);
     operations.softmax_step(weights, keys, columns, largest, sum, rescale);
     finish_sums();
     if (is_careful) {
       take_nans(sum, columns, T(1), rescale);
-      operations.spread_nans(weights, keys, columns, rescale, T(0));
+      operations.spread_nans(weights, score_copies, keys, columns, rescale);
     }
     operations.divide_columns(weights, keys, columns, sum);
     each_tile(weights, kTileSize, [&](const Tile<T>& tile) { products.add_values(tile.scores, output); });

@@ -83,19 +83,22 @@ struct AddRowsOfNonzeros {
   }
 };
 
-/// Adds nans[i], which is 0 or NaN, to column i, except where a value is `ruled_out`. A sum of the column is NaN then,
-/// and would make all of the column NaN.
+/// Adds nans[i], which is 0 or NaN, to column i, and puts 0 where a score is −∞. A sum of the column is NaN then, and
+/// would make all of the column NaN. `values` may be the scores, which keep their −∞.
 template <class T>
 struct SpreadNans {
   template <class Set>
-  static ATTEND_ALWAYS_INLINE void run(T* values, int keys, int columns, const T* nans, T ruled_out) {
+  static ATTEND_ALWAYS_INLINE void run(T* values, const T* scores, int keys, int columns, const T* nans) {
     using Simd = attend::cpu::Simd<T, Set>;
-    typename Simd::Vector value, nan;
+    typename Simd::Vector value, score, nan;
+    const T ruled_out = values == scores ? kNever<T> : T(0);
     for (int i = 0; i < columns; i += Simd::kLanes) {
       Simd::load(nan, nans + i);
       for (int j = 0; j < keys; ++j) {
         Simd::load(value, values + j * kTileQueries + i);
-        Simd::store(values + j * kTileQueries + i, value == ruled_out ? value : value + nan);
+        Simd::load(score, scores + j * kTileQueries + i);
+        Simd::store(values + j * kTileQueries + i,
+                    score == kNever<T> ? ruled_out - typename Simd::Vector{} : value + nan);
       }
     }
   }

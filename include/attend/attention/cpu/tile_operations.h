@@ -37,7 +37,7 @@ struct TileOperations {
   bool (*is_finite)(const T* values, std::int64_t row, int rows, int columns);
   void (*add_columns_of_nonzeros)(Strided<T> a, const T* tile, T* c, int rows, int columns, int keys);
   void (*add_rows_of_nonzeros)(const T* tile, const T* b, T* c, std::int64_t row, int keys, int columns, int queries);
-  void (*spread_nans)(T* values, int keys, int columns, const T* nans, T ruled_out);
+  void (*spread_nans)(T* values, const T* scores, int keys, int columns, const T* nans);
   void (*clear_gradients)(const T* weights, T* gradients, int keys, int columns, T ruled_out);
 };
 
