@@ -8,6 +8,7 @@
 #include "support/allocator_peak.h"
 #include "support/heap_peak.h"
 
+#include <ATen/Parallel.h>
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
 #include <torch/types.h>
@@ -77,6 +78,55 @@ Outputs attention_with(const AttentionOptions& options, bool with_lse = false) {
     const attend::AttentionResult both = attend::attention_with_lse(in[0], in[1], in[2], options);
     return {both.output, both.log_sum_exp};
   };
+}
+
+/// A struct of a user's that reads a tensor of four sizes.
+struct AddedBias {
+  torch::Tensor bias;  // (N, H, L, S)
+
+  struct View {
+    attend::TensorView bias;
+
+    template <class T>
+    ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const {
+      return score + bias.read<T>(at.batch, at.head, at.query, at.key);
+    }
+  };
+  View bind(attend::Binder& binder) const { return {binder.values(bias)}; }
+};
+
+/// The peak of a forward and a backward pass to q, k, v and a learned bias of these sizes, expanded to (N, H, L, S),
+/// less what the caller gets.
+template <class Attention>
+std::int64_t extra_bytes_of_bias(std::vector<std::int64_t> sizes, at::ScalarType dtype, const Attention& attention) {
+  constexpr std::int64_t kBatch = 4, kHeads = 4, kLength = 512;
+  std::vector<torch::Tensor> inputs;
+  for (int i = 0; i < 3; ++i) inputs.push_back(torch::randn({kBatch, kHeads, kLength, 16}).to(dtype).requires_grad_());
+  inputs.push_back(torch::randn(sizes).to(dtype).requires_grad_());
+  const HeapPeak heap;
+  const AllocatorPeak memory;
+  std::int64_t results = 0;
+  {
+    const torch::Tensor output =
+        attention(inputs[0], inputs[1], inputs[2], inputs[3].expand({kBatch, kHeads, kLength, kLength}));
+    const auto gradients = torch::autograd::grad({output}, inputs, {torch::ones_like(output)});
+    for (const torch::Tensor& tensor : gradients) results += static_cast<std::int64_t>(tensor.nbytes());
+  }
+  return memory.peak() + heap.peak() - results;
+}
+
+template <class Check>
+void check_each_learned_bias(const Check& check) {
+  const AttentionOptions options = AttentionOptions().backend(Backend::kCpu);
+  check("attn_mask", [=](const auto& q, const auto& k, const auto& v, const torch::Tensor& bias) {
+    return attend::attention(q, k, v, AttentionOptions(options).attn_mask(bias));
+  });
+  check("DenseBias", [=](const auto& q, const auto& k, const auto& v, const torch::Tensor& bias) {
+    return attend::flex_attention(q, k, v, attend::DenseBias(bias), attend::EveryKey{}, options);
+  });
+  check("a user's struct", [=](const auto& q, const auto& k, const auto& v, const torch::Tensor& bias) {
+    return attend::flex_attention(q, k, v, AddedBias{bias}, attend::EveryKey{}, options);
+  });
 }
 
 std::int64_t bytes_of_square(std::int64_t length) { return length * length * std::int64_t{sizeof(float)}; }
@@ -168,4 +218,45 @@ TEST_CASE("so do a score and a mask of one's own, a window, and a score that is 
   check("a user's", SoftSign{0.5f}, SameParity{} & attend::Causal{});
   check("a window", attend::Unchanged{}, attend::SlidingWindow(256, 0));
   check("learned", attend::then(attend::Alibi(slopes), attend::RelativeBias(table)), attend::Causal{});
+}
+
+TEST_CASE("an expanded learned bias takes memory for what was expanded, in an attn_mask and in a score_mod") {
+  constexpr std::int64_t kMiB = 1 << 20;
+  struct Case {
+    std::string name;
+    std::vector<std::int64_t> sizes;
+    std::int64_t most;  // beside what one value takes; all 16 copies of (L, S) take 16 MiB in float32
+  };
+  const Case cases[] = {
+      {"over batch and heads", {1, 1, 512, 512}, 6 * kMiB},  // 1 MiB: the sums take 4, and one each in float32
+      {"from two sizes", {512, 512}, 6 * kMiB},
+      {"over queries", {4, 4, 1, 512}, kMiB},
+  };
+  for (const auto dtype : {torch::kFloat, torch::kBFloat16, torch::kHalf})
+    check_each_learned_bias([&](const std::string& name, const auto& attention) {
+      CAPTURE(dtype);
+      CAPTURE(name);
+      const std::int64_t of_one_value = extra_bytes_of_bias({1}, dtype, attention);
+      CHECK(of_one_value < 6 * kMiB);
+      for (const Case& c : cases) {
+        CAPTURE(c.name);
+        CHECK(extra_bytes_of_bias(c.sizes, dtype, attention) < of_one_value + c.most + kMiB / 8);
+      }
+    });
+}
+
+TEST_CASE("the gradient of a full learned bias is added up in at most two float64 copies, whatever the threads are") {
+  constexpr std::int64_t kBytes = 4 * 4 * 512 * 512 * 4;  // of the bias
+  check_each_learned_bias([&](const std::string& name, const auto& attention) {
+    CAPTURE(name);
+    for (const int threads : {1, 2, 16}) {
+      CAPTURE(threads);
+      const int before = at::get_num_threads();
+      at::set_num_threads(threads);
+      const std::int64_t extra = extra_bytes_of_bias({4, 4, 512, 512}, torch::kFloat, attention);
+      at::set_num_threads(before);
+      const std::int64_t copies = name == "attn_mask" || threads == 1 ? 1 : 2;
+      CHECK(extra < 2 * copies * kBytes + kBytes);  // one for what each thread works with
+    }
+  });
 }

@@ -94,8 +94,9 @@ class RelativeBias {
 /// A learned value for each score is added. 2-d (L, S), 3-d (H, L, S) or 4-d (N, H, L, S), any of which may be 1 and is
 /// then broadcast; floating-point, may need a gradient.
 ///
-/// The same as a float AttentionOptions::attn_mask, to be combined with others. Its gradient is added up in float64,
-/// once for each thread. Throws c10::ValueError, when attention is called, for other shapes.
+/// The same as a float AttentionOptions::attn_mask, to be combined with others. Its gradient is added up in float64, in
+/// at most two copies of the bias if they are large; an expanded bias counts as what was expanded.
+/// Throws c10::ValueError, when attention is called, for other shapes.
 class DenseBias {
  public:
   explicit DenseBias(at::Tensor bias) : bias_(std::move(bias)) {}

@@ -78,7 +78,8 @@ class Binder {
   /// To find out which tensors a struct asks for.
   Binder(const AttentionSizes& sizes, c10::Device device) : sizes_(sizes), device_(device), is_collecting_(true) {}
 
-  /// To bind it to these, which are contiguous, on the CPU, and of the dtype that is computed in (or int32).
+  /// To bind it to these, which are contiguous (or an expanded view of such), on the CPU, and of the dtype that is
+  /// computed in (or int32).
   Binder(const AttentionSizes& sizes, std::vector<at::Tensor> tensors, const detail::ViewPurpose& purpose = {})
       : sizes_(sizes), tensors_(std::move(tensors)), purpose_(purpose) {}
 

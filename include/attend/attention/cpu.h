@@ -10,6 +10,7 @@
 #include <attend/attention/fused_function.h>
 #include <attend/attention/modification.h>
 #include <attend/detail/const_data.h>
+#include <attend/detail/expanded.h>
 #include <attend/detail/parallel.h>
 #include <attend/detail/refused.h>
 #include <attend/version.h>
@@ -29,6 +30,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
@@ -78,17 +80,9 @@ struct Cpu {
     for (at::Tensor* tensor : inputs_of(problem))
       if (tensor->defined()) *tensor = tensor->resolve_neg();
     for (at::Tensor* tensor : {&problem.query, &problem.key, &problem.value, &problem.attn_mask})
-      if (tensor->defined() && tensor->scalar_type() == at::kHalf) *tensor = in_float(*tensor);
+      if (tensor->defined() && tensor->scalar_type() == at::kHalf)
+        *tensor = ExpandedCast::apply_to(*tensor, at::kFloat);
     return problem;
-  }
-
-  /// The tensor in float32. A batch or head that is repeated without a copy is converted once, unless each copy has a
-  /// gradient of its own.
-  static at::Tensor in_float(const at::Tensor& tensor) {
-    at::Tensor once = tensor;
-    for (const std::int64_t i : {0, 1})
-      if (tensor.size(i) > 1 && tensor.stride(i) == 0 && !tensor.requires_grad()) once = once.narrow(i, 0, 1);
-    return once.to(at::kFloat).expand_as(tensor);
   }
 
   static AttentionResult run(const Problem& problem) {
@@ -109,6 +103,41 @@ struct Cpu {
   };
 
  private:
+  /// The gradient of a tensor that the scores read, while threads add it up. If sums_copies, an expanded tensor has the
+  /// gradient of one_copy() of it.
+  class SummedGradient {
+   public:
+    SummedGradient(const at::Tensor& read, bool sums_copies, int threads) {
+      if (!read.defined() || !read.requires_grad()) return;
+      const at::Tensor copy = sums_copies ? one_copy(read) : read;
+      sizes_ = copy.sizes().vec();
+      const int rows = cpu::Sums::rows_for(copy.numel(), threads);
+      rows_ = at::zeros({rows, copy.numel()}, read.options().dtype(at::kDouble));
+      sums_ = {rows_.mutable_data_ptr<double>(), copy.numel(), rows, rows < threads};
+    }
+
+    /// Its data is null if no gradient is wanted.
+    const cpu::Sums& sums() const { return sums_; }
+
+    void set_to_zero() {
+      if (rows_.defined()) rows_.zero_();
+    }
+
+    /// The gradient, to be called once; undefined if none is wanted. LibTorch casts it from this dtype to the tensor's.
+    at::Tensor take(at::ScalarType dtype) {
+      if (!rows_.defined()) return {};
+      const at::Tensor rows = std::exchange(rows_, at::Tensor());
+      const at::Tensor total = rows.select(0, 0);
+      for (int row = 1; row < sums_.rows; ++row) total.add_(rows.select(0, row));
+      return total.view(sizes_).to(dtype, /*non_blocking=*/false, /*copy=*/true);
+    }
+
+   private:
+    std::vector<std::int64_t> sizes_;
+    at::Tensor rows_;
+    cpu::Sums sums_;
+  };
+
   /// One pass over a problem, and what it keeps alive for the kernels.
   template <class T>
   class Pass {
@@ -183,32 +212,33 @@ struct Cpu {
       gradients.key = rows(inputs[1]);
       gradients.value = rows(inputs[2]);
 
-      // What the scores read: the sums of each thread, which are added up in their order.
-      std::vector<at::Tensor> read{problem_.attn_mask, problem_.alibi_slopes};
-      read.insert(read.end(), problem_.modification_tensors.begin(), problem_.modification_tensors.end());
-      std::vector<at::Tensor> sums(read.size());
-      for (std::size_t k = 0; k < read.size(); ++k)
-        if (read[k].defined() && read[k].requires_grad())
-          sums[k] = at::zeros({threads, read[k].numel()}, problem_.query.options().dtype(at::kDouble));
-      const auto sums_of = [&](std::size_t k) {
-        return
-            typename cpu::Gradients<T>::Sums{sums[k].defined() ? sums[k].template mutable_data_ptr<double>() : nullptr,
-                                             sums[k].defined() ? sums[k].size(1) : 0};
-      };
-      gradients.mask = sums_of(0);
-      gradients.slopes = sums_of(1);
-      const int score_tensors = modified_ == nullptr ? 0 : modified_->tensors();
-      if (std::any_of(sums.begin() + 2, sums.end(), [](const at::Tensor& sum) { return sum.defined(); }))
-        for (int k = 0; k < score_tensors; ++k)
-          gradients.modification.push_back(sums_of(static_cast<std::size_t>(2 + k)));
+      // What the scores read. Each query has entries of its own in a mask that is not broadcast: no two threads meet.
+      const std::size_t score_tensors = modified_ == nullptr ? 0 : static_cast<std::size_t>(modified_->tensors());
+      const at::Tensor& mask = problem_.attn_mask;
+      const bool is_mask_full =
+          mask.defined() && one_copy(mask).sizes().slice(0, 3) == problem_.query.sizes().slice(0, 3);
+      std::vector<SummedGradient> summed;
+      summed.emplace_back(mask, /*sums_copies=*/true, is_mask_full ? 1 : threads);
+      summed.emplace_back(problem_.alibi_slopes, /*sums_copies=*/false, threads);
+      for (std::size_t k = 0; k < score_tensors; ++k)
+        summed.emplace_back(problem_.modification_tensors[k], /*sums_copies=*/true, threads);
+      gradients.mask = summed[0].sums();
+      gradients.slopes = summed[1].sums();
+      for (std::size_t k = 0; k < score_tensors; ++k) gradients.modification.push_back(summed[2 + k].sums());
+      const auto is_wanted = [](const cpu::Sums& sums) { return sums.data != nullptr; };
+      if (std::none_of(gradients.modification.begin(), gradients.modification.end(), is_wanted))
+        gradients.modification.clear();
+      else
+        modified_->prepare_gradients(threads);
 
-      if (!gradients.modification.empty()) modified_->prepare_gradients(threads);
       cpu::Backward<T> pass(call_, gradients, scores_, threads);
-      parallel(threads, [&](int thread) { pass.work(thread); });
+      parallel(threads, [&](int thread) { pass.work(thread, /*is_careful=*/false); });
+      if (pass.must_begin_again()) {
+        for (SummedGradient& each : summed) each.set_to_zero();
+        parallel(threads, [&](int thread) { pass.work(thread, /*is_careful=*/true); });
+      }
       parallel(threads, [&](int thread) { pass.finish(thread); });
-      for (std::size_t k = 0; k < read.size(); ++k)
-        inputs.push_back(sums[k].defined() ? sums[k].sum(0).view(read[k].sizes()).to(read[k].scalar_type())
-                                           : at::Tensor());
+      for (SummedGradient& each : summed) inputs.push_back(each.take(kDtype));
       return inputs;
     }
 
@@ -272,7 +302,8 @@ struct Cpu {
         std::int64_t stride = 1;  // of the gradient
         for (int i = 3; i >= 0; --i) {
           standard.mask.strides[i] = mask.size(i) == 1 ? 0 : mask.stride(i);
-          standard.mask.gradient_strides[i] = mask.size(i) == 1 ? 0 : stride;
+          if (standard.mask.strides[i] == 0) continue;
+          standard.mask.gradient_strides[i] = stride;
           stride *= mask.size(i);
         }
       }

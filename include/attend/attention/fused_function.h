@@ -37,7 +37,8 @@ struct FusedResult : AttentionResult {
 ///   static std::vector<at::Tensor> backward(const Problem&, const FusedResult& result,
 ///                                           const AttentionResult& gradients);
 /// backward returns gradients in the order of inputs_of(); those at the end may be missing, and so may those of tensors
-/// that require none. One of `gradients` may be undefined, which means zeros.
+/// that require none. LibTorch casts them to the inputs' dtypes. Those of the mask and of the modification's tensors
+/// are summed over copies (detail/expanded.h). One of `gradients` may be undefined, which means zeros.
 template <class Kernel>
 class FusedAttention {
  public:
@@ -50,6 +51,9 @@ class FusedAttention {
   }
 
   const char* name() const { return "attend::attention"; }
+
+  /// Of the mask and the tensors of the modification.
+  bool sums_copies(std::size_t input) const { return input == 3 || input >= 5; }
 
   FusedOutputs forward(const std::vector<at::Tensor>& inputs, bool with_backward) const {
     FusedResult result = Kernel::forward(problem_of(inputs), with_backward);

@@ -6,11 +6,13 @@
 #include <attend/attention/dense_modification.h>
 #include <attend/attention/mask_mod.h>
 #include <attend/attention/score_mod.h>
+#include <attend/detail/expanded.h>
 #include <attend/version.h>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/aminmax.h>
+#include <c10/core/GradMode.h>
 #include <c10/util/Exception.h>
 
 #include <cstddef>
@@ -23,8 +25,11 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// As a Binder takes it. Throws c10::ValueError for whole numbers beyond int32.
+/// As a Binder takes it. Throws c10::ValueError for whole numbers beyond int32. An expanded tensor stays expanded
+/// unless its gradient is recorded.
 inline at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType dtype) {
+  const bool is_recorded = tensor.requires_grad() && c10::GradMode::is_enabled();
+  if (is_expanded(tensor) && !is_recorded) return on_cpu(one_copy(tensor), dtype).expand(tensor.sizes());
   const at::ScalarType given = tensor.scalar_type();
   if ((given == at::kLong || given == at::kUInt32 || given == at::kUInt64) && tensor.numel() > 0) {
     using Limits = std::numeric_limits<std::int32_t>;
@@ -109,6 +114,7 @@ class ModificationBy final : public Modification {
 
   void check_reads(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors,
                    const std::function<bool(const Coordinate&)>& allows) const override {
+    const c10::AutoGradMode no_grad(false);
     OutsideRead outside;
     ViewPurpose purpose;
     purpose.outside = &outside;

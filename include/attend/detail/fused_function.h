@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/detail/autograd_node.h>
+#include <attend/detail/expanded.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
@@ -13,6 +14,7 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <mutex>
 #include <string>
@@ -43,6 +45,12 @@ struct FusedOutputs {
 /// that the function can be differentiated any number of times; a kernel's own backward would drop the second
 /// derivative without a word.
 ///
+/// Function may have
+///   bool sums_copies(std::size_t input) const;
+/// Where it says true and the input is expanded (detail/expanded.h), backward gives the gradient of one_copy(input),
+/// summed over the copies. This gradient takes the short way to what was expanded. If somebody looks at the gradient of
+/// the expanded tensor itself, or there is no short way, backward is given a contiguous copy of the input instead.
+///
 /// A node and not a torch::autograd::Function, whose templates for compiled autograd, which C++ has not, are a third of
 /// the code that a program with one attention layer compiles.
 template <class Function>
@@ -63,6 +71,13 @@ class FusedFunction : public torch::autograd::Node {
     if (!is_recorded) return result.outputs;
     const auto node = make_node(new FusedFunction(function, inputs));
     node->set_next_edges(torch::autograd::collect_next_edges(at::TensorList(inputs)));
+    for (std::size_t k = 0; k < inputs.size(); ++k) {
+      if (!node->sums_copies(k, inputs[k])) continue;
+      const torch::autograd::Edge edge = edge_past_expand(node->next_edge(k), one_copy(inputs[k]).numel());
+      if (!edge.is_valid()) continue;
+      node->short_ways_.push_back({k, node->num_outputs()});
+      node->add_next_edge(edge);
+    }
     for (at::Tensor& output : result.outputs) {
       torch::autograd::set_history(output, node);
       node->outputs_.emplace_back(result.needs_outputs ? output : at::Tensor(), /*is_output=*/true);
@@ -84,7 +99,7 @@ class FusedFunction : public torch::autograd::Node {
     gradients.resize(outputs_.size());
     bool has_gradient = false;
     for (const at::Tensor& gradient : gradients) has_gradient |= gradient.defined();
-    if (!has_gradient) return Tensors(inputs_.size());
+    if (!has_gradient) return Tensors(num_outputs());
     // Everything has its dtype by now, in a backward pass within the scope of autocast too.
     const c10::impl::ExcludeDispatchKeyGuard without_autocast(c10::autocast_dispatch_keyset);
     Tensors inputs;
@@ -96,14 +111,43 @@ class FusedFunction : public torch::autograd::Node {
       for (const torch::autograd::SavedVariable& saved : kept_) forward.kept.push_back(saved.unpack());
     }
     if (c10::GradMode::is_enabled()) return differentiable_backward(std::move(inputs), gradients);
+    std::vector<ShortWay> short_ways;
+    for (const ShortWay& way : short_ways_)
+      if (!is_observed_between(next_edge(way.input), next_edge(way.output))) short_ways.push_back(way);
+    for (std::size_t k = 0; k < inputs.size(); ++k) {
+      const auto is_of_input = [k](const ShortWay& way) { return way.input == k; };
+      if (sums_copies(k, inputs[k]) && std::none_of(short_ways.begin(), short_ways.end(), is_of_input))
+        inputs[k] = inputs[k].contiguous().requires_grad_();
+    }
     Tensors results = function_.backward(inputs, forward, gradients);
-    results.resize(inputs_.size());
+    results.resize(num_outputs());
+    for (const ShortWay& way : short_ways) {
+      const torch::autograd::Edge& edge = next_edge(way.output);
+      const at::Tensor gradient = std::exchange(results[way.input], at::Tensor());
+      if (gradient.defined())
+        results[way.output] =
+            gradient.reshape_symint(edge.function->input_metadata(edge.input_nr).shape_as_dim_vector());
+    }
     return results;
   }
 
  private:
+  /// The gradient of this input may go to that output of the node instead of its own.
+  struct ShortWay {
+    std::size_t input, output;
+  };
+
   FusedFunction(const Function& function, const Tensors& inputs) : function_(function) {
     for (const at::Tensor& input : inputs) inputs_.emplace_back(input, /*is_output=*/false);
+  }
+
+  /// Whether backward sums the gradient of the input over its copies.
+  bool sums_copies(std::size_t k, const at::Tensor& input) const {
+    if constexpr (requires { function_.sums_copies(k); })
+      return function_.sums_copies(k) && input.defined() && input.requires_grad() && input.numel() > 0 &&
+             is_expanded(input);
+    else
+      return false;
   }
 
   Tensors differentiable_backward(Tensors inputs, const Tensors& gradients) const {
@@ -123,15 +167,16 @@ class FusedFunction : public torch::autograd::Node {
     }
     const Tensors computed = torch::autograd::grad(outputs, differentiated, output_gradients, /*retain_graph=*/true,
                                                    /*create_graph=*/true, /*allow_unused=*/true);
-    Tensors results;
+    Tensors results(num_outputs());
     auto next = computed.begin();
-    for (const at::Tensor& input : inputs)
-      results.push_back(input.defined() && input.requires_grad() ? *next++ : at::Tensor());
+    for (std::size_t k = 0; k < inputs.size(); ++k)
+      if (inputs[k].defined() && inputs[k].requires_grad()) results[k] = *next++;
     return results;
   }
 
   const Function function_;
   std::vector<torch::autograd::SavedVariable> inputs_, outputs_, kept_;
+  std::vector<ShortWay> short_ways_;
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -23,16 +23,18 @@
 // The blocks of all heads stand in one row, which is cut into pieces of equal cost, one for each thread. Heads that
 // share a key head stand together; the thread adds up their dK and dV in a buffer of its own, and writes it. Where a
 // cut goes through such a group, each side keeps its part, and the parts are added in the order of the threads: the
-// same number of threads gives the same bits. What the scores read (a mask that is added, slopes, the tensors of a
-// score_mod) has its gradient added up by each thread for itself.
+// same number of threads gives the same bits. The gradient of what the scores read (a mask that is added, slopes, the
+// tensors of a score_mod) is added up in float64 (sums.h).
 
 #include <attend/attention/cpu/block_products.h>
 #include <attend/attention/cpu/call.h>
 #include <attend/attention/cpu/forward.h>
 #include <attend/attention/cpu/scores.h>
+#include <attend/attention/cpu/sums.h>
 #include <attend/version.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -49,16 +51,7 @@ struct Gradients {
   TensorRows<T> output;
   const T* log_sum_exp = nullptr;  // (batch, heads, queries), contiguous; null for zeros
   TensorRows<T> query, key, value;
-
-  /// One row for each thread, set to zero; null where no gradient is wanted. Many small numbers may come together in
-  /// one sum: hence double.
-  struct Sums {
-    double* data = nullptr;
-    std::int64_t row = 0;
-
-    double* of(int thread) const { return data + thread * row; }
-  };
-  Sums mask, slopes;
+  Sums mask, slopes;               // set to zero
   std::vector<Sums> modification;  // of each tensor of the score_mod
 };
 
@@ -81,7 +74,8 @@ struct KeyValueGradients {
   }
 };
 
-/// A whole backward pass: work(t) for every thread t in any order, and then finish(t) for every one.
+/// A whole backward pass: work(t) for every thread t in any order, again if must_begin_again(), and then finish(t) for
+/// every one.
 template <class T>
 class Backward {
  public:
@@ -111,14 +105,35 @@ class Backward {
     }
   }
 
-  void work(int thread) {
-    if (work(thread, /*is_careful=*/false)) return;
-    piece_of(thread).parts.clear();
-    clear(gradients_.mask, thread);
-    clear(gradients_.slopes, thread);
-    for (const auto& tensor_sums : gradients_.modification) clear(tensor_sums, thread);
-    work(thread, /*is_careful=*/true);
+  /// All blocks of a thread. is_careful as in BlockProducts.
+  void work(int thread, bool is_careful) {
+    Piece& piece = piece_of(thread);
+    piece.parts.clear();
+    if (piece.begin == piece.end) return;
+    Workspace<T> memory(workspace());
+    KeyValueGradients<T> sums(call_);
+    for (std::int64_t i = piece.begin; i < piece.end; ++i) {
+      if (!is_careful && must_begin_again_) return;
+      if (!block(Place::at(call_, i), thread, is_careful, sums, memory)) {
+        must_begin_again_ = true;
+        return;
+      }
+      const bool is_last_of_group = (i + 1) % blocks_of_a_group_ == 0;
+      if (!is_last_of_group && i + 1 < piece.end) continue;
+      const std::int64_t group = i / blocks_of_a_group_;
+      if (is_last_of_group && group * blocks_of_a_group_ >= piece.begin) {
+        write(group, 0, call_.keys, sums);
+        sums.set_to_zero();
+      } else {
+        piece.parts.push_back({group, std::move(sums)});
+        sums = i + 1 < piece.end ? KeyValueGradients<T>(call_) : KeyValueGradients<T>();
+      }
+    }
   }
+
+  /// Whether a thread that was not careful met numbers that are not finite and may be ruled out. Then nothing that has
+  /// been computed counts: all sums are to be set to zero again, and all threads to work carefully.
+  bool must_begin_again() const { return must_begin_again_; }
 
   /// Adds up the parts of groups that several threads have worked on; each thread does some of the keys.
   void finish(int thread) {
@@ -153,33 +168,6 @@ class Backward {
 
   Piece& piece_of(int thread) { return pieces_[static_cast<std::size_t>(thread)]; }
 
-  /// All blocks of a thread. is_careful as in BlockProducts; if not, false as soon as a block meets numbers that are
-  /// not finite and may be ruled out: then nothing that has been computed counts.
-  bool work(int thread, bool is_careful) {
-    Piece& piece = piece_of(thread);
-    if (piece.begin == piece.end) return true;
-    Workspace<T> memory(workspace());
-    KeyValueGradients<T> sums(call_);
-    for (std::int64_t i = piece.begin; i < piece.end; ++i) {
-      if (!block(Place::at(call_, i), thread, is_careful, sums, memory)) return false;
-      const bool is_last_of_group = (i + 1) % blocks_of_a_group_ == 0;
-      if (!is_last_of_group && i + 1 < piece.end) continue;
-      const std::int64_t group = i / blocks_of_a_group_;
-      if (is_last_of_group && group * blocks_of_a_group_ >= piece.begin) {
-        write(group, 0, call_.keys, sums);
-        sums.set_to_zero();
-      } else {
-        piece.parts.push_back({group, std::move(sums)});
-        sums = i + 1 < piece.end ? KeyValueGradients<T>(call_) : KeyValueGradients<T>();
-      }
-    }
-    return true;
-  }
-
-  static void clear(const typename Gradients<T>::Sums& sums, int thread) {
-    if (sums.data != nullptr) std::fill_n(sums.of(thread), sums.row, 0.0);
-  }
-
   // Blocks that see no more tiles than this have all of them kept until δ is known.
   static constexpr int kShort = 6;
   static_assert(kFewKeys <= kShort * kTileKeys);
@@ -204,7 +192,8 @@ class Backward {
           factors(memory.take(kTileSize)) {}
   };
 
-  /// The query gradient of one block of queries, and what it adds to all others; returns as work() does.
+  /// The query gradient of one block of queries, and what it adds to all others. False as soon as a block that is not
+  /// careful meets numbers that are not finite and may be ruled out.
   bool block(const Place& place, int thread, bool is_careful, KeyValueGradients<T>& sums, Workspace<T>& memory) {
     const TileOperations<T>& operations = *call_.operations;
     const int queries = place.block.queries, columns = columns_for(queries);
@@ -395,6 +384,7 @@ class Backward {
   bool has_sums_;  // some gradient adds up dS over many scores
   std::int64_t blocks_of_a_group_;
   std::vector<Piece> pieces_;
+  std::atomic<bool> must_begin_again_{false};
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

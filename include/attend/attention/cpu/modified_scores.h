@@ -3,6 +3,7 @@
 
 #include <attend/attention/cpu/instruction_set.h>
 #include <attend/attention/cpu/standard_operations.h>
+#include <attend/attention/cpu/sums.h>
 #include <attend/attention/cpu/tile.h>
 #include <attend/attention/cpu/tile_operations.h>
 #include <attend/attention/mask_mod.h>
@@ -43,7 +44,7 @@ class ModifiedScores {
 
   /// `gradients` are those of the scores after apply(), and the tile has the scores as they were before. Adds what they
   /// give to the values of tensor k.
-  virtual void add_gradients(const Tile<T>& tile, const T* gradients, int k, int thread, double* sums) = 0;
+  virtual void add_gradients(const Tile<T>& tile, const T* gradients, int k, int thread, const Sums::Row& sums) = 0;
 };
 
 /// A score_mod and a mask_mod applied to every score of a tile, kRun neighbours at a time. All that a run reads and
@@ -119,7 +120,7 @@ class ModifiedScoresBy final : public ModifiedScores<T> {
     }
   }
 
-  void add_gradients(const Tile<T>& tile, const T* gradients, int k, int thread, double* sums) override {
+  void add_gradients(const Tile<T>& tile, const T* gradients, int k, int thread, const Sums::Row& sums) override {
     const Differentiated& own = differentiated_[static_cast<std::size_t>(thread * tensors_ + k)];
     attend::detail::TensorReads& reads = *own.reads;
     using Number = Dual<T, /*kByTensor=*/true>;
@@ -135,7 +136,7 @@ class ModifiedScoresBy final : public ModifiedScores<T> {
           reads.begin(turn);
           const Number changed = own.score(score, at);
           turns = reads.turn;
-          if (turn < turns) sums[reads.place] += gradient * changed.derivative.value;
+          if (turn < turns) sums.add(reads.place, gradient * changed.derivative.value);
         }
       }
   }

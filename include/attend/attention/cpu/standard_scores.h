@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/attention/cpu/call.h>
+#include <attend/attention/cpu/sums.h>
 #include <attend/version.h>
 
 #include <algorithm>
@@ -74,16 +75,20 @@ struct StandardScores {
   }
 
   /// Adds the gradients of the scores, after all of change(), to those of what was added.
-  void add_mask_gradient(const Tile<T>& tile, const T* gradients, double* sums) const {
-    for_each_entry(tile, sums, mask.gradient_strides, [&](double& sum, int entry) { sum += gradients[entry]; });
+  void add_mask_gradient(const Tile<T>& tile, const T* gradients, const Sums::Row& sums) const {
+    if (sums.is_shared)
+      for_each_entry(tile, sums.data, mask.gradient_strides,
+                     [&](double& sum, int entry) { Sums::add_atomically(sum, gradients[entry]); });
+    else
+      for_each_entry(tile, sums.data, mask.gradient_strides, [&](double& sum, int entry) { sum += gradients[entry]; });
   }
-  void add_slope_gradient(const Tile<T>& tile, const T* gradients, std::int32_t heads, double* sums) const {
+  void add_slope_gradient(const Tile<T>& tile, const T* gradients, std::int32_t heads, const Sums::Row& sums) const {
     double sum = 0;
     for (int j = 0; j < tile.keys; ++j)
       for (int i = 0; i < tile.queries; ++i)
         sum +=
             std::abs(tile.position + i - (tile.first.key + j)) * static_cast<double>(gradients[j * kTileQueries + i]);
-    sums[(has_alibi_of_batch ? tile.first.batch : 0) * heads + tile.first.head] -= sum;
+    sums.add((has_alibi_of_batch ? tile.first.batch : 0) * heads + tile.first.head, -sum);
   }
 
  private:

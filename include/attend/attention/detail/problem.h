@@ -5,6 +5,7 @@
 #include <attend/attention/options.h>
 #include <attend/detail/autocast.h>
 #include <attend/detail/check_dense.h>
+#include <attend/detail/expanded.h>
 #include <attend/detail/without_data.h>
 #include <attend/version.h>
 
@@ -106,12 +107,14 @@ inline void check_same_kind(const char* name, const at::Tensor& tensor, const at
 /// have no data.
 enum class Purpose { kCompute, kExplain };
 
-/// The tensor as autocast wants it: cast to its dtype if autocast is on for the device. float64 is never cast.
+/// The tensor as autocast wants it: cast to its dtype if autocast is on for the device. float64 is never cast. An
+/// expanded tensor stays expanded.
 inline at::Tensor autocast(const at::Tensor& tensor, Purpose purpose) {
   const at::ScalarType dtype = dtype_under_autocast(tensor);
   if (tensor.scalar_type() == dtype) return tensor;
-  return purpose == Purpose::kExplain ? converted_without_data(tensor, dtype)
-                                      : at::autocast::cached_cast(dtype, tensor, tensor.device().type());
+  if (purpose == Purpose::kExplain) return converted_without_data(tensor, dtype);
+  return is_expanded(tensor) ? ExpandedCast::apply_to(tensor, dtype)
+                             : at::autocast::cached_cast(dtype, tensor, tensor.device().type());
 }
 
 /// The dtype in which a float mask is added to the scores, which are float64 or float32: the query's dtype or float32.
@@ -124,9 +127,11 @@ inline at::ScalarType added_mask_dtype(at::ScalarType mask_dtype, at::ScalarType
 inline at::Tensor added_mask(const at::Tensor& mask, at::ScalarType query_dtype) {
   const at::ScalarType dtype = added_mask_dtype(mask.scalar_type(), query_dtype);
   if (mask.scalar_type() == dtype) return mask;
-  if (mask.scalar_type() != at::kDouble) return mask.to(dtype);
-  constexpr double kLargest = std::numeric_limits<float>::max();
-  return at::where(mask.isinf(), mask, mask.clamp(-kLargest, kLargest)).to(dtype);
+  if (mask.scalar_type() != at::kDouble) return ExpandedCast::apply_to(mask, dtype);
+  return ExpandedCast::apply_to(mask, [dtype](const at::Tensor& each) {
+    constexpr double kLargest = std::numeric_limits<float>::max();
+    return at::where(each.isinf(), each, each.clamp(-kLargest, kLargest)).to(dtype);
+  });
 }
 
 /// The mask as 4-d: missing leading sizes become 1.
@@ -147,9 +152,8 @@ inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem, Purpose 
   for (int i = 0; i < 4; ++i) {
     TORCH_CHECK_VALUE(mask.size(i) == full[i] || mask.size(i) == 1, "attend::attention: attn_mask ", given.sizes(),
                       " must broadcast to (N, H, L, S) = ", at::IntArrayRef(full, 4));
-    const bool is_expanded = mask.size(i) > 1 && mask.stride(i) == 0;
-    if (is_expanded && !mask.requires_grad()) mask = mask.narrow(i, 0, 1);  // one of the copies is enough
   }
+  if (!mask.requires_grad()) mask = one_copy(mask);
   if (mask.scalar_type() == at::kBool) return mask;
   const at::ScalarType query_dtype = problem.query.scalar_type();
   return purpose == Purpose::kExplain ? converted_without_data(mask, added_mask_dtype(mask.scalar_type(), query_dtype))
