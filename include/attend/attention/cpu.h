@@ -77,8 +77,6 @@ struct Cpu {
   /// The problem in a dtype that the kernels read: float16 as float32.
   static Problem readable(const Problem& given) {
     Problem problem = given;
-    for (at::Tensor* tensor : inputs_of(problem))
-      if (tensor->defined()) *tensor = tensor->resolve_neg();
     for (at::Tensor* tensor : {&problem.query, &problem.key, &problem.value, &problem.attn_mask})
       if (tensor->defined() && tensor->scalar_type() == at::kHalf)
         *tensor = ExpandedCast::apply_to(*tensor, at::kFloat);
@@ -202,9 +200,8 @@ struct Cpu {
       std::vector<at::Tensor> inputs;
       for (const at::Tensor& input : {problem_.query, problem_.key, problem_.value})
         inputs.push_back(at::empty(input.sizes(), input.options()));
-      const at::Tensor output = given.output.defined() ? given.output.resolve_neg() : at::zeros_like(result.output);
-      const at::Tensor log_sum_exp =
-          given.log_sum_exp.defined() ? given.log_sum_exp.contiguous().resolve_neg() : at::Tensor();
+      const at::Tensor output = given.output.defined() ? given.output : at::zeros_like(result.output);
+      const at::Tensor log_sum_exp = given.log_sum_exp.defined() ? given.log_sum_exp.contiguous() : at::Tensor();
       cpu::Gradients<T> gradients;
       gradients.output = rows(output);
       if (log_sum_exp.defined()) gradients.log_sum_exp = const_data<T>(log_sum_exp);

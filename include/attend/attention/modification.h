@@ -7,6 +7,7 @@
 #include <attend/attention/mask_mod.h>
 #include <attend/attention/score_mod.h>
 #include <attend/detail/expanded.h>
+#include <attend/detail/in_memory.h>
 #include <attend/version.h>
 
 #include <ATen/TensorOperators.h>
@@ -39,7 +40,7 @@ inline at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType dtype) {
                       "attend::Binder: integers are read as int32, got ", smallest.item<std::int64_t>(), " to ",
                       largest.item<std::int64_t>());
   }
-  return tensor.to(at::kCPU, tensor.is_floating_point() ? dtype : at::kInt).contiguous().resolve_neg();
+  return in_memory(tensor.to(at::kCPU, tensor.is_floating_point() ? dtype : at::kInt).contiguous());
 }
 
 /// A caller's score_mod and mask_mod, as the backends see them: what is compiled for these types stands behind this

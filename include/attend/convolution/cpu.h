@@ -104,8 +104,7 @@ struct CpuConvolution {
 
   /// x (N, in channels, L) to (N, out channels, L), whose channels lie side by side in memory.
   static at::Tensor run(const ConvolutionStack& stack, const at::Tensor& x) {
-    std::vector<at::Tensor> inputs{
-        x.to(dtype_under_autocast(x)).transpose(1, 2).contiguous().resolve_neg()};  // (N, L, in channels)
+    std::vector<at::Tensor> inputs{x.to(dtype_under_autocast(x)).transpose(1, 2).contiguous()};  // (N, L, in channels)
     inputs.insert(inputs.end(), stack.weights.begin(), stack.weights.end());
     inputs.insert(inputs.end(), stack.biases.begin(), stack.biases.end());
     return FusedFunction<Fused>::run({stack.has_relu, stack.has_relu_after_last}, inputs)[0].transpose(1, 2);
@@ -147,7 +146,7 @@ struct CpuConvolution {
     std::vector<at::Tensor> backward(const std::vector<at::Tensor>& inputs, const FusedOutputs& forward,
                                      const std::vector<at::Tensor>& gradients) const {
       const at::Tensor& x = inputs[0];
-      const at::Tensor gradient = gradients[0].to(x.scalar_type()).contiguous().resolve_neg();
+      const at::Tensor gradient = gradients[0].to(x.scalar_type()).contiguous();
       cpu::Stack stack = packed(inputs, /*for_backward=*/true);
       stack.set_inputs(forward.kept[0].data_ptr(), stack.batch);
       const int threads = threads_for(stack);
@@ -230,7 +229,7 @@ struct CpuConvolution {
       stack.taps = static_cast<int>(inputs[1].size(2));
       std::vector<at::Tensor> weights;
       for (std::size_t i = 0; i < count; ++i) {
-        weights.push_back(inputs[1 + i].to(at::kFloat).contiguous().resolve_neg());
+        weights.push_back(inputs[1 + i].to(at::kFloat).contiguous());
         cpu::Convolution convolution;
         convolution.out_channels = static_cast<int>(weights[i].size(0));
         convolution.in_channels = static_cast<int>(weights[i].size(1));
@@ -240,7 +239,7 @@ struct CpuConvolution {
         convolution.has_pairs = convolution.input_is_bfloat16 && !convolution.has_narrow_output();
         convolution.bias.assign(static_cast<std::size_t>(convolution.out_row()), 0.0f);
         if (const at::Tensor& bias = inputs[1 + count + i]; bias.defined() && !for_backward) {
-          const at::Tensor wide = bias.to(at::kFloat).contiguous().resolve_neg();
+          const at::Tensor wide = bias.to(at::kFloat).contiguous();
           std::copy_n(const_data<float>(wide), wide.numel(), convolution.bias.begin());
         }
         stack.convolutions.push_back(std::move(convolution));

@@ -135,7 +135,7 @@ struct Projections {
       std::int64_t size_of_sums = 0, widest = 0;
       for (std::size_t j = 1; j < inputs.size(); ++j) {
         if (!given[j - 1].defined()) continue;
-        const at::Tensor gradient = given[j - 1].to(x.scalar_type()).contiguous().resolve_neg();  // (N, L, out_j)
+        const at::Tensor gradient = given[j - 1].to(x.scalar_type()).contiguous();  // (N, L, out_j)
         at::Tensor weights = inputs[j].to(x.scalar_type()).contiguous();
         const std::int64_t out = weights.size(0);
         if (has_pairs) {

@@ -3,6 +3,7 @@
 
 #include <attend/detail/autograd_node.h>
 #include <attend/detail/expanded.h>
+#include <attend/detail/in_memory.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
@@ -16,6 +17,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -58,7 +60,8 @@ class FusedFunction : public torch::autograd::Node {
  public:
   using Tensors = std::vector<at::Tensor>;
 
-  static Tensors run(const Function& function, const Tensors& inputs) {
+  static Tensors run(const Function& function, Tensors inputs) {
+    for (at::Tensor& input : inputs) input = in_memory(input);
     for (const at::Tensor& input : inputs)
       TORCH_CHECK_NOT_IMPLEMENTED(!input.defined() || !input._fw_grad(/*level=*/0).defined(), function.name(),
                                   ": fused kernels have no forward-mode derivative; ask for kReference");
@@ -110,6 +113,8 @@ class FusedFunction : public torch::autograd::Node {
       for (const torch::autograd::SavedVariable& saved : outputs_) forward.outputs.push_back(saved.unpack(getptr()));
       for (const torch::autograd::SavedVariable& saved : kept_) forward.kept.push_back(saved.unpack());
     }
+    check_kinds(inputs);
+    for (at::Tensor& gradient : gradients) gradient = in_memory(gradient);
     if (c10::GradMode::is_enabled()) return differentiable_backward(std::move(inputs), gradients);
     std::vector<ShortWay> short_ways;
     for (const ShortWay& way : short_ways_)
@@ -138,7 +143,21 @@ class FusedFunction : public torch::autograd::Node {
   };
 
   FusedFunction(const Function& function, const Tensors& inputs) : function_(function) {
-    for (const at::Tensor& input : inputs) inputs_.emplace_back(input, /*is_output=*/false);
+    for (const at::Tensor& input : inputs) {
+      inputs_.emplace_back(input, /*is_output=*/false);
+      kinds_.push_back(input.defined() ? Kind{input.scalar_type(), input.sizes().vec()} : Kind{});
+    }
+  }
+
+  /// set_data(), which module->to() calls, replaces what a tensor is without a new version.
+  void check_kinds(const Tensors& inputs) const {
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      const Kind& kind = kinds_[i];
+      TORCH_CHECK(!inputs[i].defined() || (inputs[i].scalar_type() == kind.dtype && inputs[i].sizes() == kind.sizes),
+                  function_.name(), ": a tensor that the backward pass needs was ", kind.dtype, " ",
+                  at::IntArrayRef(kind.sizes), " in the forward pass, and set_data() has made it ",
+                  inputs[i].scalar_type(), " ", inputs[i].sizes());
+    }
   }
 
   /// Whether backward sums the gradient of the input over its copies.
@@ -174,7 +193,13 @@ class FusedFunction : public torch::autograd::Node {
     return results;
   }
 
+  struct Kind {
+    at::ScalarType dtype = at::ScalarType::Undefined;
+    std::vector<std::int64_t> sizes;
+  };
+
   const Function function_;
+  std::vector<Kind> kinds_;  // of the inputs
   std::vector<torch::autograd::SavedVariable> inputs_, outputs_, kept_;
   std::vector<ShortWay> short_ways_;
 };

@@ -6,6 +6,7 @@
 #include <attend/detail/autocast.h>
 #include <attend/detail/check_dense.h>
 #include <attend/detail/expanded.h>
+#include <attend/detail/in_memory.h>
 #include <attend/detail/without_data.h>
 #include <attend/version.h>
 
@@ -190,7 +191,7 @@ inline at::Tensor checked_slopes(const at::Tensor& slopes, const Problem& proble
 inline at::Tensor checked_offsets(const char* name, const at::Tensor& given, const char* length_name,
                                   std::int64_t length, const at::Tensor& query) {
   check_dense("attend::attention", name, given);
-  const at::Tensor offsets = given.resolve_neg();
+  const at::Tensor offsets = in_memory(given);
   TORCH_CHECK_TYPE(offsets.scalar_type() == at::kInt, "attend::attention: ", name, " must be int32, got ",
                    offsets.scalar_type());
   TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.size(0) >= 1, "attend::attention: ", name,

@@ -3,6 +3,7 @@
 
 #include <attend/attention/detail/finite.h>
 #include <attend/detail/autograd_node.h>
+#include <attend/detail/in_memory.h>
 #include <attend/version.h>
 
 #include <ATen/TensorOperators.h>
@@ -54,8 +55,8 @@ class ProductNode : public torch::autograd::Node {
 
  protected:
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
-    const at::Tensor& gradient = gradients[0];
-    if (!gradient.defined()) return {at::Tensor(), at::Tensor()};
+    if (!gradients[0].defined()) return {at::Tensor(), at::Tensor()};
+    const at::Tensor gradient = in_memory(gradients[0]);
     at::Tensor left, right;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
