@@ -120,6 +120,14 @@ TEST_CASE("wrong arguments are refused with the rule and the values, by every fu
       of_good(AttentionOptions().softcap(-1.5), "softcap must be positive, or 0 for none, got -1.5"),
       of_good(AttentionOptions().softcap(nan), "softcap must be positive, or 0 for none, got nan"),
       of_good(AttentionOptions().softcap(infinity), "softcap must be positive, or 0 for none, got inf"),
+      of_good(AttentionOptions().scale(-1e39),
+              "scale must be finite in float32, in which Float is computed, got -1e+39"),
+      of_good(AttentionOptions().softcap(1e-50),
+              "softcap must be a number of float32, in which Float is computed, from 1.2e-38 to 3.4e38, or 0 for none, "
+              "got 1e-50"),
+      of_good(AttentionOptions().softcap(1e300),
+              "softcap must be a number of float32, in which Float is computed, from 1.2e-38 to 3.4e38, or 0 for none, "
+              "got 1e+300"),
       of_good(AttentionOptions().dropout(-0.1), "dropout must be a probability from 0 to 1, got -0.1"),
       of_good(AttentionOptions().dropout(1.5), "dropout must be a probability from 0 to 1, got 1.5"),
       of_good(AttentionOptions().dropout(nan), "dropout must be a probability from 0 to 1, got nan"),

@@ -273,6 +273,15 @@ inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& 
   problem.softcap = options.softcap();
   TORCH_CHECK_VALUE(std::isfinite(problem.softcap) && problem.softcap >= 0.0,
                     "attend::attention: softcap must be positive, or 0 for none, got ", problem.softcap);
+  if (query.scalar_type() != at::kDouble) {
+    using Limits = std::numeric_limits<float>;
+    TORCH_CHECK_VALUE(std::abs(problem.scale) <= Limits::max(),
+                      "attend::attention: scale must be finite in float32, in which ", query.scalar_type(),
+                      " is computed, got ", problem.scale);
+    TORCH_CHECK_VALUE(problem.softcap == 0.0 || (problem.softcap >= Limits::min() && problem.softcap <= Limits::max()),
+                      "attend::attention: softcap must be a number of float32, in which ", query.scalar_type(),
+                      " is computed, from 1.2e-38 to 3.4e38, or 0 for none, got ", problem.softcap);
+  }
   problem.dropout = options.dropout();
   TORCH_CHECK_VALUE(problem.dropout >= 0.0 && problem.dropout <= 1.0,
                     "attend::attention: dropout must be a probability from 0 to 1, got ", problem.dropout);
