@@ -456,3 +456,15 @@ TEST_CASE("attention: tensors that torch negates lazily are read with their sign
           attend::attention(x, x, x, AttentionOptions(packed).query_offsets(negated));
         }) == "attend::attention: query_offsets must go from 0 to L = 4, got 0 to -4");
 }
+
+TEST_CASE("in a bool mask true may be any byte but 0, as in torch") {
+  torch::manual_seed(9);
+  const torch::Tensor x = torch::randn({1, 2, 40, 16}), bytes = torch::randint(0, 3, {40, 40}).to(torch::kByte).mul(2);
+  for (const attend::Backend backend : {attend::Backend::kCpu, attend::Backend::kSdpa, attend::Backend::kReference}) {
+    CAPTURE(backend);
+    const auto with_mask = [&](const torch::Tensor& mask) {
+      return attend::attention(x, x, x, attend::AttentionOptions().attn_mask(mask).backend(backend));
+    };
+    CHECK(with_mask(bytes.view(torch::kBool)).equal(with_mask(bytes.ne(0))));
+  }
+}

@@ -28,6 +28,8 @@ TEST_CASE("OptionMask: allows the scores whose weights attention_weights() does 
       {"is_causal, L > S", options().is_causal(true), 2, 7, 5},
       {"window", options().window({1, 2})},
       {"bool attn_mask (L, S)", options().attn_mask(torch::rand({5, 7}) > 0.4)},
+      {"bool attn_mask of bytes 0 and 6",
+       options().attn_mask((torch::rand({5, 7}) > 0.4).to(torch::kByte).mul(6).view(torch::kBool))},
       {"bool attn_mask (N, H, L, S)", options().attn_mask(torch::rand({2, 3, 5, 7}) > 0.4)},
       {"bool attn_mask (H, 1, S) with is_causal", options().attn_mask(torch::rand({3, 1, 7}) > 0.4).is_causal(true)},
       {"packed", options().query_offsets(starts).key_offsets(key_starts), 1},

@@ -57,9 +57,10 @@ struct StandardScores {
   /// −∞ for what the bool mask or the window rules out.
   void rule_out(const TileOperations<T>& operations, const Tile<T>& tile) const {
     if (mask.kind == Mask::Kind::kBool)
-      for_each_entry(
-          tile, static_cast<const bool*>(mask.data), mask.strides,
-          [scores = tile.scores](bool attend, int entry) { scores[entry] = attend ? scores[entry] : kNever<T>; });
+      for_each_entry(tile, static_cast<const unsigned char*>(mask.data), mask.strides,  // true may be any byte but 0
+                     [scores = tile.scores](unsigned char attend, int entry) {
+                       scores[entry] = attend != 0 ? scores[entry] : kNever<T>;
+                     });
     const std::int32_t distance = tile.first.key - tile.position;  // key − position is distance + j − i
     const bool is_cut_right = window_right >= 0 && distance + tile.keys - 1 > window_right;
     const bool is_cut_left = window_left >= 0 && distance - (tile.queries - 1) < -window_left;

@@ -41,7 +41,7 @@ class OptionMask {
     const std::int64_t index[4] = {at.batch, at.head, at.query, at.key};
     std::int64_t place = 0;
     for (int d = 0; d < 4; ++d) place += mask_.size(d) == 1 ? 0 : index[d] * mask_.stride(d);
-    return static_cast<const bool*>(mask_.const_data_ptr())[place];
+    return static_cast<const unsigned char*>(mask_.const_data_ptr())[place] != 0;  // true may be any byte but 0
   }
 
  private:
