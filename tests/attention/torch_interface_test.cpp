@@ -336,6 +336,30 @@ TEST_CASE("attention: an output lies in memory as the query does, on every backe
   }
 }
 
+TEST_CASE("attention: where queries overlap in memory, as windows of a signal do, the output does not") {
+  torch::manual_seed(10);
+  const torch::Tensor signal = torch::randn({400}), key = torch::randn({2, 3, 30, 8});
+  for (const std::vector<std::int64_t>& strides : {std::vector<std::int64_t>{40, 1, 8, 1},
+                                                   {1, 5, 8, 1},
+                                                   {1, 0, 8, 1},
+                                                   {3, 1, 9, 1},
+                                                   {8, 4, 16, 1},
+                                                   {4, 8, 16, 1}}) {
+    for (const std::int64_t length : {1, 20}) {
+      const torch::Tensor query = signal.as_strided({2, 3, length, 8}, strides);
+      for (const Backend backend : kAllBackends) {
+        CAPTURE(strides[0]);
+        CAPTURE(length);
+        CAPTURE(backend);
+        const AttentionOptions options = AttentionOptions().backend(backend);
+        const torch::Tensor output = attend::attention(query, key, key, options);
+        CHECK(output.is_non_overlapping_and_dense());
+        CHECK(output.allclose(attend::attention(query.contiguous(), key, key, options), 1e-5, 1e-6));
+      }
+    }
+  }
+}
+
 namespace {
 
 struct HeadBias {

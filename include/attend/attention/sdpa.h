@@ -225,12 +225,13 @@ struct Sdpa {
   static at::Tensor detached(const at::Tensor& tensor) { return tensor.defined() ? tensor.detach() : tensor; }
 
   // Any other stride along the last dimension sends ATen to its dense path; and rows that overlap (windows of one
-  // signal, or one row expanded) are misread by its matrix products, though not by the addition of a mask.
+  // signal, or one row expanded) are misread by its matrix products, though not by the addition of a mask. Where rows
+  // of several heads or batch entries of a query overlap, ATen lays the output out as it does not write it.
   static constexpr bool kIsMask = true;
 
   static bool is_readable(const at::Tensor& tensor, bool is_mask = false) {
     if (!tensor.defined()) return true;
-    return tensor.stride(3) == 1 && (is_mask || tensor.size(2) == 1 || tensor.stride(2) >= tensor.size(3));
+    return is_mask ? tensor.stride(3) == 1 : has_rows(tensor);
   }
 
   static at::Tensor readable(const at::Tensor& tensor, bool is_mask = false) {
