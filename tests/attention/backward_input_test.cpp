@@ -23,13 +23,13 @@ using attend::test::message_of;
 
 namespace {
 
-struct Call {
+struct DifferentiatedCall {
   std::string name;
   std::function<torch::Tensor(const torch::Tensor&)> of;  // x (2, 2, 20, 16)
 };
 
-std::vector<Call> calls() {
-  std::vector<Call> calls;
+std::vector<DifferentiatedCall> calls() {
+  std::vector<DifferentiatedCall> calls;
   for (const Backend backend : {Backend::kCpu, Backend::kSdpa, Backend::kReference})
     calls.push_back({c10::str("attention ", backend), [backend](const torch::Tensor& x) {
                        return attend::attention(x, x, x, AttentionOptions().backend(backend));
@@ -53,7 +53,7 @@ std::vector<Call> calls() {
 
 TEST_CASE("a gradient may be zeros without memory, as those of sgn are, or the negative of what lies in memory") {
   torch::manual_seed(1);
-  for (const Call& call : calls()) {
+  for (const DifferentiatedCall& call : calls()) {
     CAPTURE(call.name);
     const torch::Tensor x = torch::randn({2, 2, 20, 16}).requires_grad_();
     const torch::Tensor y = call.of(x);
@@ -72,7 +72,7 @@ TEST_CASE("a penalty on the gradient of an L1 loss, whose second derivative is z
     return torch::autograd::grad({gradient.square().sum()}, {x}, {}, false, false, /*allow_unused=*/true)[0];
   };
   torch::manual_seed(2);
-  for (const Call& call : calls()) {
+  for (const DifferentiatedCall& call : calls()) {
     CAPTURE(call.name);
     const torch::Tensor x = torch::randn({2, 2, 20, 16}).requires_grad_();
     const torch::Tensor result = penalty(call.of(x), x, {});
