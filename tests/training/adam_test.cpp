@@ -174,6 +174,20 @@ TEST_CASE_TEMPLATE("fifty steps in float32 are as near to float64 as those of to
   }
 }
 
+TEST_CASE_TEMPLATE("with beta1 = 0 a small gradient after a large one counts in full, in float32 too", Kind, OfAdam,
+                   OfAdamW) {
+  const Options<Kind> options = Options<Kind>(0.1).betas({0.0, 0.0});
+  const Tensors ours{torch::ones({7}).requires_grad_()}, theirs{torch::ones({7}, torch::kDouble).requires_grad_()};
+  Ours<Kind> our_optimizer(ours, options);
+  Theirs<Kind> their_optimizer(theirs, options);
+  const SetGradients set = [](const Tensors& tensors, int step) {
+    tensors[0].mutable_grad() = torch::full_like(tensors[0], step == 0 ? 1e3f : 1e-6f);
+  };
+  run(our_optimizer, ours, 0, 4, set);
+  run(their_optimizer, theirs, 0, 4, set);
+  CHECK(largest_difference(ours, theirs) < 1e-6);
+}
+
 TEST_CASE_TEMPLATE("twenty steps in float64 equal those of Python's optimizer", Kind, OfAdam, OfAdamW) {
   const std::map<std::string, torch::Tensor> reference = attend::test::reference_data(Kind::kReference);
   const std::vector<std::string> names = {"weight", "bias", "kernel", "scalar"};

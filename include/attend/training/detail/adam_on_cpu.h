@@ -50,6 +50,7 @@ class AdamOnCpu {
     rate_ = static_cast<float>(settings.rate / first);
     scale_ = static_cast<float>(1 / std::sqrt(second));
     epsilon_ = static_cast<float>(settings.epsilon);
+    old_in_mean_ = static_cast<float>(settings.beta1);
     new_in_mean_ = static_cast<float>(1 - settings.beta1);
     old_in_square_ = static_cast<float>(settings.beta2);
     new_in_square_ = static_cast<float>(1 - settings.beta2);
@@ -93,7 +94,7 @@ class AdamOnCpu {
   void update(std::int64_t i) const {
     V parameter = load<V>(parameter_ + i) * kept_, mean = load<V>(mean_ + i), square = load<V>(square_ + i);
     const V gradient = load<V>(gradient_ + i) + decay_ * parameter;
-    mean += new_in_mean_ * (gradient - mean);
+    mean = old_in_mean_ * mean + new_in_mean_ * gradient;  // a difference would lose a small gradient after a large one
     square = old_in_square_ * square + new_in_square_ * (gradient * gradient);
     store(mean_ + i, mean);
     store(square_ + i, square);
@@ -129,7 +130,8 @@ class AdamOnCpu {
   float* parameter_;
   const float* gradient_;
   float *mean_, *square_, *largest_;
-  float rate_, scale_, epsilon_, new_in_mean_, old_in_square_, new_in_square_, decay_ = 0.0f, kept_ = 1.0f;
+  float rate_, scale_, epsilon_, old_in_mean_, new_in_mean_, old_in_square_, new_in_square_;
+  float decay_ = 0.0f, kept_ = 1.0f;
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
