@@ -273,3 +273,31 @@ TEST_CASE("a NaN that may be attended stays: in the output, and in every backend
       }
     }
 }
+
+TEST_CASE("keys that are all NaN give NaN, in every backend") {
+  for (const Backend backend : kBackends)
+    for (const auto dtype : kDtypes)
+      for (const std::int64_t keys : {1, 4, 15, 16}) {
+        CAPTURE(backend);
+        CAPTURE(dtype);
+        CAPTURE(keys);
+        Tensors inputs = random_inputs({4, keys}, dtype);
+        inputs[1].fill_(std::numeric_limits<double>::quiet_NaN());
+        const torch::Tensor mask = torch::tensor({true, false, true, true}).unsqueeze(1);
+        const auto options = [&] { return AttentionOptions().backend(backend); };
+        CHECK(attend::attention(inputs[0], inputs[1], inputs[2], options()).isnan().all().item<bool>());
+        const torch::Tensor masked = attend::attention(inputs[0], inputs[1], inputs[2], options().attn_mask(mask));
+        CHECK(masked.isnan().equal(mask.unsqueeze(0).unsqueeze(0).expand(masked.sizes())));
+      }
+}
+
+TEST_CASE("attention_weights: a key that is ruled out has the weight 0, in a row of NaN too") {
+  Tensors inputs = random_inputs({3, 3}, torch::kFloat);
+  inputs[1].select(2, 1).fill_(std::numeric_limits<double>::quiet_NaN());
+  const torch::Tensor weights = attend::attention_weights(inputs[0], inputs[1], AttentionOptions().is_causal(true));
+  CHECK(weights.isnan().equal(torch::tensor({{false, false, false}, {true, true, false}, {true, true, true}})
+                                  .unsqueeze(0)
+                                  .unsqueeze(0)
+                                  .expand(weights.sizes())));
+  CHECK(weights.triu(1).eq(0).all().item<bool>());
+}

@@ -5,6 +5,7 @@
 #include "support/reference_data.h"
 #include "training/support.h"
 
+#include <ATen/ops/_efficientzerotensor.h>
 #include <doctest/doctest.h>
 #include <torch/nn/modules/embedding.h>
 #include <torch/optim/schedulers/step_lr.h>
@@ -15,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <sstream>
@@ -266,6 +268,25 @@ TEST_CASE_TEMPLATE("a gradient may be the negative of what lies in memory", Kind
     for (const torch::Tensor& tensor : tensors) tensor.mutable_grad() = torch::_neg_view(tensor.grad());
   };
   CHECK(difference_from_torch<Kind>(parameters(), Options<Kind>(0.1), set_negatives) <= kEqual);
+}
+
+TEST_CASE_TEMPLATE("a gradient may be zeros without memory, which some of torch's derivatives are", Kind, OfAdam, OfAdamW) {
+  const torch::Tensor parameter = torch::ones({3}).requires_grad_(), before = parameter.detach().clone();
+  Ours<Kind> optimizer({parameter}, Options<Kind>(0.1).weight_decay(0));
+  parameter.mutable_grad() = at::_efficientzerotensor({3});
+  optimizer.step();
+  CHECK(parameter.equal(before));
+}
+
+TEST_CASE_TEMPLATE("an infinite parameter stays infinite without weight decay", Kind, OfAdam, OfAdamW) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  const torch::Tensor parameter = torch::tensor({-infinity, 1.0, 2.0, 3.0, infinity}, torch::kFloat).requires_grad_();
+  Ours<Kind> optimizer({parameter}, Options<Kind>(0.1).weight_decay(0));
+  parameter.mutable_grad() = torch::tensor({0.0, 1.0, 1.0, 1.0, 0.0}, torch::kFloat);
+  for (int step = 0; step < 2; ++step) optimizer.step();
+  CHECK(parameter.isneginf()[0].item<bool>());
+  CHECK(parameter.isposinf()[4].item<bool>());
+  CHECK_FALSE(parameter.isnan().any().item<bool>());
 }
 
 TEST_CASE_TEMPLATE("a step of an optimizer whose parameters are all frozen is refused, and one of a part is not", Kind,

@@ -13,6 +13,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/logsumexp.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/searchsorted.h>
 
 #include <array>
@@ -46,13 +47,13 @@ struct Reference {
     const at::Tensor value = for_each_query_head(converted(problem.value), problem);  // (N, H, S, Dv)
     const at::Tensor scores = masked_scores(problem);                                 // (N, H, L, S)
     at::Tensor weights = softmax(scores);                                             // (N, H, L, S)
-    if (is_looked_at(weights) && !is_finite(weights)) weights = weights.masked_fill(scores.eq(kNever), 0.0);
     if (problem.dropout > 0.0) {
       const at::Tensor keep = dropout_keep(problem.dropout_seed, problem.dropout, weights.sizes());
       weights = weights.masked_fill(keep.logical_not(), 0.0);
       if (problem.dropout < 1.0) weights = weights / (1.0 - problem.dropout);
     }
-    at::Tensor output = values_product(weights, value).to(problem.query.scalar_type());  // (N, H, L, Dv)
+    const at::Tensor wide = may_rule_out(problem) ? values_product(weights, value) : at::matmul(weights, value);
+    at::Tensor output = wide.to(problem.query.scalar_type());  // (N, H, L, Dv)
     const std::array<std::int64_t, 4> strides = output_strides(problem);
     if (output.strides() != at::IntArrayRef(strides) && output.numel() > 0)
       output = at::empty_strided(output.sizes(), strides, output.options()).copy_(output);
@@ -67,10 +68,15 @@ struct Reference {
  private:
   static constexpr double kNever = -std::numeric_limits<double>::infinity();
 
+  /// Here the sequences of a packed batch are ruled out for each other, too.
+  static bool may_rule_out(const Problem& problem) { return problem.may_rule_out() || problem.is_packed(); }
+
   static at::Tensor masked_scores(const Problem& problem) {
     const at::Tensor query = converted(problem.query);                            // (N, H, L, D)
     const at::Tensor key = for_each_query_head(converted(problem.key), problem);  // (N, H, S, D)
-    at::Tensor scores = problem.scale * scores_product(query, key);               // (N, H, L, S)
+    const bool is_dense = !may_rule_out(problem);
+    at::Tensor scores = is_dense ? at::matmul(query, key.transpose(2, 3)) : scores_product(query, key);  // (N, H, L, S)
+    scores = problem.scale * scores;
     const Positions at = positions_of(problem);
     const at::Tensor ruled_out = ruled_out_by(problem, at, sizes_of(scores));
     const at::Tensor& mask = problem.attn_mask;
@@ -129,8 +135,11 @@ struct Reference {
     return ruled_out;
   }
 
-  /// A row of nothing but −∞ gives zeros, and zero gradients.
-  static at::Tensor softmax(const at::Tensor& scores) { return at::_safe_softmax(scores, -1); }
+  /// A row of nothing but −∞ gives zeros, and zero gradients. In a row with NaN, −∞ gives 0 too.
+  static at::Tensor softmax(const at::Tensor& scores) {
+    const at::Tensor weights = at::_safe_softmax(scores, -1);
+    return is_looked_at(weights) && !is_finite(weights) ? weights.masked_fill(scores.eq(kNever), 0.0) : weights;
+  }
 
   /// A row of nothing but −∞ gives −∞, and zero gradients, where torch's gradient is NaN.
   static at::Tensor log_sum_exp(const at::Tensor& scores) {

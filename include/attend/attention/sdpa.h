@@ -38,8 +38,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// float32 may have about four times the largest error of the dense formula (benchmarks/results/accuracy.md), because
 /// ATen computes the scores again with other rounding, unless the scale is a power of two.
 ///
-/// ATen's kernel for the CPU gives zeros for a query that holds NaN, and lets a NaN or an infinity through where a mask
-/// rules it out. A call of which the query or a result is not finite is computed again by kCpu. Elsewhere both stay
+/// ATen's kernel for the CPU gives zeros where all scores of a query are NaN, and lets a NaN or an infinity through
+/// where a mask rules it out. Calls in which that may have happened are computed again by kCpu. Elsewhere both stay
 /// ATen's.
 struct Sdpa {
   static constexpr Backend kBackend = Backend::kSdpa;
@@ -133,7 +133,9 @@ struct Sdpa {
       auto [output, log_sum_exp] = at::_scaled_dot_product_flash_attention_for_cpu(
           problem.query, problem.key, problem.value, /*dropout_p=*/0.0, aten_is_causal(problem), additive_mask(problem),
           problem.scale);
-      if (is_finite(problem.query) && (!problem.may_rule_out() || is_finite(output)))
+      // ATen gives 0 as the log-sum-exp of a row of NaN, and of one without a key, which only a mask can make.
+      const bool may_hide_nan = holds_zero(log_sum_exp) && (!problem.attn_mask.defined() || !is_finite(problem.key));
+      if (is_finite(problem.query) && !may_hide_nan && (!problem.may_rule_out() || is_finite(output)))
         return {{output, log_sum_exp}, {}};
       Problem again = Cpu::readable(problem);
       again.needs_log_sum_exp = true;

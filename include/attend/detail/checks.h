@@ -43,7 +43,7 @@ inline void check_fits_weights(const char* layer, const char* name, const torch:
 /// The rules of every layer that takes a channels-first signal of any number of channels, (N, C, L): rank, and L ≥ 1.
 inline void check_signal(const char* layer, const torch::Tensor& x) {
   TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor (N, C, L), got an undefined one");
-  check_tensor(layer, "x", x);
+  check_dense(layer, "x", x);
   TORCH_CHECK_VALUE(x.dim() == 3, layer, ": x must be 3-d (N, C, L), got ", x.dim(), "-d ", x.sizes());
   TORCH_CHECK_VALUE(x.size(2) >= 1, layer, ": x must have a length of at least 1, got ", x.sizes());
 }
@@ -53,7 +53,7 @@ inline void check_signal(const char* layer, const torch::Tensor& x) {
 inline void check_signal(const char* layer, const torch::Tensor& x, std::int64_t channels,
                          const torch::Tensor& weight) {
   TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor (N, ", channels, ", L), got an undefined one");
-  check_tensor(layer, "x", x);
+  check_dense(layer, "x", x);
   TORCH_CHECK_VALUE(x.dim() == 3, layer, ": x must be 3-d (N, ", channels, ", L), got ", x.dim(), "-d ", x.sizes());
   TORCH_CHECK_VALUE(x.size(1) == channels, layer, ": x must have ", channels, " channels (N, ", channels, ", L), got ",
                     x.sizes());

@@ -117,8 +117,10 @@ class FusedFunction : public torch::autograd::Node {
     for (at::Tensor& gradient : gradients) gradient = in_memory(gradient);
     if (c10::GradMode::is_enabled()) return differentiable_backward(std::move(inputs), gradients);
     std::vector<ShortWay> short_ways;
-    for (const ShortWay& way : short_ways_)
-      if (!is_observed_between(next_edge(way.input), next_edge(way.output))) short_ways.push_back(way);
+    for (const ShortWay& way : short_ways_)  // a hook for saved tensors may have unpacked all copies
+      if (sums_copies(way.input, inputs[way.input]) &&
+          !is_observed_between(next_edge(way.input), next_edge(way.output)))
+        short_ways.push_back(way);
     for (std::size_t k = 0; k < inputs.size(); ++k) {
       const auto is_of_input = [k](const ShortWay& way) { return way.input == k; };
       if (sums_copies(k, inputs[k]) && std::none_of(short_ways.begin(), short_ways.end(), is_of_input))

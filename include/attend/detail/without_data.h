@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/detail/autocast.h>
+#include <attend/detail/expanded.h>
 #include <attend/version.h>
 
 #include <ATen/ExpandUtils.h>
@@ -35,6 +36,7 @@ inline at::Tensor without_data(at::IntArrayRef sizes, const at::TensorOptions& o
 /// The result of tensor.to(dtype) without its data. A tensor that has the dtype is returned as it is.
 inline at::Tensor converted_without_data(const at::Tensor& tensor, at::ScalarType dtype) {
   if (!tensor.defined() || tensor.scalar_type() == dtype) return tensor;
+  if (is_expanded(tensor)) return converted_without_data(one_copy(tensor), dtype).expand(tensor.sizes());
   const at::Tensor result = without_data(tensor.sizes(), tensor.options().dtype(dtype), tensor.requires_grad());
   result.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(),
                                                       at::infer_dense_strides(tensor.sizes(), tensor.strides()));

@@ -218,7 +218,7 @@ class Backward {
       if (call_.log_sum_exp[row + i] != kNever<T>) log_sum_exp[i] = call_.log_sum_exp[row + i];
       rest[i] = call_.log_sum_exp_rest[row + i];
     }
-    if (is_careful) take_nans(rest, columns, T(0), nans);
+    if (is_careful) take_nans(rest, columns, T(0), nans);  // NaN where the log-sum-exp is not finite
     if (is_careful) take_nans(log_sum_exp, columns, T(0), nans);
 
     const KeyRange range = scores_.keys(call_, place);

@@ -58,7 +58,7 @@ struct Call {
   std::int32_t queries, keys, width, value_width;
   T scale;
   bool takes_keys_at_once = false;  // all of a block's in one softmax, with a backward pass to come or not
-  bool may_rule_out = false;        // a mask, a window or a packed batch: some keys have no part in some outputs
+  bool may_rule_out = false;        // a mask, a mask_mod or a window; not the sequences of a packed batch
   std::vector<Block> blocks;
 
   std::int32_t kv_head(std::int32_t head) const { return head / (heads / kv_heads); }

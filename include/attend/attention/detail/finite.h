@@ -43,4 +43,17 @@ inline bool is_finite(const at::Tensor& given) {
   }
 }
 
+/// Whether a tensor of float32 or float64 on the CPU holds a 0.
+inline bool holds_zero(const at::Tensor& given) {
+  const at::Tensor tensor = given.contiguous();
+  const auto holds = [&tensor](const auto* numbers) {
+    bool is_found = false;
+    for (std::int64_t i = 0; i < tensor.numel(); ++i) is_found |= numbers[i] == 0;
+    return is_found;
+  };
+  const void* const data = tensor.const_data_ptr();
+  return tensor.scalar_type() == at::kDouble ? holds(static_cast<const double*>(data))
+                                             : holds(static_cast<const float*>(data));
+}
+
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -287,9 +287,7 @@ inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& 
                     "attend::attention: dropout must be a probability from 0 to 1, got ", problem.dropout);
   if (options.attn_mask().defined()) {
     check_dense("attend::attention", "attn_mask", options.attn_mask());
-    const bool is_cast = options.attn_mask().scalar_type() != at::kBool && query.scalar_type() != at::kDouble;
-    problem.attn_mask =
-        checked_mask(is_cast ? autocast(options.attn_mask(), purpose) : options.attn_mask(), problem, purpose);
+    problem.attn_mask = checked_mask(options.attn_mask(), problem, purpose);
   }
   if (options.alibi_slopes().defined()) problem.alibi_slopes = checked_slopes(options.alibi_slopes(), problem);
   if (options.query_offsets().defined() || options.key_offsets().defined()) {

@@ -31,7 +31,7 @@ class AdamOnCpu {
     bool is_decay_decoupled;  // AdamW
   };
 
-  /// Whether all are float32 in memory of the CPU; they have the same strides.
+  /// Whether the tensor is float32 in memory of the CPU. All tensors of a parameter have the same strides.
   static bool can_update(const at::Tensor& tensor) {
     return tensor.is_cpu() && tensor.scalar_type() == at::kFloat && tensor.layout() == at::kStrided &&
            tensor.has_storage() && !tensor.is_neg() && !tensor._is_zerotensor();
@@ -93,7 +93,8 @@ class AdamOnCpu {
   template <class V>
   void update(std::int64_t i) const {
     V parameter = load<V>(parameter_ + i) * kept_, mean = load<V>(mean_ + i), square = load<V>(square_ + i);
-    const V gradient = load<V>(gradient_ + i) + decay_ * parameter;
+    V gradient = load<V>(gradient_ + i);
+    if (decay_ != 0.0f) gradient = gradient + decay_ * parameter;  // 0 · ∞ would be NaN
     mean = old_in_mean_ * mean + new_in_mean_ * gradient;  // a difference would lose a small gradient after a large one
     square = old_in_square_ * square + new_in_square_ * (gradient * gradient);
     store(mean_ + i, mean);

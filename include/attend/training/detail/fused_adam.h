@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/detail/const_data.h>
+#include <attend/detail/in_memory.h>
 #include <attend/training/detail/adam_on_cpu.h>
 #include <attend/training/detail/trainable.h>
 #include <attend/training/step_capture.h>
@@ -191,7 +192,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
                                   ": a parameter must be dense in memory, got sizes ", parameter.sizes(),
                                   " with strides ", parameter.strides());
       parameters.push_back(parameter);
-      gradients.push_back(laid_out_as(parameter, gradient.resolve_neg()));  // the fused call writes to what it reads
+      gradients.push_back(laid_out_as(parameter, in_memory(gradient)));  // the fused call writes to what it reads
       // The state's layout differs if the parameter got a new one, or if an archive comes from one with another.
       state.exp_avg(laid_out_as(parameter, state.exp_avg()));
       state.exp_avg_sq(laid_out_as(parameter, state.exp_avg_sq()));
