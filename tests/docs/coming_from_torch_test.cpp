@@ -108,9 +108,9 @@ TEST_CASE("the function, explain() and the guard, as the page has them") {
   CHECK(max_difference(a, b) < 1e-6);
   std::cout << attend::explain(q, k, v, attend::AttentionOptions().dropout(0.1)) << '\n';  // kCpu; kCpu: AVX-512
   {
-    attend::BackendGuard guard(attend::Backend::kSdpa);  // in Python: with sdpa_kernel(…):
+    attend::BackendGuard guard(attend::Backend::kSdpa);  // Python: with sdpa_kernel(…):
     y = attend::attention(q, k, v);                      // a fused kernel, or c10::NotImplementedError with the reason
-    y = attend::attention(q, k, v, attend::AttentionOptions().backend(attend::Backend::kReference));  // beats the guard
+    y = attend::attention(q, k, v, attend::AttentionOptions().backend(attend::Backend::kReference));  // overrides it
   }
   CHECK(y.sizes() == q.sizes());
 }

@@ -113,7 +113,7 @@ TEST_CASE("2: Near & Causal is a window, and its key range leaves out what the p
 
 TEST_CASE("3: packed documents, with and without a prompt that all of them see") {
   const torch::Tensor q = normal({2, 2, 64, 4}, 1), k = normal({2, 2, 64, 4}, 2), v = normal({2, 2, 64, 4}, 3);
-  torch::Tensor document = torch::repeat_interleave(torch::tensor({8, 20, 12, 24}));  // of each position: 0 0 … 1 1 …
+  torch::Tensor document = torch::repeat_interleave(torch::tensor({8, 20, 12, 24}));  // (L): 0 0 … 1 1 … 3 3
   torch::Tensor packed =
       attend::flex_attention(q, k, v, attend::Unchanged{}, attend::Document(document) & attend::Causal{});
   torch::Tensor prompted = attend::flex_attention(q, k, v, attend::Unchanged{},
@@ -197,10 +197,10 @@ TEST_CASE("what is put together, looked at and explained, as the page has it") {
   const torch::Tensor penalty = alibi_slopes() * distance.abs();  // (8, L, S)
   const torch::Tensor in_mask = (distance.ge(-16) | key.lt(4)) & distance.le(0);
 
-  auto score = attend::then(attend::Softcap{30}, DistancePenalty{});             // first the one, then the other
-  auto mask = (attend::SlidingWindow(16, 0) | FirstKeys{4}) & attend::Causal{};  // a window, and four keys for all
+  auto score = attend::then(attend::Softcap{30}, DistancePenalty{});             // Softcap first
+  auto mask = (attend::SlidingWindow(16, 0) | FirstKeys{4}) & attend::Causal{};  // a window, and four keys that all see
   auto far = !attend::SlidingWindow(16, 16);
-  auto both = attend::all_of(FirstKeys{32}, Near{16});  // where neither is attend's own; also any_of and not_
+  auto both = attend::all_of(FirstKeys{32}, Near{16});  // for two structs of your own; also any_of, not_
   {
     torch::Tensor allowed = attend::materialize(mask, {1, 1, 64, 64});                 // bool (N, H, L, S)
     torch::Tensor changed = attend::materialize(score, torch::zeros({1, 8, 64, 64}));  // (N, H, L, S)
