@@ -25,49 +25,61 @@ COLUMNS = ("median", "90 %", "99 %", "worst", "above 1", "above 2")
 
 PAGE = """# Accuracy
 
-How large are the errors of `attention_with_lse()` beside those of the dense formula? `benchmarks/accuracy/measure.py` computes every call three times from
-the same inputs, which are rounded to the dtype: by attend in the dtype, by the dense formula in the dtype, and by the dense formula in float64, which
-counts as exact. A ratio is the error of attend divided by the error of the dense formula. Below 1, attend is more accurate.
+How large are the errors of `attention_with_lse()` compared with the dense formula?
 
-- **Dense formula**: `(q.matmul(kᵀ) * scale).softmax(-1).matmul(v)` with torch's operators in the dtype of the call, and torch's own gradients. Softcap and ALiBi
-  come before the softmax. A mask is `masked_fill` with a large negative number. Grouped heads are `repeat_interleave`. `lse` is `logsumexp`.
-- **Calls**: 13 pairs of lengths (L, S) and 11 head widths D from FlashAttention's tests. L × S: 1×147, 1×239, 3×799, 113×203, 128×217, 113×211, 108×256,
-  256×512, 512×256, 1024×1024, 1023×1024, 1024×1023, 2048×2048. D: 32, 40, 59, 64, 96, 111, 128, 160, 192, 224, 256. N is 2 and H is 6, or N 1 and H 2 for L ≥ 512.
-- **Options**: none; causal; a window of S/4 keys to the left and S/8 to the right; softcap 3 with q times 4; ALiBi with slopes between 0 and 0.3; half as many
-  key heads; three packed sequences with N 1. float32 has every combination, bfloat16 and float16 every fourth.
-- **Inputs**: normally distributed with deviation 1, one draw for each call. Gradients are of the output alone.
-- **Backends**: `kCpu`, and `kSdpa` (ATen's fused kernel) where it can run. `kAuto` is the one of the two that `kAuto` takes.
+`benchmarks/accuracy/measure.py` computes every call three times from the same inputs, which are rounded to the dtype:
+
+1. with attend in the dtype;
+2. with the dense formula in the dtype;
+3. with the dense formula in float64, which counts as exact.
+
+A ratio is the error of attend divided by the error of the dense formula. Below 1, attend is more accurate.
+
+- **Dense formula**: `(q.matmul(kᵀ) * scale).softmax(-1).matmul(v)` with torch's operators in the dtype of the call, and
+  torch's own gradients. Softcap and ALiBi are applied before the softmax. A mask is a `masked_fill` with a large
+  negative number. Grouped heads are a `repeat_interleave`. `lse` is the `logsumexp`.
+- **Calls**: 13 pairs of lengths (L, S) and 11 head dimensions D from FlashAttention's tests. L × S: 1×147, 1×239,
+  3×799, 113×203, 128×217, 113×211, 108×256, 256×512, 512×256, 1024×1024, 1023×1024, 1024×1023, 2048×2048. D: 32, 40,
+  59, 64, 96, 111, 128, 160, 192, 224, 256. N is 2 and H is 6. For L ≥ 512, N is 1 and H is 2.
+- **Options**: none; causal; a window of S/4 keys to the left and S/8 to the right; softcap 3 with q times 4; ALiBi with
+  slopes between 0 and 0.3; half as many key heads; three packed sequences with N 1. float32 has every combination,
+  bfloat16 and float16 every fourth one.
+- **Inputs**: normally distributed with standard deviation 1, one draw for each call. Only the output receives a
+  gradient.
+- **Backends**: `kCpu`, and `kSdpa` (ATen's fused kernel) where it can run. The rows `kAuto` have the one that `kAuto`
+  uses.
 
 {machine}, {threads} threads; {compiler}, {libtorch}; {instructions}.
 
 ## Largest errors
 
-The largest error of each result, divided by the dense formula's largest error. The largest of a few numbers varies by chance: of the dense formula's
-own errors too. `lse` of L 1 has 12 numbers.
+The largest error of each result, divided by the largest error of the dense formula. If a result has few numbers, its
+largest error varies by chance; this is also true of the dense formula. `lse` of L 1 has 12 numbers.
 
 {largest}
 
 ## Root mean square errors
 
-The same ratio of the root mean square errors over all numbers of a result. Chance has little part in it.
+The same ratio for root mean square errors over all numbers of a result. These vary little by chance.
 
 {mean}
 
 ## Root mean square errors, float32, by length
 
-`kAuto`. Median, and worst in parentheses, over all head widths and options.
+`kAuto`: median over all head dimensions and options, and worst ratio in parentheses.
 
 {lengths}
 
 ## Root mean square errors, float32, by option
 
-`kAuto`. Median, and worst in parentheses, over all lengths and head widths.
+`kAuto`: median over all lengths and head dimensions, and worst ratio in parentheses.
 
 {options}
 
 ## Few queries
 
-float32, N 2, H 6, D 64, no gradients. Ratios of the largest errors of the output: mean of {draws} draws, and worst in parentheses. `kAuto` takes `kSdpa` in all of them.
+float32, N 2, H 6, D 64, no gradients. Ratios of the largest errors of the output: mean of {draws} draws, and worst
+ratio in parentheses. `kAuto` uses `kSdpa` in all of these calls.
 
 {few}
 """

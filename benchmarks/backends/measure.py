@@ -4,7 +4,7 @@
 
 PROGRAM is what CMake built from main.cpp. Writes NAME.csv and NAME.md into benchmarks/results, or into the folder that
 --output names; NAME is backends, or what --name gives. Exits with 1 if kAuto is slower than ATen's kernels anywhere by
-more than a tenth.
+more than 10 %.
 """
 
 import argparse
@@ -22,10 +22,14 @@ NOISE = 0.9  # a ratio below this is a loss
 
 PAGE = """# Choice of a backend
 
-Does `kAuto` take the faster backend? `benchmarks/backends/measure.py` times `attention()` by `kAuto`, `attention()` by `kCpu` and ATen's
-`scaled_dot_product_attention` in turn, in one process. Milliseconds are medians of the rounds. The last column is the median of the rounds'
-ratios, ATen / `kAuto`: above 1 `kAuto` is faster. N batch, H query heads, G key heads, L queries, S keys, D width of a head. "Causal" means that
-the last query sees the last key.
+Does `kAuto` use the faster backend?
+
+`benchmarks/backends/measure.py` times three calls in turn, in one process: `attention()` with `kAuto`, `attention()` with
+`kCpu`, and ATen's `scaled_dot_product_attention`. Milliseconds are medians of the rounds. The last column, ATen / `kAuto`,
+is the median of the ratios of the rounds; above 1, `kAuto` is faster.
+
+N is the batch size, H the number of query heads, G the number of key heads, L the number of queries, S the number of keys
+and D the head dimension. In "causal" rows the last query attends to the last key.
 
 {summary}
 
@@ -36,7 +40,7 @@ the last query sees the last key.
 
 
 def table(rows):
-    lines = ["| dtype, pass | N | H | G | L | S | D | mask | `kAuto` takes | `kAuto` (ms) | `kCpu` (ms) | ATen (ms) | ATen / `kAuto` |",
+    lines = ["| dtype, pass | N | H | G | L | S | D | mask | `kAuto` uses | `kAuto` (ms) | `kCpu` (ms) | ATen (ms) | ATen / `kAuto` |",
              "| --- " * 13 + "|"]
     for row in rows:
         times = " | ".join(rounded(float(row[name])) for name in ("auto_ms", "cpu_ms", "aten_ms"))
@@ -67,8 +71,8 @@ def main():
     text = [line for line in lines if not line.startswith("# ")]
     rows = list(csv.DictReader(text))
     losses = [row for row in rows if float(row["aten_over_auto"]) < NOISE]
-    summary = (f"`kAuto` is slower than ATen by more than a tenth in {len(losses)} of {len(rows)} rows." if losses else
-               f"`kAuto` is nowhere slower than ATen by more than a tenth, in {len(rows)} rows.")
+    summary = (f"`kAuto` is slower than ATen by more than 10 % in {len(losses)} of {len(rows)} rows." if losses else
+               f"`kAuto` is slower than ATen by more than 10 % in none of {len(rows)} rows.")
     settings.output.mkdir(parents=True, exist_ok=True)
     (settings.output / f"{settings.name}.csv").write_text("".join(text))
     (settings.output / f"{settings.name}.md").write_text(

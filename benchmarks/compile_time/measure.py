@@ -42,9 +42,11 @@ RESULTS = PROJECT / "benchmarks" / "results"
 
 PAGE = """# Compile time
 
-How long does a file that includes attend take to compile, beside one that includes LibTorch alone? `benchmarks/compile_time/measure.py` compiles
-them in turn; rounds: {rounds}. Seconds are the compiler's processor time in user mode, medians of the rounds; in brackets is the median of the rounds'
-ratios to `<torch/nn.h>` alone. The layer is `MultiheadAttention`, of either library.
+How long does a file that includes attend take to compile, compared with a file that includes only LibTorch?
+
+`benchmarks/compile_time/measure.py` compiles the files in turn; rounds: {rounds}. Seconds are the processor time of the
+compiler in user mode, as a median of the rounds. The number in parentheses is the ratio to `<torch/nn.h>` alone, as a
+median of the ratios of the rounds. The layer is `MultiheadAttention` of the library that is included.
 
 {table}
 

@@ -37,36 +37,45 @@ LAST = 10  # epochs, over which held-out losses are averaged: those of single ep
 
 PAGE = """# The experiment
 
-How long does the notebook's program take in Python, and how long by attend, on the same machine{device}? `benchmarks/experiment/measure.py` lets the
-three programs train the same two nets in turn, epoch by epoch: {samples:,} samples, batches of {batch_size}, Adam, {epochs} epochs of each net. Seconds
-of an epoch are medians; a ratio is the median of the epochs' ratios, above 1 where attend is faster. "To reach" is what was asked for before it was
-written. The nets are evaluated after each epoch on {held_out:,} held-out samples, with the clock stopped. The notebook computes in float32, as it is; attend in
-bfloat16 is compared with that too.{steps}
+How long does the program of the notebook take in Python, and how long does it take with attend, on the same machine{device}?
+
+`benchmarks/experiment/measure.py` lets the programs train the same two nets in turn, epoch by epoch: {samples:,} samples,
+batches of {batch_size}, Adam, {epochs} epochs of each net. "The notebook" is the Python notebook "Attention intuition". It computes
+in float32; attend in bfloat16 is compared with that too. After each epoch the nets are evaluated on {held_out:,} held-out
+samples, with the clock stopped.{steps}
+
+- "s / epoch" is the median of the seconds of the epochs.
+- "Ratio" is the median of the ratios of the epochs; above 1, attend is faster.
+- "Goal" is the ratio that was required before the program was written.
 
 ![Seconds per epoch, and held-out loss over time](experiment{suffix}.png)
 
 {epochs_table}
-{about_columns}The losses are of the last epoch, or a mean over the last {last}. Weights, samples and order are random and differ
-between Python and C++; so do, by a third or more, the losses of two attention nets.
+{about_columns}Losses are those of the last epoch; the last column is a mean over the last {last} epochs. Weights, samples and their order
+are random and differ between Python and C++. The losses of two attention nets therefore differ by a third or more.
 
 ## The whole program
 
-From the start of the process to the last loss, in seconds; data are made once. Held-out samples and evaluation do not count, but for the memory.
+Seconds from the start of the process to the last loss. The data are made once. Held-out samples and evaluation count only
+for the memory.
 
 {programs_table}
 {bfloat16}## The data
 
-Samples to train on and held-out samples: the notebook's rule, one by one in Python and numpy, and `attend::ShapeDataset`.
+Time to make the training samples and the held-out samples, with the rule of the notebook in Python and numpy, sample by
+sample, and with `attend::ShapeDataset`.
 
 {data_table}
 {machine}, {threads} threads{gpu}; {compiler}, {libtorch}; {python}, torch {torch}.
 """
 
-STEPS = """ attend's steps: {}. Each epoch is a fit of its own there, which captures anew."""
+STEPS = """ attend runs its steps as: {}. Each epoch is a separate fit, which captures its steps anew."""
 
-LIMIT = """A step of {batch_size} samples is {step_convolution:.2f} GFLOP for the convolution net and {step_attention:.2f} for the attention net: forward, and
-gradients of inputs and of weights, without products with padding. The limit is what this machine reached in the same run with products of float32
-matrices of 1,024²: {rate:.0f} GFLOP/s{rate_bfloat16}.
+LIMIT = """A step of {batch_size} samples takes {step_convolution:.2f} GFLOP for the convolution net and {step_attention:.2f} for the attention net.
+This counts the forward pass and the gradients of inputs and weights, without products with padding. "Share of limit"
+compares the throughput of a program with the limit. The limit is the throughput of products of float32 matrices of 1,024²
+on this machine in the same run: {rate:.0f} GFLOP/s{rate_bfloat16}.
+
 """
 
 
@@ -260,7 +269,7 @@ class Results:
         return statistics.mean(self.column(who, net, "held_out_loss")[-LAST:])
 
     def epochs_table(self):
-        columns = ["net", "program", "s / epoch", "ratio", "to reach", "share of the limit", "training loss",
+        columns = ["net", "program", "s / epoch", "ratio", "goal", "share of limit", "training loss",
                    "held-out loss", f"held-out, mean of {self.last()}"]
         lines = []
         for net in NETS:
@@ -273,7 +282,7 @@ class Results:
                         number(self.held_out_loss(who, net), 5)]
                 lines.append(line)
         if not self.is_cpu:  # torch takes other number formats there, of which the limit tells nothing
-            place = columns.index("share of the limit")
+            place = columns.index("share of limit")
             for line in (columns, *lines):
                 del line[place]
         return table(columns, lines)
@@ -282,14 +291,14 @@ class Results:
         return min(LAST, self.settings.epochs)
 
     def totals(self, program):
-        """Seconds: to start, for the data, for each net, and altogether."""
+        """Seconds: to start, for the data, for each net, and in total."""
         parts = [program.seconds_to_start, program.ready["data_seconds"],
                  *(sum(self.column(program.who, net, "seconds")) for net in NETS)]
         return [*parts, sum(parts)]
 
     def programs_table(self):
         with_device = any("device_mib" in memory for memory in self.memory.values())
-        columns = ["program", "start", "data", *NETS, "altogether", "ratio", "to reach", "peak memory (MiB)",
+        columns = ["program", "start", "data", *NETS, "total", "ratio", "goal", "peak memory (MiB)",
                    *(["of the GPU (MiB)"] if with_device else [])]
         totals = {program.who: self.totals(program) for program in self.programs}
         lines = []
@@ -311,18 +320,18 @@ class Results:
         for net in NETS:
             share = self.held_out_loss(HALF, net) / self.held_out_loss(OURS, net) - 1
             parts.append(f"{100 * share:+.1f} % for the {net} net")
-        return ("In bfloat16 the held-out loss, as a mean over the last "
-                f"{self.last()} epochs, is beside float32's\n{' and '.join(parts)}; to stay within 5 % was asked for.\n\n")
+        return (f"Held-out loss in bfloat16 relative to float32, as a mean over the last {self.last()} epochs: "
+                + ",\n".join(parts) + ". The goal was to stay within 5 %.\n\n")
 
     def data_table(self):
-        return table(["samples", "notebook (ms)", "attend (ms)", "ratio", "to reach"],
+        return table(["samples", "notebook (ms)", "attend (ms)", "ratio", "goal"],
                      [[f"{count:,}", rounded(ms[PEER]), rounded(ms[OURS]), f"{ms[PEER] / ms[OURS]:.0f}", to_reach]
                       for count, ms, to_reach in ((self.settings.samples, self.data_ms, str(DATA_TO_REACH)),
                                                   (self.settings.held_out, self.held_out_ms, ""))])
 
     def limit(self):
         steps = {net: 1e-9 * BATCH_SIZE * operations(net) for net in NETS}
-        half = f", and {self.rates[HALF]:.0f} in bfloat16, which is the limit there" if HALF in self.rates else ""
+        half = f"; in bfloat16 {self.rates[HALF]:.0f} GFLOP/s" if HALF in self.rates else ""
         return LIMIT.format(batch_size=BATCH_SIZE, step_convolution=steps["convolution"],
                             step_attention=steps["attention"], rate=self.rates[OURS], rate_bfloat16=half)
 

@@ -32,18 +32,26 @@ PASSES = {"forward": "forward", "forward_backward": "forward + backward"}
 
 PAGE = """# attention() and flex_attention() on the CPU
 
-How fast are they beside PyTorch in Python, on the same machine and in the same run? `benchmarks/flex_attention/measure.py` gives both the same
-inputs, compares outputs and gradients, and times them in turn, {rounds} rounds. L positions, batch N, H heads of width 64, float32 unless said.
-Milliseconds are medians of the rounds; a ratio is the median of the rounds' ratios, above 1 where attend is faster. "To reach" is what was asked for
-before the kernel was written. "Difference" is the largest of any output or gradient, as a share of the largest value of that tensor.
+How fast are `attention()` and `flex_attention()`, compared with PyTorch in Python on the same machine and in the same run?
+
+`benchmarks/flex_attention/measure.py` gives both the same inputs, compares outputs and gradients, and times them in turn,
+{rounds} rounds. L is the number of positions, N the batch size, H the number of heads. The head dimension is 64. The dtype
+is float32 unless a row names another.
+
+- Milliseconds are medians of the rounds.
+- "Ratio" is the median of the ratios of the rounds; above 1, attend is faster.
+- "Goal" is the ratio that was required before the kernel was written.
+- "Difference" is the largest difference of any output or gradient, relative to the largest value of that tensor.
 
 {comparison}
-The window is of 256 positions back, with nothing ahead. Masks, block masks and biases of the peers are made before the clock starts, and so is what
-PyTorch compiles{compiled}; its compiled `flex_attention` has no backward pass on the CPU. Of a bool and a float mask the faster one counts.
+The window has 256 positions to the left and none to the right. Masks, block masks and biases of the peers are made before
+the clock starts. PyTorch also compiles before the clock starts{compiled}.
+Its compiled `flex_attention` has no backward pass on the CPU. SDPA is measured with a bool and with a float mask; the table
+shows the faster one.
 {memory}
 ## Cost of a window
 
-`attention()`, causal with a window of 256, {heads} heads: milliseconds, and milliseconds for 1,024 positions.
+`attention()`, causal with a window of 256, {heads} heads: milliseconds, and milliseconds for each 1,024 positions.
 
 {linear}
 {machine}, {threads} threads; {compiler}, {libtorch}.
@@ -304,12 +312,12 @@ def table(columns, rows):
 
 def page(rows, linear_rows, settings, program):
     comparison = table(
-        ["case", "N", "H", "L", "ours", "backend", "ours (ms)", "peer", "peer (ms)", "ratio", "to reach", "difference"],
+        ["case", "N", "H", "L", "attend", "backend", "attend (ms)", "peer", "peer (ms)", "ratio", "goal", "difference"],
         [[f"{row['case']}, {PASSES[row['pass']]}", str(row["N"]), str(row["H"]), f"{row['L']:,}", f"`{row['ours']}`",
           f"`{row['backend']}`", rounded(row["ours_ms"]), row["peer"], rounded(row["peer_ms"]), f"{row['ratio']:.2f}",
           f"{row['to_reach']:g}" if row["to_reach"] else "", f"{row['difference']:.0e}"]
          for row in rows])
-    memory = "".join(f"\n{row['case'].capitalize()}, memory that one call needs at its peak, results included: "
+    memory = "".join(f"\nPeak memory of one call, including its results, for {row['case']}: "
                      f"`{row['ours']}` {row['ours_mib']:,.0f} MiB, {row['peer']} {row['peer_mib']:,.0f} MiB.\n"
                      for row in rows if row.get("peer_mib") is not None)
     seconds = sorted({round(row["seconds_to_compile"]) for row in rows if "seconds_to_compile" in row})
@@ -317,7 +325,7 @@ def page(rows, linear_rows, settings, program):
     for row in linear_rows:
         by_length.setdefault(row["L"], {})[row["pass"]] = row["ours_ms"]
     linear = table(
-        ["L", *(title for name in PASSES.values() for title in (f"{name} (ms)", "for 1,024"))],
+        ["L", *(title for name in PASSES.values() for title in (f"{name} (ms)", "for each 1,024"))],
         [[f"{length:,}", *(rounded(times[name] * share) for name in PASSES for share in (1, 1024 / length))]
          for length, times in by_length.items()])
     return PAGE.format(comparison=comparison, memory=memory, linear=linear, rounds=settings.rounds, heads=8,

@@ -21,10 +21,13 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 PAGE = """# MultiheadAttention
 
-How fast is self-attention by `attend::MultiheadAttention`, beside `torch::nn::MultiheadAttention` and beside
-`scaled_dot_product_attention` with the projections written by hand? `benchmarks/multihead_attention/measure.py` gives the three the same weights
-and inputs, compares what they compute, and times them in turn; rounds: {rounds}, width {embed_dim}, {heads} heads, float32, no weights returned.
-Milliseconds are medians of the rounds; a ratio is the median of the rounds' ratios, above 1 where attend is faster.
+How fast is self-attention with `attend::MultiheadAttention`, compared with `torch::nn::MultiheadAttention` and with
+`scaled_dot_product_attention` and projections written by hand ("SDPA by hand")?
+
+`benchmarks/multihead_attention/measure.py` gives all three the same weights and inputs, compares their results, and times
+them in turn. Rounds: {rounds}; width {embed_dim}, {heads} heads, float32, no weights returned. Milliseconds are medians of
+the rounds. A ratio is the median of the ratios of the rounds; above 1, attend is faster. L is the number of positions, N
+the batch size.
 
 ![Time against length, forward and with the backward pass](multihead_attention.png)
 

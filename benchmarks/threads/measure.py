@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""What does a busy machine cost? python3 measure.py FOLDER [--before FOLDER].
+"""How much slower does a busy machine make an epoch of training? python3 measure.py FOLDER [--before FOLDER].
 
 FOLDER holds the programs experiment and threads, as CMake builds them; --before names those of another version of
 attend. Measures epochs of the experiment and of the notebook alone, beside one busy process and beside two, and single
@@ -24,16 +24,19 @@ ROUNDS = 3  # of the single calls
 
 PAGE = """# Threads
 
-What does a busy machine cost? `benchmarks/threads/measure.py` measures epochs of {samples:,} samples of [the experiment](experiment.md), float32,
-while busy processes run: endless loops of a shell, which are not bound to a core. The programs run in turn, epoch by epoch. Seconds are medians of
-{epochs} epochs. A ratio compares the seconds with those of the same program on the free machine.
+How much slower does a busy machine make an epoch of training?
+
+`benchmarks/threads/measure.py` measures epochs of {samples:,} samples of [the experiment](experiment.md) in float32, while
+busy processes run. A busy process is an endless loop of a shell that is not bound to a core. The programs run in turn,
+epoch by epoch. Seconds are medians of {epochs} epochs. A ratio compares the seconds with those of the same program on the
+free machine.
 
 {epochs_table}
 
 ## A free machine
 
-Single calls, float32, in microseconds: medians of each run, then the median of {rounds} runs. The programs run in turn. The product is that of two
-matrices of 512², which runs on LibTorch's threads.
+Single calls in float32, in microseconds. Each number is a median of {rounds} runs; the result of a run is a median too. The
+programs run in turn. "Product of matrices" multiplies two matrices of 512² on LibTorch's threads.
 
 {calls_table}
 
