@@ -100,7 +100,7 @@ def loss_after(experiment, epochs):
 
 def story(folder, experiments):
     """Draws the figures in the order of the story; the page as a list of paragraphs."""
-    page = ["# What attention is, in a few experiments"]
+    page = ["# Attention in a few experiments"]
     conv, attention, location, with_positions, heads = (experiments.get(name) for name in COLOR_OF)
     by_kind = [each for each in (conv, attention) if each]
     by_location = [each for each in (location, with_positions) if each]
@@ -116,37 +116,38 @@ def story(folder, experiments):
         legend_beside(axes)
         save(figure, folder / "data_example.png")
         show("The task", "![A sample: input and target](data_example.png)",
-             "A signal has two triangles and two rectangles, with noise; the net is to redraw it with both triangles at their mean "
-             "height, and both rectangles at theirs. For that an output must know of shapes that may stand at the other end.")
+             "A signal holds two triangles and two rectangles, with noise. The net must draw it again, with both triangles at their "
+             "mean height and both rectangles at theirs. An output therefore depends on shapes that may be far away.")
 
         figure, axes = plt.subplots(figsize=(8, 4))
         draw_losses(axes, {each.title: each.history for each in by_kind}, colors_with(by_kind))
         save(figure, folder / "loss.png")
-        sentences = [f"{each.after()} the held-out error of {each.title} is {each.held_out_loss:.3f}, with "
+        sentences = [f"{each.after()} the held-out error of the net \"{each.title}\" is {each.held_out_loss:.3f}, with "
                      f"{int(each.results['parameters']):,} parameters." for each in by_kind]
         show("Convolution and attention", "![Loss per epoch](loss.png)", " ".join(sentences))
 
         draw_outputs(folder / "predictions.png", by_kind, "Held-out signals and what the nets make of them")
-        show("What they draw", "![Held-out signals](predictions.png)",
-             "Five convolutions of width 5 see 21 positions: where the shapes of a kind are farther apart, the convolution net can but "
-             "draw each between the height that it has and the usual one. The attention layer sees all positions and chooses by what stands there.")
+        show("Predictions", "![Held-out signals](predictions.png)",
+             "Five convolutions of width 5 see 21 positions. If the shapes of a kind are farther apart, the convolution net can only draw "
+             "each shape between its own height and the usual height. The attention layer sees all positions, and its weights depend on "
+             "the content of the signal.")
 
     if attention:
         cells = [(f"signal {i + 1}", attention.samples[i]["input"], attention.shapes[i], maps[0])
                  for i, maps in enumerate(attention.maps)]
         draw_maps(folder / "attention_map.png", cells, "What each position attends to")
-        show("What attention looks at", "![Attention maps](attention_map.png)",
-             "Each row of a map is a position, and the weights with which it averages all positions; frames are where a shape meets shapes "
-             f"of its kind. {'Peaks attend to peaks of their kind: of' if attention.own_share > 0.6 else 'Of'} what a peak's weights put on "
-             f"shapes, {attention.own_share:.1%} falls on shapes of its own kind (mean over {attention.results['mapped_samples']} held-out "
-             "signals; without a preference it would be half).")
+        show("Attention maps", "![Attention maps](attention_map.png)",
+             "Each row of a map belongs to one position and shows the weights with which it averages all positions. Frames mark the "
+             f"places where a shape meets shapes of its own kind. {'Peaks attend to peaks of their kind: of' if attention.own_share > 0.6 else 'Of'} "
+             f"the weights of a peak on shapes, {attention.own_share:.1%} are on shapes of its own kind, as a mean over "
+             f"{attention.results['mapped_samples']} held-out signals. Without a preference the share would be half.")
 
     if by_location:
         draw_outputs(folder / "location.png", by_location, "By location: the two shapes to the left, and the two to the right")
-        sentences = [f"{each.after()} the held-out error of {each.title} is {each.held_out_loss:.3f}." for each in by_location]
-        show("Where things are", "![Held-out signals, by location](location.png)",
-             "Now the two leftmost shapes are to be averaged, and the two rightmost. Attention compares what stands at two positions and not "
-             "where they are, so it needs channels that say so, here the bits of the position. " + " ".join(sentences))
+        sentences = [f"{each.after()} the held-out error of the net \"{each.title}\" is {each.held_out_loss:.3f}." for each in by_location]
+        show("Positions", "![Held-out signals, by location](location.png)",
+             "Now the two leftmost shapes and the two rightmost shapes are averaged. Attention compares the content at two positions, not "
+             "the positions. It needs additional channels that hold the position, here its bits. " + " ".join(sentences))
 
     curves = by_kind + by_location
     if len(curves) > 1:
@@ -156,9 +157,9 @@ def story(folder, experiments):
                 f"| {float(each.results['seconds']):.1f} |" for each in curves]
         best, worst = (choose(curves, key=lambda each: loss_after(each, epochs)) for choose in (min, max))
         show("All curves", "![The curves](curves.png)",
-             f"After {epochs} epochs {best.title} has the smallest held-out error, {loss_after(best, epochs):.2f}, and {worst.title} the "
-             f"largest, {loss_after(worst, epochs):.2f}. A net that lacks what its task asks for, sight or positions, soon improves but slowly; "
-             "one that has it goes on.",
+             f"After {epochs} epochs the net \"{best.title}\" has the smallest held-out error, {loss_after(best, epochs):.2f}, and \"{worst.title}\" the "
+             f"largest, {loss_after(worst, epochs):.2f}. A net that cannot see far enough, or that lacks the positions its task needs, soon "
+             "improves only slowly. The other nets continue to improve.",
              f"| net | held-out error after epoch {epochs} | at the end | epochs | s / epoch |\n| --- | --- | --- | --- | --- |\n"
              + "\n".join(rows))
 
@@ -167,8 +168,8 @@ def story(folder, experiments):
                  for head, weights in enumerate(heads.maps[0])]
         draw_maps(folder / "heads.png", cells, "Four heads, one signal")
         show("Several heads", "![The maps of four heads](heads.png)",
-             f"The attention net again, with four heads, scaled scores and GELU, as in the last notebook. {heads.after()} its held-out "
-             f"error is {heads.held_out_loss:.3f}. Each head has a quarter of the channels, and a map of its own.")
+             f"This is the attention net with four heads, scaled scores and GELU, as in the last notebook. {heads.after()} its held-out "
+             f"error is {heads.held_out_loss:.3f}. Each head has a quarter of the channels and its own map.")
     return page
 
 
