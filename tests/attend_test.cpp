@@ -12,7 +12,7 @@
 
 #include <sstream>
 
-TEST_CASE("the announced lines compile and mean what they say") {
+TEST_CASE("attend.h: the example in its comment compiles and does what it says") {
   const torch::Tensor x = torch::randn({2, 64, 30});
 
   attend::SelfAttention1d attention(

@@ -200,7 +200,7 @@ TEST_CASE("a scale that is zero or negative, with and without is_causal") {
   }
 }
 
-TEST_CASE("autocast casts the arguments, on every backend alike; float64 stays") {
+TEST_CASE("autocast: query, key and value are cast on every backend; float64 is not cast") {
   const torch::Tensor query = torch::randn({1, 2, 6, 8}), key = torch::randn({1, 2, 6, 8}).to(torch::kBFloat16);
   const torch::Tensor value = torch::randn({1, 2, 6, 8}), mask = torch::randn({6, 6});
   const auto half = [](const torch::Tensor& tensor) { return tensor.to(torch::kBFloat16); };
@@ -219,7 +219,7 @@ TEST_CASE("autocast casts the arguments, on every backend alike; float64 stays")
   }
 }
 
-TEST_CASE("slopes of autocast stay as they are: float32, for a float32 query that is cast") {
+TEST_CASE("autocast: alibi_slopes stay float32 for a float32 query that is cast") {
   const torch::Tensor x = torch::randn({1, 2, 6, 8}), slopes = torch::rand({2});
   const torch::Tensor half = x.to(torch::kBFloat16);
   const AttentionOptions options = AttentionOptions().alibi_slopes(slopes);
@@ -250,7 +250,7 @@ TEST_CASE("any strides: transposed, sliced, expanded and permuted arguments give
   }
 }
 
-TEST_CASE("an expanded mask: its gradient belongs to every entry, and a bool one is as good as its copy") {
+TEST_CASE("attn_mask: an expanded mask has a gradient for every entry; an expanded bool mask equals its copy") {
   const torch::Tensor x = torch::randn({2, 3, 4, 8}, torch::kDouble);
   const torch::Tensor learned = torch::randn({4, 4}, torch::kDouble).expand({2, 3, 4, 4}).requires_grad_();
   const torch::Tensor copy = learned.detach().contiguous().requires_grad_();
@@ -265,7 +265,7 @@ TEST_CASE("an expanded mask: its gradient belongs to every entry, and a bool one
             .equal(attend::attention(x, x, x, AttentionOptions().attn_mask(expanded.contiguous()))));
 }
 
-TEST_CASE("attention_weights: rows sum to one or to nothing, and times the values they give attention()") {
+TEST_CASE("attention_weights: rows sum to one or to zero, and their product with the values equals attention()") {
   const torch::Tensor query = torch::randn({2, 4, 5, 8}, torch::kDouble),
                       key = torch::randn({2, 2, 6, 8}, torch::kDouble);
   const torch::Tensor value = torch::randn({2, 2, 6, 3}, torch::kDouble);
@@ -320,7 +320,7 @@ TEST_CASE("a backend asked for by name runs or throws with the reason") {
   CHECK(attend::attention(x, x, narrow, AttentionOptions().backend(Backend::kCpu)).sizes() == narrow.sizes());
 }
 
-TEST_CASE("there is no backend of an unknown number") {
+TEST_CASE("attention: an unknown value of Backend is refused") {
   const torch::Tensor x = torch::randn({1, 1, 4, 8});
   const AttentionOptions options = AttentionOptions().backend(static_cast<Backend>(42));
   CHECK(message_of<c10::ValueError>([&] {

@@ -611,7 +611,7 @@ TEST_CASE("every size: one query, one key, no query, no key, no batch entry; gro
   }
 }
 
-TEST_CASE("many blocks: what a mask rules out far from the diagonal changes nothing") {
+TEST_CASE("flex_attention: with many blocks, masked keys far from the diagonal change nothing") {
   const Sizes n{.batch = 1, .heads = 2, .kv_heads = 1, .queries = 300, .keys = 413, .width = 16, .value_width = 8};
   const torch::Tensor documents = torch::arange(413, torch::kInt).div(100, "floor");
   const torch::Tensor query_documents = documents.slice(0, 413 - 300);
@@ -730,7 +730,7 @@ struct OverflowingLater {  // e^(1000 · distance) is infinite wherever the mask
 
 }  // namespace
 
-TEST_CASE("what a mask rules out may have a score that is not finite: it reaches neither result nor gradient") {
+TEST_CASE("flex_attention: a masked score that is not finite reaches neither result nor gradient") {
   check_equals_dense({"LogOfPast",
                       calls_of([](const Tensors& learned) { return LogOfPast{learned[0]}; }, attend::Causal{}),
                       [](const auto& s, const Grid& at, const Tensors& learned) {
@@ -744,7 +744,7 @@ TEST_CASE("what a mask rules out may have a score that is not finite: it reaches
        causal});
 }
 
-TEST_CASE("a function of constants has no derivative, also where the function has an infinite one") {
+TEST_CASE("flex_attention: a function of constants has derivative 0, also where its derivative is infinite") {
   const DenseScore root = [](const auto& s, const Grid& at, const Tensors&) { return s - at.ahead.abs().sqrt(); };
   check_equals_dense({"RootOfDistance", fixed(RootOfDistance{}), root});
   check_equals_dense({"PowerOfDistance", fixed(PowerOfDistance{}), root});
@@ -793,7 +793,7 @@ TEST_CASE("float32, bfloat16 and float16 are as accurate as the dense formula, f
   }
 }
 
-TEST_CASE("what is learned may be of another dtype than the query; its gradient has its own") {
+TEST_CASE("flex_attention: a learned tensor may have another dtype than the query; so has its gradient") {
   for (const Backend backend : kFlexBackends) {
     for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16}) {
       for (const auto learned_dtype : {torch::kDouble, torch::kFloat, torch::kHalf}) {
@@ -888,7 +888,7 @@ TEST_CASE("two calls give the same bits, forward and backward") {
   }
 }
 
-TEST_CASE("a backward pass stays with the values of its forward pass, and refuses those changed in place since") {
+TEST_CASE("flex_attention: backward uses the values of the forward pass and refuses tensors changed in place") {
   for (const Backend backend : kFlexBackends) {
     CAPTURE(backend);
     const Tensors inputs = random_inputs({});
@@ -920,7 +920,7 @@ TEST_CASE("a mask_mod may read floating-point values, whatever dtype is computed
   }
 }
 
-TEST_CASE("explain_flex tells who computes, why not a faster one, and kAuto computes just that") {
+TEST_CASE("explain_flex: it names the backend and why no faster one is used; kAuto uses that backend") {
   Tensors inputs = random_inputs({});
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16}) {
     for (torch::Tensor& input : inputs) input = input.to(dtype);
@@ -935,7 +935,7 @@ TEST_CASE("explain_flex tells who computes, why not a faster one, and kAuto comp
   }
 }
 
-TEST_CASE("kSdpa asked for by name throws with the reason, whatever is called") {
+TEST_CASE("flex_attention: kSdpa requested by name throws with the reason") {
   const Tensors inputs = random_inputs({.value_width = 3});
   const Calls calls = fixed(Unchanged{});
   const auto options = AttentionOptions().backend(Backend::kSdpa);
@@ -1276,7 +1276,7 @@ TEST_CASE("a third derivative is refused, whether or not a fourth may follow") {
   }
 }
 
-TEST_CASE("errors of what structs hold, and of the arguments: type and stable text") {
+TEST_CASE("flex_attention: type and text of errors about structs and arguments") {
   const Tensors inputs = random_inputs({});
   const auto flex = [&](const auto& score, const auto& mask) {
     attend::flex_attention(inputs[0], inputs[1], inputs[2], score, mask);

@@ -59,7 +59,7 @@ TEST_CASE("backends and explanations print as they are written") {
   CHECK(text(attend::Explanation{Backend::kCpu, "", "", "AVX2"}) == "kCpu; AVX2");
 }
 
-TEST_CASE("a call's own backend beats the guard, and the guard beats kAuto") {
+TEST_CASE("BackendGuard: the backend option of a call overrides the guard, and the guard overrides kAuto") {
   constexpr Backend kAll[] = {Backend::kReference, Backend::kCpu, Backend::kSdpa};
   for (const Backend guarded : kAll) {
     CAPTURE(guarded);
@@ -74,7 +74,7 @@ TEST_CASE("a call's own backend beats the guard, and the guard beats kAuto") {
   CHECK(taken() == fastest_backend());
 }
 
-TEST_CASE("guards nest: the innermost one counts, kAuto included") {
+TEST_CASE("BackendGuard: guards nest, and the innermost one applies, also if it is kAuto") {
   const BackendGuard outer(Backend::kReference);
   {
     const BackendGuard inner(Backend::kSdpa);
@@ -91,7 +91,7 @@ TEST_CASE("guards nest: the innermost one counts, kAuto included") {
   CHECK(taken() == Backend::kReference);
 }
 
-TEST_CASE("a guard ends with its scope, also when an exception leaves it") {
+TEST_CASE("BackendGuard: a guard ends with its scope, also after an exception") {
   try {
     const BackendGuard guard(Backend::kReference);
     throw std::runtime_error("anything");
@@ -100,7 +100,7 @@ TEST_CASE("a guard ends with its scope, also when an exception leaves it") {
   }
 }
 
-TEST_CASE("a guard is its own thread's") {
+TEST_CASE("BackendGuard: a guard applies only to its own thread") {
   const BackendGuard guard(Backend::kReference);
   Backend elsewhere = Backend::kReference, guarded_elsewhere = Backend::kReference;
   std::thread([&] {
@@ -123,7 +123,7 @@ TEST_CASE("a guard's backend that cannot run is refused with the reason, as if t
   CHECK_NOTHROW(attend::attention_weights(x, x));  // it has no backend to choose
 }
 
-TEST_CASE("attention itself follows the guard, and its backward pass stays with the forward pass") {
+TEST_CASE("BackendGuard: attention() uses it, and the backward pass uses the backend of the forward pass") {
   const torch::Tensor x = torch::randn({1, 2, 40, 16}).requires_grad_();
   const auto output = [&] { return attend::attention(x, x, x); };
   const auto gradient = [&](const torch::Tensor& y) { return torch::autograd::grad({y.pow(2).sum()}, {x})[0]; };
@@ -154,7 +154,7 @@ TEST_CASE("attention itself follows the guard, and its backward pass stays with 
 
 // ---- Who takes what, and what explain() tells of it -----------------------------------------------------------------
 
-TEST_CASE("what ATen's kernels cannot do is ours in every dtype, and there is nothing faster to speak of") {
+TEST_CASE("kAuto: calls that ATen's kernels cannot run use kCpu in every dtype; explain() names no faster one") {
   const torch::Tensor offsets = torch::tensor({0, 2, 40}, torch::kInt);
   struct Case {
     std::string name;
@@ -190,7 +190,7 @@ TEST_CASE("what ATen's kernels cannot do is ours in every dtype, and there is no
   }
 }
 
-TEST_CASE("what both can do goes to the faster one, and if that is ATen's explain() says why") {
+TEST_CASE("kAuto: calls that both kCpu and kSdpa can run use the faster one; explain() gives the reason for kSdpa") {
   for (const bool is_causal : {false, true}) {
     const AttentionOptions options = AttentionOptions().is_causal(is_causal);
     CAPTURE(is_causal);
@@ -266,7 +266,7 @@ TEST_CASE("kAuto: few queries go to ATen where it is faster") {
   CHECK(attend::explain(many.slice(2, 0, 3), few, few).backend == ours);
 }
 
-TEST_CASE("asked for by name, our kernels run where another would be faster, and nothing is said against it") {
+TEST_CASE("kCpu: requested by name it runs also where another backend is faster, and explain() names no faster one") {
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
     CAPTURE(dtype);
     const torch::Tensor y = random({2, 4, 6, 8}, dtype);
@@ -278,7 +278,7 @@ TEST_CASE("asked for by name, our kernels run where another would be faster, and
   }
 }
 
-TEST_CASE("how: the instructions that LibTorch allows itself on this processor") {
+TEST_CASE("kCpu: explain() names the instruction set that LibTorch uses on this processor") {
   const std::string capability = at::get_cpu_capability();
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
     CAPTURE(dtype);
@@ -297,7 +297,7 @@ TEST_CASE("how: the instructions that LibTorch allows itself on this processor")
   }
 }
 
-TEST_CASE("any strides are read as they are; what is converted explain() says") {
+TEST_CASE("kCpu: tensors of any strides are read without a copy; explain() reports conversions") {
   const torch::Tensor view = random({1, 2, 16, 8}).transpose(2, 3);  // (1, 2, 8, 16), channels first
   const torch::Tensor mask = random({8, 8}).transpose(0, 1);
   const auto copies = [&](at::ScalarType dtype) {
@@ -312,7 +312,7 @@ TEST_CASE("any strides are read as they are; what is converted explain() says") 
         (half.how == "kCpu: AVX-512, products of bfloat16" ? "" : "kCpu converts bfloat16 to float32, tile by tile"));
 }
 
-TEST_CASE("what our kernels cannot do: refused by name with the reason, which kAuto passes on with ATen's") {
+TEST_CASE("kCpu: calls it cannot run are refused with the reason; with kAuto, explain() gives the reason") {
   const torch::Tensor y = random({2, 2, 4, 8}), none = random({2, 2, 0, 8}), meta = y.to(torch::kMeta);
   // One number, said to be many.
   const torch::Tensor endless = torch::zeros({1}).expand({1, 1, std::int64_t{1} << 30, 8});

@@ -81,7 +81,7 @@ TEST_CASE("a penalty on the gradient of an L1 loss, whose second derivative is z
   }
 }
 
-TEST_CASE("an input of other sizes or another dtype by set_data() is an error, not a read outside of it") {
+TEST_CASE("attention: set_data() with other sizes or another dtype before backward is an error") {
   for (const Backend backend : {Backend::kCpu, Backend::kSdpa}) {
     CAPTURE(backend);
     for (int replaced = 0; replaced < 3; ++replaced) {

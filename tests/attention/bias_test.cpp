@@ -37,7 +37,7 @@ torch::Tensor relative(const torch::Tensor& table, const Grid& at) {
 
 }  // namespace
 
-TEST_CASE("each bias equals an expression of torch's operators, with derivatives of both orders") {
+TEST_CASE("Alibi, RelativeBias, DenseBias equal torch's operators, with first and second derivatives") {
   torch::manual_seed(1);
   using Function = std::function<torch::Tensor(const torch::Tensor& scores, const torch::Tensor& learned)>;
   struct Case {
@@ -84,7 +84,7 @@ TEST_CASE("each bias equals an expression of torch's operators, with derivatives
       [](const auto& s, const auto& learned) { return s + learned; });
 }
 
-TEST_CASE("what is learned may have any strides and any floating-point dtype") {
+TEST_CASE("Alibi, RelativeBias, DenseBias: learned tensors may have any strides and any floating-point dtype") {
   const torch::Tensor scores = torch::zeros({2, 3, 4, 6});
   const torch::Tensor transposed = torch::randn({6, 4}).t(), every_other = torch::randn({6}).slice(0, 0, 6, 2);
   const torch::Tensor expanded = torch::randn({1, 1}).expand({3, 9});
@@ -100,7 +100,7 @@ TEST_CASE("what is learned may have any strides and any floating-point dtype") {
   }
 }
 
-TEST_CASE("errors: type and text") {
+TEST_CASE("Alibi, RelativeBias, DenseBias: type and text of errors") {
   struct Case {
     std::string expected;
     bool is_type_error;

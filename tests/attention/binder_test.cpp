@@ -23,7 +23,7 @@ constexpr AttentionSizes kSizes{2, 3, 4, 5};
 
 }  // namespace
 
-TEST_CASE("a binder that collects remembers every tensor that is asked for, in order, and its sizes") {
+TEST_CASE("Binder: a collecting Binder records every requested tensor in order, with its sizes") {
   Binder binder(kSizes, torch::kCPU);
   CHECK(binder.sizes().batch_size == 2);
   CHECK(binder.sizes().num_heads == 3);
@@ -56,7 +56,7 @@ TEST_CASE("every floating-point dtype and every whole number is accepted, of eac
     }
 }
 
-TEST_CASE("a binder that binds gives views of its own tensors, in the order in which they are asked for") {
+TEST_CASE("Binder: a binding Binder returns views of its tensors in the order of the requests") {
   const torch::Tensor values = torch::rand({2, 3}), numbers = torch::tensor({4, 5, 6}, torch::kInt);
   const torch::Tensor others = torch::rand({2, 2, 2, 2});
   Binder binder(kSizes, {values, numbers, others});
@@ -69,7 +69,7 @@ TEST_CASE("a binder that binds gives views of its own tensors, in the order in w
   CHECK(third.read<Real<float>>(1, 0, 1, 0).value == others[1][0][1][0].item<float>());
 }
 
-TEST_CASE("what is differentiated by, at each depth") {
+TEST_CASE("Binder: the tensors that derivatives are taken by, at each order") {
   const torch::Tensor some = torch::ones({2}, torch::kDouble), others = torch::ones({2}, torch::kDouble);
   struct Case {
     int differentiated[2];
@@ -109,7 +109,7 @@ TEST_CASE("a struct must ask for the same tensors each time") {
         "attend::Binder: bind must ask for the same tensors in the same order each time, got values for tensor 1 of 1");
 }
 
-TEST_CASE("errors: type and text") {
+TEST_CASE("Binder: type and text of errors") {
   struct Case {
     std::string expected;
     bool is_type_error;

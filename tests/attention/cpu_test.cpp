@@ -318,7 +318,7 @@ TEST_CASE("grouped heads: 8 query heads read 1, 2, 4 or 8 heads of keys and valu
   }
 }
 
-TEST_CASE("float32, bfloat16 and float16 keep the rule of accuracy at every length") {
+TEST_CASE("kCpu: float32, bfloat16 and float16 are as accurate as the dense formula at every length") {
   for (std::size_t k = 0; k < std::size(kLengths); ++k) {
     const auto queries = kLengths[k];
     for (const auto keys : {kLengths[std::size(kLengths) - 1 - k], queries}) {
@@ -334,7 +334,7 @@ TEST_CASE("float32, bfloat16 and float16 keep the rule of accuracy at every leng
   }
 }
 
-TEST_CASE("float32, bfloat16 and float16 keep the rule of accuracy at every width") {
+TEST_CASE("kCpu: float32, bfloat16 and float16 are as accurate as the dense formula at every head_dim") {
   for (std::size_t k = 0; k < std::size(kWidths); ++k) {
     for (const std::size_t other : {k, std::size(kWidths) - 1 - k, (k + 3) % std::size(kWidths)}) {
       const auto width = kWidths[k], value_width = kWidths[other];
@@ -355,7 +355,7 @@ TEST_CASE("float32, bfloat16 and float16 keep the rule of accuracy at every widt
 
 // ---- Strides --------------------------------------------------------------------------------------------------------
 
-TEST_CASE("any strides of query, key, value and of the gradient that comes give the numbers of contiguous tensors") {
+TEST_CASE("kCpu: any strides of query, key, value and output gradient give the results of contiguous tensors") {
   constexpr std::int64_t N = 2, H = 2, L = 66;
   for (const auto dtype : kDtypes) {
     for (const std::int64_t D : {15, 34}) {
@@ -393,7 +393,7 @@ TEST_CASE("any strides of query, key, value and of the gradient that comes give 
 
 // ---- What is done to scores -----------------------------------------------------------------------------------------
 
-TEST_CASE("tensors that torch negates when they are read, in every place") {
+TEST_CASE("kCpu: tensors with torch's negative bit are read with their sign, as every argument") {
   torch::manual_seed(1);
   Tensors inputs = random_inputs({.heads = 2, .kv_heads = 2, .queries = 5, .keys = 7});
   inputs.push_back(random({5, 7}));
@@ -517,7 +517,7 @@ TEST_CASE("softcap, windows, a bool mask and a negative scale, in every dtype") 
   }
 }
 
-TEST_CASE("dropout: the entries that the reference drops, and its results and gradients") {
+TEST_CASE("kCpu: dropout drops the same weights as kReference, with the same results and gradients") {
   constexpr std::int64_t S = 70;
   for (const double dropout : {0.1, 0.5, 0.9, 1.0}) {
     CAPTURE(dropout);
@@ -640,7 +640,7 @@ TEST_CASE("rows that may attend to nothing: zeros, −∞ and zero gradients, wh
   }
 }
 
-TEST_CASE("whatever gradient comes for the log-sum-exp of a row that may attend to nothing, it goes nowhere") {
+TEST_CASE("kCpu: the gradient of the log-sum-exp of a query that may attend to nothing reaches no input") {
   torch::manual_seed(1);
   const Tensors leaves = [] {
     Tensors all;
@@ -689,7 +689,7 @@ TEST_CASE("NaN and ±∞ in query, key, value and mask: NaN where the reference 
   }
 }
 
-TEST_CASE("scores of any size: the largest decides, and nothing overflows") {
+TEST_CASE("kCpu: scores of any size do not overflow, and results equal the dense formula") {
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16}) {
     for (const double size : {30.0, 1e3, 1e6}) {
       CAPTURE(dtype);
@@ -761,7 +761,7 @@ TEST_CASE("the same number of threads gives the same numbers, run by run; result
   }
 }
 
-TEST_CASE("gradients equal torch's for any number of threads: more of them than blocks, groups of heads cut in two") {
+TEST_CASE("kCpu: gradients equal torch's for any number of threads") {
   for (const int count : {2, 3, 5, 16}) {
     CAPTURE(count);
     const Threads threads(count);
@@ -796,7 +796,7 @@ TEST_CASE("two threads of a program may compute at the same time") {
   CHECK(is_same[1]);
 }
 
-TEST_CASE("inside of a parallel section the results are those outside of it") {
+TEST_CASE("kCpu: a call within a parallel section gives the same results as outside") {
   const Threads threads(2);
   torch::manual_seed(1);
   const Tensors inputs = in_dtype(random_inputs({.heads = 4, .queries = 130, .keys = 130}), torch::kFloat);
@@ -816,7 +816,7 @@ TEST_CASE("inside of a parallel section the results are those outside of it") {
   }
 }
 
-TEST_CASE("an exception of a user's struct comes through from every thread, and the next call is right") {
+TEST_CASE("flex_attention: an exception of a struct reaches the caller from every thread, and the next call is right") {
   torch::manual_seed(1);
   const Tensors inputs = random_inputs({.heads = 4, .queries = 200});
   for (const int count : {1, 2, 5}) {
@@ -836,7 +836,7 @@ TEST_CASE("an exception of a user's struct comes through from every thread, and 
 
 // ---- What it says ---------------------------------------------------------------------------------------------------
 
-TEST_CASE("why not: another device, and nothing to compute") {
+TEST_CASE("kCpu: can_run gives the reason for another device and for an empty call") {
   const auto reason = [](const torch::Tensor& query, const torch::Tensor& key, const AttentionOptions& options) {
     return message_of<c10::NotImplementedError>([&] { attend::explain(query, key, key, options); });
   };
@@ -854,7 +854,7 @@ TEST_CASE("why not: another device, and nothing to compute") {
   CHECK(attend::attention(x, x, no_values, on_cpu()).sizes() == no_values.sizes());
 }
 
-TEST_CASE("kAuto leaves what is empty to others, and says why") {
+TEST_CASE("kAuto: an empty call goes to another backend, and explain() says why") {
   const torch::Tensor x = torch::randn({1, 2, 4, 8});
   const attend::Explanation plan = attend::explain(x.slice(2, 0, 0), x, x);
   CHECK((plan.backend != Backend::kCpu));
@@ -862,7 +862,7 @@ TEST_CASE("kAuto leaves what is empty to others, and says why") {
   CHECK(plan.how == "");
 }
 
-TEST_CASE("how: the instructions that ATEN_CPU_CAPABILITY allows; what is copied follows from them") {
+TEST_CASE("kCpu: explain() names the instruction set that ATEN_CPU_CAPABILITY allows, and the resulting copies") {
   const std::string capability = at::get_cpu_capability();
   if (const char* variable = std::getenv("ATEN_CPU_CAPABILITY")) {
     const std::string wanted = variable;

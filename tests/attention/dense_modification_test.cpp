@@ -34,7 +34,7 @@ TEST_CASE("every score is visited once, also where there are fewer rows than thr
   at::set_num_threads(threads);
 }
 
-TEST_CASE("derivatives by name: of the score, of what is read, and of one by the other") {
+TEST_CASE("flex_attention: derivatives by the score, by read tensors, and mixed second derivatives") {
   const torch::Tensor scores = torch::tensor({0.3, -0.2}, torch::kDouble).view({1, 1, 1, 2});
   const auto tanh = torch::tanh(scores);
   CHECK((DenseScores<Softcap>::apply_to({1}, {scores}) - tanh).abs().max().item<double>() < 1e-15);
@@ -52,7 +52,7 @@ TEST_CASE("derivatives by name: of the score, of what is read, and of one by the
   CHECK(DenseScores<attend::Alibi>::apply_to(alibi, {scores, slopes}, {{0}, {1}}).eq(0).all().item<bool>());
 }
 
-TEST_CASE("a derivative by the gradient that comes is there also where that gradient is zero") {
+TEST_CASE("flex_attention: the derivative by the output gradient exists also where that gradient is zero") {
   const torch::Tensor scores = torch::tensor({0.3, -0.2}, torch::kDouble).view({1, 1, 1, 2}).requires_grad_();
   const torch::Tensor given = torch::zeros({1, 1, 1, 2}, torch::kDouble).requires_grad_();
   const torch::Tensor changed = DenseScores<Softcap>::apply_to({1}, {scores});

@@ -60,7 +60,7 @@ torch::Tensor offsets(std::vector<std::int32_t> values) { return torch::tensor(v
 
 }  // namespace
 
-TEST_CASE("batches, lengths and keys of none and of one, with every option: right shapes, zeros, and no NaN anywhere") {
+TEST_CASE("attention: batches and lengths of 0 and 1 with every option give the right shapes, zeros and no NaN") {
   struct Case {
     std::string name;
     std::function<AttentionOptions(const Sizes&)> options;
@@ -168,7 +168,7 @@ TEST_CASE("a packed batch of no sequences is an empty result") {
   CHECK(torch::autograd::grad({result.output.sum()}, {x})[0].sizes() == x.sizes());
 }
 
-TEST_CASE("rows that may attend to nothing give zeros and zero gradients, whatever rules them out") {
+TEST_CASE("attention: queries that may attend to nothing give zeros and zero gradients, with every kind of mask") {
   // Each leaves nothing to the queries `empty` of five, over four keys, of the last of two batch entries.
   struct Case {
     std::string name;
@@ -270,7 +270,7 @@ TEST_CASE("rows that may attend to nothing give zeros and zero gradients, whatev
   }
 }
 
-TEST_CASE("beside an empty row the other rows' results and gradients are those of a call without it") {
+TEST_CASE("attention: a query that may attend to nothing does not change the results and gradients of other queries") {
   for (const Backend backend : kAllBackends) {
     for (const bool is_float : {false, true}) {
       CAPTURE(backend);

@@ -174,7 +174,7 @@ TEST_CASE("the gradient of an expanded attn_mask, DenseBias or tensor of a struc
   }
 }
 
-TEST_CASE("who looks at the gradient of the expanded tensor itself sees it for every copy") {
+TEST_CASE("attn_mask: retain_grad(), hooks and grad() on an expanded tensor see the gradient of every copy") {
   torch::manual_seed(2);
   struct Look {
     std::string name;

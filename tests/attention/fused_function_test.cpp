@@ -126,7 +126,7 @@ TEST_CASE("query_offsets and key_offsets changed in place between forward and ba
   }
 }
 
-TEST_CASE("the results changed in place afterwards: the gradient is right, or it is an error") {
+TEST_CASE("attention: after an in-place change of the output the gradient is right, or backward throws") {
   for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     const torch::Tensor x = leaf({1, 2, 4, 8});
@@ -142,7 +142,7 @@ TEST_CASE("the results changed in place afterwards: the gradient is right, or it
   }
 }
 
-TEST_CASE("the log-sum-exp changed in place afterwards is an error") {
+TEST_CASE("attention_with_lse: an in-place change of the log-sum-exp before backward is an error") {
   for (const Backend backend : kFusedBackends) {
     CAPTURE(backend);
     const torch::Tensor x = leaf({1, 2, 4, 8});
@@ -153,7 +153,7 @@ TEST_CASE("the log-sum-exp changed in place afterwards is an error") {
   }
 }
 
-TEST_CASE("a tangent of forward-mode differentiation is refused, not dropped") {
+TEST_CASE("attention: forward-mode differentiation is refused") {
   torch::manual_seed(1);
   const torch::Tensor x = torch::randn({1, 1, 3, 4});
   const std::shared_ptr<torch::autograd::ForwardADLevel> level =
@@ -213,7 +213,7 @@ TEST_CASE("any of query, key and value may need a gradient, and the others get n
   }
 }
 
-TEST_CASE("without gradient mode, and in inference mode, nothing is kept, and the result is the same") {
+TEST_CASE("attention: without gradient mode and in inference mode nothing is saved, and the result is the same") {
   for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16}) {
@@ -241,7 +241,7 @@ TEST_CASE("without gradient mode, and in inference mode, nothing is kept, and th
   }
 }
 
-TEST_CASE("the kernel's backward pass in the scope of autocast computes what it computes outside") {
+TEST_CASE("attention: the backward pass within an autocast scope gives the same gradients as outside") {
   for (const Backend backend : kFusedBackends) {
     for (const bool create_graph : {false, true}) {
       CAPTURE(backend);
@@ -258,7 +258,7 @@ TEST_CASE("the kernel's backward pass in the scope of autocast computes what it 
   }
 }
 
-TEST_CASE("a graph that is thrown away frees what it kept") {
+TEST_CASE("attention: a discarded autograd graph frees its saved tensors") {
   torch::Tensor query = leaf({1, 2, 4, 8}).clone();
   const auto uses = query.use_count();
   for (const Backend backend : kAllBackends) {

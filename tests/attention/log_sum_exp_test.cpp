@@ -175,7 +175,7 @@ TEST_CASE("windows of one signal as queries and keys, rows that overlap in memor
   }
 }
 
-TEST_CASE("explain() tells of attention_with_lse() too") {
+TEST_CASE("explain() describes attention_with_lse() too") {
   const torch::Tensor x = torch::randn({1, 2, 4, 8}, torch::kDouble);
   const AttentionOptions masked = AttentionOptions().attn_mask(torch::ones({4, 4}, torch::kBool));
   CHECK(attend::explain(x, x, x, {}, /*with_lse=*/true).backend == Backend::kSdpa);
@@ -209,7 +209,7 @@ TEST_CASE("two halves of the keys, merged as the documentation shows, equal the 
   }
 }
 
-TEST_CASE("a half in which a query may attend to nothing takes no part in the merged result") {
+TEST_CASE("attention_with_lse: a half in which a query may attend to nothing adds nothing to the merged result") {
   const std::vector<torch::Tensor> in = inputs(3, 6);
   const torch::Tensor &q = in[0], &k = in[1], &v = in[2];
   const torch::Tensor mask = torch::tensor({true, true, true, false, false, false}).view({1, 6});
@@ -229,7 +229,7 @@ TEST_CASE("a half in which a query may attend to nothing takes no part in the me
   }
 }
 
-TEST_CASE("with attn_mask the log-sum-exp is right by every backend but kSdpa, which refuses") {
+TEST_CASE("attention_with_lse: with attn_mask every backend is right, except kSdpa, which refuses") {
   const std::vector<torch::Tensor> in = inputs(4, 4);
   const AttentionOptions masked = AttentionOptions().attn_mask(torch::ones({4, 4}, torch::kBool).tril());
   CHECK(message_of<c10::NotImplementedError>([&] {

@@ -185,7 +185,7 @@ std::vector<Case> all_cases() {
 
 }  // namespace
 
-TEST_CASE("the concept takes what a kernel can call and copy, and nothing else") {
+TEST_CASE("MaskMod: the concept accepts structs that a kernel can call and copy, and nothing else") {
   static_assert(MaskMod<EveryKey>);
   static_assert(MaskMod<SameParity>);
   static_assert(MaskMod<SwitchedOn>);
@@ -198,7 +198,7 @@ TEST_CASE("the concept takes what a kernel can call and copy, and nothing else")
   static_assert(!MaskMod<HoldsATensor>);
 }
 
-TEST_CASE("the operators need a type of attend on one side, and are nobody else's") {
+TEST_CASE("MaskMod: the operators & | ! need a type of attend on one side and do not affect other types") {
   static_assert(HasAnd<Causal, SameParity> && HasAnd<SameParity, Causal> && HasAnd<Causal, Causal>);
   static_assert(HasOr<Causal, SameParity> && HasOr<SameParity, Causal>);
   static_assert(HasAnd<decltype(attend::all_of(SameParity{}, SameParity{})), SameParity>);
@@ -222,7 +222,7 @@ TEST_CASE("every mask and every combination equals torch's logical operators, fo
   }
 }
 
-TEST_CASE("no allowed key lies outside of the stated range, which is tight for all that is built in, and for & and |") {
+TEST_CASE("MaskMod: keys() contains every allowed key, and is exact for attend's masks and for & and |") {
   for (const Case& c : all_cases()) {
     CAPTURE(c.name);
     std::mt19937 random(1);
@@ -233,7 +233,7 @@ TEST_CASE("no allowed key lies outside of the stated range, which is tight for a
   }
 }
 
-TEST_CASE("a window as wide as numbers are is an unlimited one") {
+TEST_CASE("SlidingWindow: a window of the largest integer is unlimited") {
   constexpr std::int32_t kMost = std::numeric_limits<std::int32_t>::max();
   const AttentionSizes sizes{1, 1, 9, 5};
   std::mt19937 random(1);
@@ -245,7 +245,7 @@ TEST_CASE("a window as wide as numbers are is an unlimited one") {
   }
 }
 
-TEST_CASE("a mask can be asked at compile time") {
+TEST_CASE("MaskMod: attend's masks are constexpr") {
   constexpr auto mask = Causal{} & !SlidingWindow(1, -1);
   static_assert(mask(Coordinate{0, 0, 5, 3, 9, 9}));
   static_assert(!mask(Coordinate{0, 0, 5, 4, 9, 9}));

@@ -61,7 +61,7 @@ TEST_CASE("every score has its own coordinate, with any number of threads") {
   at::set_num_threads(threads);
 }
 
-TEST_CASE("any size may be 0") {
+TEST_CASE("materialize: any size may be 0") {
   for (const auto& sizes :
        std::vector<std::vector<std::int64_t>>{{0, 2, 3, 4}, {2, 0, 3, 4}, {2, 2, 0, 4}, {2, 2, 3, 0}}) {
     CAPTURE(torch::IntArrayRef(sizes));
@@ -86,7 +86,7 @@ TEST_CASE("scores of any strides; the result has their dtype, and they stay as t
   }
 }
 
-TEST_CASE("without gradient mode, nothing is recorded") {
+TEST_CASE("materialize: without gradient mode no autograd graph is recorded") {
   const torch::Tensor scores = torch::zeros({1, 1, 2, 2}).requires_grad_();
   CHECK(materialize(attend::Softcap{1}, scores).requires_grad());
   CHECK(materialize(attend::Alibi(torch::ones({1}).requires_grad_()), scores.detach()).requires_grad());
@@ -94,7 +94,7 @@ TEST_CASE("without gradient mode, nothing is recorded") {
   CHECK_FALSE(materialize(attend::Softcap{1}, scores).requires_grad());
 }
 
-TEST_CASE("errors: type and text") {
+TEST_CASE("materialize: type and text of errors") {
   struct Case {
     std::string expected;
     bool is_type_error;

@@ -133,7 +133,7 @@ std::int64_t bytes_of_square(std::int64_t length) { return length * length * std
 
 }  // namespace
 
-TEST_CASE("the instrument counts what is held at once, on all threads") {
+TEST_CASE("AllocatorPeak: tensors held at the same time are counted, on all threads") {
   const torch::Tensor before = torch::zeros({1000});
   AllocatorPeak memory;
   CHECK(memory.peak() == 0);
@@ -146,7 +146,7 @@ TEST_CASE("the instrument counts what is held at once, on all threads") {
   CHECK(memory.peak() == 16000);
 }
 
-TEST_CASE("what does not lie in tensors is counted too, on all threads") {
+TEST_CASE("HeapPeak: memory outside tensors is counted too, on all threads") {
   HeapPeak memory;
   CHECK(memory.peak() == 0);
   auto first = std::make_unique<char[]>(100'000);
@@ -159,13 +159,13 @@ TEST_CASE("what does not lie in tensors is counted too, on all threads") {
   CHECK(memory.peak() >= 1'100'000);
 }
 
-TEST_CASE("the instrument sees the L × L matrix of the dense formula") {
+TEST_CASE("AllocatorPeak: the L × L matrix of the dense formula is counted") {
   constexpr std::int64_t kLength = 1024;
   const AttentionOptions options = AttentionOptions().backend(Backend::kReference);
   CHECK(extra_bytes({1, 1, kLength}, attention_with(options)) > bytes_of_square(kLength));
 }
 
-TEST_CASE("forward and backward at L 8,192 take less than a tenth of an L × L matrix") {
+TEST_CASE("attention: forward and backward at L 8,192 take less than a tenth of the memory of an L × L matrix") {
   constexpr std::int64_t kLength = 8192;
   torch::Tensor padding = torch::ones({1, 1, 1, kLength}, torch::kBool);
   padding.slice(3, kLength - 1000).fill_(false);
@@ -204,7 +204,7 @@ TEST_CASE("forward and backward at L 8,192 take less than a tenth of an L × L m
   }
 }
 
-TEST_CASE("so do a score and a mask of one's own, a window, and a score that is learned") {
+TEST_CASE("flex_attention: scores, masks and learned scores take less than a tenth of an L × L matrix") {
   constexpr std::int64_t kLength = 8192;
   const torch::Tensor slopes = torch::ones({1}).requires_grad_(), table = torch::zeros({1, 101}).requires_grad_();
   const auto check = [&](const std::string& name, const auto& score_mod, const auto& mask_mod) {
@@ -220,7 +220,7 @@ TEST_CASE("so do a score and a mask of one's own, a window, and a score that is 
   check("learned", attend::then(attend::Alibi(slopes), attend::RelativeBias(table)), attend::Causal{});
 }
 
-TEST_CASE("an expanded learned bias takes memory for what was expanded, in an attn_mask and in a score_mod") {
+TEST_CASE("attn_mask, score_mod: an expanded learned bias takes memory only for the tensor before expand") {
   constexpr std::int64_t kMiB = 1 << 20;
   struct Case {
     std::string name;
@@ -245,7 +245,7 @@ TEST_CASE("an expanded learned bias takes memory for what was expanded, in an at
     });
 }
 
-TEST_CASE("the gradient of a full learned bias is added up in at most two float64 copies, whatever the threads are") {
+TEST_CASE("DenseBias, attn_mask: a learned bias has at most two float64 copies of its gradient") {
   constexpr std::int64_t kBytes = 4 * 4 * 512 * 512 * 4;  // of the bias
   check_each_learned_bias([&](const std::string& name, const auto& attention) {
     CAPTURE(name);

@@ -33,7 +33,7 @@ TEST_CASE("the tensors of a score_mod come before those of a mask_mod, and each 
   CHECK(face.mask(sizes, doubled).equal(expected.expand({2, 3, 4, 5})));
 }
 
-TEST_CASE("structs without tensors ask for none") {
+TEST_CASE("Binder: structs without tensors bind none") {
   ModificationBy<attend::Softcap, attend::Causal> modification({1}, {});
   CHECK(modification.tensors({1, 1, 2, 2}, torch::kCPU).empty());
   CHECK(modification.mask({1, 1, 2, 2}, {}).sum().item<int>() == 3);

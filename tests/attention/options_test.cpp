@@ -33,7 +33,7 @@ TEST_CASE("a scale is a number or kInverseSqrt") {
   CHECK(stream.str() == "0.5 kInverseSqrt");
 }
 
-TEST_CASE("a window is written in braces, and prints so") {
+TEST_CASE("Window: it is written and printed as {left, right}") {
   const AttentionOptions options = AttentionOptions().window({256, 0});
   CHECK(options.window().left == 256);
   CHECK(options.window().right == 0);

@@ -80,12 +80,12 @@ TEST_CASE("half precision is computed in float32 and rounded once; the log-sum-e
   CHECK(Reference::run(problem).log_sum_exp.equal(Reference::run(wide).log_sum_exp));
 }
 
-TEST_CASE("the log-sum-exp is computed only for those who ask") {
+TEST_CASE("kReference: the log-sum-exp is computed only if it is requested") {
   const torch::Tensor x = torch::randn({1, 2, 5, 16});
   CHECK_FALSE(Reference::run(attention_problem(x, x, x, {})).log_sum_exp.defined());
 }
 
-TEST_CASE("the reference can do everything, and says what it copies") {
+TEST_CASE("kReference: it can run every call and reports its copies") {
   const torch::Tensor empty = torch::randn({0, 2, 0, 1});
   CHECK(Reference::can_run(attention_problem(empty, empty, empty, {})));
 

@@ -95,7 +95,7 @@ struct BindsToATensor {
 
 }  // namespace
 
-TEST_CASE("the concept takes what a kernel can call and copy, and nothing else") {
+TEST_CASE("ScoreMod: the concept accepts structs that a kernel can call and copy, and nothing else") {
   static_assert(ScoreMod<Unchanged>);
   static_assert(ScoreMod<Softcap>);
   static_assert(ScoreMod<TimesTwo>);

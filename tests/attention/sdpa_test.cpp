@@ -56,7 +56,7 @@ std::string why_not(const torch::Tensor& query, const torch::Tensor& key, const 
 
 }  // namespace
 
-TEST_CASE("whatever ATen's kernels cannot do exactly is refused with the reason, and kAuto takes another backend") {
+TEST_CASE("kSdpa: calls that ATen's kernels cannot compute exactly are refused with the reason") {
   const torch::Tensor plain = x({2, 4, 6, 8}), longer = x({2, 4, 7, 8}), one = x({1, 4, 6, 8}), more = x({2, 4, 33, 8});
   const torch::Tensor offsets = torch::tensor({0, 2, 6}, torch::kInt);
   struct Case {
@@ -103,7 +103,7 @@ TEST_CASE("whatever ATen's kernels cannot do exactly is refused with the reason,
   }
 }
 
-TEST_CASE("explain() has nothing to say against ATen's kernels where they compute what attention() promises") {
+TEST_CASE("kSdpa: explain() gives no reason against ATen's kernels if they can compute the call") {
   const torch::Tensor plain = x({2, 4, 6, 8}), grouped = x({2, 2, 6, 8}), single = x({2, 4, 1, 8});
   const torch::Tensor mask = torch::ones({6, 6}, torch::kBool);
   struct Case {
@@ -143,7 +143,7 @@ TEST_CASE("explain() has nothing to say against ATen's kernels where they comput
   CHECK_NOTHROW(attend::attention(plain, plain, plain, learned));
 }
 
-TEST_CASE("where ATen would take its math path, the backend says that it cannot") {
+TEST_CASE("kSdpa: can_run refuses calls for which ATen would use its math path") {
   const torch::Tensor y = x({1, 2, 8, 16});
   CHECK(Sdpa::can_run(attention_problem(y, y, y, {})));
   const WithoutFlash without_flash;
@@ -154,7 +154,7 @@ TEST_CASE("where ATen would take its math path, the backend says that it cannot"
   }
 }
 
-TEST_CASE("what holds for the log-sum-exp, and on other devices") {
+TEST_CASE("kSdpa: can_run for the log-sum-exp and for other devices") {
   const torch::Tensor y = x({1, 2, 8, 16}), meta = y.to(torch::kMeta);
   const AttentionOptions causal = AttentionOptions().is_causal(true);
   const AttentionOptions masked = AttentionOptions().attn_mask(torch::ones({8, 8}, torch::kBool));
@@ -218,7 +218,7 @@ TEST_CASE("a single query is causal without a mask") {
   CHECK(Sdpa::run(causal).output.equal(Sdpa::run(attention_problem(query, keys, keys, {})).output));
 }
 
-TEST_CASE("few queries after more keys are causal by a mask, with and without one of the caller's") {
+TEST_CASE("kSdpa: is_causal with fewer queries than keys uses a mask, with and without an attn_mask of the caller") {
   for (const std::int64_t queries : {2, 5, 8}) {
     CAPTURE(queries);
     const torch::Tensor query = x({2, 4, queries, 8}).to(torch::kDouble), keys = x({2, 2, 11, 8}).to(torch::kDouble);
@@ -234,7 +234,7 @@ TEST_CASE("few queries after more keys are causal by a mask, with and without on
   }
 }
 
-TEST_CASE("on the CPU the second derivative is there, and is right") {
+TEST_CASE("kSdpa: on the CPU second derivatives equal the reference") {
   const auto second = [](Backend backend) {
     torch::manual_seed(1);
     const torch::Tensor y = torch::randn({1, 2, 4, 8}, torch::kDouble).requires_grad_();
@@ -246,7 +246,7 @@ TEST_CASE("on the CPU the second derivative is there, and is right") {
   CHECK(max_difference(second(Backend::kSdpa), second(Backend::kReference)) < 1e-11);
 }
 
-TEST_CASE("NaN, where ATen's kernel alone makes zeros of it or lets it through a mask: as in the reference") {
+TEST_CASE("kSdpa: NaN is handled as in kReference, where ATen alone would return zeros or ignore the mask") {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   torch::Tensor bad = x({1, 1, 4, 8});
   const torch::Tensor good = bad.clone();

@@ -99,7 +99,7 @@ TEST_CASE("unsigned documents: as those of int64, and those beyond int32 are an 
             .starts_with("attend::Binder: integers are read as int32, got -1"));
 }
 
-TEST_CASE("documents that are changed in place count as they are in the call") {
+TEST_CASE("Document: a tensor that was changed in place is read as it is at the time of the call") {
   const torch::Tensor documents = torch::tensor({0, 0, 1, 1});
   const Document mask(documents);
   documents.copy_(torch::tensor({0, 1, 0, 1}));
@@ -107,7 +107,7 @@ TEST_CASE("documents that are changed in place count as they are in the call") {
   check_key_ranges(mask, {1, 1, 4, 4}, /*is_tight=*/false, random);
 }
 
-TEST_CASE("no allowed key lies outside of the stated range, and it is tight where documents are sorted") {
+TEST_CASE("Document, KeyPadding: keys() contains every allowed key, and is exact if documents are sorted") {
   torch::manual_seed(2);
   std::mt19937 random(2);
   for (int repeat = 0; repeat < 40; ++repeat) {
@@ -130,13 +130,13 @@ TEST_CASE("no allowed key lies outside of the stated range, and it is tight wher
   }
 }
 
-TEST_CASE("documents sorted in one batch entry only are not taken for sorted") {
+TEST_CASE("Document: documents that are sorted in only one batch entry are not treated as sorted") {
   const torch::Tensor documents = torch::tensor({0, 0, 1, 1, 1, 0, 1, 0}).view({2, 4});
   std::mt19937 random(3);
   for (int repeat = 0; repeat < 10; ++repeat) check_key_ranges(Document(documents), {2, 1, 4, 4}, false, random);
 }
 
-TEST_CASE("errors of what the masks hold: type and text") {
+TEST_CASE("Document, KeyPadding: type and text of errors") {
   struct Case {
     std::string expected;
     bool is_type_error;

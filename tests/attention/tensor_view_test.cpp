@@ -47,7 +47,7 @@ TEST_CASE_TEMPLATE("a view reads by up to four indices, in the dtype that is com
   static_assert(std::is_trivially_copyable_v<TensorView>);
 }
 
-TEST_CASE_TEMPLATE("a value that nothing is differentiated by is a constant", V, float, double) {
+TEST_CASE_TEMPLATE("TensorView: a value without a derivative is a constant", V, float, double) {
   const Values<V> values;
   const TensorView view(values.data, kShape);
   const Dual<V> once = view.read<Dual<V>>(0, 1);
@@ -60,7 +60,7 @@ TEST_CASE_TEMPLATE("a value that nothing is differentiated by is a constant", V,
   CHECK(twice.derivative.derivative.value == 0);
 }
 
-TEST_CASE_TEMPLATE("a value that is differentiated by has the derivative 1 at that depth, at its turn", V, float,
+TEST_CASE_TEMPLATE("TensorView: the value that the derivative is taken by has derivative 1 at that order", V, float,
                    double) {
   const Values<V> values;
   TensorReads inner, outer;
@@ -108,7 +108,8 @@ TEST_CASE("a stride of 0 reads the same value everywhere, and it has one place")
   CHECK(reads.place == 0);
 }
 
-TEST_CASE_TEMPLATE("a read outside gives NaN without a derivative, and is noted in a check", V, float, double) {
+TEST_CASE_TEMPLATE("TensorView: a read outside gives NaN without a derivative, and a check reports it", V, float,
+                   double) {
   const Values<V> values;
   TensorReads reads;
   OutsideRead outside;
@@ -136,7 +137,7 @@ TEST_CASE_TEMPLATE("a read outside gives NaN without a derivative, and is noted 
   }
 }
 
-TEST_CASE("a view of whole numbers reads by up to four indices, and 0 outside, of which it leaves a mark") {
+TEST_CASE("IntegerView: it reads by up to four indices; a read outside gives 0 and is recorded") {
   const std::int32_t numbers[] = {5, -4, 3, 2, 1, 2147483647};
   int seen_outside = 0;
   const IntegerView view(numbers, {{2, 3, 1, 1}, {3, 1, 0, 0}}, &seen_outside),

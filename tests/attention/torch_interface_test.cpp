@@ -211,7 +211,7 @@ TEST_CASE("attention: a 3-d output may be changed in place, and before the backw
   CHECK(x.grad().defined());
 }
 
-TEST_CASE("attention: a float attn_mask may have another dtype than query, and is read without loss of meaning") {
+TEST_CASE("attention: a float attn_mask may have another dtype than query") {
   // Neighbours in bfloat16 and float16 around these numbers are 2 apart, and weights would be wrong by a factor of e.
   const torch::Tensor fine = 2048 + torch::tensor({0.0, 1.0, 2.0, 3.0, 1.0, 0.0, 3.0}, torch::kDouble).expand({5, 7});
   const auto wide = {torch::kDouble, torch::kFloat};
@@ -387,7 +387,7 @@ struct SameDocument {
 
 }  // namespace
 
-TEST_CASE("attention: sparse, nested, mkldnn, quantized and wrapped tensors are refused wherever one may be given") {
+TEST_CASE("attention: sparse, nested, mkldnn, quantized and wrapped tensors are refused as every argument") {
   struct Kind {
     std::function<torch::Tensor(const torch::Tensor&)> make;
     std::string expected;
@@ -481,7 +481,7 @@ TEST_CASE("attention: tensors that torch negates lazily are read with their sign
         }) == "attend::attention: query_offsets must go from 0 to L = 4, got 0 to -4");
 }
 
-TEST_CASE("in a bool mask true may be any byte but 0, as in torch") {
+TEST_CASE("attn_mask: in a bool mask every byte except 0 means true, as in torch") {
   torch::manual_seed(9);
   const torch::Tensor x = torch::randn({1, 2, 40, 16}), bytes = torch::randint(0, 3, {40, 40}).to(torch::kByte).mul(2);
   for (const attend::Backend backend : {attend::Backend::kCpu, attend::Backend::kSdpa, attend::Backend::kReference}) {

@@ -136,7 +136,7 @@ TEST_CASE("autocast computes in bfloat16, and gives float32 parameters gradients
   }
 }
 
-TEST_CASE("without a backward pass, with frozen parts and for inputs of any strides, the numbers are the same") {
+TEST_CASE("ConvStack: results do not depend on gradient mode, frozen parameters or strides of the input") {
   if (!has_kernels(torch::kFloat)) return;
   torch::manual_seed(2);
   ConvStack stack(ConvStackOptions(6, 24, 5).depth(3).backend(Backend::kCpu));
@@ -159,7 +159,7 @@ TEST_CASE("without a backward pass, with frozen parts and for inputs of any stri
   CHECK(some[1].equal(all[5]));
 }
 
-TEST_CASE("the same number of threads gives the same bits") {
+TEST_CASE("ConvStack: the same number of threads gives the same bits") {
   torch::manual_seed(3);
   ConvStack stack(
       ConvStackOptions(1, 48, 2).depth(3).backend(has_kernels(torch::kFloat) ? Backend::kCpu : Backend::kReference));
@@ -172,7 +172,7 @@ TEST_CASE("the same number of threads gives the same bits") {
   }
 }
 
-TEST_CASE("second derivatives are torch's") {
+TEST_CASE("ConvStack: second derivatives equal those of torch's convolutions") {
   if (!has_kernels(torch::kFloat)) return;
   Tensors seconds[2];
   for (const Backend backend : {Backend::kReference, Backend::kCpu}) {
@@ -192,7 +192,7 @@ TEST_CASE("second derivatives are torch's") {
   }
 }
 
-TEST_CASE("NaN comes out where torch's comes out") {
+TEST_CASE("ConvStack: the output has NaN at the same places as torch's convolutions") {
   if (!has_kernels(torch::kFloat)) return;
   torch::manual_seed(5);
   torch::Tensor x = torch::randn({2, 1, 30});
@@ -203,7 +203,7 @@ TEST_CASE("NaN comes out where torch's comes out") {
   CHECK(ours(x).isnan().equal(torchs->forward(x).isnan()));
 }
 
-TEST_CASE("infinity comes out where torch's comes out: channels that fill up vectors make no NaN of it") {
+TEST_CASE("ConvStack: the output has infinity where torch's has it; padding channels do not turn it into NaN") {
   if (!has_kernels(torch::kFloat)) return;
   torch::manual_seed(9);
   torch::Tensor x = torch::randn({2, 1, 30});
@@ -220,7 +220,7 @@ TEST_CASE("infinity comes out where torch's comes out: channels that fill up vec
   CHECK(max_difference(y, torchs->forward(x)) < 1e-5);
 }
 
-TEST_CASE("what does not fit together is refused by torch, and not read") {
+TEST_CASE("ConvStack: tensors of sizes that do not fit together are refused and not read") {
   const torch::Tensor x = torch::randn({4, 1, 30});
   // An activation that gives twice the channels, and one that gives fewer.
   for (const auto& activation : {attend::Activation([](const torch::Tensor& y) {
@@ -239,7 +239,7 @@ TEST_CASE("what does not fit together is refused by torch, and not read") {
   CHECK_THROWS_AS(biased(x), c10::Error);
 }
 
-TEST_CASE("a BackendGuard rules where the layer's options leave the choice") {
+TEST_CASE("ConvStack: a BackendGuard selects the backend if the options do not name one") {
   const torch::Tensor x = torch::randn({64, 1, 20});
   ConvStack stack(ConvStackOptions(1, 8, 1));
   const Backend chosen = stack->explain(x).backend;
@@ -256,7 +256,7 @@ TEST_CASE("a BackendGuard rules where the layer's options leave the choice") {
   CHECK(stack->explain(x.slice(0, 0, 1)).backend == Backend::kCpu);
 }
 
-TEST_CASE("other activations go between convolutions that are chosen one by one") {
+TEST_CASE("ConvStack: with other activations the backend is chosen for each convolution") {
   if (!has_kernels(torch::kFloat)) return;
   torch::manual_seed(10);
   const torch::Tensor x = torch::randn({64, 1, 20});
@@ -269,7 +269,7 @@ TEST_CASE("other activations go between convolutions that are chosen one by one"
   CHECK(wide->explain(x).backend == Backend::kReference);
 }
 
-TEST_CASE("a result without a ReLU after it may be changed in place; weights may not before the backward pass") {
+TEST_CASE("ConvStack: an output without a final ReLU may be changed in place; weights may not before backward") {
   if (!has_kernels(torch::kFloat)) return;
   ConvStack stack(ConvStackOptions(1, 16, 4).depth(2).backend(Backend::kCpu));
   const torch::Tensor x = torch::randn({2, 1, 30});
@@ -290,7 +290,7 @@ TEST_CASE("a result without a ReLU after it may be changed in place; weights may
   CHECK_THROWS_AS(y.sum().backward(), c10::Error);
 }
 
-TEST_CASE("two threads may use one layer at the same time") {
+TEST_CASE("ConvStack: two threads may use one layer at the same time") {
   torch::manual_seed(11);
   ConvStack stack(ConvStackOptions(1, 32, 3).depth(3));
   const torch::Tensor x = torch::randn({8, 1, 60}), expected = stack(x);
@@ -309,7 +309,7 @@ TEST_CASE("two threads may use one layer at the same time") {
   CHECK(is_equal[1]);
 }
 
-TEST_CASE("explain() says who computes and why; a backend asked for by name runs or says why it cannot") {
+TEST_CASE("ConvStack: explain() names the backend and the reason; a requested backend runs or throws with the reason") {
   const torch::Tensor x = torch::randn({64, 1, 20});
   ConvStack stack(ConvStackOptions(1, 8, 1));
   if (has_kernels(torch::kFloat)) {
@@ -344,7 +344,7 @@ TEST_CASE("explain() says who computes and why; a backend asked for by name runs
         "attend::ConvStack: backend (kSdpa) must be kAuto, kReference or kCpu");
 }
 
-TEST_CASE("forward-mode derivatives are left to torch") {
+TEST_CASE("ConvStack: forward-mode derivatives are computed by torch") {
   ConvStack stack(ConvStackOptions(1, 8, 1).depth(2));
   const std::uint64_t level = torch::autograd::ForwardADLevel::get_next_idx();
   {

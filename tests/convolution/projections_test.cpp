@@ -43,7 +43,7 @@ Tensors by_torch(const torch::Tensor& x, const Tensors& weights) {
 
 }  // namespace
 
-TEST_CASE("several linear layers of one input are torch's, forward and backward, whatever the sizes") {
+TEST_CASE("projections: several linear layers of one input equal torch's, forward and backward, for all sizes") {
   struct Case {
     std::int64_t batch, length, channels;
     std::vector<std::int64_t> outs;
@@ -95,7 +95,7 @@ TEST_CASE("several linear layers of one input are torch's, forward and backward,
   }
 }
 
-TEST_CASE("outputs that nobody uses cost nothing and change nothing; second derivatives are torch's") {
+TEST_CASE("projections: unused outputs cost nothing and change nothing; second derivatives equal torch's") {
   torch::manual_seed(2);
   const torch::Tensor x = torch::randn({4, 9, 16}).requires_grad_(), a = torch::randn({16, 16}).requires_grad_(),
                       b = torch::randn({32, 16}).requires_grad_();
@@ -117,7 +117,7 @@ TEST_CASE("outputs that nobody uses cost nothing and change nothing; second deri
   CHECK(gradients[1].defined());
 }
 
-TEST_CASE("the same call gives the same bits; a guard's kReference is torch's") {
+TEST_CASE("projections: the same call gives the same bits; BackendGuard kReference uses torch's operators") {
   torch::manual_seed(3);
   const Tensors inputs{torch::randn({7, 100, 32}), torch::randn({48, 32}), torch::randn({80, 32})};
   const Tensors gradients{torch::randn({7, 100, 48}), torch::randn({7, 100, 80})};

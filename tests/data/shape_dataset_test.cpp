@@ -276,7 +276,7 @@ TEST_CASE("normalize: min_max maps each signal by itself, max_height divides") {
   CHECK(max_difference(max_height.targets(), raw.targets() / 50) < 1e-6);
 }
 
-TEST_CASE("the options count: size, max_height") {
+TEST_CASE("ShapeDataset: the options size and max_height take effect") {
   const ShapeDataset data(clean(500).size(40).max_height(7));
   CHECK(data.inputs().size(2) == 40);
   CHECK(data.inputs().max().item<float>() == 6);
@@ -304,7 +304,7 @@ TEST_CASE("by location the left half of the shapes has one mean height, and the 
   }
 }
 
-TEST_CASE("shapes() tells what the notebook's rule drew") {
+TEST_CASE("ShapeDataset: shapes() returns the shapes that the notebook's rule drew") {
   const ShapeDataset data(clean(500).seed(9));
   for (int i = 0; i < 500; ++i) {
     const std::vector<Shape> seen = shapes_of(row(data.inputs(), i));
@@ -430,7 +430,7 @@ TEST_CASE("the handout's bits are the same on every machine: golden hashes") {
   CHECK(hash_of(by_location.targets()) == 7755729451977909990u);
 }
 
-TEST_CASE("defaults follow the generator, and what is given counts") {
+TEST_CASE("ShapeDataset: defaults depend on the generator, and given options override them") {
   const ShapeDataset notebook(ShapeDatasetOptions().max_samples(1)), handouts(handout(1));
   CHECK(*notebook.options().max_height() == 50);
   CHECK(*notebook.options().noise_std() == 0.3);
@@ -444,14 +444,14 @@ TEST_CASE("defaults follow the generator, and what is given counts") {
   CHECK(max_difference(scaled.inputs(), raw.inputs() / 40) < 1e-6);
 }
 
-TEST_CASE("a request that can hardly be met ends with an error") {
+TEST_CASE("ShapeDataset: options that leave almost no valid signals end with an error") {
   CHECK(message_of<c10::ValueError>([] { ShapeDataset data(handout(25'000).size(30)); }) ==
         "attend::ShapeDataset: 10000 draws gave no sample of size (30) and max_height (25) whose four shapes do not "
         "touch "
         "and whose heights differ by more than 4; raise one of the two");
 }
 
-TEST_CASE("it is a torch::data dataset: get, get_batch by one gather, data loaders") {
+TEST_CASE("ShapeDataset: it is a torch::data dataset with get, get_batch (one gather) and data loaders") {
   ShapeDataset data(ShapeDatasetOptions().max_samples(10));
   CHECK(data.get(3).data.equal(data.inputs()[3]));
   CHECK(data.get(3).target.equal(data.targets()[3]));

@@ -20,7 +20,7 @@ using attend::StandardizeOptions;
 using attend::test::max_difference;
 using attend::test::message_of;
 
-TEST_CASE("the data it was made from get mean 0 and standard deviation 1, and come back") {
+TEST_CASE("Standardize: its data get mean 0 and standard deviation 1, and the inverse restores them") {
   torch::manual_seed(1);
   const torch::Tensor data = torch::randn({50, 3, 20}) * 4 + 7;
   Standardize standardize(data);
@@ -33,14 +33,14 @@ TEST_CASE("the data it was made from get mean 0 and standard deviation 1, and co
   CHECK(max_difference(two(torch::tensor({1.0f, 3.0f})), torch::tensor({-std::sqrt(0.5), std::sqrt(0.5)})) < 1e-6);
 }
 
-TEST_CASE("without data it changes nothing until numbers are loaded") {
+TEST_CASE("Standardize: without data it is the identity until a mean and deviation are loaded") {
   const torch::Tensor x = torch::randn({2, 1, 5});
   Standardize standardize;
   CHECK(standardize(x).equal(x));
   CHECK(standardize->parameters().empty());  // nothing to train
 }
 
-TEST_CASE("it is saved, loaded and cloned with a model") {
+TEST_CASE("Standardize: it is saved, loaded and cloned with a model") {
   torch::nn::Sequential saved(Standardize(StandardizeOptions().mean(3.5).deviation(2)), torch::nn::Linear(4, 2));
   torch::nn::Sequential loaded(Standardize(), torch::nn::Linear(4, 2));
   std::stringstream stream;
@@ -56,7 +56,7 @@ TEST_CASE("it is saved, loaded and cloned with a model") {
   CHECK(printed.str() == "attend::Standardize(mean=3.5, deviation=2)");
 }
 
-TEST_CASE("the dtype is that of x") {
+TEST_CASE("Standardize: the output has the dtype of the input") {
   Standardize standardize(StandardizeOptions().mean(1).deviation(2));
   for (const auto dtype : {torch::kFloat, torch::kDouble, torch::kBFloat16})
     CHECK((standardize(torch::ones({3}, dtype)).scalar_type() == dtype));

@@ -202,14 +202,14 @@ TEST_CASE("parallel_ranges within a section, and with at::set_num_threads(1), ru
   }
 }
 
-TEST_CASE("WhoseThreads: the pool's after a thread was held up, and LibTorch's again later") {
+TEST_CASE("WhoseThreads: sections use the pool after a delayed thread, and LibTorch's threads again later") {
   give_sections_to_the_pool();
   CHECK(WhoseThreads::are_the_pools());
   std::this_thread::sleep_for(std::chrono::milliseconds(2100));
   CHECK_FALSE(WhoseThreads::are_the_pools());
 }
 
-TEST_CASE("WhoseThreads: a share is held up if it waits, not if it computes") {
+TEST_CASE("WhoseThreads: a share of the work counts as delayed if its thread waits, not if it computes") {
   const auto began = WhoseThreads::Clock::now();
   const WhoseThreads::Share share(/*is_watched=*/true), unwatched(/*is_watched=*/false);
   CHECK_FALSE(share.was_held_up(began));
@@ -227,7 +227,7 @@ TEST_CASE("WhoseThreads: the section after a very short one is not watched, othe
   CHECK(WhoseThreads::are_watched());
 }
 
-TEST_CASE("ConvStack has the same bits on torch's threads and on the pool's") {
+TEST_CASE("ConvStack: results have the same bits on torch's threads and on the pool's threads") {
   const NumThreads three(3);
   at::Tensor x = at::randn({7, 5, 60}).requires_grad_();
   attend::ConvStack stack(attend::ConvStackOptions(5, 32, 6).depth(3).backend(attend::Backend::kCpu));

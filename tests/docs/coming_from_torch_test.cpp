@@ -100,7 +100,7 @@ TEST_CASE("weights saved as a plain dictionary are loaded by name; what is missi
   CHECK_THROWS_WITH_AS(load_from_python(*loaded, folder.file("block.pt")), doctest::Contains("has no norm.bias"), c10::Error);
 }
 
-TEST_CASE("the function, explain() and the guard, as the page has them") {
+TEST_CASE("docs/coming_from_torch.md: attention(), explain() and BackendGuard") {
   const torch::Tensor q = torch::randn({1, 2, 5, 8}), k = torch::randn({1, 2, 5, 8}), v = torch::randn({1, 2, 5, 8});
   torch::Tensor y;
   torch::Tensor a = at::scaled_dot_product_attention(q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true);

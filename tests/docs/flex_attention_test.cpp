@@ -183,7 +183,7 @@ TEST_CASE("4: trained on random images, GridBias finds the neighbours that it is
   CHECK(weights[1][5][1].item<double>() > 0.9);
 }
 
-TEST_CASE("4: a table that does not fit is refused") {
+TEST_CASE("4: GridBias refuses a table that does not fit") {
   const torch::Tensor q = normal({1, 2, 12, 4}, 1);  // (N, H, L, D)
   const std::string message = attend::test::message_of<c10::ValueError>([&] {
     attend::flex_attention(q, q, q, GridBias{torch::zeros({2, 5, 5})});
@@ -191,7 +191,7 @@ TEST_CASE("4: a table that does not fit is refused") {
   CHECK(message.find("GridBias: a table [2, 5, 5] does not fit 2 heads, 12 queries and 12 keys") == 0);
 }
 
-TEST_CASE("what is put together, looked at and explained, as the page has it") {
+TEST_CASE("docs/flex_attention.md: then(), mask operators, materialize() and explain_flex()") {
   const torch::Tensor q = normal({1, 8, 64, 4}, 1), k = normal({1, 8, 64, 4}, 2), v = normal({1, 8, 64, 4}, 3);
   const torch::Tensor distance = distances(64, 64), key = torch::arange(64);
   const torch::Tensor penalty = alibi_slopes() * distance.abs();  // (8, L, S)
@@ -223,7 +223,7 @@ TEST_CASE("what is put together, looked at and explained, as the page has it") {
   CHECK(attend::explain_flex(q, k, v, score, mask).backend == attend::Backend::kCpu);
 }
 
-TEST_CASE("README's score is what it says") {
+TEST_CASE("README: the custom score equals its formula") {
   const torch::Tensor q = normal({2, 3, 9, 4}, 1), k = normal({2, 3, 9, 4}, 2), v = normal({2, 3, 9, 4}, 3);
   const torch::Tensor scores = scores_of(q, k), distance = distances(9, 9);
   const torch::Tensor changed = scores / (1 + 0.5 * scores.abs()) - 0.01 * distance.abs();

@@ -110,7 +110,7 @@ TEST_CASE("the nets of the experiment learn as in the plain loop, in float32 and
   }
 }
 
-TEST_CASE("a layer that gets its first gradient in the second epoch has numbers, whether captured at once or not") {
+TEST_CASE("cuda_graphs: a layer with its first gradient in the second epoch trains to finite numbers") {
   if (!has_gpu()) return;
   struct Unfreeze {
     void on_epoch_begin(attend::TrainingState& state) {
@@ -134,7 +134,7 @@ TEST_CASE("a layer that gets its first gradient in the second epoch has numbers,
   }
 }
 
-TEST_CASE("steps wait for nothing") {
+TEST_CASE("cuda_graphs: steps do not synchronize with the GPU") {
   if (!has_gpu()) return;
   {
     const NoWaiting end_of_scope;
@@ -145,7 +145,7 @@ TEST_CASE("steps wait for nothing") {
   fitted(TrainerOptions().capture(attend::cuda_graphs()), NoWaiting());
 }
 
-TEST_CASE("a loss that reads a number is trained by the plain loop, and dropout goes on after that") {
+TEST_CASE("cuda_graphs: the plain loop is used for a loss that reads a number, and dropout works afterwards") {
   if (!has_gpu()) return;
   torch::nn::Sequential model(torch::nn::Linear(3, 8), torch::nn::Dropout(0.5), torch::nn::Linear(8, 1));
   model->to(torch::kDouble);
@@ -159,7 +159,7 @@ TEST_CASE("a loss that reads a number is trained by the plain loop, and dropout 
   CHECK(trainer.explain().find("plain loop: the step could not be captured: ") != std::string::npos);
 }
 
-TEST_CASE("where nothing can be captured, why_not() says why, and who tries is refused") {
+TEST_CASE("cuda_graphs: if capture is not possible, why_not() gives the reason and a capture throws") {
   const auto graphs = attend::cuda_graphs();
   CHECK(graphs->why_not(torch::kCPU) == "the device is cpu");
   CHECK(message_of<c10::ValueError>([&] { graphs->enter(torch::kCPU); }) ==

@@ -103,7 +103,7 @@ TEST_CASE("every option gives on the GPU what the reference gives on the CPU, gr
   }
 }
 
-TEST_CASE("dropout on the GPU: the seed stays there, the rate is right, the same seed drops the same") {
+TEST_CASE("dropout on the GPU: the seed stays on the GPU, the rate is right, the same seed drops the same weights") {
   if (!has_gpu()) return;
   const torch::Tensor value = torch::eye(64, torch::kCUDA).view({1, 1, 64, 64}), zeros = torch::zeros_like(value);
   std::vector<torch::Tensor> outputs;

@@ -40,14 +40,14 @@ TEST_CASE("the named activations are torch's") {
   }
 }
 
-TEST_CASE("an empty function is refused") {
+TEST_CASE("Activation: an empty std::function is refused") {
   const std::function<torch::Tensor(const torch::Tensor&)> empty;
   CHECK(message_of<c10::ValueError>([&] {
           Activation activation(empty);
         }).find("attend::Activation: the function must not be empty") != std::string::npos);
 }
 
-TEST_CASE("a module will do if it has no parameters; one that has is refused") {
+TEST_CASE("Activation: a module without parameters is accepted; one with parameters is refused") {
   const Activation leaky = torch::nn::LeakyReLU(torch::nn::LeakyReLUOptions().negative_slope(0.5));
   CHECK(leaky(torch::full({1}, -2.0)).item<double>() == -1.0);
   const std::string message = message_of<c10::ValueError>([] { Activation activation(torch::nn::PReLU{}); });

@@ -46,7 +46,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("the experiment's convolution net has 62,337 parameters, and starts like torch's own") {
+TEST_CASE("ConvStack: the convolution net of the experiment has 62,337 parameters, initialized as torch's Conv1d") {
   torch::manual_seed(3);
   ConvStack stack(
       ConvStackOptions(1, 64, 1).depth(5).kernel_size(5).activation(torch::kReLU).backend(attend::Backend::kReference));

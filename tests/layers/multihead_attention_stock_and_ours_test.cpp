@@ -76,7 +76,7 @@ double largest(const torch::Tensor& tensor) { return tensor.max().item<double>()
 
 }  // namespace
 
-TEST_CASE("a bool or uint8 attn_mask: stock adds 1 to the scores of what is to be ignored, ours ignores it") {
+TEST_CASE("bool and uint8 attn_mask: torch::nn adds 1 to the scores of ignored keys, attend ignores them") {
   Pair pair;
   const torch::Tensor x = sequence();
   for (const auto dtype : {torch::kBool, torch::kByte}) {
@@ -118,7 +118,7 @@ TEST_CASE(
   CHECK(ours == 0);
 }
 
-TEST_CASE("a mask for each head, (N·H, L, S): stock throws, ours masks") {
+TEST_CASE("attn_mask for each head, (N·H, L, S): torch::nn throws, attend masks") {
   Pair pair;
   const torch::Tensor x = sequence();
   torch::Tensor mask = torch::zeros({8, 4, 4}, torch::kBool);
@@ -136,7 +136,7 @@ TEST_CASE("a mask for each head, (N·H, L, S): stock throws, ours masks") {
   }
 }
 
-TEST_CASE("without a batch, (L, E): stock throws, ours takes it for a batch of one") {
+TEST_CASE("input without a batch, (L, E): torch::nn throws, attend treats it as a batch of one") {
   Pair pair;
   const torch::Tensor x = sequence().select(1, 0);
   {
@@ -150,7 +150,7 @@ TEST_CASE("without a batch, (L, E): stock throws, ours takes it for a batch of o
   CHECK(max_difference(std::get<1>(results), std::get<1>(expected).squeeze(0)) < 1e-6);
 }
 
-TEST_CASE("keys and values of different widths: stock has the options and throws, ours computes") {
+TEST_CASE("kdim and vdim that differ: torch::nn has the options and throws, attend computes") {
   Pair pair(/*key_width=*/5, /*value_width=*/7);
   const torch::Tensor x = sequence(), key = torch::randn({3, 2, 5}), value = torch::randn({3, 2, 7});
   {
@@ -171,7 +171,7 @@ TEST_CASE("keys and values of different widths: stock has the options and throws
   CHECK(max_difference(std::get<1>(results), std::get<1>(expected)) < 1e-6);
 }
 
-TEST_CASE("key_padding_mask in bfloat16, in float16 and under autocast: stock throws, ours masks") {
+TEST_CASE("key_padding_mask in bfloat16, in float16 and under autocast: torch::nn throws, attend masks") {
   torch::Tensor ignored = torch::zeros({2, 4}, torch::kBool);
   ignored[1].slice(0, 2) = true;
   struct Case {
@@ -200,7 +200,7 @@ TEST_CASE("key_padding_mask in bfloat16, in float16 and under autocast: stock th
   }
 }
 
-TEST_CASE("a batch entry that is nothing but padding: stock gives NaN, and NaN to every gradient; ours gives zeros") {
+TEST_CASE("key_padding_mask of a fully padded batch entry: torch::nn gives NaN, attend gives zeros") {
   Pair pair;
   const torch::Tensor x = sequence();
   torch::Tensor ignored = torch::zeros({2, 4}, torch::kBool);
@@ -221,7 +221,7 @@ TEST_CASE("a batch entry that is nothing but padding: stock gives NaN, and NaN t
   CHECK(our_weight_gradient.isfinite().all().item<bool>());
 }
 
-TEST_CASE("memory without weights asked for: stock holds the L × L matrix of each head several times, ours never") {
+TEST_CASE("memory without need_weights: torch::nn holds the L × L matrix of each head several times, attend never") {
   Pair pair;
   constexpr std::int64_t kLength = 2048, kHeads = 4;
   const torch::Tensor x = torch::randn({kLength, 1, 16});
@@ -244,7 +244,7 @@ TEST_CASE("memory without weights asked for: stock holds the L × L matrix of ea
   CHECK(ours < 0.1 * matrices);
 }
 
-TEST_CASE("the weights that are returned while training: of stock those that dropout left, of ours those before it") {
+TEST_CASE("weights returned in training: torch::nn returns them after dropout, attend before dropout") {
   Pair pair(16, 16, /*dropout=*/0.5);
   const torch::Tensor x = sequence();
   const auto row_sums = [](const Results& results) { return std::get<1>(results).sum(-1); };
@@ -276,7 +276,7 @@ constexpr bool kHasWindow = requires(Options options) {
 
 }  // namespace
 
-TEST_CASE("batch_first, num_kv_heads, is_causal, window: stock has no such options, ours has") {
+TEST_CASE("batch_first, num_kv_heads, is_causal, window: options of attend that torch::nn lacks") {
   using Stock = torch::nn::MultiheadAttentionOptions;
   using Ours = attend::MultiheadAttentionOptions;
   CHECK_MESSAGE(!kHasBatchFirst<Stock>, kMended);

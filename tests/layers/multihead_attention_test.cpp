@@ -157,7 +157,7 @@ torch::Tensor added(const torch::Tensor& ignored, torch::Dtype dtype) {
 
 // ---- In the place of torch::nn::MultiheadAttention ------------------------------------------------------------------
 
-TEST_CASE("an attn_mask of size (S), (1, S) or (L, 1) is broadcast as torch broadcasts it, added keys or not") {
+TEST_CASE("MultiheadAttention: attn_mask (S), (1, S) or (L, 1) is broadcast as in torch, also with added keys") {
   for (const bool with_added_keys : {false, true}) {
     for (const auto& sizes : {std::vector<std::int64_t>{7}, {1, 7}, {5, 1}}) {
       CAPTURE(with_added_keys);
@@ -288,7 +288,7 @@ TEST_CASE("results and all gradients equal those of torch's C++ module, for all 
   }
 }
 
-TEST_CASE("in float32 it is as accurate as torch's C++ module") {
+TEST_CASE("MultiheadAttention: float32 is as accurate as in torch's C++ module") {
   const SharedOptions options{"default"};
   torch::nn::MultiheadAttention torchs = options.torchs();
   MultiheadAttention ours = options.ours();
@@ -302,7 +302,7 @@ TEST_CASE("in float32 it is as accurate as torch's C++ module") {
   check_as_accurate_as(weights_of(plain), weights_of(results), weights_of(exact));
 }
 
-TEST_CASE("a state dict of torch's C++ module loads into ours, and ours into torch's; a clone shares nothing") {
+TEST_CASE("MultiheadAttention: a state dict loads from torch's C++ module and into it; a clone shares no memory") {
   for (const SharedOptions& options : kSharedOptions) {
     if (!options.torch_can_compute()) continue;
     CAPTURE(options.name);
@@ -346,7 +346,7 @@ TEST_CASE("it runs in AnyModule and Sequential, with forward's defaults and with
   CHECK_FALSE(output_of(all).equal(output_of(by_default)));
 }
 
-TEST_CASE("options may be changed after the layer was made, as torch's may") {
+TEST_CASE("MultiheadAttention: options may be changed after construction, as in torch") {
   torch::nn::MultiheadAttention torchs(12, 3);
   MultiheadAttention ours(12, 3);
   share_parameters(torchs, ours);
@@ -361,7 +361,7 @@ TEST_CASE("options may be changed after the layer was made, as torch's may") {
 
 // ---- Python's module ------------------------------------------------------------------------------------------------
 
-TEST_CASE("results and all gradients equal those of Python's module, which says more than the one in C++") {
+TEST_CASE("MultiheadAttention: results and all gradients equal those of Python's module") {
   const std::map<std::string, torch::Tensor> data = reference_data("multihead_attention");
   struct Case {
     std::string name;
@@ -494,7 +494,7 @@ TEST_CASE("results and all gradients equal those of Python's module, which says 
   }
 }
 
-TEST_CASE("a state dict that Python saved has our names and shapes, and gives Python's outputs") {
+TEST_CASE("MultiheadAttention: a state dict saved in Python has the same names and shapes and gives Python's outputs") {
   const std::map<std::string, torch::Tensor> data = reference_data("multihead_attention");
   const std::pair<std::string, MultiheadAttentionOptions> cases[] = {
       {"plain", MultiheadAttentionOptions(12, 4)},
@@ -605,7 +605,7 @@ TEST_CASE("a query that may attend to nothing gives the output projection's bias
   }
 }
 
-TEST_CASE("without keys, or with fewer keys than is_causal needs, the output projection's bias is what is left") {
+TEST_CASE("MultiheadAttention: queries without keys give the output projection's bias, also with is_causal") {
   MultiheadAttention layer(MultiheadAttentionOptions(12, 3).is_causal(true));
   {
     const torch::NoGradGuard no_grad;
@@ -699,7 +699,7 @@ TEST_CASE("padding works in bfloat16, in float16 and under autocast, as accurate
 
 // ---- Weights, dropout, gradients ------------------------------------------------------------------------------------
 
-TEST_CASE("asking for the weights does not change the output, which still comes from the fused kernel") {
+TEST_CASE("MultiheadAttention: need_weights does not change the output, which still comes from the fused kernel") {
   MultiheadAttention layer(MultiheadAttentionOptions(64, 4).batch_first(true));
   const torch::Tensor x = torch::randn({2, 100, 64}), ignored = padding(2, 100);
   const auto output = [&](bool need_weights) { return output_of(layer(x, x, x, ignored, need_weights)); };
@@ -722,7 +722,7 @@ TEST_CASE("asking for the weights does not change the output, which still comes 
   }
 }
 
-TEST_CASE("explain says which kernel a call takes, and one asked for by name says why it cannot") {
+TEST_CASE("MultiheadAttention: explain() names the backend of a call; a requested backend throws with the reason") {
   const torch::Tensor x = torch::randn({5, 2, 12}, torch::kDouble);
   const torch::Tensor learned = torch::zeros({5, 5}, torch::kDouble).requires_grad_();
   MultiheadAttention layer(MultiheadAttentionOptions(12, 3).dropout(0.1));
@@ -754,7 +754,7 @@ TEST_CASE("explain says which kernel a call takes, and one asked for by name say
   check_refused(MultiheadAttention(named()), learned, "no gradient for attn_mask");
 }
 
-TEST_CASE("MultiheadAttention: explain() gives the answer that forward() follows, and says it as attention() does") {
+TEST_CASE("MultiheadAttention: explain() names the backend that forward() uses, in the words of attention()") {
   torch::manual_seed(12);
   struct Options {
     std::string name;
@@ -872,7 +872,7 @@ TEST_CASE(
         }).find("for unequal lengths (L 30, S 20)") != std::string::npos);
 }
 
-TEST_CASE("dropout: while training only, anew in each call, with the same expectation; weights are those before it") {
+TEST_CASE("MultiheadAttention: dropout only in training mode, new in each call; weights are before dropout") {
   torch::manual_seed(10);
   MultiheadAttention layer(MultiheadAttentionOptions(12, 3).dropout(0.4));
   const torch::Tensor x = torch::randn({6, 2, 12});
@@ -898,14 +898,14 @@ TEST_CASE("dropout: while training only, anew in each call, with the same expect
   CHECK((difference.abs() / standard_error).max().item<double>() < 5);
 }
 
-TEST_CASE("dropout of 1 leaves the output projection's bias") {
+TEST_CASE("MultiheadAttention: dropout of 1 gives the bias of the output projection") {
   MultiheadAttention layer(MultiheadAttentionOptions(12, 3).dropout(1.0));
   torch::nn::init::normal_(layer->out_proj->bias);
   const torch::Tensor x = torch::randn({6, 2, 12});
   CHECK(output_of(layer(x, x, x)).equal(layer->out_proj->bias.expand({6, 2, 12})));
 }
 
-TEST_CASE("whether query, key and value are one tensor is seen from the handles, not by comparing contents") {
+TEST_CASE("MultiheadAttention: self-attention is detected by tensor handles, not by comparing contents") {
   torch::nn::MultiheadAttention torchs(12, 3);
   MultiheadAttention ours(12, 3);
   torchs->to(torch::kDouble);
@@ -970,7 +970,7 @@ TEST_CASE("second derivatives of output and weights equal those of torch's C++ m
   }
 }
 
-TEST_CASE("embed_dim need not be divisible where head_dim is given; any strides") {
+TEST_CASE("MultiheadAttention: with head_dim, num_heads need not divide embed_dim; inputs of any strides") {
   MultiheadAttention layer(MultiheadAttentionOptions(10, 4).head_dim(3).num_kv_heads(2).batch_first(true));
   layer->to(torch::kDouble);
   const torch::Tensor x = normal({10, 2, 7}).permute({1, 2, 0});  // (2, 7, 10)

@@ -103,7 +103,7 @@ TEST_CASE("parameters are named and shaped as Conv1d's, and the experiment's net
   CHECK(count + convolutions == 54'081);
 }
 
-TEST_CASE("positions permuted in x are permuted in y, with several heads too; not so with a notebook's reshape") {
+TEST_CASE("SelfAttention1d: a permutation of the positions of x permutes y in the same way, with several heads too") {
   torch::manual_seed(1);
   const torch::Tensor order = torch::randperm(9), x = torch::randn({2, 8, 9});
   for (const std::int64_t heads : {1, 2, 4}) {
@@ -123,7 +123,7 @@ TEST_CASE("positions permuted in x are permuted in y, with several heads too; no
   }
 }
 
-TEST_CASE("attention_map rows are averages, and the map of head h comes from its own channels") {
+TEST_CASE("SelfAttention1d: rows of attention_map sum to 1, and the map of head h comes from the channels of head h") {
   SelfAttention1d layer(SelfAttention1dOptions(6, 4, 8).num_heads(2));
   const torch::Tensor x = torch::randn({2, 6, 9});
   const torch::Tensor map = layer->attention_map(x);
@@ -136,7 +136,7 @@ TEST_CASE("attention_map rows are averages, and the map of head h comes from its
   CHECK(max_difference(uniform_first.select(1, 1), map.select(1, 1)) < 1e-6);
 }
 
-TEST_CASE("channels that heads cannot share, and sizes below one, are refused with the rule and the value") {
+TEST_CASE("SelfAttention1d: channels not divisible by num_heads and sizes below 1 are refused with the rule") {
   const std::pair<SelfAttention1dOptions, std::string> cases[] = {
       {SelfAttention1dOptions(0, 4, 4), "attend::SelfAttention1d: in_channels (0) must be at least 1"},
       {SelfAttention1dOptions(4, -1, 4), "attend::SelfAttention1d: out_channels (-1) must be at least 1"},
@@ -151,14 +151,14 @@ TEST_CASE("channels that heads cannot share, and sizes below one, are refused wi
     CHECK(message_of<c10::ValueError>([&] { SelfAttention1d layer(c.first); }).find(c.second) != std::string::npos);
 }
 
-TEST_CASE("a backend asked for by name is not replaced") {
+TEST_CASE("SelfAttention1d: a backend requested by name is not replaced") {
   SelfAttention1d layer(SelfAttention1dOptions(4, 6, 4).backend(Backend::kSdpa));  // values wider than keys
   CHECK(message_of<c10::NotImplementedError>([&] {
           layer(torch::randn({1, 4, 5}));
         }).find("kSdpa: the value width (6) differs from the query width (4)") != std::string::npos);
 }
 
-TEST_CASE("SelfAttention1d: explain() gives the answer that forward() follows, and says it as attention() does") {
+TEST_CASE("SelfAttention1d: explain() names the backend that forward() uses, in the words of attention()") {
   torch::manual_seed(3);
   const auto text = [](const attend::Explanation& explanation) {
     std::ostringstream stream;

@@ -25,7 +25,7 @@ TEST_CASE("channel c is bit c of the position, the least significant first") {
   }
 }
 
-TEST_CASE("as few channels as tell all positions apart, or more if asked for") {
+TEST_CASE("binary_positions: the smallest number of channels that distinguishes all positions, or more on request") {
   for (const auto& [length, channels] : {std::pair(1, 1), {2, 1}, {3, 2}, {4, 2}, {5, 3}, {128, 7}, {129, 8}}) {
     CAPTURE(length);
     CHECK(binary_positions(length).sizes() == torch::IntArrayRef{channels, length});

@@ -86,7 +86,7 @@ struct LearnedCase {
 
 #define EVERY_CASE LinearCase, BinaryCase, SinusoidalCase, LearnedCase
 
-TEST_CASE_TEMPLATE("the signal with what the function gives: beside it, or added", Case, EVERY_CASE) {
+TEST_CASE_TEMPLATE("positions layers: the positions are concatenated to the signal or added to it", Case, EVERY_CASE) {
   auto beside = Case::make(Combine::kConcatenate), added = Case::make(Combine::kAdd);
   for (const std::int64_t batch : {0, 1, 3}) {
     for (const std::int64_t length : {1, 7, 16, 7}) {
@@ -99,7 +99,7 @@ TEST_CASE_TEMPLATE("the signal with what the function gives: beside it, or added
   }
 }
 
-TEST_CASE_TEMPLATE("what follows has the gradient of x", Case, EVERY_CASE) {
+TEST_CASE_TEMPLATE("positions layers: the gradient reaches x", Case, EVERY_CASE) {
   const torch::Tensor weight = torch::randn({2, 4 + Case::kChannels, 7});
   const torch::Tensor x = torch::randn({2, 4, 7}).requires_grad_();
   auto layer = Case::make(Combine::kConcatenate);

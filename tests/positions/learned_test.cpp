@@ -13,7 +13,7 @@ using attend::LearnedPositions;
 using attend::LearnedPositionsOptions;
 using attend::test::message_of;
 
-TEST_CASE("the first positions of the table, and gradients for them alone") {
+TEST_CASE("LearnedPositions: it uses the first positions of the table, and only these get gradients") {
   LearnedPositions layer(LearnedPositionsOptions(3, 10));
   CHECK(learned_positions(layer->weight, 4).equal(layer->weight.slice(1, 0, 4)));
   const torch::Tensor x = torch::randn({2, 3, 4});

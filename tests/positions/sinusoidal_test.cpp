@@ -35,7 +35,7 @@ TEST_CASE("channel 2i is cos(t · base^(−2i/C)), channel 2i + 1 the sine: any 
   }
 }
 
-TEST_CASE("sine_first is the paper's order") {
+TEST_CASE("sinusoidal_positions: sine_first gives the order of the paper") {
   const auto options = SinusoidalPositionsOptions(6);
   const torch::Tensor ours = sinusoidal_positions(20, options);
   const torch::Tensor papers = sinusoidal_positions(20, SinusoidalPositionsOptions(options).sine_first(true));

@@ -270,7 +270,8 @@ TEST_CASE_TEMPLATE("a gradient may be the negative of what lies in memory", Kind
   CHECK(difference_from_torch<Kind>(parameters(), Options<Kind>(0.1), set_negatives) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("a gradient may be zeros without memory, which some of torch's derivatives are", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: a gradient may be zeros without memory, which some of torch's derivatives are", Kind, OfAdam,
+                   OfAdamW) {
   const torch::Tensor parameter = torch::ones({3}).requires_grad_(), before = parameter.detach().clone();
   Ours<Kind> optimizer({parameter}, Options<Kind>(0.1).weight_decay(0));
   parameter.mutable_grad() = at::_efficientzerotensor({3});
@@ -278,7 +279,7 @@ TEST_CASE_TEMPLATE("a gradient may be zeros without memory, which some of torch'
   CHECK(parameter.equal(before));
 }
 
-TEST_CASE_TEMPLATE("an infinite parameter stays infinite without weight decay", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: an infinite parameter stays infinite without weight decay", Kind, OfAdam, OfAdamW) {
   const double infinity = std::numeric_limits<double>::infinity();
   const torch::Tensor parameter = torch::tensor({-infinity, 1.0, 2.0, 3.0, infinity}, torch::kFloat).requires_grad_();
   Ours<Kind> optimizer({parameter}, Options<Kind>(0.1).weight_decay(0));
@@ -289,8 +290,8 @@ TEST_CASE_TEMPLATE("an infinite parameter stays infinite without weight decay", 
   CHECK_FALSE(parameter.isnan().any().item<bool>());
 }
 
-TEST_CASE_TEMPLATE("a step of an optimizer whose parameters are all frozen is refused, and one of a part is not", Kind,
-                   OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: a step is refused if all parameters are frozen, but not if only some are", Kind, OfAdam,
+                   OfAdamW) {
   const torch::Tensor first = torch::ones({2}), second = torch::ones({2});
   Ours<Kind> optimizer({first, second}, Options<Kind>(0.1));
   CHECK(message_of<c10::ValueError>([&] { optimizer.step(); }) ==
@@ -303,7 +304,7 @@ TEST_CASE_TEMPLATE("a step of an optimizer whose parameters are all frozen is re
   CHECK(second.lt(1.0).all().item<bool>());
 }
 
-TEST_CASE_TEMPLATE("a parameter without a gradient stays, and its steps are counted by themselves", Kind, OfAdam,
+TEST_CASE_TEMPLATE("Adam: a parameter without a gradient is unchanged and has its own step count", Kind, OfAdam,
                    OfAdamW) {
   const SetGradients with_holes = [](const Tensors& tensors, int step) {
     set_gradients(tensors, step);
@@ -404,8 +405,8 @@ TEST_CASE_TEMPLATE("a parameter with gaps in memory and a sparse gradient are re
   CHECK(torch::equal(embedding->weight, before));
 }
 
-TEST_CASE_TEMPLATE("gradients and states of other sizes or dtypes are refused, and no group has moved", Kind, OfAdam,
-                   OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: gradients and states of other sizes or dtypes are refused, and nothing has changed", Kind,
+                   OfAdam, OfAdamW) {
   const Tensors tensors = {normal({2}, 1).requires_grad_(), normal({3}, 2).requires_grad_()};
   const Tensors before = {tensors[0].detach().clone(), tensors[1].detach().clone()};
   std::vector<OptimizerParamGroup> groups;
@@ -448,7 +449,7 @@ TEST_CASE_TEMPLATE("after an archive that cannot be read to the end, training go
   for (std::size_t i = 0; i < ours.size(); ++i) CHECK(torch::equal(ours[i], theirs[i]));
 }
 
-TEST_CASE_TEMPLATE("while a step is captured, no state is made", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: no state is created while a step is captured", Kind, OfAdam, OfAdamW) {
   const Tensors tensors = parameters();
   Ours<Kind> optimizer(tensors);
   optimizer.set_capturing(true);
@@ -526,7 +527,7 @@ TEST_CASE_TEMPLATE(
   CHECK(&our_options == &our_optimizer.param_groups()[0].options());
 }
 
-TEST_CASE_TEMPLATE("options stay where they are: those of a group, and those that an archive overwrites", Kind, OfAdam,
+TEST_CASE_TEMPLATE("Adam: references to the options of a group stay valid, also after loading an archive", Kind, OfAdam,
                    OfAdamW) {
   const Tensors tensors = parameters();
   std::vector<OptimizerParamGroup> groups;
@@ -613,7 +614,7 @@ TEST_CASE_TEMPLATE("an archive written before the first step is read", Kind, OfA
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("a parameter that an archive knows nothing of keeps its own state, as in torch's optimizer", Kind,
+TEST_CASE_TEMPLATE("Adam: a parameter that is missing in an archive keeps its state, as in torch's optimizer", Kind,
                    OfAdam, OfAdamW) {
   const auto without_second = [](const Tensors& tensors, int step) {
     set_gradients(tensors, step);
@@ -646,7 +647,7 @@ TEST_CASE_TEMPLATE("an archive of contiguous parameters is read for channels-las
   CHECK(largest_difference(contiguous, channels_last) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("a group that is added later starts there", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: a group that is added later starts with step 0", Kind, OfAdam, OfAdamW) {
   const auto trained = [&]<class Optimizer>(const Tensors& tensors) {
     Optimizer optimizer(Tensors{tensors[0], tensors[1]}, Options<Kind>(0.02));
     run(optimizer, tensors, 0, 5);

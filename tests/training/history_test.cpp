@@ -7,7 +7,7 @@
 
 using Figures = std::vector<double>;
 
-TEST_CASE("each figure is a column of the records, in the order of the epochs") {
+TEST_CASE("History: each member function returns one column of the records, in the order of the epochs") {
   attend::History history;
   history.add({.train_loss = 1, .last_batch_loss = 2, .validation_loss = 3, .seconds = 4});
   history.add({.train_loss = 5, .last_batch_loss = 6, .validation_loss = 7, .seconds = 8});

@@ -159,7 +159,7 @@ void check_same(const Result& a, const Result& b) {
 
 }  // namespace
 
-TEST_CASE("a captured fit is the plain one to the last bit, whatever the callbacks do") {
+TEST_CASE("capture: a captured fit equals the plain loop to the last bit, whatever the callbacks do") {
   for (const std::int64_t accumulation_steps : {1, 2, 4}) {
     CAPTURE(accumulation_steps);
     const auto check = [&](auto... callbacks) {
@@ -177,7 +177,7 @@ TEST_CASE("a captured fit is the plain one to the last bit, whatever the callbac
   }
 }
 
-TEST_CASE("the whole step is one recording; two where something happens between gradients and update") {
+TEST_CASE("capture: a step is one recording, or two if a callback runs between gradients and update") {
   for (const bool is_split : {false, true}) {
     const auto capture = std::make_shared<FakeCapture>();
     const Result result = is_split ? fitted(capture, 1, Clip()) : fitted(capture, 1);
@@ -189,7 +189,7 @@ TEST_CASE("the whole step is one recording; two where something happens between 
   }
 }
 
-TEST_CASE("what a callback changes before an epoch is captured anew; what stays is not") {
+TEST_CASE("capture: a step is captured again if a callback changes something before an epoch, and only then") {
   const std::vector<std::function<void(torch::nn::Module&)>> changes = {
       [](torch::nn::Module&) {},
       [](torch::nn::Module& model) { model.named_parameters()["0.bias"].requires_grad_(false); },
@@ -249,7 +249,7 @@ struct AddGroup {
 
 }  // namespace
 
-TEST_CASE("an optimizer that gets other tensors, or more of them, is captured anew") {
+TEST_CASE("capture: a step is captured again if the optimizer gets other or more tensors") {
   for (const std::int64_t accumulation_steps : {1, 2}) {
     CAPTURE(accumulation_steps);
     const auto check = [&](auto callback) {
@@ -277,7 +277,7 @@ TORCH_MODULE(Scaled);
 
 }  // namespace
 
-TEST_CASE("a buffer in another's place is captured anew, and held while a recording reads it") {
+TEST_CASE("capture: a step is captured again if a buffer is replaced; a recorded buffer is kept alive") {
   const auto fit = [](const std::shared_ptr<FakeCapture>& capture) {
     torch::manual_seed(4);
     Scaled model;
@@ -295,7 +295,7 @@ TEST_CASE("a buffer in another's place is captured anew, and held while a record
   CHECK(capture->captures == 2);
 }
 
-TEST_CASE("what a callback changes in the first steps delays the capture, and does not end it") {
+TEST_CASE("capture: changes by a callback in the first steps delay the capture and do not prevent it") {
   const auto capture = std::make_shared<FakeCapture>();
   const Result captured = fitted(capture, 1, RestoreInTheFirstSteps());
   check_same(captured, fitted(nullptr, 1, RestoreInTheFirstSteps()));
@@ -305,7 +305,7 @@ TEST_CASE("what a callback changes in the first steps delays the capture, and do
   CHECK(captured.explanation.find("recording of the whole step") != std::string::npos);
 }
 
-TEST_CASE("a captured fit ends where a callback says so, and finishes the update") {
+TEST_CASE("capture: a fit that a callback stops finishes its update") {
   for (const std::int64_t accumulation_steps : {1, 2, 4}) {
     for (const std::int64_t at : {0, 4, 10}) {  // the last batch is a small one
       CAPTURE(accumulation_steps);
@@ -317,7 +317,7 @@ TEST_CASE("a captured fit ends where a callback says so, and finishes the update
   }
 }
 
-TEST_CASE("a loss that a callback keeps stays what it was, whichever hook it has") {
+TEST_CASE("capture: a loss that a callback keeps is not overwritten, in every hook") {
   const auto capture = std::make_shared<FakeCapture>();
   torch::nn::Linear model = linear_model();
   capture->parameters = model->parameters();
@@ -345,7 +345,7 @@ struct EveryOther : torch::nn::Module {
 
 }  // namespace
 
-TEST_CASE("parameters that have a gradient in some batches only are trained by the plain loop") {
+TEST_CASE("capture: the plain loop is used if a parameter has a gradient only in some batches") {
   for (const bool is_split : {false, true}) {
     const auto trained = [&](const std::shared_ptr<FakeCapture>& capture) {
       const auto model = std::make_shared<EveryOther>();
@@ -365,7 +365,7 @@ TEST_CASE("parameters that have a gradient in some batches only are trained by t
   }
 }
 
-TEST_CASE("data that have no address of their own are trained by the plain loop") {
+TEST_CASE("capture: the plain loop is used for data that are not dense tensors") {
   struct Densify : torch::nn::Module {
     Densify() { linear = register_module("linear", linear_model()); }
     torch::Tensor forward(const torch::Tensor& inputs) { return linear->forward(inputs.to_dense()); }
@@ -383,7 +383,7 @@ TEST_CASE("data that have no address of their own are trained by the plain loop"
   CHECK(torch::equal(trained(sparse, std::make_shared<FakeCapture>()), trained(dense, nullptr)));
 }
 
-TEST_CASE("a step that cannot be captured is trained by the plain loop, without losing a batch") {
+TEST_CASE("capture: the plain loop is used if a step cannot be captured, and no batch is lost") {
   for (const std::int64_t accumulation_steps : {1, 2}) {
     for (const int fails_at : {1, 2}) {
       const auto capture = std::make_shared<FakeCapture>();
@@ -411,7 +411,7 @@ struct OnMeta : torch::nn::Module {
 
 }  // namespace
 
-TEST_CASE("explain() says why steps are not captured") {
+TEST_CASE("Trainer::explain() says why steps are not captured") {
   const TrainerOptions options = TrainerOptions().epochs(1).batch_size(4).capture(std::make_shared<FakeCapture>());
   CHECK(Trainer(linear_model()).explain() == "Double; plain loop: the device is cpu");
   CHECK(Trainer(linear_model(), TrainerOptions().autocast(torch::kBFloat16).accumulation_steps(3)).explain() ==
@@ -431,7 +431,7 @@ TEST_CASE("explain() says why steps are not captured") {
   CHECK(trainer.explain() == "Double; plain loop: the fit was over before a step could be captured");
 }
 
-TEST_CASE("accumulated batches are one batch, the incomplete last update included") {
+TEST_CASE("accumulation_steps: accumulated batches equal one batch, including the incomplete last update") {
   for (const std::int64_t samples : {24, 26, 21}) {
     const auto weight = [&](std::int64_t batch_size, std::int64_t steps) {
       torch::nn::Linear model = linear_model();
@@ -443,7 +443,7 @@ TEST_CASE("accumulated batches are one batch, the incomplete last update include
   }
 }
 
-TEST_CASE("an update that has begun is finished by a fit that is to end") {
+TEST_CASE("accumulation_steps: a fit that is stopped finishes the update that has begun") {
   struct Stop {
     std::vector<std::int64_t> before = {}, after = {};
     void on_before_step(TrainingState& state) { before.push_back(state.batch); }
@@ -454,7 +454,7 @@ TEST_CASE("an update that has begun is finished by a fit that is to end") {
   CHECK(stop.after == std::vector<std::int64_t>{0, 1, 2});
 }
 
-TEST_CASE("autocast is the loop by hand under autocast, to the bit, in training and validation; the loss is float32") {
+TEST_CASE("autocast: training and validation equal a hand-written loop to the bit; the loss is float32") {
   const Samples data{normal({8, 3}, 1, torch::kFloat), normal({8, 1}, 2, torch::kFloat)};
   torch::nn::Linear model = linear_model(), by_hand = linear_model();
   model->to(torch::kFloat);

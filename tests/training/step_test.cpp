@@ -46,7 +46,7 @@ struct Doubler : torch::nn::Module {
 
 }  // namespace
 
-TEST_CASE("a step is the loop that one writes by hand: zero, forward, loss, backward, update") {
+TEST_CASE("TrainingStep: a step equals a hand-written loop: zero, forward, loss, backward, update") {
   const Samples data = linear_samples(8);
   const auto options = SGDOptions(0.1).momentum(0.9);  // so that a step that is left out or doubled shows later, too
 
@@ -70,7 +70,7 @@ TEST_CASE("a step is the loop that one writes by hand: zero, forward, loss, back
   CHECK_FALSE(torch::equal(model->weight, linear_model()->weight));
 }
 
-TEST_CASE("the two halves do what the whole does, and the first moves nothing") {
+TEST_CASE("TrainingStep: the two halves of a step equal the whole step; the first half changes no weights") {
   const Samples data = linear_samples(8);
   torch::nn::Linear model = linear_model(), in_halves = linear_model();
   SGD optimizer(model->parameters(), SGDOptions(0.1)), optimizer_in_halves(in_halves->parameters(), SGDOptions(0.1));
@@ -175,7 +175,7 @@ TEST_CASE("forward and loss run under the step's autocast, and the caller's retu
   }
 }
 
-TEST_CASE("weights that have changed are cast anew under autocast, also inside an autocast of the caller's") {
+TEST_CASE("TrainingStep: changed weights are cast again under autocast, also within autocast of the caller") {
   const torch::Tensor x = torch::ones({2, 3}), y = torch::zeros({2, 1});
   torch::nn::Linear model = linear_model();
   model->to(torch::kFloat);
@@ -188,7 +188,7 @@ TEST_CASE("weights that have changed are cast anew under autocast, also inside a
   CHECK(step(x, y).item<float>() == 4);
 }
 
-TEST_CASE("the loss is a 0-d tensor without a graph behind it") {
+TEST_CASE("TrainingStep: the returned loss is a 0-d tensor without an autograd graph") {
   const Samples data = linear_samples(8);
   torch::nn::Linear model = linear_model();
   SGD optimizer(model->parameters(), SGDOptions(0.1));
@@ -271,7 +271,7 @@ TEST_CASE("TrainingStep: a loss that no gradient can be taken of is refused with
   check(kMeanSquare, "all parameters are frozen; call requires_grad_() of those that are to be trained");
 }
 
-TEST_CASE("a step reads no number from the device: it runs where there are none") {
+TEST_CASE("TrainingStep: a step reads no number from the device, so it runs on the device meta") {
   const auto meta = torch::device(torch::kMeta).dtype(torch::kDouble);
   const auto model = std::make_shared<Doubler>(torch::kMeta);
   SGD optimizer(model->parameters(), SGDOptions(0.1).momentum(0.9));

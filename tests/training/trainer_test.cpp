@@ -160,7 +160,7 @@ bool same(const std::vector<torch::Tensor>& a, const std::vector<torch::Tensor>&
 
 // ---- What it is for ----------------------------------------------------------------------------------------------
 
-TEST_CASE("the lines of the documentation compile and mean what they say") {
+TEST_CASE("Trainer: the examples in the documentation compile and do what it says") {
   attend::test::TemporaryFolder folder;
   const std::string path = folder.file("history.csv");
   const attend::ShapeDataset train_set(attend::ShapeDatasetOptions().max_samples(20).seed(7));
@@ -203,7 +203,7 @@ TEST_CASE("a trainer is made from a model alone, and from a holder, a Sequential
   learns(of_shared);
 }
 
-TEST_CASE("a fit is the loop that one writes by hand with torch::optim::Adam, over the batches in their order") {
+TEST_CASE("Trainer: a fit equals a hand-written loop with torch::optim::Adam over the same batches") {
   const Samples data = linear_samples(10);
   OneByOne recording(data);
   torch::nn::Linear model = linear_model();
@@ -321,7 +321,7 @@ std::vector<Indices> orders(const TrainerOptions& options, std::size_t samples =
 
 }  // namespace
 
-TEST_CASE("every epoch has every sample once, in an order of its own") {
+TEST_CASE("Trainer: each epoch uses every sample once, in a different order") {
   const std::vector<Indices> epochs = orders(TrainerOptions().epochs(5).batch_size(5));
   REQUIRE(epochs.size() == 5);
   Indices all(12);
@@ -334,7 +334,7 @@ TEST_CASE("every epoch has every sample once, in an order of its own") {
   CHECK(std::set<Indices>(epochs.begin(), epochs.end()).size() == 5);
 }
 
-TEST_CASE("the order of an epoch follows from the seed and the epoch alone") {
+TEST_CASE("Trainer: the order of an epoch depends only on the seed and the epoch") {
   const TrainerOptions options = TrainerOptions().epochs(3).batch_size(4).seed(7);
   torch::manual_seed(1);
   const std::vector<Indices> expected = orders(options);
@@ -350,7 +350,7 @@ TEST_CASE("the order of an epoch follows from the seed and the epoch alone") {
   CHECK(orders(TrainerOptions(options).seed(high_bits_only)) != expected);
 }
 
-TEST_CASE("ordering takes nothing from torch's generator") {
+TEST_CASE("Trainer: shuffling draws nothing from torch's generator") {
   torch::manual_seed(5);
   const torch::Tensor expected = torch::rand({4});
   Trainer trainer(linear_model(), TrainerOptions().epochs(3).batch_size(4));
@@ -359,7 +359,7 @@ TEST_CASE("ordering takes nothing from torch's generator") {
   CHECK(torch::equal(torch::rand({4}), expected));
 }
 
-TEST_CASE("two fits of two epochs are one fit of four") {
+TEST_CASE("Trainer: two fits of two epochs equal one fit of four epochs") {
   OneByOne data(linear_samples(10));
   torch::nn::Linear model = linear_model();
   Trainer(model, TrainerOptions().epochs(4).batch_size(4)).fit(data);
@@ -385,7 +385,7 @@ TEST_CASE("two fits of two epochs are one fit of four") {
   CHECK(trainer.history().train_loss() == both);
 }
 
-TEST_CASE("resume() goes on in another trainer, with weights and optimizer loaded, as if there had been one") {
+TEST_CASE("Trainer::resume(): another trainer with loaded weights and optimizer continues with the same numbers") {
   Samples data = linear_samples(10);
   torch::nn::Linear straight = linear_model();
   Trainer whole(straight, TrainerOptions().epochs(4).batch_size(4));
@@ -443,7 +443,7 @@ TEST_CASE("the training loss is measured while the weights change") {
   CHECK(history.last_batch_loss()[0] == losses[3]);
 }
 
-TEST_CASE("the validation loss is the mean over its samples after the epoch, and NaN without a set") {
+TEST_CASE("Trainer: the validation loss is the mean over samples after the epoch, and NaN without a set") {
   const Samples data = linear_samples(8), validation = linear_samples(7, 3);
   torch::nn::Linear model = linear_model();
   Trainer trainer(model, TrainerOptions().epochs(2).batch_size(4).learning_rate(0.1));
@@ -494,7 +494,7 @@ bool everything_trains(torch::nn::Sequential model) {
 
 }  // namespace
 
-TEST_CASE("validation changes nothing: neither running statistics, nor random numbers, nor what is learnt") {
+TEST_CASE("Trainer: validation changes no running statistics, no random numbers and no weights") {
   const Samples data = linear_samples(12);
   const auto trained = [&](auto&&... validation_set) {
     torch::nn::Sequential model = model_with_modes();
@@ -507,7 +507,7 @@ TEST_CASE("validation changes nothing: neither running statistics, nor random nu
   CHECK_FALSE(same(trained(), model_with_modes()->parameters()));
 }
 
-TEST_CASE("losses on validation sets are measured in evaluation mode, without gradients, and training mode returns") {
+TEST_CASE("Trainer: validation uses evaluation mode without gradients and then restores training mode") {
   const Samples validation = linear_samples(6, 3);
   torch::nn::Sequential model = model_with_modes();
   bool with_gradients = false;
@@ -529,7 +529,7 @@ TEST_CASE("losses on validation sets are measured in evaluation mode, without gr
   trainer.fit(linear_samples(12), Hooks{.batch_end = [&](TrainingState&) { CHECK(everything_trains(model)); }});
 }
 
-TEST_CASE("parts that a callback freezes when a fit begins stay frozen, and the fit leaves the rest in training mode") {
+TEST_CASE("Trainer: modules that on_fit_begin puts into evaluation mode stay there; the others are in training mode") {
   torch::nn::Sequential model = model_with_modes();
   model->eval();
   const auto norm = model[1];
@@ -568,7 +568,7 @@ const std::vector<std::string> kAllCalls = {
 
 }  // namespace
 
-TEST_CASE("hooks are called in this order, and an lvalue keeps what it saw") {
+TEST_CASE("callbacks: the order of the hooks; a callback passed as an lvalue keeps its state") {
   Recorder first, second;
   Trainer trainer(linear_model(), TrainerOptions().epochs(2).batch_size(4));
   trainer.fit(linear_samples(8), first, second);
@@ -606,7 +606,7 @@ TEST_CASE("a callback may have any of the hooks, static, const or as a function 
   CHECK(calls == 3);
 }
 
-TEST_CASE("true ends the fit, from each hook: the batch is finished, what was trained is recorded, the end is told") {
+TEST_CASE("callbacks: true from any hook stops the fit after the batch; history and on_fit_end are complete") {
   struct Row {
     std::string hook;
     int at;  // which call of it returns true
@@ -764,7 +764,7 @@ struct OutOfPatience : std::runtime_error {
 
 }  // namespace
 
-TEST_CASE("what a callback, a loss or a dataset throws passes through, and the history keeps what was recorded") {
+TEST_CASE("Trainer: exceptions of callbacks, losses and datasets reach the caller; the history keeps its records") {
   const Samples data = linear_samples(8);
   struct ThrowsLater : InBatches {
     using InBatches::InBatches;
@@ -803,7 +803,7 @@ TEST_CASE("what a callback, a loss or a dataset throws passes through, and the h
                  }}) == 2);
 }
 
-TEST_CASE("a fit after one that threw goes on with the epoch that was not finished") {
+TEST_CASE("Trainer: a fit after an exception continues with the unfinished epoch") {
   OneByOne data(linear_samples(8));
   Trainer trainer(linear_model(), TrainerOptions().epochs(2).batch_size(4));
   message_of<OutOfPatience>([&] {
@@ -816,7 +816,7 @@ TEST_CASE("a fit after one that threw goes on with the epoch that was not finish
   CHECK(epochs == std::vector<std::int64_t>{1, 2});
 }
 
-TEST_CASE("a device that is not there is refused, and the model stays where it was") {
+TEST_CASE("Trainer: a missing device is refused, and the model is not moved") {
   torch::nn::Linear model = linear_model();
   const std::string message =
       message_of<c10::ValueError>([&] { Trainer(model, TrainerOptions().device(torch::Device(torch::kCUDA, 99))); });
@@ -837,7 +837,7 @@ struct OnMeta : torch::nn::Module {
 
 }  // namespace
 
-TEST_CASE("the device is the model's unless one is named, and data go there") {
+TEST_CASE("Trainer: the device is that of the model unless one is named; data are moved there") {
   const auto model = std::make_shared<OnMeta>();
   torch::Device outputs_on(torch::kCPU), targets_on(torch::kCPU);
   Trainer trainer(model, {}, [&](const torch::Tensor& outputs, const torch::Tensor& targets) -> torch::Tensor {
@@ -895,7 +895,7 @@ struct KeepsInputs : torch::nn::Module {
 
 }  // namespace
 
-TEST_CASE("batches of tensors share their memory, and no result shows it") {
+TEST_CASE("Trainer: batches share memory without an effect on results") {
   const Samples data = linear_samples(22), validation = linear_samples(7, 3);
   for (const std::int64_t accumulation_steps : {1, 3}) {
     CAPTURE(accumulation_steps);
@@ -915,7 +915,7 @@ TEST_CASE("batches of tensors share their memory, and no result shows it") {
   }
 }
 
-TEST_CASE("tensors that need a gradient themselves are trained on as they are, and get none") {
+TEST_CASE("Trainer: training tensors that require a gradient get none") {
   const Samples data = linear_samples(8);
   torch::nn::Linear model = linear_model(), expected = linear_model();
   const Samples needing{data.x.clone().requires_grad_(), data.y};
@@ -1001,7 +1001,7 @@ TEST_CASE("Trainer: inputs of another dtype than the parameters: the model's err
   CHECK_NOTHROW(Trainer(std::make_shared<CastsImpl>(), TrainerOptions().epochs(1).batch_size(4)).fit(narrow));
 }
 
-TEST_CASE("data that cannot be trained on are refused, by their role, before the first hook") {
+TEST_CASE("Trainer: unusable data are refused before the first hook; the message names the set") {
   const Samples good = linear_samples(4), empty = linear_samples(0);
   const Samples uneven{normal({4, 3}, 1), normal({3, 1}, 2)};
   const Samples scalar{torch::ones({}), torch::ones({})}, undefined{};

@@ -15,7 +15,7 @@ using attend::test::StateByHand;
 using torch::optim::OptimizerParamGroup;
 using torch::optim::SGDOptions;
 
-TEST_CASE("the learning rate is that of the first group, and is set for all") {
+TEST_CASE("TrainingState: the learning rate is read from the first group and set for all groups") {
   const torch::Tensor a = torch::ones({2}).requires_grad_(), b = torch::ones({3}).requires_grad_();
   std::vector<OptimizerParamGroup> groups;
   groups.emplace_back(std::vector<torch::Tensor>{a}, std::make_unique<SGDOptions>(0.5));
@@ -35,7 +35,7 @@ TEST_CASE("the learning rate is that of the first group, and is set for all") {
   CHECK(torch::equal(b, torch::full({3}, -1.0)));
 }
 
-TEST_CASE("gradients are those of the parameters that have one, in their order, and changes reach the parameters") {
+TEST_CASE("TrainingState::gradients(): gradients that exist, in the order of the parameters, and writable") {
   const torch::Tensor a = torch::ones({2}).requires_grad_(), b = torch::ones({3}).requires_grad_(),
                       c = torch::ones({4}).requires_grad_();
   torch::optim::SGD optimizer({OptimizerParamGroup({a, b}), OptimizerParamGroup({c})}, SGDOptions(1.0));

@@ -59,7 +59,7 @@ TEST_CASE("the words of whole tensors are those of Philox at (key / 4, query, he
   }
 }
 
-TEST_CASE("the loop of the CPU keeps what the whole tensors of other devices keep") {
+TEST_CASE("dropout: the CPU kernel keeps the same weights as the tensor formula of other devices") {
   for (const std::vector<std::int64_t>& sizes : std::vector<std::vector<std::int64_t>>{{1, 1, 1, 1},
                                                                                        {1, 1, 1, 2},
                                                                                        {1, 1, 1, 3},
@@ -99,7 +99,7 @@ TEST_CASE("the word that equals dropout · 2³² is the smallest that is kept") 
   CHECK_FALSE(is_kept(word + 1));
 }
 
-TEST_CASE("the share of what is dropped is the probability asked for, and no part repeats another") {
+TEST_CASE("dropout: the share of dropped weights is the probability, and no part of the mask repeats another") {
   constexpr double kEntries = 4 * 4 * 64 * 64;
   for (const double dropout : {0.01, 0.1, 0.5, 0.9}) {
     CAPTURE(dropout);
@@ -120,7 +120,7 @@ TEST_CASE("the share of what is dropped is the probability asked for, and no par
   }
 }
 
-TEST_CASE("the same manual_seed drops the same weights: by another call, in another dtype, by name or not") {
+TEST_CASE("dropout: manual_seed determines the dropped weights, for every call, dtype and backend") {
   const torch::Tensor query = torch::randn({2, 4, 33, 8}, torch::kDouble),
                       key = torch::randn({2, 2, 31, 8}, torch::kDouble);
   const auto is_dropped = [&](at::ScalarType dtype, Backend backend, bool is_causal = false) {
@@ -149,7 +149,7 @@ TEST_CASE("the same manual_seed drops the same weights: by another call, in anot
   CHECK_FALSE(second.eq(0).equal(expected));  // each call draws anew
 }
 
-TEST_CASE("a weight that is kept is multiplied by 1 / (1 - dropout), so that the expectation stays") {
+TEST_CASE("dropout: a kept weight is multiplied by 1 / (1 - dropout), so that the expectation is unchanged") {
   torch::manual_seed(4);
   constexpr std::int64_t kTimes = 400;  // the same query and key, as so many batch entries
   const torch::Tensor query = torch::randn({1, 2, 20, 8}, torch::kDouble).expand({kTimes, -1, -1, -1}),
@@ -165,7 +165,7 @@ TEST_CASE("a weight that is kept is multiplied by 1 / (1 - dropout), so that the
   CHECK(std::abs(errors.pow(2).mean().item<double>() - 1) < 0.2);
 }
 
-TEST_CASE("dropout 1 gives zeros and zero gradients, dropout 0 is none and draws nothing") {
+TEST_CASE("dropout: 1 gives zeros and zero gradients; 0 drops nothing and draws no random number") {
   const torch::Tensor x = torch::randn({1, 2, 5, 8}, torch::kDouble).requires_grad_();
   const torch::Tensor none = attend::attention(x, x, x, AttentionOptions().dropout(1.0));
   CHECK(none.eq(0).all().item<bool>());
@@ -203,7 +203,7 @@ TEST_CASE("the log-sum-exp is that before dropout") {
   }
 }
 
-TEST_CASE("gradients know what was dropped: a value that no query kept gets none, and the others theirs") {
+TEST_CASE("dropout: a value that was dropped by every query gets a zero gradient, and the others get theirs") {
   torch::manual_seed(7);
   const torch::Tensor query = torch::randn({1, 1, 1, 8}, torch::kDouble),
                       key = torch::randn({1, 1, 40, 8}, torch::kDouble);

@@ -123,7 +123,7 @@ TEST_CASE("derivatives of derivatives equal finite differences of the first ones
   }
 }
 
-TEST_CASE("the derivative is in proportion to that of the argument, and 0 for a constant") {
+TEST_CASE("Dual: the derivative is proportional to that of the argument, and 0 for a constant") {
   for (const Score& score : kScores) {
     CAPTURE(score.name);
     const double three_times = score.with_derivative({0.4, 3}).derivative.value;
@@ -132,7 +132,7 @@ TEST_CASE("the derivative is in proportion to that of the argument, and 0 for a 
   }
 }
 
-TEST_CASE("what a derivative is where there is none: that of torch, and of equals the first") {
+TEST_CASE("Dual: at points without a derivative it equals torch's; max and min of equal values take the first") {
   const auto slope = [](const auto& function) { return function(Dual<double>(0, 1)).derivative.value; };
   CHECK(slope([](auto x) { return abs(x); }) == 0);
   CHECK(slope([](auto x) { return max(x, 2 * x); }) == 1);
@@ -144,7 +144,7 @@ TEST_CASE("what a derivative is where there is none: that of torch, and of equal
   CHECK(std::isinf(slope([](auto x) { return sqrt(x); })));
 }
 
-TEST_CASE("pow, floor, round and sigmoid at their corners: as torch has them") {
+TEST_CASE("Dual: pow, floor, round and sigmoid at special values equal torch's") {
   const auto slope = [](double x, const auto& function) { return function(Dual<double>(x, 1)).derivative.value; };
   CHECK(slope(0, [](auto x) { return pow(x, 0); }) == 0);
   CHECK(slope(0, [](auto x) { return pow(x, 1); }) == 1);
@@ -160,7 +160,7 @@ TEST_CASE("pow, floor, round and sigmoid at their corners: as torch has them") {
   CHECK(sigmoid(Dual<float>(-1000, 1)).derivative.value == 0);
 }
 
-TEST_CASE("the root of a constant 0 is a constant: a distance may be 0") {
+TEST_CASE("Dual: sqrt of a constant 0 has derivative 0") {
   CHECK(sqrt(Dual<double>(0)).derivative.value == 0);
   CHECK(sqrt(Dual<float>(0)).derivative.value == 0);
   const Dual<Dual<double>> root = sqrt(Dual<Dual<double>>(0));
@@ -169,7 +169,7 @@ TEST_CASE("the root of a constant 0 is a constant: a distance may be 0") {
   CHECK(root.derivative.derivative.value == 0);
 }
 
-TEST_CASE("NaN goes through max and min whichever side it is on, as in torch") {
+TEST_CASE("Dual: max and min return NaN if either argument is NaN, as in torch") {
   const auto check = [](auto number) {
     using T = decltype(number);
     const T nan = std::numeric_limits<double>::quiet_NaN();
@@ -182,7 +182,7 @@ TEST_CASE("NaN goes through max and min whichever side it is on, as in torch") {
   check(Dual<double>(1));
 }
 
-TEST_CASE_TEMPLATE("numbers of the language may stand on either side", T, Real<float>, Real<double>, Dual<float>,
+TEST_CASE_TEMPLATE("Dual, Real: operators take a C++ number on either side", T, Real<float>, Real<double>, Dual<float>,
                    Dual<double>, Dual<Dual<double>>) {
   const T x = 6;
   const auto equals = [](T a, double b) { return a == T(b); };
@@ -218,7 +218,7 @@ TEST_CASE_TEMPLATE("numbers of the language may stand on either side", T, Real<f
   CHECK(equals(y, 2.5));
 }
 
-TEST_CASE_TEMPLATE("comparisons look at the value", T, Real<float>, Real<double>, Dual<float>, Dual<double>,
+TEST_CASE_TEMPLATE("Dual: comparisons use only the value", T, Real<float>, Real<double>, Dual<float>, Dual<double>,
                    Dual<Dual<double>>) {
   const T small = 1, large = 2;
   CHECK(small < large);
@@ -244,12 +244,12 @@ TEST_CASE_TEMPLATE("comparisons look at the value", T, Real<float>, Real<double>
   CHECK_FALSE(nan > small);
 }
 
-TEST_CASE("two Duals of one value and other derivatives are equal") {
+TEST_CASE("Dual: two Duals with the same value and different derivatives are equal") {
   CHECK(Dual<double>(2, 1) == Dual<double>(2, 5));
   CHECK_FALSE(Dual<double>(2, 1) < Dual<double>(2, 5));
 }
 
-TEST_CASE("a number of the language alone is no number of a score_mod, and a number can be computed at compile time") {
+TEST_CASE("Real, Dual: they are not arithmetic types, and they are constexpr") {
   static_assert(!std::is_arithmetic_v<Real<float>>);
   static_assert(sizeof(Real<float>) == sizeof(float));
   static_assert(std::is_trivially_copyable_v<Dual<Dual<double>>>);

@@ -149,7 +149,7 @@ TEST_CASE_TEMPLATE("log is that of <cmath> to two units in the last place, for s
   CHECK(std::isnan(logarithm(std::numeric_limits<V>::quiet_NaN())));
 }
 
-TEST_CASE_TEMPLATE("a vector of the compiler's gives the numbers that its elements give", V, float, double) {
+TEST_CASE_TEMPLATE("elementary functions: a vector gives the same numbers as its elements", V, float, double) {
   using Bits = typename FloatFormat<V>::Bits;
   constexpr std::size_t kLanes = 16 / sizeof(V);
   typedef V Lanes __attribute__((vector_size(16)));

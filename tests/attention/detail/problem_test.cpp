@@ -59,7 +59,7 @@ void check_refused(const BadCall& bad) {
 
 }  // namespace
 
-TEST_CASE("wrong arguments are refused with the rule and the values, by every function that takes them") {
+TEST_CASE("attention: wrong arguments are refused by every function, with the rule and the values") {
   const double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
   const torch::Tensor good = x({2, 4, 6, 8}), one = x({1, 4, 6, 8}), meta = good.to(torch::kMeta);
   const auto of_good = [&](const AttentionOptions& options, const std::string& expected) {
@@ -178,7 +178,7 @@ TEST_CASE("wrong arguments are refused with the rule and the values, by every fu
   for (const BadCall& bad : wrong_types) check_refused<c10::TypeError>(bad);
 }
 
-TEST_CASE("what is at the edge of the rules is accepted") {
+TEST_CASE("attention: arguments at the limits of the rules are accepted") {
   const torch::Tensor good = x({2, 4, 6, 8}), one = x({1, 4, 6, 8}), half = one.to(torch::kHalf);
   const torch::Tensor none = x({1, 4, 0, 8});
   const auto check = [](const torch::Tensor& tensor, const AttentionOptions& options) {
@@ -194,7 +194,7 @@ TEST_CASE("what is at the edge of the rules is accepted") {
   check(none, packed(offsets({0}), offsets({0})));
 }
 
-TEST_CASE("a window that rules nothing out is none, so that it keeps no fused kernel away") {
+TEST_CASE("window: a window that excludes no key is ignored and does not prevent a fused kernel") {
   const torch::Tensor query = x({1, 1, 4, 8}), key = x({1, 1, 6, 8});
   const auto window = [&](Window given, bool is_causal = false) {
     return attention_problem(query, key, key, AttentionOptions().window(given).is_causal(is_causal)).window;

@@ -24,7 +24,7 @@ TEST_CASE("the words are those of Philox, block after block, whatever the seed, 
   }
 }
 
-TEST_CASE("what is drawn already can be read ahead") {
+TEST_CASE("RandomWords: words that are drawn ahead are the words that follow") {
   RandomWords words(1, 2, 3), ahead(1, 2, 3);
   for (int i = 0; i < 100; ++i) {
     const std::uint32_t* const begin = ahead.begin();

@@ -67,7 +67,7 @@ TEST_CASE("the file holds the history to the last digit, and the rate of each ep
   }
 }
 
-TEST_CASE("a number of each kind is written as it reads: tiny, huge, infinite, not there") {
+TEST_CASE("CsvLog: tiny, huge, infinite and missing numbers are written so that they can be read back") {
   TemporaryFolder folder;
   const std::string path = folder.file("history.csv");
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -111,7 +111,7 @@ TEST_CASE("the file is complete after each epoch, also if a later one throws") {
   CHECK(lines_of(path).size() == 3);
 }
 
-TEST_CASE("a log that two fits are given goes on in the same file; a new log begins it anew") {
+TEST_CASE("CsvLog: a log used by two fits appends to its file; a new log overwrites the file") {
   TemporaryFolder folder;
   const std::string path = folder.file("history.csv");
   CsvLog log(path);
@@ -126,7 +126,7 @@ TEST_CASE("a log that two fits are given goes on in the same file; a new log beg
   CHECK(lines_of(path) == std::vector<std::string>{kHeader});
 }
 
-TEST_CASE("numbers have a point, whatever the program's locale") {
+TEST_CASE("CsvLog: numbers have a decimal point in every locale") {
   struct Commas : std::numpunct<char> {
     char do_decimal_point() const override { return ','; }
     char do_thousands_sep() const override { return '.'; }

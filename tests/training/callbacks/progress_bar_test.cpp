@@ -127,7 +127,7 @@ TEST_CASE("the time that is left has hours when there are any") {
   }
 }
 
-TEST_CASE("speed and time are those of this fit when earlier ones came before") {
+TEST_CASE("ProgressBar: speed and time are those of the current fit, not of earlier fits") {
   Bar bar(true);
   bar.state.epoch = 48;
   bar.bar.on_fit_begin(bar.state);
@@ -153,7 +153,7 @@ TEST_CASE("the loss is read only when the bar is drawn, five times a second at m
   CHECK(draws <= 10);
 }
 
-TEST_CASE("without a bar there is a line an epoch, no carriage return, and the loss of a batch is never read") {
+TEST_CASE("ProgressBar: without a bar it writes one line for each epoch and never reads the loss of a batch") {
   Bar bar(/*with_bar=*/false);
   for (const double seconds : {0.1, 1.0, 1000.0}) bar.unseen_batch(seconds);
   CHECK(bar.stream.str().empty());
@@ -164,7 +164,7 @@ TEST_CASE("without a bar there is a line an epoch, no carriage return, and the l
         "epoch 10/50  loss 0.5  validation 1.23e+06  71.0 s\n");
 }
 
-TEST_CASE("with a bar the terminal ends up with the same lines, and nothing of the bar shines through") {
+TEST_CASE("ProgressBar: after the bar the terminal shows the same lines, without remains of the bar") {
   Bar bar(true);
   bar.batch(0, 5000, 1, 0.5);
   bar.batch(0, 10000, 2, 0.5);
@@ -177,7 +177,7 @@ TEST_CASE("with a bar the terminal ends up with the same lines, and nothing of t
   CHECK(lines[1] == "epoch  2/50  [==============]  loss 0.5  500 samples/s  16:00 left");
 }
 
-TEST_CASE("a loss that is no number is shown as such") {
+TEST_CASE("ProgressBar: a loss of infinity or NaN is shown as inf or nan") {
   Bar bar(true);
   bar.batch(0, 5000, 1, std::numeric_limits<double>::infinity());
   CHECK(bar.last_line().find("loss inf ") != std::string::npos);
@@ -187,7 +187,7 @@ TEST_CASE("a loss that is no number is shown as such") {
   CHECK(bar.last_line().find("loss nan ") != std::string::npos);
 }
 
-TEST_CASE("a fit with it writes a line an epoch") {
+TEST_CASE("ProgressBar: a fit writes one line for each epoch") {
   std::ostringstream stream;
   attend::Trainer trainer(attend::test::linear_model(), attend::TrainerOptions().epochs(3));
   const attend::History history = trainer.fit(attend::test::linear_samples(4), attend::test::linear_samples(4, 3),

@@ -76,7 +76,7 @@ struct Raise {
 
 }  // namespace
 
-TEST_CASE("a signal ends the fit after the batch, and what was trained is there") {
+TEST_CASE("StopOnInterrupt: a signal ends the fit after the batch, and the trained weights and history are kept") {
   for (const int signal : {SIGINT, SIGTERM}) {
     CAPTURE(signal);
     StopOnInterrupt interrupt;
@@ -106,7 +106,7 @@ TEST_CASE("a signal during validation ends the fit with that epoch") {
   CHECK(history.epochs().size() == 1);
 }
 
-TEST_CASE("without a signal nothing ends, and an object made after a signal starts afresh") {
+TEST_CASE("StopOnInterrupt: without a signal the fit runs to its end; an object made after a signal starts anew") {
   {
     const StopOnInterrupt interrupt;
     ::raise(SIGINT);
@@ -119,7 +119,7 @@ TEST_CASE("without a signal nothing ends, and an object made after a signal star
   CHECK_FALSE(interrupt.happened());
 }
 
-TEST_CASE("the actions that were there before return with the destructor, also after a signal") {
+TEST_CASE("StopOnInterrupt: the destructor restores the previous signal actions, also after a signal") {
   const ActionsBefore before;
   for (const bool with_signal : {false, true}) {
     CAPTURE(with_signal);
@@ -134,7 +134,7 @@ TEST_CASE("the actions that were there before return with the destructor, also a
   CHECK(calls_before == 0);
 }
 
-TEST_CASE("a second signal has the effect that it had before, and is told what its sender says") {
+TEST_CASE("StopOnInterrupt: a second signal calls the previous handler, with the sender's information") {
   const ActionsBefore before;
   const StopOnInterrupt interrupt;
   ::raise(SIGINT);
