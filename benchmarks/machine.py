@@ -22,7 +22,7 @@ def describe():
 
 
 def warn_if_busy():
-    """Timings taken beside other work are worth little."""
+    """Timings that are measured while other programs run are unreliable."""
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
-        print(f"note: this machine is busy (load {os.getloadavg()[0]:.1f}), its timings are not to be relied on",
+        print(f"note: this machine is busy (load {os.getloadavg()[0]:.1f}), its timings are unreliable",
               file=sys.stderr)
