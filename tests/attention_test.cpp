@@ -287,7 +287,7 @@ TEST_CASE("attention_weights: rows sum to one or to zero, and their product with
   }
 }
 
-TEST_CASE("kAuto computes what explain() says, to the bit") {
+TEST_CASE("kAuto: results equal those of the backend that explain() names, to the bit") {
   std::set<Backend> taken;
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
     for (const std::int64_t length : {40, 0}) {
@@ -306,7 +306,7 @@ TEST_CASE("kAuto computes what explain() says, to the bit") {
   CHECK(taken == std::set<Backend>{Backend::kReference, Backend::kCpu, Backend::kSdpa});
 }
 
-TEST_CASE("a backend asked for by name runs or throws with the reason") {
+TEST_CASE("attention: a backend requested by name runs or throws with the reason") {
   const torch::Tensor x = torch::randn({1, 1, 4, 8}), narrow = x.slice(3, 0, 3);
   const AttentionOptions options = AttentionOptions().backend(Backend::kSdpa);
   const auto throws_the_reason = [](const auto& call) {

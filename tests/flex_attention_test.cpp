@@ -513,7 +513,7 @@ TEST_CASE("structs of a user equal the dense expression in float64, with derivat
   for (const Case& c : user_cases()) check_equals_dense(c);
 }
 
-TEST_CASE("the options come before the score_mod, in the order of attention(), and their masks besides the mask_mod") {
+TEST_CASE("flex_attention: options are applied before the score_mod, and their masks in addition to the mask_mod") {
   const torch::Tensor bool_mask = torch::rand({2, 1, 5, 7}) < 0.7, float_mask = random({4, 5, 7});
   const torch::Tensor slopes = torch::rand({4}, torch::kDouble);
   const auto cap = [](const torch::Tensor& s) { return 1.5 * torch::tanh(s / 1.5); };
@@ -818,7 +818,7 @@ TEST_CASE("flex_attention: a learned tensor may have another dtype than the quer
   }
 }
 
-TEST_CASE("any strides, of query, key, value and of what is learned, give the result of contiguous copies") {
+TEST_CASE("flex_attention: any strides of query, key, value and learned tensors give the results of copies") {
   for (const Backend backend : kFlexBackends) {
     CAPTURE(backend);
     const torch::Tensor query = random({2, 5, 4, 3}).transpose(1, 2), key = random({2, 2, 3, 7}).transpose(2, 3);
@@ -854,7 +854,7 @@ TEST_CASE("dropout is that of attention(): the same seed drops the same weights,
   }
 }
 
-TEST_CASE("autocast casts query, key and value as in attention(); what is learned stays as it is") {
+TEST_CASE("flex_attention: autocast casts query, key and value as in attention(), and no learned tensor") {
   Tensors inputs = random_inputs({});
   for (torch::Tensor& input : inputs) input = input.to(torch::kFloat);
   const attend::Alibi alibi(torch::rand({4}));
@@ -1235,7 +1235,7 @@ TEST_CASE("a read outside of a tensor: no effect where a mask rules the score ou
   }
 }
 
-TEST_CASE("two views of one tensor: both of their gradients reach it") {
+TEST_CASE("flex_attention: the gradients of two views of one tensor both reach it") {
   check_equals_dense({"TwoViews",
                       calls_of([](const Tensors& learned) { return TwoViews{learned[0]}; }, attend::Causal{}),
                       [](const auto& s, const Grid&, const Tensors& learned) {

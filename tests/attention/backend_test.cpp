@@ -113,7 +113,7 @@ TEST_CASE("BackendGuard: a guard applies only to its own thread") {
   CHECK(taken() == Backend::kReference);
 }
 
-TEST_CASE("a guard's backend that cannot run is refused with the reason, as if the call had named it") {
+TEST_CASE("BackendGuard: a backend that cannot run is refused with the reason, as with the option backend") {
   const torch::Tensor x = torch::randn({1, 1, 4, 8}), narrow = x.slice(3, 0, 3);
   const BackendGuard guard(Backend::kSdpa);
   CHECK(attend::test::message_of<c10::NotImplementedError>([&] {

@@ -51,7 +51,7 @@ std::vector<DifferentiatedCall> calls() {
 
 }  // namespace
 
-TEST_CASE("a gradient may be zeros without memory, as those of sgn are, or the negative of what lies in memory") {
+TEST_CASE("attention: an output gradient may be zeros without memory, or have torch's negative bit") {
   torch::manual_seed(1);
   for (const DifferentiatedCall& call : calls()) {
     CAPTURE(call.name);

@@ -281,7 +281,7 @@ struct ThrowsAt {
 
 // ---- Sizes ----------------------------------------------------------------------------------------------------------
 
-TEST_CASE("every pair of lengths around the borders of tiles, plain and causal: results and gradients equal torch's") {
+TEST_CASE("kCpu: results and gradients equal torch's for all lengths around the borders of tiles, also causal") {
   for (const auto queries : kLengths) {
     for (const auto keys : kLengths) {
       CAPTURE(queries);
@@ -294,7 +294,7 @@ TEST_CASE("every pair of lengths around the borders of tiles, plain and causal: 
   }
 }
 
-TEST_CASE("every pair of widths of keys and values: results and gradients equal torch's") {
+TEST_CASE("kCpu: results and gradients equal torch's for every pair of head dimensions of keys and values") {
   for (const auto width : kWidths) {
     for (const auto value_width : kWidths) {
       CAPTURE(width);
@@ -557,7 +557,7 @@ TEST_CASE("dropout with softcap, a learned mask and learned slopes: all gradient
 
 // ---- Packed batches -------------------------------------------------------------------------------------------------
 
-TEST_CASE("packed batches: each sequence equals torch's result for it alone, empty ones and those of one included") {
+TEST_CASE("kCpu: each sequence of a packed batch equals torch's result for it alone, also if empty or of length 1") {
   struct Case {
     std::string name;
     AttentionOptions options;
@@ -608,7 +608,7 @@ TEST_CASE("packed batches: each sequence equals torch's result for it alone, emp
 
 // ---- Rows that see nothing, NaN and infinity ------------------------------------------------------------------------
 
-TEST_CASE("rows that may attend to nothing: zeros, −∞ and zero gradients, whatever rules their keys out") {
+TEST_CASE("kCpu: queries that may attend to nothing give zeros, −∞ and zero gradients, for every kind of mask") {
   constexpr std::int64_t L = 70, S = 66;
   torch::Tensor some_rows = torch::ones({L, S}, torch::kBool);
   for (const std::int64_t row : {0, 5, 63, 64, 69}) some_rows[row] = false;
@@ -659,7 +659,7 @@ TEST_CASE("kCpu: the gradient of the log-sum-exp of a query that may attend to n
   }
 }
 
-TEST_CASE("NaN and ±∞ in query, key, value and mask: NaN where the reference has NaN, infinity where it has infinity") {
+TEST_CASE("kCpu: with NaN and ±∞ in query, key, value and mask the results have them where kReference has them") {
   constexpr std::int64_t L = 67;
   const std::string names[] = {"query", "key", "value", "attn_mask"};
   for (const auto dtype : kDtypes) {

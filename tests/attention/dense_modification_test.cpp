@@ -15,7 +15,7 @@ using attend::Softcap;
 using attend::detail::DenseScores;
 using attend::detail::for_each_score;
 
-TEST_CASE("every score is visited once, also where there are fewer rows than threads, or none") {
+TEST_CASE("flex_attention: the dense formula calls the struct once for each score, also with few or no rows") {
   const int threads = at::get_num_threads();
   at::set_num_threads(4);
   for (const attend::AttentionSizes& sizes :
@@ -61,7 +61,7 @@ TEST_CASE("flex_attention: the derivative by the output gradient exists also whe
   CHECK((by_given - (1 - torch::tanh(scores).square())).abs().max().item<double>() < 1e-15);
 }
 
-TEST_CASE("a graph is freed by its backward pass, as torch's own are") {
+TEST_CASE("flex_attention: a backward pass through the dense formula frees its graph, as in torch") {
   const torch::Tensor scores = torch::zeros({1, 1, 2, 2}, torch::kDouble).requires_grad_();
   const torch::Tensor changed = DenseScores<Softcap>::apply_to({1}, {scores});
   CHECK(changed.grad_fn()->name() == "attend::score_mod");

@@ -181,7 +181,7 @@ TEST_CASE("backward twice: the same with retain_graph, torch's error without") {
   }
 }
 
-TEST_CASE("any of query, key and value may need a gradient, and the others get none") {
+TEST_CASE("attention: any of query, key and value may need a gradient, and the others get none") {
   for (const Backend backend : kAllBackends) {
     for (int needs = 0; needs < 8; ++needs) {
       CAPTURE(backend);

@@ -210,7 +210,7 @@ TEST_CASE("a query that may attend to nothing, and its gradient, may hold NaN an
         }
 }
 
-TEST_CASE("is_causal and window: NaN in the last key and value reaches only what may attend to it") {
+TEST_CASE("is_causal and window: NaN in the last key and value reaches only queries that may attend to it") {
   for (const std::int64_t left : {-1, 9})
     for (const Backend backend : kBackends)
       for (const auto dtype : kDtypes)

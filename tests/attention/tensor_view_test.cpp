@@ -32,7 +32,7 @@ struct Values {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("a view reads by up to four indices, in the dtype that is computed in", V, float, double) {
+TEST_CASE_TEMPLATE("TensorView: it reads by up to four indices, in the dtype of the computation", V, float, double) {
   const Values<V> values;
   const TensorView view(values.data, kShape);
   for (int i = 0; i < 2; ++i)
@@ -99,7 +99,7 @@ TEST_CASE_TEMPLATE("TensorView: the value that the derivative is taken by has de
   }
 }
 
-TEST_CASE("a stride of 0 reads the same value everywhere, and it has one place") {
+TEST_CASE("TensorView: with a stride of 0 all indices read the same value, which has one gradient entry") {
   const float value = 2.5f;
   TensorReads reads;
   const TensorView view(&value, {{8, 9, 10, 11}, {0, 0, 0, 0}}, &reads);

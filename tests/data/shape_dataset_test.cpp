@@ -253,7 +253,7 @@ TEST_CASE("a small triangle, drawn by hand") {
   CHECK(found > 0);
 }
 
-TEST_CASE("noise is Gaussian of the standard deviation asked for, and independent for input and target") {
+TEST_CASE("ShapeDataset: noise is Gaussian with standard deviation noise_std, independent for input and target") {
   const ShapeDataset plain(clean(2000).seed(2));
   const ShapeDataset noisy(clean(2000).seed(2).noise_std(0.3));
   const torch::Tensor input_noise = (noisy.inputs() - plain.inputs()).to(torch::kDouble).flatten();

@@ -99,7 +99,7 @@ TEST_CASE("ThreadPool::run uses as many threads as it is asked for, and no more"
   }
 }
 
-TEST_CASE("ThreadPool::run throws what a piece throws, and works afterwards") {
+TEST_CASE("ThreadPool::run rethrows the exception of a piece, and works afterwards") {
   for (const int bad : {0, 7, 49}) {
     CHECK_THROWS_WITH_AS(ThreadPool::run(4, 50,
                                          [&](int i) {
@@ -249,7 +249,7 @@ TEST_CASE("ConvStack: results have the same bits on torch's threads and on the p
   }
 }
 
-TEST_CASE("parallel works in a child made by fork(), and goes on working in its parent") {
+TEST_CASE("parallel works in a child process made by fork(), and still works in its parent") {
   const NumThreads three(3);
   const auto is_right = [] {
     Counts counts(30);

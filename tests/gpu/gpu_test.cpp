@@ -59,7 +59,7 @@ TEST_CASE("attention on the GPU equals the reference in float64 on the CPU, mask
   }
 }
 
-TEST_CASE("every option gives on the GPU what the reference gives on the CPU, gradients and log-sum-exp included") {
+TEST_CASE("attention on the GPU: every option equals kReference on the CPU, with gradients and log-sum-exp") {
   if (!has_gpu()) return;
   const torch::Tensor mask = torch::rand({2, 1, 20, 24}) < 0.7, bias = torch::randn({4, 20, 24}, torch::kDouble);
   struct Case {
@@ -115,7 +115,7 @@ TEST_CASE("dropout on the GPU: the seed stays on the GPU, the rate is right, the
   CHECK(outputs[0].eq(0).to(torch::kDouble).mean().item<double>() == doctest::Approx(0.25).epsilon(0.15).scale(0));
 }
 
-TEST_CASE("MultiheadAttention on the GPU gives what it gives on the CPU, in half precision with padding as well") {
+TEST_CASE("MultiheadAttention on the GPU equals the CPU, also in half precision with padding") {
   if (!has_gpu()) return;
   attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(32, 4).num_kv_heads(2).is_causal(true));
   const torch::Tensor x = torch::randn({9, 3, 32}), padding = torch::rand({3, 9}) < 0.4;

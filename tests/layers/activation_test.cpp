@@ -15,7 +15,7 @@ using attend::Activation;
 using attend::test::max_difference;
 using attend::test::message_of;
 
-TEST_CASE("the named activations are torch's") {
+TEST_CASE("Activation: the named activations equal torch's") {
   namespace F = torch::nn::functional;
   const torch::Tensor x = torch::linspace(-4, 4, 101, torch::kDouble);
   struct Case {

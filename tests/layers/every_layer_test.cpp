@@ -103,7 +103,7 @@ attend::Explanation explain(attend::MultiheadAttentionImpl& layer, const torch::
 #define SIGNAL_LAYERS SelfAttentionCase, ConvStackCase
 #define EVERY_LAYER SIGNAL_LAYERS, MultiheadAttentionCase
 
-TEST_CASE_TEMPLATE("shapes: any length from 1, batches from 0", Case, EVERY_LAYER) {
+TEST_CASE_TEMPLATE("every layer: any length from 1 and any batch size from 0", Case, EVERY_LAYER) {
   auto layer = Case::make();
   for (const std::int64_t batch : {0, 1, 3})
     for (const std::int64_t length : {1, 2, 17})
@@ -111,7 +111,7 @@ TEST_CASE_TEMPLATE("shapes: any length from 1, batches from 0", Case, EVERY_LAYE
             torch::IntArrayRef{batch, Case::kOutChannels, length});
 }
 
-TEST_CASE_TEMPLATE("a clone computes the same and shares nothing", Case, EVERY_LAYER) {
+TEST_CASE_TEMPLATE("every layer: a clone computes the same and shares nothing", Case, EVERY_LAYER) {
   auto layer = Case::make();
   const auto clone = std::dynamic_pointer_cast<typename decltype(layer)::Impl>(layer->clone());
   const torch::Tensor x = torch::randn({2, 4, 9});
@@ -123,7 +123,7 @@ TEST_CASE_TEMPLATE("a clone computes the same and shares nothing", Case, EVERY_L
   CHECK_FALSE(run(*clone, x).equal(y));
 }
 
-TEST_CASE_TEMPLATE("torch::save and torch::load restore it", Case, EVERY_LAYER) {
+TEST_CASE_TEMPLATE("every layer: torch::save and torch::load restore it", Case, EVERY_LAYER) {
   auto saved = Case::make(), loaded = Case::make();
   std::stringstream stream;
   torch::save(saved, stream);
@@ -132,7 +132,7 @@ TEST_CASE_TEMPLATE("torch::save and torch::load restore it", Case, EVERY_LAYER) 
   CHECK(run(*loaded, x).equal(run(*saved, x)));
 }
 
-TEST_CASE_TEMPLATE("it follows .to(dtype)", Case, EVERY_LAYER) {
+TEST_CASE_TEMPLATE("every layer: .to(dtype) converts it", Case, EVERY_LAYER) {
   auto layer = Case::make();
   const torch::Tensor x = torch::randn({2, 4, 9});
   const torch::Tensor y = run(*layer, x);
@@ -143,7 +143,7 @@ TEST_CASE_TEMPLATE("it follows .to(dtype)", Case, EVERY_LAYER) {
   CHECK(max_difference(run(*layer, x.to(torch::kBFloat16)), y) < 0.05);
 }
 
-TEST_CASE_TEMPLATE("it runs in Sequential and AnyModule", Case, SIGNAL_LAYERS) {
+TEST_CASE_TEMPLATE("every layer: it runs in Sequential and AnyModule", Case, SIGNAL_LAYERS) {
   auto layer = Case::make();
   const torch::Tensor x = torch::randn({2, 4, 9});
   torch::nn::Sequential sequential(layer);
@@ -152,13 +152,13 @@ TEST_CASE_TEMPLATE("it runs in Sequential and AnyModule", Case, SIGNAL_LAYERS) {
   CHECK(any.forward(x).equal(layer(x)));
 }
 
-TEST_CASE_TEMPLATE("it prints its options", Case, EVERY_LAYER) {
+TEST_CASE_TEMPLATE("every layer: it prints its options", Case, EVERY_LAYER) {
   std::ostringstream stream;
   Case::make()->pretty_print(stream);
   CHECK(stream.str() == Case::kPrinted);
 }
 
-TEST_CASE_TEMPLATE("two threads may use it at once", Case, EVERY_LAYER) {
+TEST_CASE_TEMPLATE("every layer: two threads may use it at the same time", Case, EVERY_LAYER) {
   auto layer = Case::make();
   const torch::Tensor x = torch::randn({2, 4, 9});
   const torch::Tensor y = run(*layer, x);
@@ -172,7 +172,8 @@ TEST_CASE_TEMPLATE("two threads may use it at once", Case, EVERY_LAYER) {
   for (const torch::Tensor& result : results) CHECK(max_difference(result, y) < 1e-6);
 }
 
-TEST_CASE_TEMPLATE("every parameter receives a gradient; reset_parameters draws new weights", Case, EVERY_LAYER) {
+TEST_CASE_TEMPLATE("every layer: every parameter receives a gradient; reset_parameters draws new weights", Case,
+                   EVERY_LAYER) {
   auto layer = Case::make();
   run(*layer, torch::randn({2, 4, 9})).pow(2).sum().backward();
   for (const auto& parameter : layer->named_parameters()) {
@@ -185,7 +186,7 @@ TEST_CASE_TEMPLATE("every parameter receives a gradient; reset_parameters draws 
   CHECK_FALSE(layer->parameters()[0].equal(before));
 }
 
-TEST_CASE_TEMPLATE("explain() computes nothing and allocates no memory for tensors", Case, EVERY_LAYER) {
+TEST_CASE_TEMPLATE("every layer: explain() computes nothing and allocates no memory for tensors", Case, EVERY_LAYER) {
   // What makes another view of a tensor, or another handle.
   const std::set<std::string> free_operators{
       "aten::as_strided", "aten::detach",           "aten::empty",     "aten::expand",
@@ -224,7 +225,7 @@ TEST_CASE_TEMPLATE("explain() computes nothing and allocates no memory for tenso
   }
 }
 
-TEST_CASE_TEMPLATE("it runs under autocast", Case, EVERY_LAYER) {
+TEST_CASE_TEMPLATE("every layer: it runs under autocast", Case, EVERY_LAYER) {
   auto layer = Case::make();
   const torch::Tensor x = torch::randn({2, 4, 9});
   const torch::Tensor y = run(*layer, x);
@@ -239,7 +240,8 @@ TEST_CASE_TEMPLATE("it runs under autocast", Case, EVERY_LAYER) {
         }).find("must have the dtype of the weights") != std::string::npos);
 }
 
-TEST_CASE_TEMPLATE("signals that do not fit are refused with the rule and the values", Case, SIGNAL_LAYERS) {
+TEST_CASE_TEMPLATE("every layer: signals that do not fit are refused with the rule and the values", Case,
+                   SIGNAL_LAYERS) {
   auto layer = Case::make();
   const std::string name = Case::kName;
   const auto check = [&](auto type, const torch::Tensor& x, const std::string& expected) {
@@ -258,7 +260,8 @@ TEST_CASE_TEMPLATE("signals that do not fit are refused with the rule and the va
   check(type_error, torch::randn({2, 4, 9}, torch::kDouble), "x (Double) must have the dtype of the weights (Float)");
 }
 
-TEST_CASE_TEMPLATE("an input of another dtype, device or layout: the error says how to mend it", Case, EVERY_LAYER) {
+TEST_CASE_TEMPLATE("every layer: the error for an input of another dtype, device or layout says how to convert it",
+                   Case, EVERY_LAYER) {
   auto layer = Case::make();
   const torch::Tensor x = torch::randn({2, 4, 9});
   const auto check = [&](auto type, const torch::Tensor& given, const std::string& expected) {
@@ -284,7 +287,7 @@ TEST_CASE_TEMPLATE("an input of another dtype, device or layout: the error says 
         ".to(device)");
 }
 
-TEST_CASE_TEMPLATE("sparse, nested and mkldnn inputs are refused", Case, SIGNAL_LAYERS) {
+TEST_CASE_TEMPLATE("every layer: sparse, nested and mkldnn inputs are refused", Case, SIGNAL_LAYERS) {
   auto layer = Case::make();
   const torch::Tensor x = torch::randn({2, 4, 9});
   const auto message = [&](const torch::Tensor& given) { return message_of<c10::TypeError>([&] { layer(given); }); };

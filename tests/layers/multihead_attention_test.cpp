@@ -232,7 +232,7 @@ TEST_CASE("the same seed gives torch's parameters: names, order, shapes and valu
   }
 }
 
-TEST_CASE("results and all gradients equal those of torch's C++ module, for all that it can do") {
+TEST_CASE("MultiheadAttention: results and all gradients equal torch's C++ module, for all calls that it can run") {
   torch::manual_seed(6);
   for (const SharedOptions& options : kSharedOptions) {
     if (!options.torch_can_compute()) continue;
@@ -329,7 +329,7 @@ TEST_CASE("MultiheadAttention: a state dict loads from torch's C++ module and in
   }
 }
 
-TEST_CASE("it runs in AnyModule and Sequential, with forward's defaults and without") {
+TEST_CASE("MultiheadAttention: it runs in AnyModule and Sequential, with and without forward's default arguments") {
   MultiheadAttention layer(12, 3);
   const torch::Tensor x = torch::randn({5, 2, 12}), ignored = padding(2, 5), mask = torch::randn({5, 5});
   const Results by_default = layer->forward(x, x, x), all = layer->forward(x, x, x, ignored, true, mask, false, true);

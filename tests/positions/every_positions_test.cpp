@@ -107,7 +107,7 @@ TEST_CASE_TEMPLATE("positions layers: the gradient reaches x", Case, EVERY_CASE)
   CHECK(x.grad().equal(weight.slice(1, 0, 4)));
 }
 
-TEST_CASE_TEMPLATE("a clone computes the same, and so does what torch::load restores", Case, EVERY_CASE) {
+TEST_CASE_TEMPLATE("positions layers: a clone and a layer restored by torch::load compute the same", Case, EVERY_CASE) {
   auto layer = Case::make(Combine::kAdd), loaded = Case::make(Combine::kAdd);
   const torch::Tensor x = torch::randn({2, 4, 7});
   const torch::Tensor y = layer(x);
@@ -131,7 +131,8 @@ TEST_CASE_TEMPLATE("the dtype is that of x, and float64 is exact", Case, EVERY_C
   CHECK(max_difference(layer(zeros.to(torch::kBFloat16)), layer(zeros.to(torch::kFloat))) < 0.01);
 }
 
-TEST_CASE_TEMPLATE("it runs in Sequential and AnyModule, and prints its options", Case, EVERY_CASE) {
+TEST_CASE_TEMPLATE("positions layers: they run in Sequential and AnyModule, and print their options", Case,
+                   EVERY_CASE) {
   auto layer = Case::make(Combine::kAdd);
   const torch::Tensor x = torch::randn({2, 4, 7});
   torch::nn::Sequential sequential(layer);
@@ -143,7 +144,8 @@ TEST_CASE_TEMPLATE("it runs in Sequential and AnyModule, and prints its options"
   CHECK(stream.str() == Case::kPrinted);
 }
 
-TEST_CASE_TEMPLATE("two threads may use it at once, for signals of different lengths", Case, EVERY_CASE) {
+TEST_CASE_TEMPLATE("positions layers: two threads may use one at the same time, for signals of different lengths", Case,
+                   EVERY_CASE) {
   auto layer = Case::make(Combine::kAdd);
   std::vector<bool> are_equal(2);
   std::vector<torch::Tensor> signals{torch::randn({2, 4, 7}), torch::randn({2, 4, 16})};

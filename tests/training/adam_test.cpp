@@ -262,7 +262,7 @@ TEST_CASE_TEMPLATE("a parameter that is listed twice, in one group or in two, ta
   CHECK(largest_difference(later, now) == 0);
 }
 
-TEST_CASE_TEMPLATE("a gradient may be the negative of what lies in memory", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: a gradient may have torch's negative bit", Kind, OfAdam, OfAdamW) {
   const SetGradients set_negatives = [](const Tensors& tensors, int step) {
     set_gradients(tensors, step);
     for (const torch::Tensor& tensor : tensors) tensor.mutable_grad() = torch::_neg_view(tensor.grad());
@@ -431,7 +431,8 @@ TEST_CASE_TEMPLATE("Adam: gradients and states of other sizes or dtypes are refu
   CHECK(message_of<c10::ValueError>([&] { of_larger.step(); }) == Kind::kName + ": the state" + rule + "Double [2]");
 }
 
-TEST_CASE_TEMPLATE("after an archive that cannot be read to the end, training goes on", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: training continues after an archive that could not be read to its end", Kind, OfAdam,
+                   OfAdamW) {
   const auto optimizer_of = [](const Tensors& tensors, std::size_t first_group) {
     std::vector<OptimizerParamGroup> groups;
     groups.emplace_back(Tensors(tensors.begin(), tensors.begin() + first_group));
@@ -499,7 +500,7 @@ TEST_CASE_TEMPLATE("a learning-rate schedule of torch::optim takes effect, for e
   CHECK(our_optimizer.param_groups()[1].options().get_lr() == 0.01 / 64);
 }
 
-TEST_CASE_TEMPLATE("a rate set before the first step counts", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: a learning rate set before the first step takes effect", Kind, OfAdam, OfAdamW) {
   const Tensors ours = parameters(), theirs = parameters();
   Ours<Kind> our_optimizer(ours, Options<Kind>(0.5));
   Theirs<Kind> their_optimizer(theirs, Options<Kind>(0.125));

@@ -226,7 +226,7 @@ TEST_CASE("Trainer: a fit equals a hand-written loop with torch::optim::Adam ove
   CHECK(torch::allclose(model->bias, by_hand->bias, 0, 1e-12));
 }
 
-TEST_CASE("a parameter that two submodules share is trained once, as Python's parameters() has it") {
+TEST_CASE("Trainer: a parameter that two submodules share is trained once, as in Python") {
   struct Tied : torch::nn::Module {
     Tied() {
       torch::manual_seed(3);
@@ -642,7 +642,7 @@ TEST_CASE("callbacks: true from any hook stops the fit after the batch; history 
   }
 }
 
-TEST_CASE("an epoch that was cut short is recorded with the mean over the samples that it saw") {
+TEST_CASE("Trainer: an epoch that was stopped early is recorded with the mean over its samples") {
   const Samples data = linear_samples(10), validation = linear_samples(3, 9);
   OneByOne recording(data);
   torch::nn::Linear model = linear_model();

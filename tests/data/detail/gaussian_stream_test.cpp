@@ -62,7 +62,7 @@ TEST_CASE("streams of different samples, seeds and counters differ, equal ones a
   CHECK(first(1, 2, 3) != first(1, 2, 4));
 }
 
-TEST_CASE("numbers do not depend on how many are asked for at a time") {
+TEST_CASE("GaussianStream: numbers do not depend on how many are drawn at a time") {
   constexpr int kCount = 10'000;
   std::vector<float> at_once(kCount), in_parts(kCount);
   GaussianStream(1, 2, 3).fill(at_once.data(), kCount);

@@ -23,7 +23,7 @@ TEST_CASE("numbers are uniform between -1 and 1, without the ends and without a 
   for (const int count : counts) CHECK(std::abs(count - kCount / 20) < 5 * std::sqrt(kCount * 0.05 * 0.95));
 }
 
-TEST_CASE("a stream goes on where it ended, and differs by seed, counter and sample") {
+TEST_CASE("UniformStream: a stream continues where it ended, and differs by seed, counter and sample") {
   std::vector<float> whole(100), parts(100);
   UniformStream(7, 0, 3).fill(whole.data(), 100);
   UniformStream stream(7, 0, 3);

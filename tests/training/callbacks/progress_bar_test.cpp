@@ -83,7 +83,7 @@ struct Bar : StateByHand {
 
 }  // namespace
 
-TEST_CASE("the bar shows the epoch, how much of it is done, the loss, the speed and the time that is left") {
+TEST_CASE("ProgressBar: the bar shows the epoch, its progress, the loss, the speed and the remaining time") {
   Bar bar(/*with_bar=*/true);
   // The line of the documentation. 24,352 samples in 11.82 s are 2060 a second; 475,648 are left: 230.9 s.
   bar.batch(2, 4352, 11.82, 0.0061234);
@@ -113,7 +113,7 @@ TEST_CASE("the line with a bar fits a terminal of 80 columns") {
   CHECK(bar.last_line().size() <= 79);
 }
 
-TEST_CASE("the time that is left has hours when there are any") {
+TEST_CASE("ProgressBar: the remaining time has hours if there are any") {
   // After one epoch of 50, 49 times as long is left.
   const std::vector<std::pair<double, std::string>> times = {{1, "0:49 left"},      {2, "1:38 left"},
                                                              {73, "59:37 left"},    {74, "1:00:26 left"},
