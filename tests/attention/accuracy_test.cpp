@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// The promise about errors in README, for fixed calls: root mean square errors against float64, beside those of the dense
-// formula in the same dtype. benchmarks/accuracy measures the same for a long list.
+// The promise about errors in docs/limitations.md, for fixed calls: root mean square errors against float64, beside
+// those of the dense formula in the same dtype. benchmarks/accuracy measures the same for a long list.
 
 #include <attend/attention.h>
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Compiles and runs the conformance program with every LibTorch of versions.txt and every compiler at hand, and prints
-the table that README shows.
+the table that docs/versions.md shows.
 
     run.py                        everything
     run.py --ci                   what CI runs; all of it is required

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// The C++ of docs/flex_attention.md and of "A score of your own" in README: it compiles, and gives what torch's
+// The C++ of docs/flex_attention.md and of "Custom scores" in README: it compiles, and gives what torch's
 // operators give for the same formula. tests/readme_test.py sees to it that the pages show what stands here and in
 // examples/flex_attention.
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// "Stock and ours" of README: what torch::nn::MultiheadAttention of 2.11 to 2.15 does, and what attend::MultiheadAttention
-// does. Where torch's module gets mended, the test says so, and a row of README goes.
+// docs/torch_nn_defects.md: what torch::nn::MultiheadAttention of 2.11 to 2.15 does, and what attend::MultiheadAttention
+// does. If LibTorch mends its module, the test says so, and the row is taken out of that page and of README.
 
 #include <attend/layers/multihead_attention.h>
 
@@ -26,7 +26,8 @@ using attend::test::message_of;
 
 namespace {
 
-constexpr const char* kMended = "torch::nn::MultiheadAttention does this right now: take the row out of README";
+constexpr const char* kMended =
+    "torch::nn::MultiheadAttention does this right now: take the row out of docs/torch_nn_defects.md and README";
 
 using Results = std::tuple<torch::Tensor, torch::Tensor>;
 
