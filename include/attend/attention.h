@@ -61,8 +61,8 @@ inline const BackendEntry& choose(const Problem& problem, Backend asked_for, std
   TORCH_CHECK_VALUE(false, "attend::attention: there is no ", c10::str(wanted));
 }
 
-/// Throws c10::ValueError if a score_mod or mask_mod read outside of a tensor for a score that is allowed. Looks for it
-/// where the result shows that it may be so: a TensorView gives NaN there, and an IntegerView leaves a mark.
+/// @throws c10::ValueError if a score_mod or mask_mod read outside of a tensor for a score that is allowed. Looks for
+/// it where the result shows that it may be so: a TensorView gives NaN there, and an IntegerView leaves a mark.
 inline void check_reads(const Problem& problem, Backend backend, const at::Tensor& output) {
   const auto is_whole = [](const at::Tensor& tensor) { return !tensor.is_floating_point(); };
   const std::vector<at::Tensor>& tensors = problem.modification_tensors;
@@ -103,19 +103,27 @@ inline Explanation explain(const Problem& problem, Backend asked_for) {
 /// Shapes: query (N, H, L, D), key (N, G, S, D), value (N, G, S, Dv) → (N, H, L, Dv). N, L and S may be 0; any strides.
 /// All three may also be 3-d, (H, L, D), or 2-d, (L, D): missing sizes are 1, and the output has as many dimensions as
 /// query. Batch sizes and heads of 1 are broadcast without a copy, as in torch, those of query too.
+///
 /// Dtypes: float64, float32, bfloat16, float16, all the same; under autocast they are cast first, float64 excepted.
+///
 /// Memory: on the CPU the output's rows lie in memory in the order of the query's rows, whatever the backend, as in
 /// torch; in the order (N, H, L) if the last dimension of query is strided. On other devices ATen's kernels choose.
+///
 /// Gradients: for query, key, value, and an attn_mask or alibi_slopes that needs one; on the CPU of any order.
+///
 /// Differs from torch's scaled_dot_product_attention: the causal diagonal ends at the last key for every L and S, a
 /// mask may come together with is_causal on every device, and no dense fall-back is taken unnoticed: see explain().
+///
 /// Throws c10::ValueError, c10::TypeError for wrong shapes, dtypes, devices and options, and c10::TypeError for tensors
 /// that are not dense: sparse, nested, mkldnn, quantized. Throws c10::NotImplementedError if a
 /// backend asked for by name cannot do what is asked, with the reason.
+///
 /// Source: Vaswani et al., "Attention is all you need", 2017; grouped heads: Ainslie et al., "GQA", 2023.
 ///
 /// Example:
-///   torch::Tensor y = attend::attention(q, k, v, attend::AttentionOptions().is_causal(true));
+/// @code
+/// torch::Tensor y = attend::attention(q, k, v, attend::AttentionOptions().is_causal(true));
+/// @endcode
 inline at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             const AttentionOptions& options = {}) {
   return detail::run(detail::attention_problem(query, key, value, options), options.backend()).output;
@@ -125,11 +133,13 @@ inline at::Tensor attention(const at::Tensor& query, const at::Tensor& key, cons
 /// options and errors as in attention(); both results may be differentiated. Fewer backends can do it: explain() with
 /// with_lse = true tells.
 ///
-/// Example:  (two halves of the keys, merged)
-///   auto [y1, lse1] = attend::attention_with_lse(q, k1, v1);
-///   auto [y2, lse2] = attend::attention_with_lse(q, k2, v2);
-///   torch::Tensor share = torch::sigmoid(lse1 - lse2).unsqueeze(3);  // (N, H, L, 1); NaN where both are −∞
-///   torch::Tensor y = share * y1 + (1 - share) * y2;
+/// Example, two halves of the keys, merged:
+/// @code
+/// auto [y1, lse1] = attend::attention_with_lse(q, k1, v1);
+/// auto [y2, lse2] = attend::attention_with_lse(q, k2, v2);
+/// torch::Tensor share = torch::sigmoid(lse1 - lse2).unsqueeze(3);  // (N, H, L, 1); NaN where both are −∞
+/// torch::Tensor y = share * y1 + (1 - share) * y2;
+/// @endcode
 inline AttentionResult attention_with_lse(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                           const AttentionOptions& options = {}) {
   detail::Problem problem = detail::attention_problem(query, key, value, options);
@@ -155,7 +165,9 @@ inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& k
 /// backend asked for by name that cannot run.
 ///
 /// Example:
-///   attend::Explanation plan = attend::explain(q, k, v);  // plan.backend == attend::Backend::kCpu
+/// @code
+/// attend::Explanation plan = attend::explain(q, k, v);  // plan.backend == attend::Backend::kCpu
+/// @endcode
 inline Explanation explain(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const AttentionOptions& options = {}, bool with_lse = false) {
   detail::Problem problem = detail::attention_problem(query, key, value, options, detail::Purpose::kExplain);

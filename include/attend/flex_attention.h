@@ -62,20 +62,25 @@ Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::T
 /// −∞. In packed batches a Coordinate counts queries and keys through all sequences.
 ///
 /// Gradients: for query, key, value, all tensors of the options, and those that a score_mod holds; twice.
+///
 /// Shapes, dtypes and errors as in attention(); a struct of another form than score_mod.h and mask_mod.h describe does
 /// not compile. On other devices than the CPU the dense formula is computed, and the struct called on the CPU.
+///
 /// Differs from PyTorch's flex_attention: needs no compiler at run time, has gradients on the CPU, needs no block mask,
 /// and there may be options besides.
+///
 /// Source: Dong et al., "Flex Attention: a programming model for generating optimized attention kernels", 2024.
 ///
-/// Example (a struct with a template stands outside of functions):
-///   struct Tilted {
-///     template <class T>
-///     ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const {
-///       return score - 0.1f * abs(T(at.query - at.key));
-///     }
-///   };
-///   torch::Tensor y = attend::flex_attention(q, k, v, Tilted{}, attend::SlidingWindow(256, 0));
+/// Example, a struct with a template stands outside of functions:
+/// @code
+/// struct Tilted {
+///   template <class T>
+///   ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const {
+///     return score - 0.1f * abs(T(at.query - at.key));
+///   }
+/// };
+/// torch::Tensor y = attend::flex_attention(q, k, v, Tilted{}, attend::SlidingWindow(256, 0));
+/// @endcode
 template <class Score, class Mask = EveryKey>
 at::Tensor flex_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const Score& score_mod, const Mask& mask_mod = {}, const AttentionOptions& options = {}) {

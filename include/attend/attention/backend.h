@@ -31,10 +31,13 @@ enum class Backend {
 /// the call there.
 ///
 /// Example:
-///   attend::BackendGuard guard(attend::Backend::kReference);
-///   model->forward(x);  // every attention in it by the definition
+/// @code
+/// attend::BackendGuard guard(attend::Backend::kReference);
+/// model->forward(x);  // every attention in it by the definition
+/// @endcode
 class BackendGuard {
  public:
+  /// Sets the backend of this thread until the guard is destroyed.
   explicit BackendGuard(Backend backend) : outer_(current_) { current_ = backend; }
   ~BackendGuard() { current_ = outer_; }
   BackendGuard(const BackendGuard&) = delete;
@@ -66,6 +69,7 @@ struct Explanation {
   std::string how;             ///< which instructions of the processor kCpu uses; empty for the others
 };
 
+/// Writes the name, for example "kCpu".
 inline std::ostream& operator<<(std::ostream& stream, Backend backend) {
   switch (backend) {
     case Backend::kAuto:
@@ -80,6 +84,7 @@ inline std::ostream& operator<<(std::ostream& stream, Backend backend) {
   return stream << "Backend(" << static_cast<int>(backend) << ")";
 }
 
+/// Writes one line: the backend, then each text that is not empty, separated by semicolons.
 inline std::ostream& operator<<(std::ostream& stream, const Explanation& explanation) {
   stream << explanation.backend;
   if (!explanation.why_not_faster.empty()) stream << "; " << explanation.why_not_faster;

@@ -20,10 +20,13 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// The same as AttentionOptions::alibi_slopes, to be combined with others; but in packed batches positions are counted
 /// through all sequences (coordinate.h).
+///
 /// Throws c10::ValueError, when attention is called, for other shapes.
+///
 /// Source: Press et al., "Train short, test long", 2022.
 class Alibi {
  public:
+  /// @param slopes (H) or (N, H)
   explicit Alibi(at::Tensor slopes) : slopes_(std::move(slopes)) {}
 
   struct View {
@@ -38,6 +41,7 @@ class Alibi {
     }
   };
 
+  /// Called by attention: checks the tensor against the sizes of the call.
   View bind(Binder& binder) const {
     const AttentionSizes& sizes = binder.sizes();
     TORCH_CHECK_VALUE(slopes_.defined(), "attend::Alibi: slopes must be a tensor (H) or (N, H), got an undefined one");
@@ -58,10 +62,12 @@ class Alibi {
 /// gradient.
 ///
 /// Throws c10::ValueError, when attention is called, for other shapes.
+///
 /// Source: Shaw et al., "Self-attention with relative position representations", 2018; as a bias: Raffel et al., "T5",
 /// 2020, which puts distances into buckets; here each has its own value.
 class RelativeBias {
  public:
+  /// @param table (H, 2M + 1) or (1, 2M + 1)
   explicit RelativeBias(at::Tensor table) : table_(std::move(table)) {}
 
   struct View {
@@ -77,6 +83,7 @@ class RelativeBias {
     }
   };
 
+  /// Called by attention: checks the tensor against the sizes of the call.
   View bind(Binder& binder) const {
     const std::int64_t heads = binder.sizes().num_heads;
     TORCH_CHECK_VALUE(table_.defined(),
@@ -96,9 +103,11 @@ class RelativeBias {
 ///
 /// The same as a float AttentionOptions::attn_mask, to be combined with others. Its gradient is added up in float64, in
 /// at most two copies of the bias if they are large; an expanded bias counts as what was expanded.
+///
 /// Throws c10::ValueError, when attention is called, for other shapes.
 class DenseBias {
  public:
+  /// @param bias (L, S), (H, L, S) or (N, H, L, S)
   explicit DenseBias(at::Tensor bias) : bias_(std::move(bias)) {}
 
   struct View {
@@ -112,6 +121,7 @@ class DenseBias {
     }
   };
 
+  /// Called by attention: checks the tensor against the sizes of the call.
   View bind(Binder& binder) const {
     const AttentionSizes& sizes = binder.sizes();
     const std::int64_t full[4] = {sizes.batch_size, sizes.num_heads, sizes.query_length, sizes.key_length};

@@ -18,7 +18,10 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// The sizes of one call of attention.
 struct AttentionSizes {
-  std::int64_t batch_size, num_heads, query_length, key_length;  // N, H, L, S
+  std::int64_t batch_size,  ///< N
+      num_heads,            ///< H, the query heads
+      query_length,         ///< L
+      key_length;           ///< S
 };
 
 namespace detail {
@@ -41,16 +44,18 @@ struct ViewPurpose {
 /// tensors in the same order each time.
 ///
 /// Example:
-///   struct HeadBias {
-///     torch::Tensor bias;  // (H); may need a gradient
-///     struct View {
-///       attend::TensorView bias;
-///       template <class T>
-///       ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const { return score + bias.read<T>(at.head);
-///       }
-///     };
-///     View bind(attend::Binder& binder) const { return {binder.values(bias)}; }
+/// @code
+/// struct HeadBias {
+///   torch::Tensor bias;  // (H); may need a gradient
+///   struct View {
+///     attend::TensorView bias;
+///     template <class T>
+///     ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const { return score + bias.read<T>(at.head);
+///     }
 ///   };
+///   View bind(attend::Binder& binder) const { return {binder.values(bias)}; }
+/// };
+/// @endcode
 class Binder {
  public:
   /// Of the call that is being prepared.
@@ -58,6 +63,7 @@ class Binder {
 
   /// A view of a floating-point tensor of up to four sizes; gradients go back to it. A mask_mod, which has no T, reads
   /// it by `read<attend::Real<float>>`.
+  ///
   /// Throws c10::TypeError for another dtype, c10::ValueError for another number of sizes or a device that is not the
   /// query's.
   TensorView values(const at::Tensor& tensor) {

@@ -11,9 +11,12 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// Which score is meant: that of a query and a key of one head of one batch entry; and how many queries and keys there
 /// are.
 struct Coordinate {
-  std::int32_t batch, head;
-  std::int32_t query, key;
-  std::int32_t query_length, key_length;
+  std::int32_t batch,         ///< the batch entry
+      head;                   ///< the query head
+  std::int32_t query,         ///< the query, from 0
+      key;                    ///< the key, from 0
+  std::int32_t query_length,  ///< the number of queries, L
+      key_length;             ///< the number of keys, S
 
   /// The key position at which the query stands: the last query stands at the last key. In packed batches (the options
   /// query_offsets and key_offsets) that is counted through all sequences; the options is_causal and window are not.
@@ -22,18 +25,23 @@ struct Coordinate {
 
 /// Neighbouring queries query_begin … query_end − 1, at least one, of one head of one batch entry.
 struct QueryBlock {
-  std::int32_t batch, head;
-  std::int32_t query_begin, query_end;
-  std::int32_t query_length, key_length;
+  std::int32_t batch,         ///< the batch entry
+      head;                   ///< the query head
+  std::int32_t query_begin,   ///< the first query of the block
+      query_end;              ///< one past its last query
+  std::int32_t query_length,  ///< the number of queries of the call, L
+      key_length;             ///< the number of keys of the call, S
 
-  /// Where the first and the last of them stand among the keys.
+  /// The key position of the first query of the block.
   ATTEND_HOST_DEVICE constexpr std::int32_t first_position() const { return query_begin + key_length - query_length; }
+  /// The key position of the last query of the block.
   ATTEND_HOST_DEVICE constexpr std::int32_t last_position() const { return query_end - 1 + key_length - query_length; }
 };
 
 /// The keys begin … end − 1; none if end ≤ begin.
 struct KeyRange {
-  std::int32_t begin, end;
+  std::int32_t begin,  ///< the first key
+      end;             ///< one past the last key
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

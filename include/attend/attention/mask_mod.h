@@ -49,9 +49,11 @@ ATTEND_HOST_DEVICE constexpr std::int32_t larger(std::int32_t a, std::int32_t b)
 
 /// Which keys a query may attend to: any struct like this one, a copy of whose bytes is as good as itself.
 ///
-///   struct SameParity {
-///     ATTEND_HOST_DEVICE bool operator()(attend::Coordinate at) const { return (at.query - at.key) % 2 == 0; }
-///   };
+/// @code
+/// struct SameParity {
+///   ATTEND_HOST_DEVICE bool operator()(attend::Coordinate at) const { return (at.query - at.key) % 2 == 0; }
+/// };
+/// @endcode
 ///
 /// It may add `KeyRange keys(attend::QueryBlock block) const`: keys outside of it are never computed, nor asked about.
 /// The masks below have it, and & | keep it; a mask with ! computes all keys. The range may be too large, but not too
@@ -63,27 +65,36 @@ concept MaskMod = std::is_trivially_copyable_v<detail::Bound<Mod>> && detail::Ma
 
 /// No mask.
 struct EveryKey : detail::MaskOperators {
+  /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate) const { return true; }
 };
 
 /// The keys up to the query's own position.
 struct Causal : detail::MaskOperators {
+  /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const { return at.key <= at.query_position(); }
+  /// Called by attention for a block of queries: the keys outside of which none of them may attend.
   ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const { return {0, block.last_position() + 1}; }
 };
 
 /// The keys from `left` before the query's position to `right` after it, both inclusive; a negative number =
 /// unlimited.
+///
 /// Source: Beltagy et al., "Longformer", 2020.
 struct SlidingWindow : detail::MaskOperators {
-  std::int32_t left, right;
+  std::int32_t left,  ///< keys before the query's position; negative = unlimited
+      right;          ///< keys after it; negative = unlimited
 
+  /// @param keys_left Keys before the query's position; negative = unlimited.
+  /// @param keys_right Keys after it; negative = unlimited.
   ATTEND_HOST_DEVICE constexpr SlidingWindow(std::int32_t keys_left, std::int32_t keys_right)
       : left(keys_left), right(keys_right) {}
+  /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const {
     const std::int32_t distance = at.key - at.query_position();
     return (left < 0 || distance >= -left) && (right < 0 || distance <= right);
   }
+  /// Called by attention for a block of queries: the keys outside of which none of them may attend.
   ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const {
     const std::int64_t begin = std::int64_t{block.first_position()} - left,
                        end = std::int64_t{block.last_position()} + right + 1;
@@ -93,14 +104,19 @@ struct SlidingWindow : detail::MaskOperators {
 };
 
 /// The keys of the prefix, which every query sees, and those up to the query's own position.
+///
 /// Source: Raffel et al., "T5", 2020.
 struct PrefixLM : detail::MaskOperators {
+  /// The number of keys that every query sees.
   std::int32_t prefix_length;
 
+  /// @param length The number of keys that every query sees.
   ATTEND_HOST_DEVICE constexpr explicit PrefixLM(std::int32_t length) : prefix_length(length) {}
+  /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const {
     return at.key < prefix_length || at.key <= at.query_position();
   }
+  /// Called by attention for a block of queries: the keys outside of which none of them may attend.
   ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const {
     return {0, detail::larger(prefix_length, block.last_position() + 1)};
   }
@@ -109,18 +125,24 @@ struct PrefixLM : detail::MaskOperators {
 /// What both allow.
 template <class A, class B>
 struct And : detail::MaskOperators {
+  /// The first operand.
   A a;
+  /// The second operand.
   B b;
 
+  /// The mask that allows what both allow.
   ATTEND_HOST_DEVICE constexpr And(const A& first, const B& second) : a(first), b(second) {}
+  /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(
       Coordinate at) const requires detail::MaskFunction<A> && detail::MaskFunction<B> {
     return a(at) && b(at);
   }
+  /// Called by attention for a block of queries: the keys outside of which none of them may attend.
   ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const {
     const KeyRange x = detail::key_range(a, block), y = detail::key_range(b, block);
     return {detail::larger(x.begin, y.begin), detail::smaller(x.end, y.end)};
   }
+  /// Called by attention: binds the tensors of the operands.
   auto bind(Binder& binder) const requires detail::Bindable<A> || detail::Bindable<B> {
     auto bound_a = detail::bound(a, binder);
     auto bound_b = detail::bound(b, binder);
@@ -131,20 +153,26 @@ struct And : detail::MaskOperators {
 /// What one of them allows.
 template <class A, class B>
 struct Or : detail::MaskOperators {
+  /// The first operand.
   A a;
+  /// The second operand.
   B b;
 
+  /// The mask that allows what one of them allows.
   ATTEND_HOST_DEVICE constexpr Or(const A& first, const B& second) : a(first), b(second) {}
+  /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(
       Coordinate at) const requires detail::MaskFunction<A> && detail::MaskFunction<B> {
     return a(at) || b(at);
   }
+  /// Called by attention for a block of queries: the keys outside of which none of them may attend.
   ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const {
     const KeyRange x = detail::key_range(a, block), y = detail::key_range(b, block);
     if (x.end <= x.begin) return y;
     if (y.end <= y.begin) return x;
     return {detail::smaller(x.begin, y.begin), detail::larger(x.end, y.end)};
   }
+  /// Called by attention: binds the tensors of the operands.
   auto bind(Binder& binder) const requires detail::Bindable<A> || detail::Bindable<B> {
     auto bound_a = detail::bound(a, binder);
     auto bound_b = detail::bound(b, binder);
@@ -155,10 +183,14 @@ struct Or : detail::MaskOperators {
 /// What it does not allow.
 template <class A>
 struct Not : detail::MaskOperators {
+  /// The operand.
   A a;
 
+  /// The mask that allows what this one does not.
   ATTEND_HOST_DEVICE constexpr explicit Not(const A& mask) : a(mask) {}
+  /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const requires detail::MaskFunction<A> { return !a(at); }
+  /// Called by attention: binds the tensors of the operands.
   auto bind(Binder& binder) const requires detail::Bindable<A> {
     auto bound_a = detail::bound(a, binder);
     return Not<decltype(bound_a)>(bound_a);
@@ -168,39 +200,48 @@ struct Not : detail::MaskOperators {
 /// Masks combined, of any type. The operators & | ! do the same where one of them is a type of attend.
 ///
 /// Example:
-///   attend::all_of(SameParity{}, SameBlock{8})
+/// @code
+/// attend::all_of(SameParity{}, SameBlock{8})
+/// @endcode
 template <MaskMod A, MaskMod B>
 constexpr And<A, B> all_of(const A& a, const B& b) {
   return {a, b};
 }
+/// The keys that all of several masks allow.
 template <MaskMod A, MaskMod B, MaskMod... Rest>
 requires(sizeof...(Rest) > 0) constexpr auto all_of(const A& a, const B& b, const Rest&... rest) {
   return all_of(all_of(a, b), rest...);
 }
+/// The keys that at least one of two masks allows.
 template <MaskMod A, MaskMod B>
 constexpr Or<A, B> any_of(const A& a, const B& b) {
   return {a, b};
 }
+/// The keys that at least one of several masks allows.
 template <MaskMod A, MaskMod B, MaskMod... Rest>
 requires(sizeof...(Rest) > 0) constexpr auto any_of(const A& a, const B& b, const Rest&... rest) {
   return any_of(any_of(a, b), rest...);
 }
+/// The keys that a mask does not allow.
 template <MaskMod A>
 constexpr Not<A> not_(const A& a) {
   return Not<A>(a);
 }
 
 // They ask for no more, so that flex_attention() can say what an operand lacks.
+/// The same as all_of(), if one operand is a mask of attend.
 template <class A, class B>
 requires(std::derived_from<A, detail::MaskOperators> || std::derived_from<B, detail::MaskOperators>) constexpr And<A, B>
 operator&(const A& a, const B& b) {
   return {a, b};
 }
+/// The same as any_of(), if one operand is a mask of attend.
 template <class A, class B>
 requires(std::derived_from<A, detail::MaskOperators> || std::derived_from<B, detail::MaskOperators>) constexpr Or<A, B>
 operator|(const A& a, const B& b) {
   return {a, b};
 }
+/// The same as not_(), for a mask of attend.
 template <class A>
 requires std::derived_from<A, detail::MaskOperators>
 constexpr Not<A> operator!(const A& a) { return Not<A>(a); }

@@ -16,7 +16,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// What a mask_mod allows, as a tensor: bool (N, H, L, S), true = attend. For tests and pictures.
 ///
 /// Example:
-///   torch::Tensor allowed = attend::materialize(attend::Causal{}, {1, 1, 8, 8})[0][0];  // (8, 8)
+/// @code
+/// torch::Tensor allowed = attend::materialize(attend::Causal{}, {1, 1, 8, 8})[0][0];  // (8, 8)
+/// @endcode
 template <MaskMod Mask>
 at::Tensor materialize(const Mask& mask_mod, const AttentionSizes& sizes) {
   TORCH_CHECK_VALUE(sizes.batch_size >= 0 && sizes.num_heads >= 0 && sizes.query_length >= 0 && sizes.key_length >= 0,
@@ -28,10 +30,13 @@ at::Tensor materialize(const Mask& mask_mod, const AttentionSizes& sizes) {
 
 /// What a score_mod makes of scores (N, H, L, S), float32 or float64: a tensor of the same kind. It may be
 /// differentiated twice, with respect to the scores and to what the score_mod holds.
+///
 /// Throws c10::ValueError for scores that are not 4-d, c10::TypeError for another dtype.
 ///
 /// Example:
-///   torch::Tensor bias = attend::materialize(attend::Alibi(slopes), torch::zeros({1, 8, 64, 64}));
+/// @code
+/// torch::Tensor bias = attend::materialize(attend::Alibi(slopes), torch::zeros({1, 8, 64, 64}));
+/// @endcode
 template <ScoreMod Score>
 at::Tensor materialize(const Score& score_mod, const at::Tensor& scores) {
   if (scores.defined()) detail::check_dense("attend::materialize", "scores", scores);

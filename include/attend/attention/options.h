@@ -22,7 +22,9 @@ inline constexpr InverseSqrt kInverseSqrt;
 /// The factor before q·k: a number, or kInverseSqrt.
 class Scale {
  public:
+  /// @param factor The scale as a number.
   Scale(double factor) : factor_(factor) {}
+  /// The scale 1/√D.
   Scale(InverseSqrt) : is_inverse_sqrt_(true) {}
 
   /// The number itself, for heads of this width.
@@ -43,7 +45,9 @@ class Scale {
 ///
 /// Query i stands at key position p = i + S − L and sees the keys p − left … p + right.
 struct Window {
+  /// Keys before the query's position. Default: −1, unlimited.
   std::int64_t left = -1;
+  /// Keys after the query's position. Default: −1, unlimited.
   std::int64_t right = -1;
 
   friend std::ostream& operator<<(std::ostream& stream, const Window& window) {
@@ -57,7 +61,9 @@ struct Window {
 /// bool attn_mask or the end of a packed sequence rules out counts as −∞; then softmax, then dropout.
 ///
 /// Example:
-///   attend::attention(q, k, v, attend::AttentionOptions().is_causal(true).window({256, 0}).scale(1.0));
+/// @code
+/// attend::attention(q, k, v, attend::AttentionOptions().is_causal(true).window({256, 0}).scale(1.0));
+/// @endcode
 struct AttentionOptions {
   /// Query i, which stands at key position i + S − L, attends to the keys up to there. Default: false.
   ///
@@ -66,6 +72,7 @@ struct AttentionOptions {
   TORCH_ARG(bool, is_causal) = false;
 
   /// Only the keys near the query: `.window({left, right})`. With is_causal nothing on the right. Default: unlimited.
+  ///
   /// Source: Beltagy et al., "Longformer", 2020; the convention is FlashAttention's.
   TORCH_ARG(Window, window) = {};
 
@@ -80,11 +87,13 @@ struct AttentionOptions {
   TORCH_ARG(Scale, scale) = kInverseSqrt;
 
   /// Keeps scores within ±softcap: softcap · tanh(score / softcap). Default: 0, which is none.
+  ///
   /// Source: Gemma Team, "Gemma 2", 2024.
   TORCH_ARG(double, softcap) = 0.0;
 
   /// Attention with linear biases: −slope · |p − j| is added for the key j and the query's position p = i + S − L.
   /// One slope for each query head, (H) or (N, H), float32 or the query's dtype. Default: none.
+  ///
   /// Source: Press et al., "Train short, test long", 2022.
   TORCH_ARG(at::Tensor, alibi_slopes);
 
@@ -102,6 +111,7 @@ struct AttentionOptions {
   ///
   /// Known elsewhere as cu_seqlens. Their values are checked on the CPU only: reading them would stall a GPU.
   TORCH_ARG(at::Tensor, query_offsets);
+  /// The same for the keys: see query_offsets().
   TORCH_ARG(at::Tensor, key_offsets);
 
   /// Who computes it. A backend asked for by name runs or throws. Default: kAuto, or what a BackendGuard says.

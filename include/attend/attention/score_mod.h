@@ -51,13 +51,15 @@ using Bound = std::remove_cvref_t<decltype(bound(std::declval<const Mod&>(), std
 /// How the score of a query and a key is changed before the softmax: any struct like this one, a copy of whose bytes is
 /// as good as itself.
 ///
-///   struct Tilted {
-///     float slope;
-///     template <class T>
-///     ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const {
-///       return score - slope * abs(T(at.query - at.key));
-///     }
-///   };
+/// @code
+/// struct Tilted {
+///   float slope;
+///   template <class T>
+///   ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const {
+///     return score - slope * abs(T(at.query - at.key));
+///   }
+/// };
+/// @endcode
 ///
 /// T is Real or Dual (attention/detail/dual.h): it has + - * /, comparisons, and abs exp log pow sqrt sin cos tan tanh
 /// sigmoid erf floor round max min select, written without a namespace. The derivative comes from calling the same
@@ -73,6 +75,7 @@ concept ScoreMod = std::is_trivially_copyable_v<detail::Bound<Mod>> && detail::S
 
 /// The score as it is.
 struct Unchanged {
+  /// Called by attention for each score: the changed score.
   template <class T>
   ATTEND_HOST_DEVICE T operator()(T score, Coordinate) const {
     return score;
@@ -80,10 +83,13 @@ struct Unchanged {
 };
 
 /// Keeps scores within ±limit: limit · tanh(score / limit). The limit must be positive.
+///
 /// Source: Gemma Team, "Gemma 2", 2024.
 struct Softcap {
+  /// The largest absolute value of a score; positive.
   float limit;
 
+  /// Called by attention for each score: the changed score.
   template <class T>
   ATTEND_HOST_DEVICE T operator()(T score, Coordinate) const {
     return T(limit) * tanh(score / T(limit));
@@ -93,15 +99,19 @@ struct Softcap {
 /// What then() returns: the second of what the first gives.
 template <class First, class Second>
 struct Then {
+  /// The change that comes first.
   First first;
+  /// The change that comes second.
   Second second;
 
+  /// Called by attention for each score: the changed score.
   template <class T>
   ATTEND_HOST_DEVICE T
   operator()(T score, Coordinate at) const requires detail::ChangesScore<First, T> && detail::ChangesScore<Second, T> {
     return second(T(first(score, at)), at);
   }
 
+  /// Called by attention: binds the tensors of both.
   auto bind(Binder& binder) const requires detail::Bindable<First> || detail::Bindable<Second> {
     auto bound_first = detail::bound(first, binder);
     auto bound_second = detail::bound(second, binder);
@@ -112,11 +122,14 @@ struct Then {
 /// One change of the score after the other.
 ///
 /// Example:
-///   attend::flex_attention(q, k, v, attend::then(attend::Softcap{50}, attend::Alibi(slopes)));
+/// @code
+/// attend::flex_attention(q, k, v, attend::then(attend::Softcap{50}, attend::Alibi(slopes)));
+/// @endcode
 template <class First, class Second>
 Then<First, Second> then(const First& first, const Second& second) {
   return {first, second};
 }
+/// Several changes of the score, one after the other.
 template <class First, class Second, class... Rest>
 auto then(const First& first, const Second& second, const Rest&... rest) {
   return then(then(first, second), rest...);

@@ -22,14 +22,20 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// numbers, (L) and (S), or (N, L) and (N, S) where batch entries differ; one tensor serves for both in self-attention.
 ///
 /// Where they never decrease along the keys, keys of other documents are not computed at all.
+///
 /// Throws c10::ValueError, when attention is called, for other shapes and for numbers beyond int32.
 ///
 /// Example:
-///   torch::Tensor document = torch::tensor({0, 0, 0, 1, 1}, torch::kInt);  // of each position
-///   attend::flex_attention(q, k, v, attend::Unchanged{}, attend::Document(document) & attend::Causal{});
+/// @code
+/// torch::Tensor document = torch::tensor({0, 0, 0, 1, 1}, torch::kInt);  // of each position
+/// attend::flex_attention(q, k, v, attend::Unchanged{}, attend::Document(document) & attend::Causal{});
+/// @endcode
 class Document : public detail::MaskOperators {
  public:
+  /// @param documents The document of each position, (L) or (N, L), for queries and keys alike.
   explicit Document(const at::Tensor& documents) : Document(documents, documents) {}
+  /// @param query_documents The document of each query, (L) or (N, L).
+  /// @param key_documents The document of each key, (S) or (N, S).
   Document(at::Tensor query_documents, at::Tensor key_documents)
       : query_documents_(std::move(query_documents)), key_documents_(std::move(key_documents)) {}
 
@@ -70,6 +76,7 @@ class Document : public detail::MaskOperators {
     }
   };
 
+  /// Called by attention: checks the tensors against the sizes of the call.
   View bind(Binder& binder) const {
     const AttentionSizes& sizes = binder.sizes();
     View view;
@@ -108,6 +115,7 @@ class Document : public detail::MaskOperators {
 /// Throws c10::ValueError, when attention is called, for other shapes. Lengths beyond S count as S.
 class KeyPadding : public detail::MaskOperators {
  public:
+  /// @param lengths The number of keys of each batch entry, (N).
   explicit KeyPadding(at::Tensor lengths) : lengths_(std::move(lengths)) {}
 
   struct View : detail::MaskOperators {
@@ -117,6 +125,7 @@ class KeyPadding : public detail::MaskOperators {
     ATTEND_HOST_DEVICE KeyRange keys(QueryBlock block) const { return {0, lengths.read_unchecked(block.batch)}; }
   };
 
+  /// Called by attention: checks the tensors against the sizes of the call.
   View bind(Binder& binder) const {
     TORCH_CHECK_VALUE(lengths_.defined() && lengths_.dim() == 1 && lengths_.size(0) == binder.sizes().batch_size,
                       "attend::KeyPadding: lengths must be (N), with N ", binder.sizes().batch_size, ", got ",

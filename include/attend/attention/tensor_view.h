@@ -64,7 +64,9 @@ struct OutsideRead {
 /// elsewhere the call throws c10::ValueError.
 ///
 /// Example:
-///   T bias = slopes.read<T>(at.head);
+/// @code
+/// T bias = slopes.read<T>(at.head);
+/// @endcode
 class TensorView {
  public:
   /// The value at these indices. T is what the score_mod is called with.
@@ -128,6 +130,7 @@ class TensorView {
 /// elsewhere the call throws c10::ValueError.
 class IntegerView {
  public:
+  /// The number at these indices.
   ATTEND_HOST_DEVICE std::int32_t read(std::int64_t i = 0, std::int64_t j = 0, std::int64_t k = 0,
                                        std::int64_t l = 0) const {
     const bool is_inside = shape_.has(i, j, k, l);

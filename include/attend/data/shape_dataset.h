@@ -94,6 +94,7 @@ struct ShapeDatasetOptions {
 /// The notebook's rule: a signal is filled from the left: a shape begins 0 to 9 positions after `offset`, is 3 to 9
 /// wide, a triangle or a rectangle with equal chance, and `offset` moves to 10 after its end; the first shape that does
 /// not fit ends the signal.
+///
 /// The handout's rule: two triangles and two rectangles with real centres between 5.5 and size − 5.5, heights between 1
 /// and max_height and widths between 5 and 11, drawn anew until there is a position between any two of them, and until
 /// what is averaged differs: by kind the two triangles' heights, by location the two means, by more than 4.
@@ -108,18 +109,23 @@ struct ShapeDatasetOptions {
 /// not depend on max_samples.
 ///
 /// Shapes: inputs() and targets() (max_samples, 1, size), float32, on the CPU.
-/// Throws c10::ValueError for options out of range, and if the handout's rule does not find a sample in 10,000 draws
+///
+/// @throws c10::ValueError for options out of range, and if the handout's rule does not find a sample in 10,000 draws
 /// (with a size of 40 or less, say); c10::IndexError for an index out of range.
+///
 /// Source: the notebook "Attention intuition", after F. Fleuret, Deep Learning course, handout 13.2. (The notebook's
 /// class ignores its arguments and always uses the defaults; here they count.)
 ///
 /// Example:
-///   attend::ShapeDataset data(attend::ShapeDatasetOptions().max_samples(2000).seed(7));
-///   torch::Tensor x = data.inputs();                             // (2000, 1, 100)
-///   for (const attend::DrawnShape& shape : data.shapes(3))       // of the fourth sample
-///     std::cout << shape.kind << " at " << shape.centre << '\n';
+/// @code
+/// attend::ShapeDataset data(attend::ShapeDatasetOptions().max_samples(2000).seed(7));
+/// torch::Tensor x = data.inputs();                             // (2000, 1, 100)
+/// for (const attend::DrawnShape& shape : data.shapes(3))       // of the fourth sample
+///   std::cout << shape.kind << " at " << shape.centre << '\n';
+/// @endcode
 class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, torch::data::Example<>> {
  public:
+  /// Draws all samples.
   explicit ShapeDataset(const ShapeDatasetOptions& options = {}) : options_(with_defaults(options)) {
     check();
     inputs_ = torch::empty({options_.max_samples(), 1, options_.size()}, torch::kFloat);

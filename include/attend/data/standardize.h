@@ -22,7 +22,7 @@ struct StandardizeOptions {
 
   /// The mean and the standard deviation (with N − 1) of all elements of some data, in float64.
   ///
-  /// Throws c10::ValueError if they have less than two elements. (Data that are all the same or not finite the layer
+  /// @throws c10::ValueError if they have less than two elements. (Data that are all the same or not finite the layer
   /// refuses.)
   explicit StandardizeOptions(const torch::Tensor& data) {
     TORCH_CHECK_VALUE(data.defined() && data.numel() >= 2, "attend::Standardize: data (",
@@ -43,19 +43,25 @@ struct StandardizeOptions {
 ///
 /// Both are buffers, so that they are saved, loaded and moved with the model and not trained. One pair of numbers
 /// serves all channels and positions. Buffers: `mean`, `deviation`, 0-d float32. Shapes: x of any shape → the same.
-/// Throws c10::ValueError if, in float32, mean or deviation is not finite or deviation not above 0, and if x is not on
+///
+/// @throws c10::ValueError if, in float32, mean or deviation is not finite or deviation not above 0, and if x is not on
 /// the device of the buffers, unless these are on the CPU.
 ///
 /// Example:
-///   attend::Standardize standardize(train_set.inputs());
-///   torch::Tensor y = standardize(x);                  // what the model is to see
-///   torch::Tensor back = standardize->inverse(y);      // in the units of x again
+/// @code
+/// attend::Standardize standardize(train_set.inputs());
+/// torch::Tensor y = standardize(x);                  // what the model is to see
+/// torch::Tensor back = standardize->inverse(y);      // in the units of x again
+/// @endcode
 class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
  public:
+  /// Takes mean and deviation from data (N, C, …), with default options.
   explicit StandardizeImpl(const torch::Tensor& data) : StandardizeImpl(StandardizeOptions(data)) {}
 
+  /// Mean 0 and deviation 1 until fit() or load() sets them.
   explicit StandardizeImpl(const StandardizeOptions& options_ = {}) : options(options_) { reset(); }
 
+  /// Sets mean to 0 and deviation to 1.
   void reset() override {
     const auto mean_of_data = static_cast<float>(options.mean());
     const auto deviation_of_data = static_cast<float>(options.deviation());
@@ -74,10 +80,13 @@ class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
     torch::nn::Module::load(archive);
   }
 
+  /// Writes the name and the options, as `std::cout << layer` shows them.
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::Standardize(mean=" << mean.item<double>() << ", deviation=" << deviation.item<double>() << ")";
   }
 
+  /// @param x (N, C, …)
+  /// @return (x − mean) / deviation, with the sizes of x.
   torch::Tensor forward(const torch::Tensor& x) {
     check("x", x);
     return (x - mean) / deviation;
@@ -92,8 +101,8 @@ class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
   /// The options that the layer was made with; what it computes with are the buffers, which loading changes.
   StandardizeOptions options;
 
-  /// The buffers.
-  torch::Tensor mean, deviation;
+  torch::Tensor mean,  ///< the buffer that is subtracted
+      deviation;       ///< the buffer that the difference is divided by
 
  private:
   /// Any dtype will do. Buffers on the CPU serve tensors on every device, because they have no size.

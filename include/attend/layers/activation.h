@@ -33,15 +33,25 @@ inline constexpr SiLU kSiLU;
 /// or any function from tensor to tensor.
 ///
 /// Example:
-///   attend::Activation leaky([](const torch::Tensor& x) { return torch::leaky_relu(x, 0.1); });
+/// @code
+/// attend::Activation leaky([](const torch::Tensor& x) { return torch::leaky_relu(x, 0.1); });
+/// @endcode
 class Activation {
  public:
+  /// x where x > 0, else 0: `torch::kReLU`.
   Activation(torch::enumtype::kReLU) : name_("ReLU"), function_([](const torch::Tensor& x) { return at::relu(x); }) {}
+  /// The exact GELU: `torch::kGELU`.
   Activation(torch::enumtype::kGELU) : name_("GELU"), function_([](const torch::Tensor& x) { return at::gelu(x); }) {}
+  /// GELU in its tanh form: `attend::kGELUTanh`.
   Activation(GELUTanh) : name_("GELUTanh"), function_([](const torch::Tensor& x) { return at::gelu(x, "tanh"); }) {}
+  /// x · sigmoid(x): `attend::kSiLU`.
   Activation(SiLU) : name_("SiLU"), function_([](const torch::Tensor& x) { return at::silu(x); }) {}
+  /// tanh(x): `torch::kTanh`.
   Activation(torch::enumtype::kTanh) : name_("Tanh"), function_([](const torch::Tensor& x) { return at::tanh(x); }) {}
 
+  /// Any function from tensor to tensor, or a module without parameters.
+  ///
+  /// @throws c10::ValueError for an empty function, and for a module with parameters, which would not be trained.
   template <class F>
   requires(!std::same_as<std::remove_cvref_t<F>, Activation> &&
            std::is_invocable_r_v<torch::Tensor, F&, const torch::Tensor&>) Activation(F&& function)
@@ -52,6 +62,7 @@ class Activation {
                         function->name(), ") would neither be trained nor moved; register it in a module of your own");
   }
 
+  /// The activation of every element of x.
   torch::Tensor operator()(const torch::Tensor& x) const { return function_(x); }
 
   /// Whether it is torch::kReLU.

@@ -26,8 +26,11 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// Options of ConvStack.
 ///
 /// Example:
-///   attend::ConvStackOptions(1, 64, 1).depth(5).kernel_size(5).activation(torch::kReLU)
+/// @code
+/// attend::ConvStackOptions(1, 64, 1).depth(5).kernel_size(5).activation(torch::kReLU)
+/// @endcode
 struct ConvStackOptions {
+  /// Sets the three options that have no default.
   ConvStackOptions(std::int64_t in_channels, std::int64_t hidden_channels, std::int64_t out_channels)
       : in_channels_(in_channels), hidden_channels_(hidden_channels), out_channels_(out_channels) {}
 
@@ -58,23 +61,30 @@ struct ConvStackOptions {
 ///
 /// Parameters: `0.weight`, `0.bias`, `2.weight`, `2.bias`, …: the names in a `torch.nn.Sequential` of convolutions and
 /// activations, so that its state dict fits.
+///
 /// Shapes: x (N, in_channels, L) → (N, out_channels, L). Any L ≥ 1; N may be 0. kCpu's result has its channels side by
 /// side in memory (as y.transpose(1, 2).contiguous().transpose(1, 2) has), which the next layer reads without a copy.
 /// On the CPU, float32 and bfloat16 (by autocast too) are computed by kernels of our own, a whole stack at a time if
 /// its activation is torch::kReLU: no result of theirs differs from torch's but by rounding. The rest is torch's.
+///
 /// Throws c10::ValueError, c10::TypeError if x is not 3-d or differs from the weights in channels, dtype or device, and
 /// c10::NotImplementedError with the reason if kCpu was asked for by name and cannot.
 ///
 /// Example:
-///   attend::ConvStack convolutions(attend::ConvStackOptions(1, 64, 1).depth(5));
-///   torch::Tensor y = convolutions(x);
+/// @code
+/// attend::ConvStack convolutions(attend::ConvStackOptions(1, 64, 1).depth(5));
+/// torch::Tensor y = convolutions(x);
+/// @endcode
 class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
  public:
+  /// The layer with default values of all other options.
   ConvStackImpl(std::int64_t in_channels, std::int64_t hidden_channels, std::int64_t out_channels)
       : ConvStackImpl(ConvStackOptions(in_channels, hidden_channels, out_channels)) {}
 
+  /// The layer with these options.
   explicit ConvStackImpl(const ConvStackOptions& options_) : options(options_) { reset(); }
 
+  /// Makes the convolutions anew from the options. Throws c10::ValueError for options out of range.
   void reset() override {
     detail::check_positive("attend::ConvStack", "in_channels", options.in_channels());
     detail::check_positive("attend::ConvStack", "hidden_channels", options.hidden_channels());
@@ -113,6 +123,7 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     torch::nn::Module::load(archive);
   }
 
+  /// Writes the name and the options, as `std::cout << layer` shows them.
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::ConvStack(" << options.in_channels() << ", " << options.hidden_channels() << ", "
            << options.out_channels() << ", depth=" << options.depth() << ", kernel_size=" << options.kernel_size()
@@ -120,6 +131,8 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
            << ", activation_after_last=" << options.activation_after_last() << ")";
   }
 
+  /// @param x (N, in_channels, L)
+  /// @return (N, out_channels, L)
   torch::Tensor forward(const torch::Tensor& x) {
     detail::check_signal("attend::ConvStack", x, options.in_channels(), convolutions.front()->weight);
     if (options.activation().is_relu()) {

@@ -30,8 +30,11 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// Options of MultiheadAttention: those of torch::nn::MultiheadAttentionOptions, and below them what torch has not.
 ///
 /// Example:
-///   attend::MultiheadAttentionOptions(512, 8).batch_first(true).num_kv_heads(2).is_causal(true)
+/// @code
+/// attend::MultiheadAttentionOptions(512, 8).batch_first(true).num_kv_heads(2).is_causal(true)
+/// @endcode
 struct MultiheadAttentionOptions {
+  /// Sets the two options that have no default.
   MultiheadAttentionOptions(std::int64_t embed_dim, std::int64_t num_heads)
       : embed_dim_(embed_dim), num_heads_(num_heads), kdim_(embed_dim), vdim_(embed_dim) {}
 
@@ -95,15 +98,20 @@ struct MultiheadAttentionOptions {
 /// "Attention is all you need", 2017.
 ///
 /// Example:
-///   attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(512, 8).batch_first(true).is_causal(true));
-///   auto [y, weights] = layer->forward(x, x, x, key_padding_mask, /*need_weights=*/false);
+/// @code
+/// attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(512, 8).batch_first(true).is_causal(true));
+/// auto [y, weights] = layer->forward(x, x, x, key_padding_mask, /*need_weights=*/false);
+/// @endcode
 class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImpl> {
  public:
+  /// The layer with default values of all other options.
   MultiheadAttentionImpl(std::int64_t embed_dim, std::int64_t num_heads)
       : MultiheadAttentionImpl(MultiheadAttentionOptions(embed_dim, num_heads)) {}
 
+  /// The layer with these options.
   explicit MultiheadAttentionImpl(const MultiheadAttentionOptions& options_) : options(options_) { reset(); }
 
+  /// Makes the parameters anew from the options. Throws c10::ValueError for options out of range.
   void reset() override {
     check_options();
     head_dim = options.head_dim().value_or(options.embed_dim() / options.num_heads());
@@ -162,6 +170,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     torch::nn::Module::load(archive);
   }
 
+  /// Writes the name and the options, as `std::cout << layer` shows them.
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::MultiheadAttention(" << options.embed_dim() << ", " << options.num_heads()
            << ", num_kv_heads=" << num_kv_heads() << ", head_dim=" << head_dim << ", kdim=" << options.kdim()
@@ -210,9 +219,15 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
 
   /// Whether keys and values are as wide as the query, so that one in_proj_weight holds all three projections.
   bool _qkv_same_embed_dim = false;
-  torch::Tensor in_proj_weight, in_proj_bias, bias_k, bias_v;
+  torch::Tensor in_proj_weight,  ///< the three projections, if kdim and vdim are embed_dim; otherwise undefined
+      in_proj_bias,              ///< their biases; undefined without bias
+      bias_k,                    ///< the added key; undefined without add_bias_kv
+      bias_v;                    ///< the added value; undefined without add_bias_kv
+  /// The projection of the heads' outputs.
   torch::nn::Linear out_proj{nullptr};
-  torch::Tensor q_proj_weight, k_proj_weight, v_proj_weight;
+  torch::Tensor q_proj_weight,  ///< the projection of the query, if kdim or vdim differs from embed_dim
+      k_proj_weight,            ///< that of the key
+      v_proj_weight;            ///< that of the value
   /// Width of one head.
   std::int64_t head_dim = 0;
 

@@ -23,8 +23,11 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// Options of SelfAttention1d.
 ///
 /// Example:
-///   attend::SelfAttention1dOptions(64, 64, 64).num_heads(4).scale(attend::kInverseSqrt)
+/// @code
+/// attend::SelfAttention1dOptions(64, 64, 64).num_heads(4).scale(attend::kInverseSqrt)
+/// @endcode
 struct SelfAttention1dOptions {
+  /// Sets the three options that have no default.
   SelfAttention1dOptions(std::int64_t in_channels, std::int64_t out_channels, std::int64_t key_channels)
       : in_channels_(in_channels), out_channels_(out_channels), key_channels_(key_channels) {}
 
@@ -57,15 +60,20 @@ struct SelfAttention1dOptions {
 /// in channels, dtype or device. Source: F. Fleuret, Deep Learning course, handout 13.2.
 ///
 /// Example:
-///   attend::SelfAttention1d layer(attend::SelfAttention1dOptions(64, 64, 64));
-///   torch::Tensor y = layer(x);
+/// @code
+/// attend::SelfAttention1d layer(attend::SelfAttention1dOptions(64, 64, 64));
+/// torch::Tensor y = layer(x);
+/// @endcode
 class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
  public:
+  /// The layer with default values of all other options.
   SelfAttention1dImpl(std::int64_t in_channels, std::int64_t out_channels, std::int64_t key_channels)
       : SelfAttention1dImpl(SelfAttention1dOptions(in_channels, out_channels, key_channels)) {}
 
+  /// The layer with these options.
   explicit SelfAttention1dImpl(const SelfAttention1dOptions& options_) : options(options_) { reset(); }
 
+  /// Makes the projections anew from the options. Throws c10::ValueError for options out of range.
   void reset() override {
     constexpr const char* kName = "attend::SelfAttention1d";
     detail::check_positive(kName, "in_channels", options.in_channels());
@@ -98,11 +106,14 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     torch::nn::Module::load(archive);
   }
 
+  /// Writes the name and the options, as `std::cout << layer` shows them.
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::SelfAttention1d(" << options.in_channels() << ", " << options.out_channels() << ", "
            << options.key_channels() << ", num_heads=" << options.num_heads() << ", scale=" << options.scale() << ")";
   }
 
+  /// @param x (N, in_channels, L)
+  /// @return (N, out_channels, L)
   torch::Tensor forward(const torch::Tensor& x) {
     check(x);
     const std::vector<torch::Tensor> projected = projections(x, {query, key, value});
@@ -132,7 +143,9 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
   SelfAttention1dOptions options;
 
   /// The projections; 1×1 convolutions, so that the parameters have Conv1d's shapes and start as Conv1d's do.
-  torch::nn::Conv1d query{nullptr}, key{nullptr}, value{nullptr};
+  torch::nn::Conv1d query{nullptr},  ///< to queries
+      key{nullptr},                  ///< to keys
+      value{nullptr};                ///< to values
 
  private:
   torch::nn::Conv1d projection(std::int64_t channels) const {

@@ -52,12 +52,16 @@ inline torch::Tensor binary_positions(const char* name, std::int64_t length, std
 /// Positions as binary numbers: channel c is the c-th bit of t, the least significant one first.
 ///
 /// `num_channels` is by default as few as tell all positions apart, ⌈log2 length⌉ and at least 1.
+///
 /// Returns (num_channels, length) of 0 and 1, float64 on the CPU. Throws c10::ValueError if length is below 1, or if
 /// num_channels is below 1, above 62, or too few to tell the positions apart.
+///
 /// Source: F. Fleuret, Deep Learning course, handout 13.2.
 ///
 /// Example:
-///   torch::Tensor bits = attend::binary_positions(4);  // [[0, 1, 0, 1], [0, 0, 1, 1]]
+/// @code
+/// torch::Tensor bits = attend::binary_positions(4);  // [[0, 1, 0, 1], [0, 0, 1, 1]]
+/// @endcode
 inline torch::Tensor binary_positions(std::int64_t length, std::optional<std::int64_t> num_channels = std::nullopt) {
   return detail::binary_positions("attend::binary_positions", length, num_channels);
 }
@@ -74,29 +78,37 @@ struct BinaryPositionsOptions {
 ///
 /// Without parameters. Shapes: x (N, C, L) → (N, C + num_channels, L), or (N, C, L) with kAdd, which needs C =
 /// num_channels or one bit. Any L ≥ 1 that the bits can tell apart; N may be 0.
-/// Throws c10::ValueError if x is not 3-d or too long, or has other channels than the positions with kAdd.
+///
+/// @throws c10::ValueError if x is not 3-d or too long, or has other channels than the positions with kAdd.
 ///
 /// Example:
-///   attend::BinaryPositions positions(attend::BinaryPositionsOptions().num_channels(7));
-///   torch::Tensor y = positions(x);  // (N, 1, 100) → (N, 8, 100)
+/// @code
+/// attend::BinaryPositions positions(attend::BinaryPositionsOptions().num_channels(7));
+/// torch::Tensor y = positions(x);  // (N, 1, 100) → (N, 8, 100)
+/// @endcode
 class BinaryPositionsImpl : public torch::nn::Cloneable<BinaryPositionsImpl> {
  public:
+  /// The layer with these options.
   explicit BinaryPositionsImpl(const BinaryPositionsOptions& options_ = {}) : options(options_) { reset(); }
 
+  /// Checks the options.
   void reset() override { detail::check_bits("attend::BinaryPositions", options.num_channels().value_or(1)); }
 
-  /// Throws c10::ValueError if the archive has parameters: it was saved by another layer.
+  /// @throws c10::ValueError if the archive has parameters: it was saved by another layer.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::BinaryPositions", *this, archive);
     torch::nn::Module::load(archive);
   }
 
+  /// Writes the name and the options, as `std::cout << layer` shows them.
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::BinaryPositions(";
     if (options.num_channels()) stream << "num_channels=" << *options.num_channels() << ", ";
     stream << "combine=" << options.combine() << ")";
   }
 
+  /// @param x (N, C, L)
+  /// @return (N, C + num_channels, L), or (N, C, L) with kAdd
   torch::Tensor forward(const torch::Tensor& x) {
     const char* const kName = "attend::BinaryPositions";
     detail::check_signal_for_positions(kName, x);

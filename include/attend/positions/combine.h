@@ -13,6 +13,7 @@ enum class Combine {
   kAdd,          ///< to the signal's channels, which must be as many, unless the positions have only one
 };
 
+/// Writes the name, for example "kAdd".
 inline std::ostream& operator<<(std::ostream& stream, Combine combine) {
   return stream << (combine == Combine::kConcatenate ? "kConcatenate" : "kAdd");
 }

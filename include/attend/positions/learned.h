@@ -21,10 +21,12 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// The first `length` positions of a table (num_channels, max_length) that is learned: (num_channels, length), a view.
 ///
-/// Throws c10::ValueError if the table is not 2-d, or length is below 1 or above max_length.
+/// @throws c10::ValueError if the table is not 2-d, or length is below 1 or above max_length.
 ///
 /// Example:
-///   torch::Tensor positions = attend::learned_positions(table, 100);
+/// @code
+/// torch::Tensor positions = attend::learned_positions(table, 100);
+/// @endcode
 inline torch::Tensor learned_positions(const torch::Tensor& table, std::int64_t length) {
   const char* const kName = "attend::learned_positions";
   TORCH_CHECK_VALUE(table.defined(), kName, ": table must be 2-d (num_channels, max_length), got an undefined one");
@@ -38,8 +40,11 @@ inline torch::Tensor learned_positions(const torch::Tensor& table, std::int64_t 
 /// Options of LearnedPositions.
 ///
 /// Example:
-///   attend::LearnedPositionsOptions(64, 512).combine(attend::Combine::kConcatenate)
+/// @code
+/// attend::LearnedPositionsOptions(64, 512).combine(attend::Combine::kConcatenate)
+/// @endcode
 struct LearnedPositionsOptions {
+  /// Sets the two options that have no default.
   LearnedPositionsOptions(std::int64_t num_channels, std::int64_t max_length)
       : num_channels_(num_channels), max_length_(max_length) {}
 
@@ -54,22 +59,30 @@ struct LearnedPositionsOptions {
 /// Adds to each position of a signal numbers that are learned, or puts them beside its channels.
 ///
 /// Parameter: `weight` (num_channels, max_length), at first normal with standard deviation 0.02, as in BERT and GPT-2.
+///
 /// Shapes: x (N, C, L) → (N, C, L), which needs C = num_channels, or one channel for all; or (N, C + num_channels, L)
 /// with kConcatenate. Any L from 1 to max_length; N may be 0.
+///
 /// Differs from torch.nn.Embedding: channels first, as signals are, and no indices.
+///
 /// Throws c10::ValueError, c10::TypeError for options out of range, if x is not 3-d, longer than max_length, or of
 /// another dtype or device than the weight, or has other channels with kAdd.
 ///
 /// Example:
-///   attend::LearnedPositions positions(attend::LearnedPositionsOptions(64, 100));
-///   torch::Tensor y = positions(x);  // (N, 64, L) → (N, 64, L)
+/// @code
+/// attend::LearnedPositions positions(attend::LearnedPositionsOptions(64, 100));
+/// torch::Tensor y = positions(x);  // (N, 64, L) → (N, 64, L)
+/// @endcode
 class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
  public:
+  /// The layer with default values of all other options.
   LearnedPositionsImpl(std::int64_t num_channels, std::int64_t max_length)
       : LearnedPositionsImpl(LearnedPositionsOptions(num_channels, max_length)) {}
 
+  /// The layer with these options.
   explicit LearnedPositionsImpl(const LearnedPositionsOptions& options_) : options(options_) { reset(); }
 
+  /// Makes the weight anew from the options. Throws c10::ValueError for options out of range.
   void reset() override {
     detail::check_positive("attend::LearnedPositions", "num_channels", options.num_channels());
     detail::check_positive("attend::LearnedPositions", "max_length", options.max_length());
@@ -87,11 +100,14 @@ class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
     torch::nn::Module::load(archive);
   }
 
+  /// Writes the name and the options, as `std::cout << layer` shows them.
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::LearnedPositions(" << options.num_channels() << ", " << options.max_length()
            << ", combine=" << options.combine() << ")";
   }
 
+  /// @param x (N, C, L)
+  /// @return (N, C, L), or (N, C + num_channels, L) with kConcatenate
   torch::Tensor forward(const torch::Tensor& x) {
     const char* const kName = "attend::LearnedPositions";
     detail::check_signal_for_positions(kName, x);

@@ -24,7 +24,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// Returns (1, length), float64 on the CPU. Throws c10::ValueError if length is below 1.
 ///
 /// Example:
-///   torch::Tensor ramp = attend::linear_positions(4);  // [[0, 0.25, 0.5, 0.75]]
+/// @code
+/// torch::Tensor ramp = attend::linear_positions(4);  // [[0, 0.25, 0.5, 0.75]]
+/// @endcode
 inline torch::Tensor linear_positions(std::int64_t length) {
   detail::check_positive("attend::linear_positions", "length", length);
   return (at::arange(length, torch::kDouble) / static_cast<double>(length)).unsqueeze(0);  // (1, length)
@@ -39,27 +41,35 @@ struct LinearPositionsOptions {
 /// Gives a signal the channel of linear_positions().
 ///
 /// Without parameters. Shapes: x (N, C, L) → (N, C + 1, L), or (N, C, L) with kAdd. Any L ≥ 1; N may be 0.
-/// Throws c10::ValueError if x is not 3-d.
+///
+/// @throws c10::ValueError if x is not 3-d.
 ///
 /// Example:
-///   attend::LinearPositions positions;
-///   torch::Tensor y = positions(x);
+/// @code
+/// attend::LinearPositions positions;
+/// torch::Tensor y = positions(x);
+/// @endcode
 class LinearPositionsImpl : public torch::nn::Cloneable<LinearPositionsImpl> {
  public:
+  /// The layer with these options.
   explicit LinearPositionsImpl(const LinearPositionsOptions& options_ = {}) : options(options_) {}
 
+  /// Does nothing: the layer has no parameters.
   void reset() override {}
 
-  /// Throws c10::ValueError if the archive has parameters: it was saved by another layer.
+  /// @throws c10::ValueError if the archive has parameters: it was saved by another layer.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::LinearPositions", *this, archive);
     torch::nn::Module::load(archive);
   }
 
+  /// Writes the name and the options, as `std::cout << layer` shows them.
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::LinearPositions(combine=" << options.combine() << ")";
   }
 
+  /// @param x (N, C, L)
+  /// @return (N, C + 1, L), or (N, C, L) with kAdd
   torch::Tensor forward(const torch::Tensor& x) {
     detail::check_signal_for_positions("attend::LinearPositions", x);
     const std::int64_t length = x.size(2);

@@ -25,8 +25,11 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// Options of sinusoidal_positions() and SinusoidalPositions.
 ///
 /// Example:
-///   attend::SinusoidalPositionsOptions(64).base(1000).sine_first(true)
+/// @code
+/// attend::SinusoidalPositionsOptions(64).base(1000).sine_first(true)
+/// @endcode
 struct SinusoidalPositionsOptions {
+  /// Sets the option that has no default.
   explicit SinusoidalPositionsOptions(std::int64_t num_channels) : num_channels_(num_channels) {}
 
   /// How many channels, odd or even.
@@ -53,13 +56,18 @@ inline void check_sinusoidal(const char* name, const SinusoidalPositionsOptions&
 /// Positions as waves: channel 2i is cos(t · f_i) and channel 2i + 1 is sin(t · f_i), with f_i = base^(−2i / channels).
 ///
 /// With an odd number of channels the last cosine has no sine.
+///
 /// Returns (num_channels, length), float64 on the CPU. Throws c10::ValueError if length or num_channels is below 1, or
 /// base is not above 0 and finite.
+///
 /// Differs from the paper in that the cosine comes first; see sine_first. The notebooks' min_freq is 1/base.
+///
 /// Source: A. Vaswani et al., "Attention is all you need", 2017, section 3.5.
 ///
 /// Example:
-///   torch::Tensor waves = attend::sinusoidal_positions(100, attend::SinusoidalPositionsOptions(64));  // (64, 100)
+/// @code
+/// torch::Tensor waves = attend::sinusoidal_positions(100, attend::SinusoidalPositionsOptions(64));  // (64, 100)
+/// @endcode
 inline torch::Tensor sinusoidal_positions(std::int64_t length, const SinusoidalPositionsOptions& options) {
   detail::check_positive("attend::sinusoidal_positions", "length", length);
   detail::check_sinusoidal("attend::sinusoidal_positions", options);
@@ -78,28 +86,36 @@ inline torch::Tensor sinusoidal_positions(std::int64_t length, const SinusoidalP
 /// is not 3-d, or has other channels than the positions with kAdd.
 ///
 /// Example:
-///   attend::SinusoidalPositions positions(attend::SinusoidalPositionsOptions(64));
-///   torch::Tensor y = positions(x);  // (N, 64, L) → (N, 64, L)
+/// @code
+/// attend::SinusoidalPositions positions(attend::SinusoidalPositionsOptions(64));
+/// torch::Tensor y = positions(x);  // (N, 64, L) → (N, 64, L)
+/// @endcode
 class SinusoidalPositionsImpl : public torch::nn::Cloneable<SinusoidalPositionsImpl> {
  public:
+  /// The layer with default values of all other options.
   explicit SinusoidalPositionsImpl(std::int64_t num_channels)
       : SinusoidalPositionsImpl(SinusoidalPositionsOptions(num_channels)) {}
 
+  /// The layer with these options.
   explicit SinusoidalPositionsImpl(const SinusoidalPositionsOptions& options_) : options(options_) { reset(); }
 
+  /// Checks the options.
   void reset() override { detail::check_sinusoidal("attend::SinusoidalPositions", options); }
 
-  /// Throws c10::ValueError if the archive has parameters: it was saved by another layer.
+  /// @throws c10::ValueError if the archive has parameters: it was saved by another layer.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::SinusoidalPositions", *this, archive);
     torch::nn::Module::load(archive);
   }
 
+  /// Writes the name and the options, as `std::cout << layer` shows them.
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::SinusoidalPositions(" << options.num_channels() << ", base=" << options.base() << std::boolalpha
            << ", sine_first=" << options.sine_first() << ", combine=" << options.combine() << ")";
   }
 
+  /// @param x (N, C, L)
+  /// @return (N, C, L), or (N, C + num_channels, L) with kConcatenate
   torch::Tensor forward(const torch::Tensor& x) {
     detail::check_signal_for_positions("attend::SinusoidalPositions", x);
     const torch::Tensor waves = table_.get(

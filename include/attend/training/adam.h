@@ -52,13 +52,17 @@ struct AdamWTraits {
 /// tensors on the parameters' device, so that a step can be captured in a CUDA graph. The rate may be changed between
 /// steps by `options().set_lr(rate)`, as schedulers do, or by `AdamOptions::lr(rate)`, which replays of a captured step
 /// see after before_replay() (Trainer calls it). They do not see other options that change after the capture.
+///
 /// Throws c10::Error for options out of range, c10::NotImplementedError for a sparse gradient or a parameter that is a
 /// view with gaps, c10::ValueError for a parameter that has left the device of its state, and for a step if all
 /// parameters are frozen and have no gradient.
+///
 /// Source: D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015.
 ///
 /// Example:
-///   attend::Adam optimizer(model->parameters(), torch::optim::AdamOptions(1e-3));
+/// @code
+/// attend::Adam optimizer(model->parameters(), torch::optim::AdamOptions(1e-3));
+/// @endcode
 class Adam : public detail::FusedAdam<detail::AdamTraits> {
  public:
   using FusedAdam::FusedAdam;
@@ -70,10 +74,13 @@ class Adam : public detail::FusedAdam<detail::AdamTraits> {
 /// torch.
 ///
 /// Differs from torch::optim::AdamW, and throws, as attend::Adam does.
+///
 /// Source: I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", 2019.
 ///
 /// Example:
-///   attend::AdamW optimizer(model->parameters(), torch::optim::AdamWOptions(1e-3).weight_decay(0.1));
+/// @code
+/// attend::AdamW optimizer(model->parameters(), torch::optim::AdamWOptions(1e-3).weight_decay(0.1));
+/// @endcode
 class AdamW : public detail::FusedAdam<detail::AdamWTraits> {
  public:
   using FusedAdam::FusedAdam;

@@ -124,7 +124,7 @@ class CudaGraphs : public StepCapture {
     return std::nullopt;
   }
 
-  /// Throws c10::ValueError where why_not() has a reason.
+  /// @throws c10::ValueError where why_not() has a reason.
   std::shared_ptr<void> enter(c10::Device device) override {
     const std::optional<std::string> reason = why_not(device);
     TORCH_CHECK_VALUE(!reason, "attend::CudaGraphs: device (", device, ") must be one that can capture, but ", *reason);
@@ -133,7 +133,7 @@ class CudaGraphs : public StepCapture {
     return std::make_shared<detail::SideStream>(stream->second);
   }
 
-  /// Throws c10::ValueError without a CUDA device; for the rest see StepCapture.
+  /// @throws c10::ValueError without a CUDA device; for the rest see StepCapture.
   Recording capture(const std::function<void()>& body) override {
     TORCH_CHECK_VALUE(torch::cuda::device_count() > 0, "attend::CudaGraphs: this machine must have a CUDA device");
     c10::cuda::device_synchronize();
@@ -169,7 +169,9 @@ class CudaGraphs : public StepCapture {
 /// For TrainerOptions::capture.
 ///
 /// Example:
-///   attend::Trainer trainer(model, attend::TrainerOptions().device(torch::kCUDA).capture(attend::cuda_graphs()));
+/// @code
+/// attend::Trainer trainer(model, attend::TrainerOptions().device(torch::kCUDA).capture(attend::cuda_graphs()));
+/// @endcode
 inline std::shared_ptr<CudaGraphs> cuda_graphs() { return std::make_shared<CudaGraphs>(); }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -15,16 +15,20 @@ struct EpochRecord {
   double validation_loss = kUnknown;  ///< after the epoch; NaN without a validation set
   double seconds = kUnknown;          ///< that the epoch took, validation included
 
+  /// NaN: not measured.
   static constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 };
 
 /// What a fit recorded: one entry an epoch.
 ///
 /// Example:
-///   attend::History history = trainer.fit(train_set, validation_set);
-///   double last = history.validation_loss().back();
+/// @code
+/// attend::History history = trainer.fit(train_set, validation_set);
+/// double last = history.validation_loss().back();
+/// @endcode
 class History {
  public:
+  /// Appends an epoch.
   void add(const EpochRecord& record) { epochs_.push_back(record); }
 
   /// The records themselves.

@@ -43,12 +43,15 @@ torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, con
 /// Only forward and loss run under autocast; backward follows the dtypes that they used, as PyTorch advises.
 ///
 /// Model: `model->forward(inputs)` gives the outputs. Loss: `loss(outputs, targets)` gives a 0-d tensor.
-/// Throws c10::ValueError for a loss that is not 0-d, and for one that no gradient can be taken of, with the reason:
+///
+/// @throws c10::ValueError for a loss that is not 0-d, and for one that no gradient can be taken of, with the reason:
 /// NoGradGuard or InferenceMode, frozen parameters, or a loss that does not depend on a parameter.
 ///
 /// Example:
-///   attend::TrainingStep step(model, attend::MeanSquaredError(), optimizer);
-///   torch::Tensor loss = step(inputs, targets);
+/// @code
+/// attend::TrainingStep step(model, attend::MeanSquaredError(), optimizer);
+/// torch::Tensor loss = step(inputs, targets);
+/// @endcode
 template <class Model, class Loss>
 class TrainingStep {
  public:
@@ -66,6 +69,7 @@ class TrainingStep {
   }
 
   /// Adds the gradient of weight · loss to the gradients that are there, for updates that several batches share.
+  ///
   /// Returns the loss itself, detached.
   ///
   /// weight: 0-d, on the loss's device; a tensor, so that the call reads no number from the host.
@@ -81,6 +85,11 @@ class TrainingStep {
   /// Moves the parameters by their gradients.
   void update() { optimizer_->step(); }
 
+  /// backward() and update().
+  ///
+  /// @param inputs The inputs of the model, on its device.
+  /// @param targets What the loss compares the outputs with.
+  /// @return The loss before the update, detached: a 0-d tensor.
   torch::Tensor operator()(const torch::Tensor& inputs, const torch::Tensor& targets) {
     torch::Tensor loss = backward(inputs, targets);
     update();

@@ -23,7 +23,9 @@ class StepCapture {
  public:
   /// `replay` does what was recorded, on the current stream; it is empty if nothing could be, and `error` says why.
   struct Recording {
+    /// Does what was recorded; empty if nothing could be recorded.
     std::function<void()> replay = {};
+    /// Why nothing could be recorded; otherwise empty.
     std::string error = {};
   };
 

@@ -42,6 +42,10 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// The mean of the squared differences, Trainer's default loss.
 struct MeanSquaredError {
+  /// @param outputs What the model gave, of any shape.
+  /// @param targets What it should have given, of the same shape.
+  /// @return The mean: a 0-d tensor.
+  /// @throws c10::ValueError if the shapes differ.
   torch::Tensor operator()(const torch::Tensor& outputs, const torch::Tensor& targets) const {
     TORCH_CHECK_VALUE(outputs.sizes() == targets.sizes(), "attend::MeanSquaredError: outputs ", outputs.sizes(),
                       " must have the sizes of targets ", targets.sizes());
@@ -51,6 +55,7 @@ struct MeanSquaredError {
 
 /// Makes attend::Adam, Trainer's default optimizer.
 struct MakeAdam {
+  /// attend::Adam with this learning rate and default options.
   Adam operator()(std::vector<torch::Tensor> parameters, double learning_rate) const {
     return Adam(std::move(parameters), torch::optim::AdamOptions(learning_rate));
   }
@@ -65,31 +70,48 @@ struct MakeAdam {
 ///
 /// Model: a module holder, a torch::nn::Sequential or a shared_ptr of a module, with `forward(inputs)`. It is shared,
 /// not copied.
+///
 /// Loss: `loss(outputs, targets)` gives a 0-d tensor, the mean over the batch. Default: MeanSquaredError.
+///
 /// MakeOptimizer: `make(parameters, learning_rate)` gives a torch::optim::Optimizer. Default: MakeAdam. It cannot be
 /// LBFGS, whose step needs a closure.
+///
 /// Data: anything with inputs() and targets(), samples first, which then live on the device as a whole; or a
 /// torch::data dataset of known size, not const, whose batches are fetched one by one.
+///
 /// Batches of such tensors are written to the same memory again and again: what keeps a batch must copy it.
+///
 /// Callbacks: objects with some of the hooks on_fit_begin, on_epoch_begin, on_before_step (between gradients and
 /// update), on_batch_end, on_epoch_end, on_fit_end, each taking TrainingState& and returning nothing or a bool. True
 /// ends the fit: a batch that has begun is finished, and so is the epoch, with its figures so far and on_epoch_end; an
 /// epoch without a batch (after on_fit_begin or on_epoch_begin) is not recorded and has no on_epoch_end; on_fit_end
 /// always runs. A callback that is passed as an lvalue keeps its state.
+///
 /// With accumulation_steps, TrainingState counts batches as ever, on_batch_end follows every batch, and on_before_step
 /// comes once an update, in its last batch; a fit that is to end finishes the update that has begun.
+///
 /// Modes: fit() puts the model in training mode once, before on_fit_begin, where a callback may freeze parts, and
 /// leaves it so. Validation and evaluate() give each submodule the mode back that it had.
-/// Throws c10::ValueError for options, data or a loss out of range, for a device that is not there, for a fit under
+///
+/// @throws c10::ValueError for options, data or a loss out of range, for a device that is not there, for a fit under
 /// NoGradGuard or InferenceMode, and if all parameters are frozen after on_fit_begin. What a model, a
 /// loss or a callback throws passes through; the model keeps what it has learnt, and history() what was recorded.
 ///
 /// Example:
-///   attend::Trainer trainer(model, attend::TrainerOptions().epochs(50));
-///   attend::History history = trainer.fit(train_set, validation_set, attend::ProgressBar());
+/// @code
+/// attend::Trainer trainer(model, attend::TrainerOptions().epochs(50));
+/// attend::History history = trainer.fit(train_set, validation_set, attend::ProgressBar());
+/// @endcode
 template <class Model, class Loss = MeanSquaredError, class MakeOptimizer = MakeAdam>
 class Trainer {
  public:
+  /// Moves the model to `options.device()` and makes the optimizer.
+  ///
+  /// @param model A module holder or shared_ptr of a module.
+  /// @param options Epochs, batch size, device and the rest.
+  /// @param loss `loss(outputs, targets)` gives a 0-d tensor.
+  /// @param make_optimizer `make_optimizer(parameters, learning_rate)` gives a torch::optim::Optimizer.
+  /// @throws c10::ValueError for options out of range, a device that is not there, and a model without parameters.
   explicit Trainer(Model model, const TrainerOptions& options = {}, Loss loss = {}, MakeOptimizer make_optimizer = {})
       : options_(detail::checked(options)),
         model_(std::move(model)),
@@ -116,7 +138,8 @@ class Trainer {
   /// Goes on where a trainer of an earlier run ended: its history counts as recorded here, so that epochs, and with
   /// them the orders of the batches, count on. Model and optimizer are as the caller loads them, with torch::load and
   /// the device named there; what draws from torch's generator, as dropout does, draws other numbers.
-  /// Throws c10::ValueError if this trainer has recorded epochs of its own.
+  ///
+  /// @throws c10::ValueError if this trainer has recorded epochs of its own.
   void resume(const History& history) {
     TORCH_CHECK_VALUE(history_.epochs().empty(),
                       "attend::Trainer: resume() needs a trainer without recorded epochs; this "
@@ -138,6 +161,7 @@ class Trainer {
   /// What all fits of this trainer recorded so far.
   const History& history() const { return history_; }
 
+  /// The options that the trainer was made with.
   const TrainerOptions& options() const { return options_; }
 
   /// How the steps of the last fit ran, or how those of the first will as far as that is known: dtypes, whether they
@@ -154,8 +178,10 @@ class Trainer {
     return text + "; " + how_;
   }
 
+  /// The model, which is shared and not copied.
   Model& model() { return model_; }
 
+  /// The optimizer.
   torch::optim::Optimizer& optimizer() { return *optimizer_; }
 
  private:

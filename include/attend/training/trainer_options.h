@@ -21,7 +21,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// Options of Trainer.
 ///
 /// Example:
-///   attend::TrainerOptions().epochs(50).batch_size(32).learning_rate(1e-3).device(torch::kCPU).seed(7)
+/// @code
+/// attend::TrainerOptions().epochs(50).batch_size(32).learning_rate(1e-3).device(torch::kCPU).seed(7)
+/// @endcode
 struct TrainerOptions {
   /// How many epochs one fit() trains. Default: 10.
   TORCH_ARG(std::int64_t, epochs) = 10;

@@ -17,13 +17,17 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// Where a fit stands: what every hook of a callback is given.
 ///
 /// Example, a callback that halves the learning rate every ten epochs:
-///   struct HalveRate {
-///     void on_epoch_end(attend::TrainingState& state) {
-///       if (state.epoch % 10 == 9) state.set_learning_rate(state.learning_rate() / 2);
-///     }
-///   };
+/// @code
+/// struct HalveRate {
+///   void on_epoch_end(attend::TrainingState& state) {
+///     if (state.epoch % 10 == 9) state.set_learning_rate(state.learning_rate() / 2);
+///   }
+/// };
+/// @endcode
 struct TrainingState {
+  /// The model that is trained.
   torch::nn::Module& model;
+  /// The optimizer, whose learning rate may be changed.
   torch::optim::Optimizer& optimizer;
   const History& history;  ///< the epochs that are over, this one included in on_epoch_end
 

@@ -22,11 +22,14 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// Columns: epoch (from 0), train_loss, last_batch_loss, validation_loss (nan without a validation set), learning_rate,
 /// seconds.
+///
 /// Throws c10::ValueError if the file cannot be opened: when the log is made, so before any training; c10::Error if a
 /// line cannot be written.
 ///
 /// Example:
-///   trainer.fit(train_set, validation_set, attend::CsvLog("history.csv"));
+/// @code
+/// trainer.fit(train_set, validation_set, attend::CsvLog("history.csv"));
+/// @endcode
 class CsvLog {
  public:
   /// Opens the file and replaces what is in it.
@@ -38,6 +41,7 @@ class CsvLog {
     check_written();
   }
 
+  /// Writes the line of the epoch that is over.
   void on_epoch_end(TrainingState& state) {
     const EpochRecord& record = state.history.epochs().back();
     file_ << state.epoch;

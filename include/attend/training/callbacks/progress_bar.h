@@ -28,7 +28,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// time left is that of the whole fit.
 ///
 /// Example:
-///   trainer.fit(train_set, validation_set, attend::ProgressBar());
+/// @code
+/// trainer.fit(train_set, validation_set, attend::ProgressBar());
+/// @endcode
 class ProgressBar {
  public:
   /// To the standard error stream; with a bar if that is a terminal.
@@ -37,11 +39,13 @@ class ProgressBar {
   /// To any stream, with or without the bar. The stream must outlive the callback.
   ProgressBar(std::ostream& stream, bool with_bar) : stream_(&stream), with_bar_(with_bar) {}
 
+  /// Starts the clock of the fit.
   void on_fit_begin(TrainingState& state) {
     first_epoch_ = state.epoch;
     last_drawn_ = 0.0;
   }
 
+  /// Draws the bar, at most five times a second.
   void on_batch_end(TrainingState& state) {
     if (!with_bar_ || state.seconds - last_drawn_ < kSecondsBetweenDraws) return;
     last_drawn_ = state.seconds;
@@ -59,6 +63,7 @@ class ProgressBar {
             clock(state.seconds / epochs_done * epochs_left) + " left");
   }
 
+  /// Writes the line of the epoch that is over.
   void on_epoch_end(TrainingState& state) {
     const EpochRecord& record = state.history.epochs().back();
     std::string line = title(state) + "  loss " + number(record.train_loss);

@@ -17,9 +17,11 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// restores what was there before. One object at a time. For POSIX systems only, as a second signal needs sigaction.
 ///
 /// Example:
-///   attend::StopOnInterrupt interrupt;
-///   trainer.fit(train_set, interrupt);
-///   if (interrupt.happened()) std::cerr << "stopped early\n";
+/// @code
+/// attend::StopOnInterrupt interrupt;
+/// trainer.fit(train_set, interrupt);
+/// if (interrupt.happened()) std::cerr << "stopped early\n";
+/// @endcode
 class StopOnInterrupt {
  public:
   StopOnInterrupt() {
@@ -44,6 +46,7 @@ class StopOnInterrupt {
   /// Whether a signal came.
   bool happened() const { return signal_received_ != 0; }
 
+  /// Returns true, which ends the fit, after a signal.
   bool on_batch_end(TrainingState&) { return happened(); }
 
   /// For a signal that came after the last batch, in validation.

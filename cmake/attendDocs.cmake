@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+#
+# The target `docs`: the guides and the API reference, as one folder of HTML. Needs no LibTorch. Debian and Ubuntu have
+# what it needs as the packages doxygen and doxygen-awesome-css.
+
+find_program(ATTEND_DOXYGEN doxygen)
+find_path(ATTEND_DOCS_THEME doxygen-awesome.css PATH_SUFFIXES share/doxygen-awesome-css)
+mark_as_advanced(ATTEND_DOXYGEN ATTEND_DOCS_THEME)
+if(NOT ATTEND_DOXYGEN)
+  message(FATAL_ERROR
+    "attend: the documentation needs doxygen. Install the package doxygen, or name the program by "
+    "-DATTEND_DOXYGEN=<path>.")
+endif()
+if(NOT ATTEND_DOCS_THEME)
+  message(FATAL_ERROR
+    "attend: the documentation needs the theme Doxygen Awesome. Install the package doxygen-awesome-css, or name the "
+    "folder of doxygen-awesome.css by -DATTEND_DOCS_THEME=<folder>.")
+endif()
+
+set(ATTEND_DOCS_FOLDER "${PROJECT_BINARY_DIR}")
+
+# The public headers: all but the folders detail/, cpu/ and convolution/.
+file(GLOB_RECURSE inputs RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS include/*.h)
+list(FILTER inputs EXCLUDE REGEX "/(detail|cpu|convolution)/")
+file(GLOB pages RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS docs/*.md docs/doxygen/*.dox)
+list(APPEND inputs ${pages})
+set(ATTEND_DOCS_INPUT "${inputs}")
+list(JOIN ATTEND_DOCS_INPUT " " ATTEND_DOCS_INPUT)
+
+# Doxygen's own header of a page, with the theme's two scripts.
+file(MAKE_DIRECTORY "${PROJECT_BINARY_DIR}/template") # where doxygen finds no Doxyfile to read
+set(ATTEND_DOCS_HEADER "${PROJECT_BINARY_DIR}/template/header.html")
+execute_process(
+  COMMAND "${ATTEND_DOXYGEN}" -w html header.html footer.html style.css
+  WORKING_DIRECTORY "${PROJECT_BINARY_DIR}/template"
+  OUTPUT_QUIET
+  COMMAND_ERROR_IS_FATAL ANY)
+file(READ "${ATTEND_DOCS_HEADER}" header)
+file(READ docs/doxygen/scripts.html scripts)
+string(REPLACE "</head>" "${scripts}</head>" header "${header}")
+file(WRITE "${ATTEND_DOCS_HEADER}" "${header}")
+
+configure_file(docs/doxygen/Doxyfile.in Doxyfile @ONLY)
+add_custom_target(docs
+  COMMAND "${CMAKE_COMMAND}" -E rm -rf "${ATTEND_DOCS_FOLDER}/html" # pages that are there no more
+  COMMAND "${ATTEND_DOXYGEN}" "${PROJECT_BINARY_DIR}/Doxyfile"
+  COMMAND "${CMAKE_COMMAND}" -E echo "The documentation: ${ATTEND_DOCS_FOLDER}/html/index.html"
+  WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
+  VERBATIM)

@@ -1,0 +1,13 @@
+# What Doxygen gets to see of a header.
+
+# The inline namespace with the version is left out of every name.
+s/namespace attend::inline ATTEND_VERSION_NAMESPACE/namespace attend/
+
+# TORCH_ARG(T, name) = default: the setter, which returns the options. The comment above it names the default.
+s/^( *)TORCH_ARG\((.+), ([a-z_0-9]+)\).*;/\1auto\& \3(\2 value);/
+
+# TORCH_MODULE(Name): a class of its own, documented as NameImpl is.
+s/^TORCH_MODULE\((.+)\);/\/** A handle of attend::\1Impl, which has the member functions: call them by `->`. @copydetails attend::\1Impl *\/\nclass \1 : public torch::nn::ModuleHolder<\1Impl> {};/
+
+# A macro of torch for AnyModule, which adds nothing to call.
+/FORWARD_HAS_DEFAULT_ARGS\(/,/\)\}\)$/d

@@ -1,0 +1,16 @@
+# What Doxygen gets to see of a page.
+
+# Doxygen wants inline code on one line: a line with an odd number of backticks takes the next one in.
+/^ *```/!{
+  :join
+  /^[^`]*`([^`]*`[^`]*`)*[^`]*$/{
+    $!{
+      N
+      s/\n/ /
+      b join
+    }
+  }
+}
+
+# A link to a file that is not on the site becomes the name of the file.
+s/(^|[^!])\[([^]]+)\]\(\.\.\/([^)]+)\)/\1\2 (`\3`)/g
