@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT
+
+// The C++ of docs/getting_started.md, as it is there (readme_test.py compares), and that it does what the page says.
+
+#include <attend/layers/multihead_attention.h>
+
+#include <doctest/doctest.h>
+#include <torch/types.h>
+
+// clang-format off: the lines are the page's
+
+#define main getting_started_main
+#include <attend/attend.h>
+
+#include <iostream>
+
+int main() {
+  torch::Tensor q = torch::randn({2, 8, 128, 64});  // (N, H, L, D)
+  torch::Tensor k = torch::randn({2, 8, 128, 64});  // (N, H, S, D)
+  torch::Tensor v = torch::randn({2, 8, 128, 64});  // (N, H, S, Dv)
+  torch::Tensor y = attend::attention(q, k, v, attend::AttentionOptions().is_causal(true));
+  std::cout << y.sizes() << '\n';                 // [2, 8, 128, 64]
+  std::cout << attend::explain(q, k, v) << '\n';  // the backend, for example: kCpu; kCpu: AVX-512
+  return 0;
+}
+#undef main
+
+TEST_CASE("docs/getting_started.md: the program and the layer") {
+  CHECK(getting_started_main() == 0);
+  attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(256, 8).batch_first(true).is_causal(true));
+  torch::Tensor x = torch::randn({4, 100, 256});  // (N, L, E)
+  auto [y, weights] = layer(x, x, x, /*key_padding_mask=*/torch::Tensor(), /*need_weights=*/false);
+
+  CHECK(y.sizes() == x.sizes());
+  CHECK(!weights.defined());
+}
+
+// clang-format on

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+
+// The C++ of docs/positions.md, as it is there (readme_test.py compares), and that it does what the page says.
+
+#include <attend/attend.h>
+
+#include <doctest/doctest.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/types.h>
+
+// clang-format off: the lines are the page's
+
+TEST_CASE("docs/positions.md: layers, functions and scores") {
+  torch::Tensor x = torch::randn({8, 1, 100});  // (N, C, L)
+  torch::nn::Sequential front(attend::BinaryPositions(), attend::ConvStack(8, 64, 64));
+  torch::Tensor y = front->forward(x);  // (8, 64, 100): 1 channel and 7 bits became 64 channels
+
+  CHECK(y.sizes() == torch::IntArrayRef({8, 64, 100}));
+  attend::SinusoidalPositions waves(attend::SinusoidalPositionsOptions(64).sine_first(true));  // as in the paper
+  attend::LearnedPositions learned(attend::LearnedPositionsOptions(64, /*max_length=*/512));
+  torch::Tensor z = learned(waves(y));  // (8, 64, 100)
+
+  CHECK(z.sizes() == torch::IntArrayRef({8, 64, 100}));
+  torch::Tensor bits = attend::binary_positions(100);                                               // (7, 100)
+  torch::Tensor table = attend::sinusoidal_positions(100, attend::SinusoidalPositionsOptions(64));  // (64, 100)
+
+  CHECK(bits.sizes() == torch::IntArrayRef({7, 100}));
+  torch::Tensor tokens = torch::randn({8, 100, 64});
+  torch::Tensor placed = tokens + table.mT().to(tokens.dtype());
+
+  CHECK(placed.sizes() == tokens.sizes());
+
+  const torch::Tensor q = torch::randn({1, 8, 5, 8}), k = torch::randn({1, 8, 5, 8}), v = torch::randn({1, 8, 5, 8});
+  torch::Tensor bias = torch::zeros({8, 2 * 16 + 1}).requires_grad_();  // (H, 2M + 1), M = 16
+  torch::Tensor output = attend::flex_attention(q, k, v, attend::RelativeBias(bias));
+
+  output.sum().backward();
+  CHECK(bias.grad().defined());
+}
+
+// clang-format on
