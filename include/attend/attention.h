@@ -93,34 +93,39 @@ inline Explanation explain(const Problem& problem, Backend asked_for) {
 
 }  // namespace detail
 
-/// Attention: each query's output is an average of the values, weighted by how well it matches each key.
+/// Attention: each query's output is an average of the values, weighted by how well the query matches each key.
 ///
-/// output = softmax(scale · q·kᵀ) v for every batch entry and head, with what AttentionOptions adds to the scores,
-/// rules out and drops; query head h reads key and value head h·G/H, so that G < H is grouped-query and G = 1
-/// multi-query attention. The softmax is computed in float32, and in float64 for float64. A query that may attend to
-/// nothing, or S = 0, gives zeros and zero gradients.
+/// output = softmax(scale · q·kᵀ) v for every batch entry and head. The options change the scores, mask keys and drop
+/// weights. Query head h uses key and value head h · G / H: G < H is grouped-query attention, and G = 1 is multi-query
+/// attention. The softmax is computed in float32, and in float64 for float64 tensors.
 ///
-/// Shapes: query (N, H, L, D), key (N, G, S, D), value (N, G, S, Dv) → (N, H, L, Dv). N, L and S may be 0; any strides.
-/// All three may also be 3-d, (H, L, D), or 2-d, (L, D): missing sizes are 1, and the output has as many dimensions as
-/// query. Batch sizes and heads of 1 are broadcast without a copy, as in torch, those of query too.
+/// @param query (N, H, L, D). float64, float32, bfloat16 or float16, with any strides. N and L may be 0.
+/// @param key (N, G, S, D), of the same dtype and device. G divides H. S may be 0.
+/// @param value (N, G, S, Dv), of the same dtype and device.
+/// @param options Masks, windows, scale, softcap, ALiBi, dropout, packed batches and the backend.
+/// @return (N, H, L, Dv). A query that may attend to nothing gives zeros, and so does S = 0; their gradients are zero.
+/// @throws c10::ValueError for shapes, devices and options that do not fit.
+/// @throws c10::TypeError for dtypes that do not fit, and for tensors that are sparse, nested, mkldnn or quantized.
+/// @throws c10::NotImplementedError if a backend asked for by name cannot compute the call. The message has the reason.
 ///
-/// Dtypes: float64, float32, bfloat16, float16, all the same; under autocast they are cast first, float64 excepted.
+/// Shapes: all three tensors may also be 3-d, (H, L, D), or 2-d, (L, D). Missing sizes are 1, and the output has as
+/// many dimensions as query. Batch sizes and heads of 1 are broadcast without a copy, as in torch, those of query too.
 ///
-/// Memory: on the CPU the output's rows lie in memory in the order of the query's rows, whatever the backend, as in
-/// torch; in the order (N, H, L) if the last dimension of query is strided. On other devices ATen's kernels choose.
+/// Autocast: the tensors are cast first, except float64.
 ///
-/// Gradients: for query, key, value, and an attn_mask or alibi_slopes that needs one; on the CPU of any order.
+/// Gradients: for query, key and value, and for an attn_mask or alibi_slopes that requires one. On the CPU they can be
+/// differentiated any number of times.
 ///
-/// Differs from torch's scaled_dot_product_attention: the causal diagonal ends at the last key for every L and S, a
-/// mask may come together with is_causal on every device, and no dense fall-back is taken unnoticed: see explain().
+/// Memory: on the CPU the rows of the output are in memory in the order of the rows of query, with every backend. If
+/// the last dimension of query is strided, the order is (N, H, L). On other devices ATen's kernels choose.
 ///
-/// Throws c10::ValueError, c10::TypeError for wrong shapes, dtypes, devices and options, and c10::TypeError for tensors
-/// that are not dense: sparse, nested, mkldnn, quantized. Throws c10::NotImplementedError if a
-/// backend asked for by name cannot do what is asked, with the reason.
+/// Differs from torch's scaled_dot_product_attention:
+/// - The causal diagonal ends at the last key, for every L and S.
+/// - A mask may come together with is_causal, on every device.
+/// - explain() tells when the dense formula is used.
 ///
 /// Source: Vaswani et al., "Attention is all you need", 2017; grouped heads: Ainslie et al., "GQA", 2023.
 ///
-/// Example:
 /// @code
 /// torch::Tensor y = attend::attention(q, k, v, attend::AttentionOptions().is_causal(true));
 /// @endcode
@@ -129,11 +134,18 @@ inline at::Tensor attention(const at::Tensor& query, const at::Tensor& key, cons
   return detail::run(detail::attention_problem(query, key, value, options), options.backend()).output;
 }
 
-/// attention(), and with it the logarithm of the sum of each row's exponentials, which merging and losses need. Shapes,
-/// options and errors as in attention(); both results may be differentiated. Fewer backends can do it: explain() with
-/// with_lse = true tells.
+/// attention(), together with the logarithm of the sum of each row's exponentials. Merging two results and some losses
+/// need it.
 ///
-/// Example, two halves of the keys, merged:
+/// @param query As in attention().
+/// @param key As in attention().
+/// @param value As in attention().
+/// @param options As in attention().
+/// @return The output, (N, H, L, Dv), and the log-sum-exp, (N, H, L). Both may be differentiated.
+/// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as attention() does. Fewer backends can compute
+/// the log-sum-exp: pass with_lse = true to explain().
+///
+/// Example: two halves of the keys, merged.
 /// @code
 /// auto [y1, lse1] = attend::attention_with_lse(q, k1, v1);
 /// auto [y2, lse2] = attend::attention_with_lse(q, k2, v2);
@@ -147,11 +159,17 @@ inline AttentionResult attention_with_lse(const at::Tensor& query, const at::Ten
   return detail::run(problem, options.backend());
 }
 
-/// The weights of attention(), by the dense way: it allocates the (N, H, L, S) tensor that the fused kernels avoid.
-/// For looking at a map, not for computing with it. Options and errors as in attention(), but that dropout and the
-/// backend are not used.
+/// The weights of attention(), computed by the dense formula: to look at a map, not to compute with it.
 ///
-/// Shapes: query (N, H, L, D), key (N, G, S, D) → (N, H, L, S). Rows sum to 1, or to 0 where nothing may be attended.
+/// @param query (N, H, L, D), as in attention().
+/// @param key (N, G, S, D), as in attention().
+/// @param options As in attention(). The options dropout and backend have no effect.
+/// @return (N, H, L, S). Each row sums to 1, or to 0 if the query may attend to nothing.
+/// @throws c10::ValueError or c10::TypeError as attention() does.
+///
+/// @code
+/// torch::Tensor weights = attend::attention_weights(q, k);
+/// @endcode
 inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& key,
                                     const AttentionOptions& options = {}) {
   const detail::Problem problem = detail::scores_problem(query, key, options);
@@ -160,11 +178,16 @@ inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& k
   return detail::as_given(detail::Reference::weights(problem), problem);
 }
 
-/// Which backend attention() takes for these arguments, why not a faster one, and what it copies; with_lse asks the
-/// same for attention_with_lse(). Computes nothing. Shapes, options and errors as in attention(): it throws for a
-/// backend asked for by name that cannot run.
+/// Which backend attention() takes for these arguments, why not a faster one, and what it copies. Computes nothing.
 ///
-/// Example:
+/// @param query As in attention().
+/// @param key As in attention().
+/// @param value As in attention().
+/// @param options As in attention().
+/// @param with_lse Whether the question is about attention_with_lse(). Default: false.
+/// @return The backend and the reasons. It can be written to a stream.
+/// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as attention() does.
+///
 /// @code
 /// attend::Explanation plan = attend::explain(q, k, v);  // plan.backend == attend::Backend::kCpu
 /// @endcode
