@@ -53,25 +53,38 @@ Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::T
 
 }  // namespace detail
 
-/// attention() with a score of your own: a struct that changes each score, and one that says which keys a query may
-/// attend to. Both are compiled into the kernel, with the derivative of the score; no tensor of L × S
-/// is made, but, where a mask_mod alone meets 128 keys or fewer, one of the weights for the backward pass.
+/// attention() with a score_mod, a struct that changes each score, and a mask_mod, a struct that says which keys a
+/// query may attend to.
 ///
-/// output = softmax(mask(score_mod(score))) v, where score is that of attention() with the options' softcap, ALiBi and
-/// float attn_mask in it; where mask_mod, or the options' is_causal, window or bool attn_mask, says no, it counts as
-/// −∞. In packed batches a Coordinate counts queries and keys through all sequences.
+/// output = softmax(mask(score_mod(score))) v. `score` is that of attention(), with the options softcap, alibi_slopes
+/// and a float attn_mask applied. A score counts as −∞ where mask_mod, or the options is_causal, window or a bool
+/// attn_mask, rules it out.
 ///
-/// Gradients: for query, key, value, all tensors of the options, and those that a score_mod holds; twice.
+/// Both structs are compiled into the kernel, with the derivative of the score. No (L, S) tensor is allocated.
+/// Exception: with a mask_mod alone and S ≤ 128, the weights are kept for the backward pass.
 ///
-/// Shapes, dtypes and errors as in attention(); a struct of another form than score_mod.h and mask_mod.h describe does
-/// not compile. On other devices than the CPU the dense formula is computed, and the struct called on the CPU.
+/// @param query (N, H, L, D), as in attention().
+/// @param key (N, G, S, D), as in attention().
+/// @param value (N, G, S, Dv), as in attention().
+/// @param score_mod A struct as ScoreMod describes, or attend::Unchanged.
+/// @param mask_mod A struct as MaskMod describes. Default: every key.
+/// @param options As in attention(). In packed batches a Coordinate counts queries and keys through all sequences.
+/// @return (N, H, L, Dv)
+/// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as attention() does; c10::ValueError also if a
+/// struct reads outside of a tensor for a score that is not ruled out.
 ///
-/// Differs from PyTorch's flex_attention: needs no compiler at run time, has gradients on the CPU, needs no block mask,
-/// and there may be options besides.
+/// Gradients: for query, key, value, all tensors of the options, and those that a score_mod reads; twice.
+///
+/// On other devices than the CPU the dense formula is computed, and the structs are called on the CPU.
+///
+/// A struct that does not fit ScoreMod or MaskMod does not compile, and one sentence says why.
+///
+/// Differs from PyTorch's flex_attention: it needs no compiler at run time and no block mask, has gradients on the CPU,
+/// and takes options as well.
 ///
 /// Source: Dong et al., "Flex Attention: a programming model for generating optimized attention kernels", 2024.
 ///
-/// Example, a struct with a template stands outside of functions:
+/// Example, with the struct outside of a function, because it has a template:
 /// @code
 /// struct Tilted {
 ///   template <class T>
@@ -79,6 +92,8 @@ Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::T
 ///     return score - 0.1f * abs(T(at.query - at.key));
 ///   }
 /// };
+/// @endcode
+/// @code
 /// torch::Tensor y = attend::flex_attention(q, k, v, Tilted{}, attend::SlidingWindow(256, 0));
 /// @endcode
 template <class Score, class Mask = EveryKey>
@@ -88,7 +103,20 @@ at::Tensor flex_attention(const at::Tensor& query, const at::Tensor& key, const 
     return detail::run(detail::flex_problem(query, key, value, score_mod, mask_mod, options), options.backend()).output;
 }
 
-/// flex_attention() with the log-sum-exp of the changed scores, as attention_with_lse().
+/// flex_attention(), together with the log-sum-exp of the changed scores.
+///
+/// @param query As in flex_attention().
+/// @param key As in flex_attention().
+/// @param value As in flex_attention().
+/// @param score_mod As in flex_attention().
+/// @param mask_mod As in flex_attention().
+/// @param options As in flex_attention().
+/// @return The output, (N, H, L, Dv), and the log-sum-exp, (N, H, L). Both may be differentiated.
+/// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as flex_attention() does.
+///
+/// @code
+/// auto [output, log_sum_exp] = attend::flex_attention_with_lse(q, k, v, attend::Softcap{30}, attend::Causal{});
+/// @endcode
 template <class Score, class Mask = EveryKey>
 AttentionResult flex_attention_with_lse(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                         const Score& score_mod, const Mask& mask_mod = {},
@@ -100,7 +128,21 @@ AttentionResult flex_attention_with_lse(const at::Tensor& query, const at::Tenso
   }
 }
 
-/// What explain() tells, of a call of flex_attention().
+/// Which backend flex_attention() takes for these arguments, why not a faster one, and what it copies. Computes
+/// nothing.
+///
+/// @param query As in flex_attention().
+/// @param key As in flex_attention().
+/// @param value As in flex_attention().
+/// @param score_mod As in flex_attention().
+/// @param mask_mod As in flex_attention().
+/// @param options As in flex_attention().
+/// @return As explain() returns it.
+/// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as flex_attention() does.
+///
+/// @code
+/// std::cout << attend::explain_flex(q, k, v, attend::Unchanged{}, attend::Causal{}) << '\n';
+/// @endcode
 template <class Score, class Mask = EveryKey>
 Explanation explain_flex(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                          const Score& score_mod, const Mask& mask_mod = {}, const AttentionOptions& options = {}) {
