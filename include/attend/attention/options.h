@@ -27,7 +27,10 @@ class Scale {
   /// The scale 1/√D.
   Scale(InverseSqrt) : is_inverse_sqrt_(true) {}
 
-  /// The number itself, for heads of this width.
+  /// The number itself.
+  ///
+  /// @param head_width The width D of one head.
+  /// @return The number, or 1/√D for kInverseSqrt.
   double factor(std::int64_t head_width) const {
     return is_inverse_sqrt_ ? 1.0 / std::sqrt(static_cast<double>(head_width)) : factor_;
   }
@@ -41,9 +44,9 @@ class Scale {
   bool is_inverse_sqrt_ = false;
 };
 
-/// The keys that a query sees, counted from its own position; both ends inclusive, −1 = unlimited.
+/// The keys that a query sees, counted from its own position. Both ends are inclusive, and −1 means unlimited.
 ///
-/// Query i stands at key position p = i + S − L and sees the keys p − left … p + right.
+/// Query i is at key position p = i + S − L, and sees the keys p − left … p + right.
 struct Window {
   /// Keys before the query's position. Default: −1, unlimited.
   std::int64_t left = -1;
@@ -55,66 +58,82 @@ struct Window {
   }
 };
 
-/// What a call of attention() may ask for beyond softmax(scale · q·kᵀ) v. All of it goes together.
+/// Options of attention(). All of them apply together.
 ///
-/// A score is made in this order: scale · q·k, softcap, ALiBi, a float attn_mask; then whatever is_causal, window, a
-/// bool attn_mask or the end of a packed sequence rules out counts as −∞; then softmax, then dropout.
+/// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
 ///
-/// Example:
+/// The order of the steps:
+/// 1. scale · q·k
+/// 2. softcap
+/// 3. alibi_slopes
+/// 4. a float attn_mask
+/// 5. is_causal, window, a bool attn_mask, and the end of a packed sequence: scores that they rule out count as −∞
+/// 6. softmax
+/// 7. dropout
+///
 /// @code
 /// attend::attention(q, k, v, attend::AttentionOptions().is_causal(true).window({256, 0}).scale(1.0));
 /// @endcode
 struct AttentionOptions {
-  /// Query i, which stands at key position i + S − L, attends to the keys up to there. Default: false.
+  /// Whether a query attends to no later key. Query i is at key position i + S − L. Default: false.
   ///
-  /// Differs from torch for L ≠ S, where SDPA counts from the first key: a query that continues a longer row of keys
-  /// sees all that came before it.
+  /// Differs from torch for L ≠ S. SDPA counts from the first key; here the last query is at the last key, so a query
+  /// that continues a longer row of keys sees all keys before it.
   TORCH_ARG(bool, is_causal) = false;
 
-  /// Only the keys near the query: `.window({left, right})`. With is_causal nothing on the right. Default: unlimited.
+  /// Limits a query to keys near it: `.window({left, right})`. Together with is_causal, no keys on the right. Default:
+  /// unlimited.
   ///
   /// Source: Beltagy et al., "Longformer", 2020; the convention is FlashAttention's.
   TORCH_ARG(Window, window) = {};
 
-  /// Bool (true = attend), or float64, float32, bfloat16 or float16 (added to the scaled scores; may need a gradient,
-  /// which has the mask's dtype). A float mask of another dtype than the query's is read in float32, in float64 for a
-  /// float64 query; a finite number of float64 stays finite. Differs from torch, which takes float32 and the query's
-  /// dtype only.
-  /// 2-d (L, S), 3-d (H, L, S) or 4-d (N, H, L, S); any size may be 1 and is then broadcast. Default: none.
+  /// A mask, (L, S), (H, L, S) or (N, H, L, S). Any size may be 1 and is then broadcast. Default: none.
+  ///
+  /// - bool: true = attend.
+  /// - float64, float32, bfloat16 or float16: added to the scaled scores. It may require a gradient, which has the
+  ///   mask's dtype. A mask of another dtype than the query's is read in float32, and in float64 for a float64 query. A
+  ///   finite number of float64 stays finite.
+  ///
+  /// Differs from torch, which takes only float32 and the query's dtype.
   TORCH_ARG(at::Tensor, attn_mask);
 
-  /// The factor before q·k. Default: kInverseSqrt.
+  /// The factor before q·k: a number or kInverseSqrt. Default: kInverseSqrt.
   TORCH_ARG(Scale, scale) = kInverseSqrt;
 
-  /// Keeps scores within ±softcap: softcap · tanh(score / softcap). Default: 0, which is none.
+  /// Keeps scores within ±softcap: softcap · tanh(score / softcap). Default: 0, no softcap.
   ///
   /// Source: Gemma Team, "Gemma 2", 2024.
   TORCH_ARG(double, softcap) = 0.0;
 
-  /// Attention with linear biases: −slope · |p − j| is added for the key j and the query's position p = i + S − L.
-  /// One slope for each query head, (H) or (N, H), float32 or the query's dtype. Default: none.
+  /// Attention with linear biases: adds −slope · |p − j| for key j and the query's position p = i + S − L. One slope
+  /// for each query head, (H) or (N, H), in float32 or the query's dtype. Default: none.
   ///
   /// Source: Press et al., "Train short, test long", 2022.
   TORCH_ARG(at::Tensor, alibi_slopes);
 
-  /// The probability with which a weight is set to 0, the others being multiplied by 1 / (1 − dropout). It is applied
-  /// whenever it is not 0: pass 0 when evaluating, as a layer does by itself. Default: 0.
+  /// The probability with which a weight is set to 0. The others are multiplied by 1 / (1 − dropout). Default: 0.
   ///
-  /// Which weights are dropped is a function of one random number drawn from the device's generator, and of the
-  /// weight's place: the same on every backend. Differs from torch, whose kernels drop other weights for the same seed.
+  /// It applies to every call: pass 0 for evaluation. (Layers do so by themselves.)
+  ///
+  /// One random number is drawn from the device's generator for each call. It and the place of a weight decide whether
+  /// the weight is dropped, so every backend drops the same weights. Differs from torch, whose kernels drop other
+  /// weights for the same seed.
   TORCH_ARG(double, dropout) = 0.0;
 
-  /// Packed batches: sequences of any length laid one after the other in tensors of N = 1; a query attends within its
-  /// own sequence only. Sequence b has the queries query_offsets[b] … query_offsets[b + 1] − 1, and its keys likewise
-  /// by key_offsets; is_causal, window and ALiBi count positions within it. Both or none: int32, 1-d, one longer than
-  /// there are sequences, from 0 to L and from 0 to S, never decreasing. Default: none.
+  /// Packed batches: sequences of any lengths one after the other, in tensors with N = 1. A query attends within its
+  /// own sequence. Default: none.
   ///
-  /// Known elsewhere as cu_seqlens. Their values are checked on the CPU only: reading them would stall a GPU.
+  /// Sequence b has the queries query_offsets[b] … query_offsets[b + 1] − 1 and the keys key_offsets[b] … key_offsets[b
+  /// + 1] − 1. Set both options or neither. Each is 1-d, int32, one longer than the number of sequences, never
+  /// decreasing, from 0 to L and from 0 to S. is_causal, window and alibi_slopes count positions within a sequence.
+  ///
+  /// Other libraries call them cu_seqlens. Their values are checked on the CPU only, because reading them would stall a
+  /// GPU.
   TORCH_ARG(at::Tensor, query_offsets);
-  /// The same for the keys: see query_offsets().
+  /// The offsets of the keys; see query_offsets(). Default: none.
   TORCH_ARG(at::Tensor, key_offsets);
 
-  /// Who computes it. A backend asked for by name runs or throws. Default: kAuto, or what a BackendGuard says.
+  /// Which backend computes. A backend asked for by name runs or throws. Default: kAuto, or that of a BackendGuard.
   TORCH_ARG(Backend, backend) = Backend::kAuto;
 };
 
