@@ -27,9 +27,10 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// Options of MultiheadAttention: those of torch::nn::MultiheadAttentionOptions, and below them what torch has not.
+/// Options of MultiheadAttention: those of torch::nn::MultiheadAttentionOptions, then options that torch lacks.
 ///
-/// Example:
+/// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
+///
 /// @code
 /// attend::MultiheadAttentionOptions(512, 8).batch_first(true).num_kv_heads(2).is_causal(true)
 /// @endcode
@@ -55,49 +56,72 @@ struct MultiheadAttentionOptions {
   /// Width of the values. Default: embed_dim.
   TORCH_ARG(std::int64_t, vdim);
 
-  /// Tensors are (N, L, E) instead of (L, N, E). Default: false, as in torch.
+  /// Whether tensors are (N, L, E) instead of (L, N, E). Default: false, as in torch.
   TORCH_ARG(bool, batch_first) = false;
-  /// Key and value heads; must divide num_heads, and each serves num_heads / num_kv_heads query heads. Default:
+  /// Key and value heads. They must divide num_heads; each serves num_heads / num_kv_heads query heads. Default:
   /// num_heads.
   TORCH_ARG(std::optional<std::int64_t>, num_kv_heads);
   /// Width of one head. Default: embed_dim / num_heads.
   TORCH_ARG(std::optional<std::int64_t>, head_dim);
-  /// No query attends to a later key; the last query stands at the last key. Default: false.
+  /// Whether a query attends to no later key. The last query is at the last key. Default: false.
   TORCH_ARG(bool, is_causal) = false;
-  /// Only the keys near the query: `.window({left, right})`, −1 = unlimited. Default: unlimited.
+  /// Limits a query to keys near it: `.window({left, right})`, −1 = unlimited. Default: unlimited.
   TORCH_ARG(Window, window) = {};
   /// The factor before q·k. Default: kInverseSqrt, 1/√head_dim.
   TORCH_ARG(Scale, scale) = kInverseSqrt;
-  /// Who computes the attention. Default: kAuto.
+  /// Which backend computes the attention. Default: kAuto.
   TORCH_ARG(Backend, backend) = Backend::kAuto;
 };
 
-/// Multi-head attention: every head projects query, key and value, attends, and the heads' outputs are mixed.
+/// Multi-head attention: each head projects query, key and value and attends; the outputs of the heads are mixed.
 ///
 /// y = W_o · concat(head₁ … head_H) + b_o with head = softmax(scale · (W_q q)(W_k k)ᵀ) (W_v v), biases added.
 ///
-/// A drop-in for torch::nn::MultiheadAttention: the same options, forward, masks, results, parameter names and shapes,
-/// and the same initial weights after the same torch::manual_seed; state dicts of either load into the other.
+/// A drop-in for torch::nn::MultiheadAttention. Options, forward(), masks, results, parameter names and shapes are the
+/// same, and so are the initial weights after the same torch::manual_seed. State dicts of either load into the other.
 ///
-/// Shapes: query (L, N, E), key (S, N, kdim), value (S, N, vdim) → output (L, N, E); with batch_first (N, L, E) and so
-/// on; without a batch (L, E), (S, kdim), (S, vdim) → (L, E). Weights, if asked for: (N, L, S) averaged over the heads,
-/// or (N, H, L, S); without a batch (L, S) or (H, L, S). With add_bias_kv and add_zero_attn the weights have S + 1 or
-/// S + 2 columns. key_padding_mask (N, S), or (S) without a batch. attn_mask (L, S), or (N·H, L, S) with a mask for
-/// each head, batch entry by batch entry. Of both true (bool, uint8) means ignore; a floating-point mask is added to
-/// the scores. They go together with each other, with is_causal and with window.
+/// Shapes: H heads, G key and value heads.
 ///
-/// Parameters: `in_proj_weight` ((H + 2G)·head_dim, E), or, if kdim or vdim differs from E, `q_proj_weight`
-/// (H·head_dim, E), `k_proj_weight` (G·head_dim, kdim), `v_proj_weight` (G·head_dim, vdim); `in_proj_bias`;
-/// `out_proj.weight` (E, H·head_dim), `out_proj.bias`; `bias_k`, `bias_v` (1, 1, G·head_dim).
+/// | Tensor | Shape | with batch_first | without a batch |
+/// | --- | --- | --- | --- |
+/// | query | (L, N, E) | (N, L, E) | (L, E) |
+/// | key | (S, N, kdim) | (N, S, kdim) | (S, kdim) |
+/// | value | (S, N, vdim) | (N, S, vdim) | (S, vdim) |
+/// | key_padding_mask | (N, S) | (N, S) | (S) |
+/// | attn_mask | (L, S) or (N·H, L, S) | the same | (L, S) or (H, L, S) |
+/// | output | (L, N, E) | (N, L, E) | (L, E) |
+/// | weights, averaged over the heads | (N, L, S) | (N, L, S) | (L, S) |
+/// | weights of each head | (N, H, L, S) | (N, H, L, S) | (H, L, S) |
 ///
-/// Differs from torch::nn::MultiheadAttention: bool masks mask; masks may be 3-d, bfloat16, float16 or under autocast;
-/// kdim and vdim may differ; a query that may attend to nothing gives W_o · 0 + b_o and no gradient, not NaN; the fused
-/// kernels are used, and asking for weights computes them in addition, the dense way, before dropout (torch returns
-/// them after it); whether query, key and value are one tensor is seen from the handles, not by comparing their
-/// contents. Throws c10::ValueError, c10::TypeError for options and tensors that do not fit. Source: Vaswani et al.,
-/// "Attention is all you need", 2017.
+/// With add_bias_kv and add_zero_attn the weights have S + 1 or S + 2 columns.
 ///
-/// Example:
+/// Masks: true (bool, uint8) means ignore. A floating-point mask is added to the scores. Both masks, is_causal and
+/// window apply together.
+///
+/// | Parameter | Shape |
+/// | --- | --- |
+/// | `in_proj_weight` | ((H + 2G)·head_dim, E), if kdim = vdim = E |
+/// | `q_proj_weight` | (H·head_dim, E), if kdim or vdim differs from E |
+/// | `k_proj_weight` | (G·head_dim, kdim), if kdim or vdim differs from E |
+/// | `v_proj_weight` | (G·head_dim, vdim), if kdim or vdim differs from E |
+/// | `in_proj_bias` | ((H + 2G)·head_dim) |
+/// | `out_proj.weight`, `out_proj.bias` | (E, H·head_dim), (E) |
+/// | `bias_k`, `bias_v` | (1, 1, G·head_dim) |
+///
+/// Differs from torch::nn::MultiheadAttention:
+/// - A bool mask masks. torch adds it as 0 and 1.
+/// - Masks may be 3-d, bfloat16 or float16, or under autocast.
+/// - kdim and vdim may differ.
+/// - A query that may attend to nothing gives W_o · 0 + b_o and no gradient, not NaN.
+/// - The fused kernels are used. If the weights are asked for, the dense formula computes them in addition, before
+///   dropout; torch returns them after it.
+/// - Whether query, key and value are one tensor is seen from the handles, not by comparing their contents.
+///
+/// @throws c10::ValueError if options or sizes do not fit.
+/// @throws c10::TypeError if dtypes do not fit.
+///
+/// Source: Vaswani et al., "Attention is all you need", 2017.
+///
 /// @code
 /// attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(512, 8).batch_first(true).is_causal(true));
 /// auto [y, weights] = layer->forward(x, x, x, key_padding_mask, /*need_weights=*/false);
@@ -152,8 +176,11 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
       if (bias.defined()) torch::nn::init::xavier_normal_(bias);
   }
 
-  /// Loads the parameters. Throws c10::ValueError, c10::TypeError, before anything is changed, if the archive was saved
-  /// with other options or another dtype. (LibTorch itself takes over the archive's sizes in silence.)
+  /// Loads the parameters. LibTorch itself would take over the sizes of the archive without an error.
+  ///
+  /// @param archive The archive, as torch::load opens it.
+  /// @throws c10::ValueError or c10::TypeError if the archive was saved with other options or another dtype. The layer
+  /// is then unchanged.
   void load(torch::serialize::InputArchive& archive) override {
     const std::string all = "num_heads, num_kv_heads or head_dim", keys = "num_kv_heads or head_dim",
                       queries = "num_heads or head_dim", widths = "kdim or vdim";
@@ -181,12 +208,21 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
            << std::noboolalpha << ")";
   }
 
-  /// Returns the output, and the weights if need_weights; their gradient flows as well. Shapes as in the class.
+  /// Attends. The table of the class has the shapes.
   ///
-  /// is_causal applies the causal mask to this call, as the option is_causal does to every call: the last query is at
-  /// the last key. Differs from Python's module, where it is a hint that attn_mask is the causal mask: here no
-  /// attn_mask is needed, and a given one applies as well. So a call that is right for Python gives the same results
-  /// here.
+  /// @param query The queries.
+  /// @param key The keys.
+  /// @param value The values.
+  /// @param key_padding_mask Which keys to ignore, true = ignore. Default: none.
+  /// @param need_weights Whether to return the weights; their gradient flows as well. Default: true, as in torch.
+  /// @param attn_mask Which keys each query ignores, or what is added to the scores. Default: none.
+  /// @param average_attn_weights Whether the returned weights are averaged over the heads. Default: true.
+  /// @param is_causal Applies the causal mask to this call, as the option is_causal does to every call. Default: false.
+  /// @return The output, and the weights, or an undefined tensor without need_weights.
+  /// @throws c10::ValueError or c10::TypeError if the tensors do not fit the options or one another.
+  ///
+  /// Differs from Python's module, where is_causal is a hint that attn_mask is the causal mask. Here no attn_mask is
+  /// needed, and a given one applies as well. A call that is right for Python gives the same results here.
   std::tuple<torch::Tensor, torch::Tensor> forward(const torch::Tensor& query, const torch::Tensor& key,
                                                    const torch::Tensor& value,
                                                    const torch::Tensor& key_padding_mask = {}, bool need_weights = true,
@@ -205,8 +241,17 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     return {output, is_batched ? weights : weights.squeeze(0)};
   }
 
-  /// Which backend forward takes for these arguments, and why not a faster one. Computes nothing and allocates no
+  /// Which backend forward() takes for these arguments, and why not a faster one. Computes nothing and allocates no
   /// tensor.
+  ///
+  /// @param query As in forward().
+  /// @param key As in forward().
+  /// @param value As in forward().
+  /// @param key_padding_mask As in forward().
+  /// @param attn_mask As in forward().
+  /// @param is_causal As in forward().
+  /// @return As attend::explain() returns it.
+  /// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as forward() does.
   Explanation explain(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
                       const torch::Tensor& key_padding_mask = {}, const torch::Tensor& attn_mask = {},
                       bool is_causal = false) {
