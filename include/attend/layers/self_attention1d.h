@@ -22,7 +22,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Options of SelfAttention1d.
 ///
-/// Example:
+/// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
+///
 /// @code
 /// attend::SelfAttention1dOptions(64, 64, 64).num_heads(4).scale(attend::kInverseSqrt)
 /// @endcode
@@ -41,25 +42,35 @@ struct SelfAttention1dOptions {
   TORCH_ARG(std::int64_t, num_heads) = 1;
   /// The factor before q·k: a number, or kInverseSqrt for 1/√(key_channels / num_heads). Default: 1.
   TORCH_ARG(Scale, scale) = 1.0;
-  /// Who computes the attention; kReference computes the projections by torch too. Default: kAuto.
+  /// Which backend computes the attention. With kReference torch computes the projections too. Default: kAuto.
   TORCH_ARG(Backend, backend) = Backend::kAuto;
 };
 
-/// Self-attention over the positions of a 1-d signal: each output position is an average of the values, weighted by
-/// how well its query matches each key.
+/// Self-attention over the positions of a 1-d signal: each output position is an average of the values, weighted by how
+/// well its query matches each key.
 ///
-/// y = softmax(scale · QᵀK) Vᵀ with Q = W_q x, K = W_k x, V = W_v x (1×1 convolutions without bias). With several
-/// heads, head h works on the h-th share of the key and value channels. (Heads are cut from the channels: where the
-/// positions of x are permuted, those of y are. To read (N, C, L) as (N, H, L, C / H), as one of the notebooks does,
-/// mixes channels with positions.)
+/// y = softmax(scale · QᵀK) Vᵀ with Q = W_q x, K = W_k x, V = W_v x, which are 1×1 convolutions without bias. With
+/// several heads, head h works on the h-th share of the key and value channels.
 ///
-/// Parameters: `query.weight`, `key.weight` (key_channels, in_channels, 1), `value.weight` (out_channels, in_channels,
-/// 1). Shapes: x (N, in_channels, L) → (N, out_channels, L). Any L ≥ 1; N may be 0. Differs from
-/// torch.nn.MultiheadAttention: channels first, no output projection, no bias, and scale = 1 by default (the
-/// experiment's layer is unscaled). Throws c10::ValueError, c10::TypeError if x is not 3-d or differs from the weights
-/// in channels, dtype or device. Source: F. Fleuret, Deep Learning course, handout 13.2.
+/// | Parameter | Shape |
+/// | --- | --- |
+/// | `query.weight`, `key.weight` | (key_channels, in_channels, 1) |
+/// | `value.weight` | (out_channels, in_channels, 1) |
 ///
-/// Example:
+/// Shapes: x (N, in_channels, L) → (N, out_channels, L). L ≥ 1; N may be 0.
+///
+/// Differs from torch.nn.MultiheadAttention:
+/// - Channels come first.
+/// - There is no output projection and no bias.
+/// - scale is 1 by default, because the layer of the experiment is unscaled.
+///
+/// Heads are cut from the channels: if the positions of x are permuted, those of y are permuted likewise. (One of the
+/// notebooks reads (N, C, L) as (N, H, L, C / H), which mixes channels with positions.)
+///
+/// @throws c10::ValueError or c10::TypeError if x is not 3-d, or differs from the weights in channels, dtype or device.
+///
+/// Source: F. Fleuret, Deep Learning course, handout 13.2.
+///
 /// @code
 /// attend::SelfAttention1d layer(attend::SelfAttention1dOptions(64, 64, 64));
 /// torch::Tensor y = layer(x);
@@ -96,8 +107,11 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     value->reset_parameters();
   }
 
-  /// Loads the weights. Throws c10::ValueError, c10::TypeError, before anything is changed, if the archive was saved
-  /// with other options or another dtype.
+  /// Loads the weights.
+  ///
+  /// @param archive The archive, as torch::load opens it.
+  /// @throws c10::ValueError or c10::TypeError if the archive was saved with other options or another dtype. The layer
+  /// is then unchanged.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::SelfAttention1d", *this, archive,
                           {{"query.weight", {"key_channels", "in_channels"}},
@@ -121,15 +135,22 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     return y.transpose(1, 2).flatten(2).transpose(1, 2);  // (N, H, L, Dv) to (N, out_channels, L)
   }
 
-  /// The weights with which each position averages all positions: (N, num_heads, L, L), query positions first; rows
-  /// sum to 1. Computed the dense way.
+  /// The weights with which each position averages all positions, computed by the dense formula.
+  ///
+  /// @param x (N, in_channels, L)
+  /// @return (N, num_heads, L, L), query positions first. Each row sums to 1.
+  /// @throws c10::ValueError or c10::TypeError as forward() does.
   torch::Tensor attention_map(const torch::Tensor& x) {
     check(x);
     const std::vector<torch::Tensor> projected = projections(x, {query, key});
     return attention_weights(projected[0], projected[1], attention_options());
   }
 
-  /// Which backend forward(x) takes, and why not a faster one. Computes nothing and allocates no tensor.
+  /// Which backend forward() takes, and why not a faster one. Computes nothing and allocates no tensor.
+  ///
+  /// @param x (N, in_channels, L)
+  /// @return As attend::explain() returns it.
+  /// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as forward() does.
   Explanation explain(const torch::Tensor& x) {
     check(x);
     const torch::Tensor rows = x.transpose(1, 2);  // (N, L, in_channels)
