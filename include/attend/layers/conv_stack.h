@@ -25,7 +25,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Options of ConvStack.
 ///
-/// Example:
+/// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
+///
 /// @code
 /// attend::ConvStackOptions(1, 64, 1).depth(5).kernel_size(5).activation(torch::kReLU)
 /// @endcode
@@ -40,37 +41,39 @@ struct ConvStackOptions {
   TORCH_ARG(std::int64_t, hidden_channels);
   /// Channels of y.
   TORCH_ARG(std::int64_t, out_channels);
-  /// How many convolutions. Default: 5.
+  /// The number of convolutions. Default: 5.
   TORCH_ARG(std::int64_t, depth) = 5;
-  /// Width of each convolution in positions, odd or even. Default: 5.
+  /// The kernel size of each convolution in positions, odd or even. Default: 5.
   TORCH_ARG(std::int64_t, kernel_size) = 5;
-  /// What follows each convolution but the last. Default: torch::kReLU.
+  /// The activation after each convolution but the last. Default: torch::kReLU.
   TORCH_ARG(Activation, activation) = torch::kReLU;
   /// Whether the activation follows the last convolution as well. Default: false.
   TORCH_ARG(bool, activation_after_last) = false;
-  /// Who computes: kReference is torch's convolutions, kCpu our own kernels; kAuto is whom a BackendGuard names, or
-  /// else, and under a guard for kSdpa, the faster of the two. Default: kAuto.
+  /// Which implementation computes: kReference is torch's convolutions, kCpu is attend's kernels. kAuto follows the
+  /// active BackendGuard. Without a guard, or under a kSdpa guard, the faster implementation is used. Default: kAuto.
   TORCH_ARG(Backend, backend) = Backend::kAuto;
 };
 
-/// Convolutions of a 1-d signal one after the other, with an activation between them.
+/// Convolutions of a 1-d signal, one after the other, with an activation between them.
 ///
-/// x → Conv1d(in → hidden) → activation → Conv1d(hidden → hidden) → … → Conv1d(hidden → out). Every convolution has a
-/// bias and pads with zeros to keep the length; an even kernel pads one position more on the right. An output sees
-/// depth · (kernel_size − 1) + 1 positions of the input and nothing beyond.
+/// x → Conv1d(in → hidden) → activation → Conv1d(hidden → hidden) → … → Conv1d(hidden → out). Each convolution has a
+/// bias and pads with zeros to keep the length. An even kernel_size pads one position more on the right. An output sees
+/// depth · (kernel_size − 1) + 1 positions of the input.
 ///
-/// Parameters: `0.weight`, `0.bias`, `2.weight`, `2.bias`, …: the names in a `torch.nn.Sequential` of convolutions and
-/// activations, so that its state dict fits.
+/// Parameters: `0.weight`, `0.bias`, `2.weight`, `2.bias`, …. These are the names in a `torch.nn.Sequential` of
+/// convolutions and activations, so its state dict fits.
 ///
-/// Shapes: x (N, in_channels, L) → (N, out_channels, L). Any L ≥ 1; N may be 0. kCpu's result has its channels side by
-/// side in memory (as y.transpose(1, 2).contiguous().transpose(1, 2) has), which the next layer reads without a copy.
-/// On the CPU, float32 and bfloat16 (by autocast too) are computed by kernels of our own, a whole stack at a time if
-/// its activation is torch::kReLU: no result of theirs differs from torch's but by rounding. The rest is torch's.
+/// Shapes: x (N, in_channels, L) → (N, out_channels, L). L ≥ 1; N may be 0. The result of kCpu has its channels side by
+/// side in memory, as y.transpose(1, 2).contiguous().transpose(1, 2) has. The next layer reads it without a copy.
 ///
-/// Throws c10::ValueError, c10::TypeError if x is not 3-d or differs from the weights in channels, dtype or device, and
-/// c10::NotImplementedError with the reason if kCpu was asked for by name and cannot.
+/// On the CPU, attend's kernels compute float32 and bfloat16, also under autocast. They compute the whole stack at a
+/// time if the activation is torch::kReLU. The results differ from those of torch by rounding only. torch computes the
+/// rest.
 ///
-/// Example:
+/// @throws c10::ValueError or c10::TypeError if x is not 3-d, or differs from the weights in channels, dtype or device.
+/// @throws c10::NotImplementedError if kCpu was asked for by name and cannot compute the call. The message has the
+/// reason.
+///
 /// @code
 /// attend::ConvStack convolutions(attend::ConvStackOptions(1, 64, 1).depth(5));
 /// torch::Tensor y = convolutions(x);
@@ -108,8 +111,11 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     for (auto& convolution : convolutions) convolution->reset_parameters();
   }
 
-  /// Loads the weights. Throws c10::ValueError, c10::TypeError, before anything is changed, if the archive was saved
-  /// with other options or another dtype.
+  /// Loads the weights.
+  ///
+  /// @param archive The archive, as torch::load opens it.
+  /// @throws c10::ValueError or c10::TypeError if the archive was saved with other options or another dtype. The layer
+  /// is then unchanged.
   void load(torch::serialize::InputArchive& archive) override {
     std::vector<detail::ParameterOptions> parameters;
     for (std::int64_t i = 0; i < options.depth(); ++i) {
@@ -149,9 +155,15 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     return y;
   }
 
-  /// Which implementation forward(x) takes, kReference (torch) or kCpu, and why not kCpu. Computes nothing and
-  /// allocates no tensor. Unless the activation is ReLU, forward() chooses for each convolution; the answer is
-  /// kReference if torch computes one of them, provided that the activation keeps the dtype.
+  /// Which implementation forward() takes, kReference (torch) or kCpu, and why not kCpu. Computes nothing and allocates
+  /// no tensor.
+  ///
+  /// Unless the activation is ReLU, forward() chooses for each convolution. The answer is then kReference if torch
+  /// computes one of them, provided that the activation keeps the dtype.
+  ///
+  /// @param x (N, in_channels, L)
+  /// @return The implementation and the reason.
+  /// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as forward() does.
   Explanation explain(const torch::Tensor& x) {
     detail::check_signal("attend::ConvStack", x, options.in_channels(), convolutions.front()->weight);
     std::string reason;
