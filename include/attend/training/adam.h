@@ -43,23 +43,27 @@ struct AdamWTraits {
 
 }  // namespace detail
 
-/// Adam in one fused call for all parameters, with everything that changes from step to step kept on the device.
+/// Adam in one fused call for all parameters. Everything that changes from step to step is kept on the device.
 ///
-/// The same options, state and archive as torch::optim::Adam, and the same update up to rounding:
-///   m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²,  p ← p − lr · (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε).
+/// m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²,  p ← p − lr · (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)
 ///
-/// Differs from torch::optim::Adam: about eight calls a parameter become one for all; t and the learning rate are
-/// tensors on the parameters' device, so that a step can be captured in a CUDA graph. The rate may be changed between
-/// steps by `options().set_lr(rate)`, as schedulers do, or by `AdamOptions::lr(rate)`, which replays of a captured step
-/// see after before_replay() (Trainer calls it). They do not see other options that change after the capture.
+/// Options, state and archive are those of torch::optim::Adam. The update is the same up to rounding.
 ///
-/// Throws c10::Error for options out of range, c10::NotImplementedError for a sparse gradient or a parameter that is a
-/// view with gaps, c10::ValueError for a parameter that has left the device of its state, and for a step if all
-/// parameters are frozen and have no gradient.
+/// Differs from torch::optim::Adam:
+/// - About eight calls for each parameter become one call for all.
+/// - t and the learning rate are tensors on the device of the parameters, so a step can be captured in a CUDA graph.
+///
+/// The learning rate may be changed between steps by `options().set_lr(rate)`, as schedulers do, or by
+/// `AdamOptions::lr(rate)`. Replays of a captured step see the change after before_replay(), which Trainer calls. They
+/// do not see other options that change after the capture.
+///
+/// @throws c10::Error for options out of range.
+/// @throws c10::NotImplementedError for a sparse gradient, and for a parameter that is a view with gaps.
+/// @throws c10::ValueError for a parameter that has left the device of its state, and for a step if all parameters are
+/// frozen and have no gradient.
 ///
 /// Source: D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015.
 ///
-/// Example:
 /// @code
 /// attend::Adam optimizer(model->parameters(), torch::optim::AdamOptions(1e-3));
 /// @endcode
@@ -68,16 +72,13 @@ class Adam : public detail::FusedAdam<detail::AdamTraits> {
   using FusedAdam::FusedAdam;
 };
 
-/// AdamW, Adam with weight decay apart from the gradient: as attend::Adam, beside torch::optim::AdamW.
+/// AdamW: Adam with weight decay apart from the gradient.
 ///
-/// p ← p − lr · weight_decay · p, then Adam's update without weight decay. weight_decay is 0.01 by default, as in
-/// torch.
-///
-/// Differs from torch::optim::AdamW, and throws, as attend::Adam does.
+/// p ← p − lr · weight_decay · p, then the update of attend::Adam without weight decay. weight_decay is 0.01 by
+/// default, as in torch. Differs from torch::optim::AdamW, and throws, as attend::Adam does.
 ///
 /// Source: I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", 2019.
 ///
-/// Example:
 /// @code
 /// attend::AdamW optimizer(model->parameters(), torch::optim::AdamWOptions(1e-3).weight_decay(0.1));
 /// @endcode
