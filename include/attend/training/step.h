@@ -37,17 +37,17 @@ torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, con
 
 /// One training step: zero the gradients, forward, loss, backward, update.
 ///
-/// A function on device tensors that reads no host value that changes and waits for nothing, provided that the model,
-/// the loss and the optimizer do neither (attend::Adam does not). So a plain loop, accumulation, autocast and a CUDA
-/// graph can all wrap it. It comes in two halves, for what happens between gradients and update, such as clipping.
-/// Only forward and loss run under autocast; backward follows the dtypes that they used, as PyTorch advises.
+/// A step reads no host value that changes, and waits for nothing, if the model, the loss and the optimizer do neither.
+/// (attend::Adam does not.) So a plain loop, accumulation, autocast and a CUDA graph can all wrap it. backward() and
+/// update() are its two halves, for what happens between gradients and update, such as clipping.
 ///
-/// Model: `model->forward(inputs)` gives the outputs. Loss: `loss(outputs, targets)` gives a 0-d tensor.
+/// Only forward and loss run under autocast. backward follows the dtypes that they used, as PyTorch advises.
 ///
-/// @throws c10::ValueError for a loss that is not 0-d, and for one that no gradient can be taken of, with the reason:
+/// @tparam Model `model->forward(inputs)` gives the outputs.
+/// @tparam Loss `loss(outputs, targets)` gives a 0-d tensor.
+/// @throws c10::ValueError for a loss that is not 0-d, and for a loss without a gradient. The message has the reason:
 /// NoGradGuard or InferenceMode, frozen parameters, or a loss that does not depend on a parameter.
 ///
-/// Example:
 /// @code
 /// attend::TrainingStep step(model, attend::MeanSquaredError(), optimizer);
 /// torch::Tensor loss = step(inputs, targets);
@@ -55,12 +55,19 @@ torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, con
 template <class Model, class Loss>
 class TrainingStep {
  public:
-  /// The optimizer must outlive the step. autocast: as TrainerOptions::autocast; forward and loss run under it.
+  /// @param model A module holder or shared_ptr of a module. It is shared, not copied.
+  /// @param loss The loss function.
+  /// @param optimizer It must outlive the step.
+  /// @param autocast As TrainerOptions::autocast. Default: none.
   TrainingStep(Model model, Loss loss, torch::optim::Optimizer& optimizer,
                std::optional<at::ScalarType> autocast = std::nullopt)
       : model_(std::move(model)), loss_(std::move(loss)), optimizer_(&optimizer), autocast_(autocast) {}
 
-  /// Fresh gradients of the loss, which is returned detached: a 0-d tensor.
+  /// Replaces the gradients by those of this loss.
+  ///
+  /// @param inputs The inputs of the model, on its device.
+  /// @param targets What the loss compares the outputs with.
+  /// @return The loss, detached: a 0-d tensor.
   torch::Tensor backward(const torch::Tensor& inputs, const torch::Tensor& targets) {
     zero_gradients();
     const torch::Tensor loss = loss_of(inputs, targets);
@@ -68,11 +75,12 @@ class TrainingStep {
     return loss.detach();
   }
 
-  /// Adds the gradient of weight · loss to the gradients that are there, for updates that several batches share.
+  /// Adds the gradient of weight · loss to the gradients, for updates that several batches share.
   ///
-  /// Returns the loss itself, detached.
-  ///
-  /// weight: 0-d, on the loss's device; a tensor, so that the call reads no number from the host.
+  /// @param inputs The inputs of the model, on its device.
+  /// @param targets What the loss compares the outputs with.
+  /// @param weight 0-d, on the device of the loss. It is a tensor, so that the call reads no number from the host.
+  /// @return The loss itself, detached: a 0-d tensor.
   torch::Tensor accumulate(const torch::Tensor& inputs, const torch::Tensor& targets, const torch::Tensor& weight) {
     const torch::Tensor loss = loss_of(inputs, targets);
     loss.backward(weight.to(loss.scalar_type()));
