@@ -63,41 +63,43 @@ struct MakeAdam {
 
 /// Trains a model.
 ///
-/// fit() goes through the training set in a new order every epoch, in batches; after each epoch it measures the loss on
-/// the validation set, if there is one, and it returns what it recorded. Calling it again goes on where it ended: the
-/// optimizer keeps its state, epochs count on. Progress, logs and early ends are callbacks' business: the trainer
-/// prints nothing.
+/// fit() goes through the training set in a new order every epoch, in batches. After each epoch it measures the loss on
+/// the validation set, if there is one. It returns what it recorded. Calling it again continues: the optimizer keeps
+/// its state, and epochs count on. The trainer prints nothing; progress, logs and early ends are callbacks.
 ///
-/// Model: a module holder, a torch::nn::Sequential or a shared_ptr of a module, with `forward(inputs)`. It is shared,
-/// not copied.
+/// @tparam Model A module holder, a torch::nn::Sequential or a shared_ptr of a module, with `forward(inputs)`. It is
+/// shared, not copied.
+/// @tparam Loss `loss(outputs, targets)` gives a 0-d tensor, the mean over the batch. Default: MeanSquaredError.
+/// @tparam MakeOptimizer `make(parameters, learning_rate)` gives a torch::optim::Optimizer. Default: MakeAdam. It
+/// cannot be LBFGS, whose step needs a closure.
 ///
-/// Loss: `loss(outputs, targets)` gives a 0-d tensor, the mean over the batch. Default: MeanSquaredError.
+/// Data: an object with inputs() and targets(), samples first, which are moved to the device as a whole; or a
+/// torch::data dataset of known size, not const, whose batches are fetched one by one. Batches of tensors are written
+/// to the same memory again and again, so code that keeps a batch must copy it.
 ///
-/// MakeOptimizer: `make(parameters, learning_rate)` gives a torch::optim::Optimizer. Default: MakeAdam. It cannot be
-/// LBFGS, whose step needs a closure.
+/// Callbacks: objects with some of these hooks. Each takes TrainingState& and returns nothing or a bool.
 ///
-/// Data: anything with inputs() and targets(), samples first, which then live on the device as a whole; or a
-/// torch::data dataset of known size, not const, whose batches are fetched one by one.
+/// | Hook | When |
+/// | --- | --- |
+/// | on_fit_begin | before the first epoch |
+/// | on_epoch_begin | before the first batch of an epoch |
+/// | on_before_step | between gradients and update; with accumulation_steps, once for each update |
+/// | on_batch_end | after each batch |
+/// | on_epoch_end | after each epoch that has a batch |
+/// | on_fit_end | always, at the end |
 ///
-/// Batches of such tensors are written to the same memory again and again: what keeps a batch must copy it.
-///
-/// Callbacks: objects with some of the hooks on_fit_begin, on_epoch_begin, on_before_step (between gradients and
-/// update), on_batch_end, on_epoch_end, on_fit_end, each taking TrainingState& and returning nothing or a bool. True
-/// ends the fit: a batch that has begun is finished, and so is the epoch, with its figures so far and on_epoch_end; an
-/// epoch without a batch (after on_fit_begin or on_epoch_begin) is not recorded and has no on_epoch_end; on_fit_end
-/// always runs. A callback that is passed as an lvalue keeps its state.
-///
-/// With accumulation_steps, TrainingState counts batches as ever, on_batch_end follows every batch, and on_before_step
-/// comes once an update, in its last batch; a fit that is to end finishes the update that has begun.
+/// True ends the fit. A batch that has begun is finished, and so are the update and the epoch, with its figures so far.
+/// An epoch without a batch is not recorded. A callback that is passed as an lvalue keeps its state.
 ///
 /// Modes: fit() puts the model in training mode once, before on_fit_begin, where a callback may freeze parts, and
-/// leaves it so. Validation and evaluate() give each submodule the mode back that it had.
+/// leaves it in training mode. Validation and evaluate() restore the mode of each submodule.
 ///
 /// @throws c10::ValueError for options, data or a loss out of range, for a device that is not there, for a fit under
-/// NoGradGuard or InferenceMode, and if all parameters are frozen after on_fit_begin. What a model, a
-/// loss or a callback throws passes through; the model keeps what it has learnt, and history() what was recorded.
+/// NoGradGuard or InferenceMode, and if all parameters are frozen after on_fit_begin.
 ///
-/// Example:
+/// Errors of a model, a loss or a callback pass through. The model keeps what it has learnt, and history() what was
+/// recorded.
+///
 /// @code
 /// attend::Trainer trainer(model, attend::TrainerOptions().epochs(50));
 /// attend::History history = trainer.fit(train_set, validation_set, attend::ProgressBar());
@@ -122,7 +124,16 @@ class Trainer {
     how_ = reason ? "plain loop: " + *reason : options_.capture()->name() + " if the step can be captured";
   }
 
-  /// Trains for options().epochs() epochs; see the class.
+  /// Trains for options().epochs() epochs.
+  ///
+  /// @param train_set The training set; see the class.
+  /// @param validation_set_and_callbacks A validation set first, if any, then callbacks.
+  /// @return The record of each epoch of this fit.
+  /// @throws c10::ValueError as the class says.
+  ///
+  /// @code
+  /// trainer.fit(train_set, validation_set, attend::ProgressBar());
+  /// @endcode
   template <class TrainSet, class... More>
   History fit(TrainSet&& train_set, More&&... validation_set_and_callbacks) {
     static_assert(
@@ -135,10 +146,13 @@ class Trainer {
     return split_validation_set(train, validation_set_and_callbacks...);
   }
 
-  /// Goes on where a trainer of an earlier run ended: its history counts as recorded here, so that epochs, and with
-  /// them the orders of the batches, count on. Model and optimizer are as the caller loads them, with torch::load and
-  /// the device named there; what draws from torch's generator, as dropout does, draws other numbers.
+  /// Continues a run of an earlier trainer: its history counts as recorded here, so epochs, and with them the orders of
+  /// the batches, count on.
   ///
+  /// Load model and optimizer before, with torch::load, which takes a device. Dropout and everything else that draws
+  /// from torch's generator draws other numbers.
+  ///
+  /// @param history The history() of the earlier trainer.
   /// @throws c10::ValueError if this trainer has recorded epochs of its own.
   void resume(const History& history) {
     TORCH_CHECK_VALUE(history_.epochs().empty(),
@@ -148,7 +162,11 @@ class Trainer {
     history_ = history;
   }
 
-  /// Mean loss over a data set, in evaluation mode, without gradients.
+  /// The mean loss over a data set, in evaluation mode, without gradients.
+  ///
+  /// @param data A data set; see the class.
+  /// @return The mean over the samples.
+  /// @throws c10::ValueError if the data do not fit.
   template <class Data>
   double evaluate(Data&& data) {
     static_assert(detail::TrainingData<Data>,
@@ -164,8 +182,10 @@ class Trainer {
   /// The options that the trainer was made with.
   const TrainerOptions& options() const { return options_; }
 
-  /// How the steps of the last fit ran, or how those of the first will as far as that is known: dtypes, whether they
-  /// are a plain loop or replays of a recording, and why they are not the latter. For people: the words may change.
+  /// How the steps of the last fit ran, or how those of the first will run as far as that is known.
+  ///
+  /// @return One line for people, whose words may change: the dtypes, whether steps are a plain loop or replays of a
+  /// recording, and why they are not replays.
   std::string explain() const {
     std::string text = c10::toString(model_->parameters().front().scalar_type());
     if (options_.autocast()) {
