@@ -20,33 +20,40 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Options of Trainer.
 ///
-/// Example:
+/// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
+///
 /// @code
 /// attend::TrainerOptions().epochs(50).batch_size(32).learning_rate(1e-3).device(torch::kCPU).seed(7)
 /// @endcode
 struct TrainerOptions {
-  /// How many epochs one fit() trains. Default: 10.
+  /// The number of epochs of one fit(). Default: 10.
   TORCH_ARG(std::int64_t, epochs) = 10;
   /// Samples in a batch; the last batch of an epoch may be smaller. Default: 32.
   TORCH_ARG(std::int64_t, batch_size) = 32;
-  /// Handed to the optimizer. Default: 1e-3.
+  /// The learning rate that is passed to the optimizer. Default: 1e-3.
   TORCH_ARG(double, learning_rate) = 1e-3;
-  /// Where to train; the model is moved there. Default: where the model is.
+  /// The device to train on; the model is moved there. Default: the device of the model.
   TORCH_ARG(std::optional<torch::Device>, device) = std::nullopt;
   /// Orders the batches and nothing else: the order of epoch e is a function of (seed, e). Weights and dropout follow
   /// torch::manual_seed. Default: 0.
   TORCH_ARG(std::uint64_t, seed) = 0;
-  /// Forward and loss run under autocast to this dtype, in training and validation; weights stay as they are. Only
-  /// torch::kBFloat16: float16 would need its gradients scaled. Default: no autocast of the trainer's own.
+  /// The dtype of autocast for forward and loss, in training and validation. The weights keep their dtype. Only
+  /// torch::kBFloat16 is possible; float16 would need its gradients scaled. Default: none.
   TORCH_ARG(std::optional<at::ScalarType>, autocast) = std::nullopt;
-  /// Batches that share one update, by the mean gradient over their samples, as if they were one batch. Default: 1.
+  /// The number of batches that share one update, by the mean gradient over their samples, as if they were one batch.
+  /// Default: 1.
   TORCH_ARG(std::int64_t, accumulation_steps) = 1;
-  /// What captures steps, attend::cuda_graphs(): full batches of dense tensors are then replays of one recording, if
-  /// the optimizer is a CapturableOptimizer; else, and where capturing fails, the plain loop runs and explain() says
-  /// why. Host code of model and loss then runs once and not for each batch. What callbacks do to values of tensors and
-  /// to the learning rate counts at once; training modes, frozen parameters and tensors put in others' places from the
-  /// next epoch on; other numbers on the host, such as weight_decay or a dropout rate, from the next fit on. Default:
-  /// the plain loop.
+  /// Captures steps: attend::cuda_graphs(). Full batches of dense tensors are then replays of one recording, if the
+  /// optimizer is a CapturableOptimizer. Otherwise, and where capturing fails, the plain loop runs and explain() says
+  /// why. Default: the plain loop.
+  ///
+  /// Host code of model and loss then runs once, and not for each batch. Changes by callbacks take effect:
+  ///
+  /// | Change | From |
+  /// | --- | --- |
+  /// | values of tensors, the learning rate | at once |
+  /// | training modes, frozen parameters, replaced tensors | the next epoch |
+  /// | other numbers on the host, such as weight_decay or a dropout rate | the next fit |
   TORCH_ARG(std::shared_ptr<StepCapture>, capture) = nullptr;
 };
 
