@@ -14,9 +14,9 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// Where a fit stands: what every hook of a callback is given.
+/// The state of a fit, which every hook of a callback gets.
 ///
-/// Example, a callback that halves the learning rate every ten epochs:
+/// Example: a callback that halves the learning rate every ten epochs.
 /// @code
 /// struct HalveRate {
 ///   void on_epoch_end(attend::TrainingState& state) {
@@ -39,8 +39,8 @@ struct TrainingState {
   std::int64_t samples_per_epoch = 0;  ///< samples in an epoch
   double seconds = 0.0;                ///< since the fit began
 
-  /// Loss of the current batch: a 0-d tensor on the training device, undefined before the first batch. Reading its
-  /// number waits for the device, so a hook that runs after every batch should not.
+  /// The loss of the current batch: a 0-d tensor on the training device, undefined before the first batch. Reading its
+  /// number waits for the device, so do not read it after every batch.
   torch::Tensor loss = {};
 
   /// The learning rate of the first parameter group; read from the host, so it waits for nothing.
