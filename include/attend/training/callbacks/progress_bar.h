@@ -19,15 +19,13 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A callback that shows how far the training is: one line an epoch, and in a terminal a moving bar below them.
+/// A callback that shows the progress: one line for each epoch, and in a terminal a moving bar below them.
 ///
-///   epoch  3/50  [======>       ]  loss 0.00612  2060 samples/s  3:51 left
+///     epoch  3/50  [======>       ]  loss 0.00612  2060 samples/s  3:51 left
 ///
-/// It fits a terminal of 80 columns: where a line wraps, every drawing would start a new one. The bar is drawn at most
-/// five times a second, and only then is the loss read from the device. Losses are in the loss function's unit; the
-/// time left is that of the whole fit.
+/// It fits a terminal of 80 columns. The bar is drawn at most five times a second, and only then is the loss read from
+/// the device. Losses are in the unit of the loss function. The time left is that of the whole fit.
 ///
-/// Example:
 /// @code
 /// trainer.fit(train_set, validation_set, attend::ProgressBar());
 /// @endcode
