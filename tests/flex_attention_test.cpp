@@ -941,8 +941,8 @@ TEST_CASE("flex_attention: kSdpa requested by name throws with the reason") {
   const auto options = AttentionOptions().backend(Backend::kSdpa);
   const auto throws_the_reason = [](const auto& call) {
     check_throws<c10::NotImplementedError>(
-        "attend::attention: cannot use the backend asked for. "
-        "kSdpa: ATen's kernels take no score_mod and no mask_mod",
+        "attend::attention: the requested backend cannot run. "
+        "kSdpa does not support a score_mod or a mask_mod.",
         call);
   };
   throws_the_reason([&] { calls.output(inputs, options); });

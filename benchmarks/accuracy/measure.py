@@ -49,7 +49,7 @@ A ratio is the error of attend divided by the error of the dense formula. Below 
 - **Backends**: `kCpu`, and `kSdpa` (ATen's fused kernel) where it can run. The rows `kAuto` have the one that `kAuto`
   uses.
 
-{machine}, {threads} threads; {compiler}, {libtorch}; {instructions}.
+{machine}, {threads} threads; {compiler}, {libtorch}. {instructions}
 
 ## Largest errors
 

@@ -35,7 +35,7 @@ and D the head dimension. In "causal" rows the last query attends to the last ke
 
 {table}
 
-{machine}, {threads} threads; {compiler}, {libtorch}; {instructions}.
+{machine}, {threads} threads; {compiler}, {libtorch}. {instructions}
 """
 
 

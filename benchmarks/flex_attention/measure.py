@@ -287,7 +287,7 @@ def measure(case, program, settings):
     for who in case.ours:
         for peer in [peer for peer in case.peers if peer in runners] or [None]:
             row = {"case": case.title, "pass": case.passes, "N": case.batch, "H": case.heads, "L": case.length,
-                   "ours": str(who), "backend": runners[who].explanation.split(";")[0],
+                   "ours": str(who), "backend": runners[who].explanation.split()[0],
                    "ours_ms": statistics.median(times[who]), "ours_mib": memory.get(who)}
             if peer:
                 # Of the two of this row from the right results: 0 for the first peer.

@@ -47,7 +47,7 @@ inline const BackendEntry& choose(const Problem& problem, Backend asked_for, std
       if (entry.can_run(problem, nullptr)) return entry;
       std::string reason;
       entry.can_run(problem, &reason);
-      TORCH_CHECK_NOT_IMPLEMENTED(false, "attend::attention: cannot use the backend asked for. ", reason);
+      TORCH_CHECK_NOT_IMPLEMENTED(false, "attend::attention: the requested backend cannot run. ", reason);
     }
     if (wanted != Backend::kAuto) continue;
     std::string reason;
@@ -56,7 +56,7 @@ inline const BackendEntry& choose(const Problem& problem, Backend asked_for, std
       sdpa_can_run = entry.backend == Backend::kCpu && is_sdpa_faster(problem, sentence);
       if (!sdpa_can_run) return entry;
     }
-    if (sentence != nullptr) *why_not_faster += (why_not_faster->empty() ? "" : "; ") + reason;
+    if (sentence != nullptr) *why_not_faster += (why_not_faster->empty() ? "" : " ") + reason;
   }
   TORCH_CHECK_VALUE(false, "attend::attention: there is no ", c10::str(wanted));
 }
@@ -190,6 +190,7 @@ inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& k
 ///
 /// @code
 /// attend::Explanation plan = attend::explain(q, k, v);  // plan.backend == attend::Backend::kCpu
+/// std::cout << plan << '\n';                          // the same in a few sentences
 /// @endcode
 inline Explanation explain(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const AttentionOptions& options = {}, bool with_lse = false) {

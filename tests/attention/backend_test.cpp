@@ -54,9 +54,13 @@ TEST_CASE("backends and explanations print as they are written") {
   CHECK(text(Backend::kCpu) == "kCpu");
   CHECK(text(Backend::kSdpa) == "kSdpa");
   CHECK(text(static_cast<Backend>(42)) == "Backend(42)");
-  CHECK(text(attend::Explanation{Backend::kSdpa, "", "", ""}) == "kSdpa");
-  CHECK(text(attend::Explanation{Backend::kReference, "kSdpa: no", "copies", ""}) == "kReference; kSdpa: no; copies");
-  CHECK(text(attend::Explanation{Backend::kCpu, "", "", "AVX2"}) == "kCpu; AVX2");
+  const attend::Explanation none{Backend::kReference, "", "", ""};
+  const attend::Explanation all{Backend::kSdpa, "kCpu cannot.", "It copies.", "kSdpa runs."};
+  const attend::Explanation no_copies{Backend::kCpu, "", "", "kCpu runs."};
+  CHECK(text(none) == "The backend is kReference.");
+  CHECK(text(all) == "kSdpa runs. It copies. kCpu cannot.");
+  CHECK(text(no_copies) == "kCpu runs. It reads its inputs without a copy.");
+  for (const attend::Explanation& each : {none, all, no_copies}) CHECK(each.text() == text(each));
 }
 
 TEST_CASE("BackendGuard: the backend option of a call overrides the guard, and the guard overrides kAuto") {
@@ -118,7 +122,7 @@ TEST_CASE("BackendGuard: a backend that cannot run is refused with the reason, a
   const BackendGuard guard(Backend::kSdpa);
   CHECK(attend::test::message_of<c10::NotImplementedError>([&] {
           attend::attention(x, x, narrow);
-        }).find("attend::attention: cannot use the backend asked for. kSdpa: ") != std::string::npos);
+        }).find("attend::attention: the requested backend cannot run. kSdpa ") != std::string::npos);
   CHECK_NOTHROW(attend::attention(x, x, narrow, AttentionOptions().backend(Backend::kReference)));
   CHECK_NOTHROW(attend::attention_weights(x, x));  // it has no backend to choose
 }
@@ -191,6 +195,7 @@ TEST_CASE("kAuto: calls that ATen's kernels cannot run use kCpu in every dtype; 
 }
 
 TEST_CASE("kAuto: calls that both kCpu and kSdpa can run use the faster one; explain() gives the reason for kSdpa") {
+  const std::string sdpa = "kSdpa runs ATen's fused kernels.";
   for (const bool is_causal : {false, true}) {
     const AttentionOptions options = AttentionOptions().is_causal(is_causal);
     CAPTURE(is_causal);
@@ -200,16 +205,14 @@ TEST_CASE("kAuto: calls that both kCpu and kSdpa can run use the faster one; exp
       const Explanation plan = attend::explain(y, y, y, options);
       CHECK(plan.backend == fastest_backend());
       CHECK(plan.why_not_faster ==
-            (fastest_backend() == Backend::kCpu
-                 ? ""
-                 : "kCpu: ATen's kernels are faster where only the portable path of ours can run"));
-      CHECK((plan.how == "") == (fastest_backend() == Backend::kSdpa));
+            (fastest_backend() == Backend::kCpu ? "" : "kCpu can run, but kSdpa is faster without AVX2 or AVX-512."));
+      CHECK((plan.how == sdpa) == (fastest_backend() == Backend::kSdpa));
     }
     const torch::Tensor wide = random({2, 4, 12, 8}, torch::kDouble);
     const Explanation plan = attend::explain(wide, wide, wide, options);
     CHECK(plan.backend == Backend::kSdpa);
-    CHECK(plan.why_not_faster == "kCpu: ATen's kernels are faster in float64");
-    CHECK(plan.how == "");
+    CHECK(plan.why_not_faster == "kCpu can run, but kSdpa is faster in float64.");
+    CHECK(plan.how == sdpa);
   }
 }
 
@@ -253,7 +256,7 @@ TEST_CASE("kAuto: few queries go to ATen where it is faster") {
   CHECK(attend::explain(one, keys, keys, {}, /*with_lse=*/true).backend == Backend::kSdpa);
   if (ours == Backend::kCpu)
     CHECK(attend::explain(one, keys, keys).why_not_faster ==
-          "kCpu: ATen's kernels are faster for so few queries (L 1)");
+          "kCpu can run, but kSdpa is faster for so few queries (L = 1).");
   const torch::Tensor many = torch::empty({1, 32, 4096, 128}, torch::kHalf);
   CHECK(attend::explain(many.slice(2, 0, 32), many, many).backend == Backend::kSdpa);
   CHECK(attend::explain(many.slice(2, 0, 33), many, many).backend == ours);
@@ -283,17 +286,19 @@ TEST_CASE("kCpu: explain() names the instruction set that LibTorch uses on this 
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
     CAPTURE(dtype);
     const torch::Tensor y = random({1, 1, 4, 8}, dtype);
-    std::set<std::string> possible{"kCpu: the portable path, without AVX2 or AVX-512"};
+    const std::string start = "kCpu runs attend's own CPU kernels ";
+    std::set<std::string> possible{start + "as portable code, without AVX2 or AVX-512 instructions."};
     const bool is_double = dtype == torch::kDouble;  // which is there for checking, not for speed
-    if (capability == "AVX2" && !is_double) possible = {"kCpu: AVX2"};
-    if (capability == "AVX512" && !is_double) possible = {"kCpu: AVX-512"};
-    if (capability == "AVX512" && dtype == torch::kBFloat16) possible.insert("kCpu: AVX-512, products of bfloat16");
+    if (capability == "AVX2" && !is_double) possible = {start + "with AVX2 instructions."};
+    if (capability == "AVX512" && !is_double) possible = {start + "with AVX-512 instructions."};
+    if (capability == "AVX512" && dtype == torch::kBFloat16)
+      possible.insert(start + "with AVX-512 and AVX512_BF16 instructions.");
     const std::string how = attend::explain(y, y, y, ours_by_name()).how;
     CAPTURE(how);
     CHECK(possible.count(how) == 1);
     CHECK(attend::explain_flex(y, y, y, attend::Softcap{2.0f}, attend::EveryKey{}, ours_by_name()).how == how);
     for (const Backend other : {Backend::kReference, Backend::kSdpa})
-      CHECK(attend::explain(y, y, y, AttentionOptions().backend(other)).how == "");
+      CHECK(attend::explain(y, y, y, AttentionOptions().backend(other)).how.find(text(other) + " runs ") == 0);
   }
 }
 
@@ -306,10 +311,11 @@ TEST_CASE("kCpu: tensors of any strides are read without a copy; explain() repor
   };
   CHECK(copies(torch::kFloat).copies == "");
   CHECK(copies(torch::kDouble).copies == "");
-  CHECK(copies(torch::kHalf).copies == "kCpu converts float16 to float32");
+  CHECK(copies(torch::kHalf).copies == "It converts float16 inputs to float32.");
   const Explanation half = copies(torch::kBFloat16);
-  CHECK(half.copies ==
-        (half.how == "kCpu: AVX-512, products of bfloat16" ? "" : "kCpu converts bfloat16 to float32, tile by tile"));
+  CHECK(half.copies == (half.how.find("AVX512_BF16") != std::string::npos
+                            ? ""
+                            : "It converts bfloat16 inputs to float32, tile by tile."));
 }
 
 TEST_CASE("kCpu: calls it cannot run are refused with the reason; with kAuto, explain() gives the reason") {
@@ -320,24 +326,24 @@ TEST_CASE("kCpu: calls it cannot run are refused with the reason; with kAuto, ex
     torch::Tensor query, key;
     std::string reason, atens;
   };
-  const std::string nothing = "there is nothing to compute for an empty batch, query or key";
+  const std::string nothing = "needs at least one batch entry, one query and one key.";
   const Case cases[] = {
-      {y.slice(0, 0, 0), y.slice(0, 0, 0), "kCpu: " + nothing, "kSdpa: " + nothing},
-      {none, y, "kCpu: " + nothing, "kSdpa: " + nothing},
-      {y, none, "kCpu: " + nothing, "kSdpa: " + nothing},
-      {meta, meta, "kCpu: the tensors are on meta",
-       "kSdpa: ATen has no fused kernel for this call (meta, Float, width 8)"},
-      {endless.slice(2, 0, 4), endless, "kCpu: sequences must be shorter than 1073741823", ""},
-      {endless, endless.slice(2, 0, 4), "kCpu: sequences must be shorter than 1073741823", ""},
+      {y.slice(0, 0, 0), y.slice(0, 0, 0), "kCpu " + nothing, "kSdpa " + nothing},
+      {none, y, "kCpu " + nothing, "kSdpa " + nothing},
+      {y, none, "kCpu " + nothing, "kSdpa " + nothing},
+      {meta, meta, "kCpu runs on the CPU only; the tensors are on meta.",
+       "kSdpa cannot run, because ATen has no fused kernel for this call (meta, Float, width 8)."},
+      {endless.slice(2, 0, 4), endless, "kCpu supports at most 1073741823 queries and keys.", ""},
+      {endless, endless.slice(2, 0, 4), "kCpu supports at most 1073741823 queries and keys.", ""},
   };
   for (const Case& c : cases) {
     CAPTURE(c.reason);
     CHECK(message_of<c10::NotImplementedError>([&] { attend::explain(c.query, c.key, c.key, ours_by_name()); }) ==
-          "attend::attention: cannot use the backend asked for. " + c.reason);
+          "attend::attention: the requested backend cannot run. " + c.reason);
     if (c.atens.empty()) continue;  // to ask ATen, a copy would be made
     const Explanation plan = attend::explain(c.query, c.key, c.key);
     CHECK(plan.backend == Backend::kReference);
-    CHECK(plan.why_not_faster == c.reason + "; " + c.atens);
-    CHECK(plan.how == "");
+    CHECK(plan.why_not_faster == c.reason + " " + c.atens);
+    CHECK(plan.how == "kReference runs the dense formula, which allocates all scores (N, H, L, S).");
   }
 }

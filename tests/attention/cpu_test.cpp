@@ -841,9 +841,9 @@ TEST_CASE("kCpu: can_run gives the reason for another device and for an empty ca
     return message_of<c10::NotImplementedError>([&] { attend::explain(query, key, key, options); });
   };
   const torch::Tensor x = torch::randn({1, 2, 4, 8}), meta = x.to(torch::kMeta), none = x.slice(2, 0, 0);
-  const std::string start = "attend::attention: cannot use the backend asked for. kCpu: ";
-  const std::string nothing = start + "there is nothing to compute for an empty batch, query or key";
-  CHECK(reason(meta, meta, on_cpu()) == start + "the tensors are on meta");
+  const std::string start = "attend::attention: the requested backend cannot run. ";
+  const std::string nothing = start + "kCpu needs at least one batch entry, one query and one key.";
+  CHECK(reason(meta, meta, on_cpu()) == start + "kCpu runs on the CPU only; the tensors are on meta.");
   CHECK(reason(x.slice(0, 0, 0), x.slice(0, 0, 0), on_cpu()) == nothing);
   CHECK(reason(none, x, on_cpu()) == nothing);
   CHECK(reason(x, none, on_cpu()) == nothing);
@@ -858,8 +858,8 @@ TEST_CASE("kAuto: an empty call goes to another backend, and explain() says why"
   const torch::Tensor x = torch::randn({1, 2, 4, 8});
   const attend::Explanation plan = attend::explain(x.slice(2, 0, 0), x, x);
   CHECK((plan.backend != Backend::kCpu));
-  CHECK(plan.why_not_faster.find("kCpu: there is nothing to compute") != std::string::npos);
-  CHECK(plan.how == "");
+  CHECK(plan.why_not_faster.find("kCpu needs at least one batch entry") != std::string::npos);
+  CHECK(plan.how.find("kReference runs ") == 0);
 }
 
 TEST_CASE("kCpu: explain() names the instruction set that ATEN_CPU_CAPABILITY allows, and the resulting copies") {
@@ -868,9 +868,10 @@ TEST_CASE("kCpu: explain() names the instruction set that ATEN_CPU_CAPABILITY al
     const std::string wanted = variable;
     CHECK(capability == (wanted == "avx512" ? "AVX512" : wanted == "avx2" ? "AVX2" : "DEFAULT"));
   }
-  const std::string portable = "kCpu: the portable path, without AVX2 or AVX-512";
-  const std::string expected = capability == "AVX512" ? "kCpu: AVX-512"
-                               : capability == "AVX2" ? "kCpu: AVX2"
+  const std::string start = "kCpu runs attend's own CPU kernels ";
+  const std::string portable = start + "as portable code, without AVX2 or AVX-512 instructions.";
+  const std::string expected = capability == "AVX512" ? start + "with AVX-512 instructions."
+                               : capability == "AVX2" ? start + "with AVX2 instructions."
                                                       : portable;
 #if defined(__x86_64__)
   const bool multiplies_bfloat16 = capability == "AVX512" && __builtin_cpu_supports("avx512bf16");
@@ -885,11 +886,12 @@ TEST_CASE("kCpu: explain() names the instruction set that ATEN_CPU_CAPABILITY al
   CHECK(plan(torch::kDouble).how == portable);
   CHECK(plan(torch::kFloat).how == expected);
   CHECK(plan(torch::kHalf).how == expected);
-  CHECK(plan(torch::kBFloat16).how == expected + (multiplies_bfloat16 ? ", products of bfloat16" : ""));
+  CHECK(plan(torch::kBFloat16).how ==
+        (multiplies_bfloat16 ? start + "with AVX-512 and AVX512_BF16 instructions." : expected));
 
   CHECK(plan(torch::kDouble).copies == "");
   CHECK(plan(torch::kFloat).copies == "");
-  CHECK(plan(torch::kHalf).copies == "kCpu converts float16 to float32");
+  CHECK(plan(torch::kHalf).copies == "It converts float16 inputs to float32.");
   CHECK(plan(torch::kBFloat16).copies ==
-        (multiplies_bfloat16 ? "" : "kCpu converts bfloat16 to float32, tile by tile"));
+        (multiplies_bfloat16 ? "" : "It converts bfloat16 inputs to float32, tile by tile."));
 }

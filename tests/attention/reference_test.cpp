@@ -90,14 +90,14 @@ TEST_CASE("kReference: it can run every call and reports its copies") {
   CHECK(Reference::can_run(attention_problem(empty, empty, empty, {})));
 
   const torch::Tensor query = torch::randn({1, 4, 6, 8}), key = torch::randn({1, 2, 6, 8});
-  const std::string converts = "kReference converts query, key and value to float32",
-                    repeats = "kReference repeats key and value for every query head";
+  const std::string converts = "It converts query, key and value to float32.",
+                    repeats = "It repeats key and value for every query head.";
   const auto copies = [](const torch::Tensor& q, const torch::Tensor& k) {
     return Reference::copies(attention_problem(q, k, k, {}));
   };
   CHECK(copies(query, query) == "");
   CHECK(copies(query, key) == repeats);
   CHECK(copies(query.to(torch::kHalf), query.to(torch::kHalf)) == converts);
-  CHECK(copies(query.to(torch::kBFloat16), key.to(torch::kBFloat16)) == converts + "; " + repeats);
+  CHECK(copies(query.to(torch::kBFloat16), key.to(torch::kBFloat16)) == converts + " " + repeats);
   CHECK(copies(query.to(torch::kDouble), query.to(torch::kDouble)) == "");
 }

@@ -47,7 +47,7 @@ AttentionOptions by_name(const AttentionOptions& options = {}) {
 /// Why a call that asks for ATen's kernels by name is refused.
 std::string why_not(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
                     const AttentionOptions& options = {}) {
-  const std::string asked_for = "attend::attention: cannot use the backend asked for. ";
+  const std::string asked_for = "attend::attention: the requested backend cannot run. ";
   const std::string message =
       message_of<c10::NotImplementedError>([&] { attend::explain(query, key, value, by_name(options)); });
   CHECK(message.substr(0, asked_for.size()) == asked_for);
@@ -68,33 +68,36 @@ TEST_CASE("kSdpa: calls that ATen's kernels cannot compute exactly are refused w
     return Case{plain, plain, plain, options, reason};
   };
   const auto of_empty = [&](at::IntArrayRef query, at::IntArrayRef key) {
-    return Case{x(query), x(key), x(key), {}, "kSdpa: there is nothing to compute for an empty batch, query or key"};
+    return Case{x(query), x(key), x(key), {}, "kSdpa needs at least one batch entry, one query and one key."};
   };
-  const std::string unequal_lengths = "ATen counts the causal diagonal from the first key, not from the last";
+  const std::string unequal_lengths = ", because ATen counts the diagonal from the first key, not from the last.";
   const Case cases[] = {
       of_empty({0, 4, 6, 8}, {0, 4, 6, 8}),
       of_empty({2, 4, 0, 8}, {2, 4, 6, 8}),
       of_empty({2, 4, 6, 8}, {2, 4, 0, 8}),
-      {plain, plain, x({2, 4, 6, 3}), {}, "kSdpa: the value width (3) differs from the query width (8)"},
+      {plain,
+       plain,
+       x({2, 4, 6, 3}),
+       {},
+       "kSdpa needs the same width for query and value; query has 8 and value has 3."},
       {one, one, one, AttentionOptions().query_offsets(offsets).key_offsets(offsets),
-       "kSdpa: packed batches are not sent to ATen's kernels"},
-      of_plain(AttentionOptions().window({2, -1}), "kSdpa: ATen's kernels take a window only as an (L, S) mask"),
-      of_plain(AttentionOptions().window({-1, 1}), "kSdpa: ATen's kernels take a window only as an (L, S) mask"),
+       "kSdpa does not support query_offsets and key_offsets."},
+      of_plain(AttentionOptions().window({2, -1}), "kSdpa supports a window only as an (L, S) attn_mask."),
+      of_plain(AttentionOptions().window({-1, 1}), "kSdpa supports a window only as an (L, S) attn_mask."),
       of_plain(AttentionOptions().window({2, 0}).is_causal(true),
-               "kSdpa: ATen's kernels take a window only as an (L, S) mask"),
-      of_plain(AttentionOptions().softcap(1.0), "kSdpa: ATen's kernels have no softcap"),
+               "kSdpa supports a window only as an (L, S) attn_mask."),
+      of_plain(AttentionOptions().softcap(1.0), "kSdpa does not support softcap."),
       of_plain(AttentionOptions().alibi_slopes(torch::ones({4})),
-               "kSdpa: ATen's kernels take ALiBi only as an (H, L, S) mask"),
-      of_plain(AttentionOptions().dropout(0.1),
-               "kSdpa: ATen's kernels have no dropout on the CPU, and drop other weights elsewhere"),
+               "kSdpa supports ALiBi only as an (H, L, S) attn_mask."),
+      of_plain(AttentionOptions().dropout(0.1), "kSdpa does not support dropout."),
       of_plain(AttentionOptions().attn_mask(torch::zeros({6, 6}).requires_grad_()),
-               "kSdpa: ATen's kernels give no gradient for attn_mask"),
+               "kSdpa computes no gradient for attn_mask."),
       {more, x({2, 4, 34, 8}), x({2, 4, 34, 8}), AttentionOptions().is_causal(true),
-       "kSdpa: for unequal lengths (L 33, S 34) " + unequal_lengths},
+       "kSdpa does not support is_causal for L = 33 and S = 34" + unequal_lengths},
       {longer, plain, plain, AttentionOptions().is_causal(true),
-       "kSdpa: for unequal lengths (L 7, S 6) " + unequal_lengths},
-      of_plain(AttentionOptions().scale(0.0), "kSdpa: ATen's fused kernels need a positive scale, got 0"),
-      of_plain(AttentionOptions().scale(-0.5), "kSdpa: ATen's fused kernels need a positive scale, got -0.5"),
+       "kSdpa does not support is_causal for L = 7 and S = 6" + unequal_lengths},
+      of_plain(AttentionOptions().scale(0.0), "kSdpa needs a positive scale; this one is 0."),
+      of_plain(AttentionOptions().scale(-0.5), "kSdpa needs a positive scale; this one is -0.5."),
   };
   for (const Case& c : cases) {
     CAPTURE(c.reason);
@@ -111,7 +114,7 @@ TEST_CASE("kSdpa: explain() gives no reason against ATen's kernels if they can c
     AttentionOptions options = {};
     std::string copies = "";
   };
-  const std::string makes_mask = "kSdpa makes attn_mask one that is added";
+  const std::string makes_mask = "It converts the bool attn_mask to a float mask.";
   const Case cases[] = {
       {plain, plain},
       {plain, grouped},
@@ -119,7 +122,7 @@ TEST_CASE("kSdpa: explain() gives no reason against ATen's kernels if they can c
       {plain, plain, AttentionOptions().is_causal(true)},
       {plain, plain, AttentionOptions().window({-1, 0})},
       {single, plain, AttentionOptions().is_causal(true)},
-      {plain, x({2, 4, 9, 8}), AttentionOptions().is_causal(true), "kSdpa makes an (L, S) mask of is_causal"},
+      {plain, x({2, 4, 9, 8}), AttentionOptions().is_causal(true), "It makes an (L, S) mask for is_causal."},
       {plain, plain, AttentionOptions().window({5, 5}).dropout(0.0).softcap(0.0)},
       {plain, plain, AttentionOptions().attn_mask(mask), makes_mask},
       {plain, plain, AttentionOptions().attn_mask(x({2, 1, 6, 6}))},
@@ -135,7 +138,7 @@ TEST_CASE("kSdpa: explain() gives no reason against ATen's kernels if they can c
     CHECK(explanation.backend == Backend::kSdpa);
     CHECK(explanation.why_not_faster == "");
     CHECK(explanation.copies == c.copies);
-    CHECK(explanation.how == "");
+    CHECK(explanation.how == "kSdpa runs ATen's fused kernels.");
   }
   const torch::NoGradGuard no_grad;  // nothing can ask for the mask's gradient
   const AttentionOptions learned = by_name().attn_mask(torch::zeros({6, 6}).requires_grad_());
@@ -147,7 +150,7 @@ TEST_CASE("kSdpa: can_run refuses calls for which ATen would use its math path")
   const torch::Tensor y = x({1, 2, 8, 16});
   CHECK(Sdpa::can_run(attention_problem(y, y, y, {})));
   const WithoutFlash without_flash;
-  CHECK(why_not(y, y, y) == "kSdpa: ATen has no fused kernel for this call (cpu, Float, width 16)");
+  CHECK(why_not(y, y, y) == "kSdpa cannot run, because ATen has no fused kernel for this call (cpu, Float, width 16).");
   for (const auto dtype : {torch::kFloat, torch::kDouble}) {
     const torch::Tensor typed = y.to(dtype);
     CHECK(attend::explain(typed, typed, typed).backend == Backend::kCpu);
@@ -163,13 +166,12 @@ TEST_CASE("kSdpa: can_run for the log-sum-exp and for other devices") {
   const std::pair<Problem, std::string> cases[] = {
       {with_lse(attention_problem(y, y, y, causal)), ""},
       {with_lse(attention_problem(y, y, y, masked)),
-       "kSdpa: with attn_mask the log-sum-exp of ATen's kernels is wrong for a query that may attend to nothing"},
-      {with_lse(attention_problem(meta, meta, meta, {})),
-       "kSdpa: the log-sum-exp of ATen's kernels is not used on meta"},
+       "kSdpa returns no log-sum-exp with attn_mask, because ATen's is wrong for a query that may attend to nothing."},
+      {with_lse(attention_problem(meta, meta, meta, {})), "kSdpa returns no log-sum-exp on meta."},
       {attention_problem(meta, meta, meta, AttentionOptions(masked_on_meta).is_causal(true)),
-       "kSdpa: on meta ATen takes attn_mask or is_causal, not both"},
+       "kSdpa supports either attn_mask or is_causal on meta, not both."},
       {attention_problem(meta, meta, meta, {}),
-       "kSdpa: ATen has no fused kernel for this call (meta, Float, width 16)"},
+       "kSdpa cannot run, because ATen has no fused kernel for this call (meta, Float, width 16)."},
   };
   for (const auto& problem_and_reason : cases) {
     CAPTURE(problem_and_reason.second);
@@ -186,13 +188,13 @@ TEST_CASE("a channels-first view is copied, which explain() says, and reaches th
                           const torch::Tensor& attn_mask) {
     return attend::explain(query, key, value, by_name().attn_mask(attn_mask)).copies;
   };
-  const std::string copies_of = "kSdpa copies what does not lie in memory row by row: ";
+  const std::string copies_of = "It copies the inputs whose strides ATen cannot read: ";
   CHECK(copies(copy, copy, copy, mask) == "");
-  CHECK(copies(view, view, view, {}) == copies_of + "query, key, value");
-  CHECK(copies(copy, view, copy, mask) == copies_of + "key");
-  CHECK(copies(view, copy, copy, mask_view) == copies_of + "query, attn_mask");
+  CHECK(copies(view, view, view, {}) == copies_of + "query, key, value.");
+  CHECK(copies(copy, view, copy, mask) == copies_of + "key.");
+  CHECK(copies(view, copy, copy, mask_view) == copies_of + "query, attn_mask.");
   CHECK(copies(view, copy, copy, mask_view > 0) ==
-        copies_of + "query, attn_mask; kSdpa makes attn_mask one that is added");
+        copies_of + "query, attn_mask. It converts the bool attn_mask to a float mask.");
   const auto output = [](const torch::Tensor& tensor, const torch::Tensor& attn_mask) {
     return Sdpa::run(attention_problem(tensor, tensor, tensor, AttentionOptions().attn_mask(attn_mask))).output;
   };
@@ -204,7 +206,7 @@ TEST_CASE("a backward pass in half precision is computed in float32, and explain
     const torch::Tensor query = torch::randn({2, 4, 6, 8}).to(dtype).requires_grad_(needs_gradient);
     return attend::explain(query, query, query, by_name()).copies;
   };
-  const std::string converts = "kSdpa converts everything to float32 for the backward pass";
+  const std::string converts = "It converts all inputs to float32 for the backward pass.";
   CHECK(copies(torch::kHalf, true) == converts);
   CHECK(copies(torch::kBFloat16, true) == converts);
   CHECK(copies(torch::kHalf, false) == "");

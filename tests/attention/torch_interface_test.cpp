@@ -456,7 +456,8 @@ TEST_CASE("attention: tensors on the device meta are refused, except by explain(
   CHECK(message_of<c10::ValueError>([&] { attend::attention_weights(meta, meta); }) == expected);
   CHECK(message_of<c10::ValueError>([&] { attend::flex_attention(meta, meta, meta, attend::Unchanged{}); }) ==
         expected);
-  CHECK(attend::explain(meta, meta, meta).why_not_faster.find("kCpu: the tensors are on meta") == 0);
+  CHECK(attend::explain(meta, meta, meta).why_not_faster.find("kCpu runs on the CPU only; the tensors are on meta.") ==
+        0);
   CHECK(message_of<c10::ValueError>([&] { attend::materialize(HeadBias{torch::rand({2})}, meta); }) ==
         "attend::materialize: scores must have data, got a tensor on the device meta");
 }

@@ -132,7 +132,7 @@ inline void flex_attention_checks(Checks& checks) {
     const torch::Tensor x = torch::randn({1, 4, 8, 4}), table = torch::randn({4, 8});
     require(attend::explain_flex(x, x, x, TiltedByTable{table}, NotEveryThird{}).backend == Backend::kCpu,
             "kCpu is not taken");
-    require_throws<c10::NotImplementedError>("kSdpa", "ATen's kernels take no score_mod", [&] {
+    require_throws<c10::NotImplementedError>("kSdpa", "kSdpa does not support a score_mod", [&] {
       attend::flex_attention(x, x, x, TiltedByTable{table}, NotEveryThird{},
                              AttentionOptions().backend(Backend::kSdpa));
     });

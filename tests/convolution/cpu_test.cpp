@@ -123,7 +123,7 @@ TEST_CASE("autocast computes in bfloat16, and gives float32 parameters gradients
   {
     const attend::test::Autocast autocast;
     y = stack(x);
-    CHECK(stack->explain(x).how == "kCpu: AVX-512, products of bfloat16");
+    CHECK(stack->explain(x).how == "kCpu runs attend's own convolutions with AVX-512 and AVX512_BF16 instructions.");
   }
   CHECK((y.scalar_type() == torch::kBFloat16));
   const torch::Tensor expected = stack(x);
@@ -314,20 +314,26 @@ TEST_CASE("ConvStack: explain() names the backend and the reason; a requested ba
   ConvStack stack(ConvStackOptions(1, 8, 1));
   if (has_kernels(torch::kFloat)) {
     CHECK(stack->explain(x).backend == Backend::kCpu);
-    CHECK(stack->explain(x).how.find("kCpu: AVX") == 0);
+    CHECK(stack->explain(x).how.find("kCpu runs attend's own convolutions with AVX") == 0);
   } else {
-    CHECK(stack->explain(x).why_not_faster == "kCpu: convolutions need AVX2 or AVX-512");
+    CHECK(stack->explain(x).why_not_faster == "kCpu needs AVX2 or AVX-512 for convolutions.");
   }
   if (has_kernels(torch::kFloat) && at::get_num_threads() > 1)
-    CHECK(stack->explain(x.slice(0, 0, 1)).why_not_faster.find("kCpu: a batch of 1 does not keep ") == 0);
+    CHECK(stack->explain(x.slice(0, 0, 1)).why_not_faster.find("kCpu can run, but a batch of 1 does not keep ") == 0);
   CHECK(ConvStack(1, 512, 1)->explain(x).backend == Backend::kReference);
   CHECK(ConvStack(2, 3, 2)->explain(torch::randn({64, 2, 20})).backend == Backend::kReference);
   if (has_kernels(torch::kFloat)) {
+    const torch::Tensor rows = torch::randn({64, 2, 20});
+    CHECK(ConvStack(2, 64, 2)->explain(rows).copies == "It copies x, so that the channels are side by side in memory.");
+    CHECK(ConvStack(2, 64, 2)->explain(torch::randn({64, 20, 2}).transpose(1, 2)).copies == "");
+    CHECK(stack->explain(x).copies == "");
+    CHECK(ConvStack(1, 512, 1)->explain(x).text() ==
+          "kReference runs torch's convolutions. kCpu can run, but torch is faster for more than 128 channels.");
     CHECK(ConvStack(1, 64, 1)->explain(x).backend == Backend::kCpu);
     CHECK(ConvStack(1, 512, 1)->explain(x).why_not_faster ==
-          "kCpu: torch's convolutions are faster for more than 128 channels");
+          "kCpu can run, but torch is faster for more than 128 channels.");
     CHECK(ConvStack(2, 3, 2)->explain(torch::randn({64, 2, 20})).why_not_faster ==
-          "kCpu: torch's convolutions are faster between 4 or fewer channels");
+          "kCpu can run, but torch is faster between 4 or fewer channels.");
   }
   CHECK(stack->explain(x.slice(0, 0, 0)).why_not_faster != "");
   CHECK(stack(x.slice(0, 0, 0)).sizes() == torch::IntArrayRef{0, 1, 20});
@@ -337,7 +343,7 @@ TEST_CASE("ConvStack: explain() names the backend and the reason; a requested ba
   stack->options.backend(Backend::kCpu);
   CHECK(stack(x.to(torch::kDouble).slice(0, 0, 0)).size(0) == 0);  // there is nothing to compute
   CHECK(message_of<c10::NotImplementedError>([&] { stack(x.to(torch::kDouble)); }) ==
-        "attend::ConvStack: kCpu: convolutions are computed in float32 and bfloat16, not Double");
+        "attend::ConvStack: kCpu supports convolutions in float32 and bfloat16, not in Double.");
   stack->options.backend(Backend::kReference);
   CHECK(stack->explain(x.to(torch::kDouble)).why_not_faster.empty());
   CHECK(message_of<c10::ValueError>([] { ConvStack(ConvStackOptions(1, 8, 1).backend(Backend::kSdpa)); }) ==

@@ -106,7 +106,8 @@ TEST_CASE("docs/coming_from_torch.md: attention(), explain() and BackendGuard") 
   torch::Tensor a = at::scaled_dot_product_attention(q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true);
   torch::Tensor b = attend::attention(q, k, v, attend::AttentionOptions().is_causal(true));
   CHECK(max_difference(a, b) < 1e-6);
-  std::cout << attend::explain(q, k, v, attend::AttentionOptions().dropout(0.1)) << '\n';  // kCpu; kCpu: AVX-512
+  std::cout << attend::explain(q, k, v, attend::AttentionOptions().dropout(0.1)) << '\n';
+  // With AVX-512: kCpu runs attend's own CPU kernels with AVX-512 instructions. It reads its inputs without a copy.
   {
     attend::BackendGuard guard(attend::Backend::kSdpa);  // Python: with sdpa_kernel(…):
     y = attend::attention(q, k, v);                      // a fused kernel, or c10::NotImplementedError with the reason

@@ -733,7 +733,7 @@ TEST_CASE("MultiheadAttention: explain() names the backend of a call; a requeste
   layer->eval();
   explanation = layer->explain(x, x, x);
   CHECK(explanation.backend == Backend::kSdpa);
-  CHECK(explanation.why_not_faster == "kCpu: ATen's kernels are faster in float64");
+  CHECK(explanation.why_not_faster == "kCpu can run, but kSdpa is faster in float64.");
   CHECK(explanation.copies == "");
   explanation = layer->explain(x, x, x, {}, learned);
   CHECK(explanation.backend == Backend::kCpu);
@@ -865,11 +865,11 @@ TEST_CASE(
   CHECK(max_difference(weights_of(causal), weights_of(masked)) < 1e-6);
   CHECK(weights_of(causal).masked_select(later).eq(0).all().item<bool>());
   const attend::BackendGuard guard(Backend::kSdpa);
-  CHECK(layer->explain(x, x, x, {}, later).copies == "kSdpa makes attn_mask one that is added");
+  CHECK(layer->explain(x, x, x, {}, later).copies == "It converts the bool attn_mask to a float mask.");
   CHECK(layer->explain(x, x, x, {}, {}, /*is_causal=*/true).copies == "");
   CHECK(message_of<c10::NotImplementedError>([&] {
           layer->explain(x, x.slice(1, 0, 20), x.slice(1, 0, 20), {}, {}, /*is_causal=*/true);
-        }).find("for unequal lengths (L 30, S 20)") != std::string::npos);
+        }).find("is_causal for L = 30 and S = 20") != std::string::npos);
 }
 
 TEST_CASE("MultiheadAttention: dropout only in training mode, new in each call; weights are before dropout") {

@@ -155,7 +155,7 @@ TEST_CASE("SelfAttention1d: a backend requested by name is not replaced") {
   SelfAttention1d layer(SelfAttention1dOptions(4, 6, 4).backend(Backend::kSdpa));  // values wider than keys
   CHECK(message_of<c10::NotImplementedError>([&] {
           layer(torch::randn({1, 4, 5}));
-        }).find("kSdpa: the value width (6) differs from the query width (4)") != std::string::npos);
+        }).find("kSdpa needs the same width for query and value; query has 4 and value has 6.") != std::string::npos);
 }
 
 TEST_CASE("SelfAttention1d: explain() names the backend that forward() uses, in the words of attention()") {

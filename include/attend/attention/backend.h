@@ -4,6 +4,7 @@
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/StringUtil.h>
 
 #include <ostream>
 #include <string>
@@ -18,6 +19,20 @@ enum class Backend {
   kCpu,        ///< our own kernels for the CPU (attention/cpu.h, convolution/cpu.h)
   kSdpa,  ///< ATen's fused kernels (attention/sdpa.h); asked for by name, it throws rather than go ATen's dense way
 };
+
+inline std::ostream& operator<<(std::ostream& stream, Backend backend) {
+  switch (backend) {
+    case Backend::kAuto:
+      return stream << "kAuto";
+    case Backend::kReference:
+      return stream << "kReference";
+    case Backend::kCpu:
+      return stream << "kCpu";
+    case Backend::kSdpa:
+      return stream << "kSdpa";
+  }
+  return stream << "Backend(" << static_cast<int>(backend) << ")";
+}
 
 /// The backend of every call of this thread that does not ask for one itself, until the end of the scope.
 ///
@@ -61,36 +76,38 @@ struct AttentionResult {
   at::Tensor log_sum_exp;
 };
 
-/// What explain() tells of a call.
+/// The answer of explain(): which backend computes a call, and why.
+///
+/// Except for `backend`, each member holds whole sentences for people. The wording may change in any version.
 struct Explanation {
-  Backend backend;             ///< the backend that attention() takes
-  std::string why_not_faster;  ///< one sentence for each faster backend that was passed over; empty if there is none
-  std::string copies;          ///< what this backend copies or converts; empty if nothing
-  std::string how;             ///< which instructions of the processor kCpu uses; empty for the others
+  Backend backend;             ///< The backend that computes the call.
+  std::string why_not_faster;  ///< One sentence for each faster backend that was passed over; empty if there is none.
+
+  /// What this backend copies or converts; empty if nothing. Two conversions come before the backend and are not
+  /// listed: the casts of autocast, and the conversion of a float attn_mask to the dtype in which scores are computed.
+  std::string copies;
+
+  std::string how;  ///< What this backend runs; for kCpu with the instruction set.
+
+  /// All of it, usually in two to four sentences. operator<< prints the same.
+  ///
+  /// Example:
+  ///   kCpu runs attend's own CPU kernels with AVX-512 instructions. It reads its inputs without a copy.
+  std::string text() const {
+    std::string text = how;
+    const auto add = [&text](const std::string& sentences) {
+      if (!sentences.empty()) text += (text.empty() ? "" : " ") + sentences;
+    };
+    if (text.empty()) text = c10::str("The backend is ", backend, ".");
+    const bool is_fused = backend == Backend::kCpu || backend == Backend::kSdpa;
+    add(copies.empty() && is_fused ? "It reads its inputs without a copy." : copies);
+    add(why_not_faster);
+    return text;
+  }
 };
 
-/// Writes the name, for example "kCpu".
-inline std::ostream& operator<<(std::ostream& stream, Backend backend) {
-  switch (backend) {
-    case Backend::kAuto:
-      return stream << "kAuto";
-    case Backend::kReference:
-      return stream << "kReference";
-    case Backend::kCpu:
-      return stream << "kCpu";
-    case Backend::kSdpa:
-      return stream << "kSdpa";
-  }
-  return stream << "Backend(" << static_cast<int>(backend) << ")";
-}
-
-/// Writes one line: the backend, then each text that is not empty, separated by semicolons.
 inline std::ostream& operator<<(std::ostream& stream, const Explanation& explanation) {
-  stream << explanation.backend;
-  if (!explanation.why_not_faster.empty()) stream << "; " << explanation.why_not_faster;
-  if (!explanation.copies.empty()) stream << "; " << explanation.copies;
-  if (!explanation.how.empty()) stream << "; " << explanation.how;
-  return stream;
+  return stream << explanation.text();
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

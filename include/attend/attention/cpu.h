@@ -40,24 +40,25 @@ struct Cpu {
   static constexpr Backend kBackend = Backend::kCpu;
 
   static bool can_run(const Problem& problem, std::string* reason = nullptr) {
-    if (!problem.query.is_cpu()) return refused(reason, "kCpu: the tensors are on ", problem.query.device().type());
+    if (!problem.query.is_cpu())
+      return refused(reason, "kCpu runs on the CPU only; the tensors are on ", problem.query.device().type(), ".");
     if (problem.batch_size() == 0 || problem.query_length() == 0 || problem.key_length() == 0)
-      return refused(reason, "kCpu: there is nothing to compute for an empty batch, query or key");
+      return refused(reason, "kCpu needs at least one batch entry, one query and one key.");
     constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2;
     if (std::max(problem.query_length(), problem.key_length()) > kMost)
-      return refused(reason, "kCpu: sequences must be shorter than ", kMost);
+      return refused(reason, "kCpu supports at most ", kMost, " queries and keys.");
     constexpr std::int64_t kWidest = 1 << 20;
     if (std::max(problem.head_width(), problem.value_width()) > kWidest)
-      return refused(reason, "kCpu: heads must not be wider than ", kWidest);
+      return refused(reason, "kCpu supports heads of a width of at most ", kWidest, ".");
     if (std::max(problem.batch_size(), problem.num_heads()) > kMost)
-      return refused(reason, "kCpu: there must be fewer batch entries and heads than ", kMost);
+      return refused(reason, "kCpu supports at most ", kMost, " batch entries and heads.");
     return true;
   }
 
   static std::string copies(const Problem& problem) {
-    if (problem.query.scalar_type() == at::kHalf) return "kCpu converts float16 to float32";
+    if (problem.query.scalar_type() == at::kHalf) return "It converts float16 inputs to float32.";
     return problem.query.scalar_type() == at::kBFloat16 && !has_pairs()
-               ? "kCpu converts bfloat16 to float32, tile by tile"
+               ? "It converts bfloat16 inputs to float32, tile by tile."
                : "";
   }
 
@@ -65,10 +66,12 @@ struct Cpu {
     const bool is_double = problem.query.scalar_type() == at::kDouble;
     const cpu::InstructionSet set = is_double ? cpu::tile_operations<double>(available_instruction_set()).set
                                               : cpu::tile_operations<float>(available_instruction_set()).set;
-    if (set == cpu::InstructionSet::kBaseline) return "kCpu: the portable path, without AVX2 or AVX-512";
-    if (set == cpu::InstructionSet::kAvx2) return "kCpu: AVX2";
-    return problem.query.scalar_type() == at::kBFloat16 && has_pairs() ? "kCpu: AVX-512, products of bfloat16"
-                                                                       : "kCpu: AVX-512";
+    const bool is_bfloat16 = problem.query.scalar_type() == at::kBFloat16;
+    return "kCpu runs attend's own CPU kernels " +
+           std::string(set == cpu::InstructionSet::kBaseline ? "as portable code, without AVX2 or AVX-512 instructions."
+                       : set == cpu::InstructionSet::kAvx2   ? "with AVX2 instructions."
+                       : is_bfloat16 && has_pairs()          ? "with AVX-512 and AVX512_BF16 instructions."
+                                                             : "with AVX-512 instructions.");
   }
 
   /// Whether products of bfloat16 need no conversion to float32.

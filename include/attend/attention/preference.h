@@ -5,10 +5,10 @@
 #include <attend/attention/cpu/available_instruction_set.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/sdpa.h>
+#include <attend/detail/refused.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/StringUtil.h>
 
 #include <cstdint>
 #include <string>
@@ -39,11 +39,10 @@ inline bool is_sdpa_faster(const Problem& problem, std::string* reason = nullptr
   const bool is_portable = available_instruction_set() == cpu::InstructionSet::kBaseline;
   const bool is_short = has_few_queries(problem);
   if (!(is_double || is_portable || is_short) || !Sdpa::can_run(problem)) return false;
-  if (reason == nullptr) return true;
-  *reason = is_short ? c10::str("kCpu: ATen's kernels are faster for so few queries (L ", problem.query_length(), ")")
-            : is_double ? "kCpu: ATen's kernels are faster in float64"
-                        : "kCpu: ATen's kernels are faster where only the portable path of ours can run";
-  return true;
+  if (is_short)
+    return !refused(reason, "kCpu can run, but kSdpa is faster for so few queries (L = ", problem.query_length(), ").");
+  if (is_double) return !refused(reason, "kCpu can run, but kSdpa is faster in float64.");
+  return !refused(reason, "kCpu can run, but kSdpa is faster without AVX2 or AVX-512.");
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

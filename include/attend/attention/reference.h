@@ -32,14 +32,16 @@ struct Reference {
 
   static bool can_run(const Problem&, std::string* = nullptr) { return true; }
 
-  static std::string how(const Problem&) { return ""; }
+  static std::string how(const Problem&) {
+    return "kReference runs the dense formula, which allocates all scores (N, H, L, S).";
+  }
 
   static std::string copies(const Problem& problem) {
     std::string copies;
     if (compute_dtype(problem.query.scalar_type()) != problem.query.scalar_type())
-      copies = "kReference converts query, key and value to float32";
+      copies = "It converts query, key and value to float32.";
     if (problem.num_kv_heads() != problem.num_heads())
-      copies += std::string(copies.empty() ? "" : "; ") + "kReference repeats key and value for every query head";
+      copies += std::string(copies.empty() ? "" : " ") + "It repeats key and value for every query head.";
     return copies;
   }
 

@@ -49,35 +49,32 @@ struct Sdpa {
   static bool can_run(const Problem& problem, std::string* reason = nullptr) {
     const bool on_cpu = problem.query.is_cpu();
     if (problem.batch_size() == 0 || problem.query_length() == 0 || problem.key_length() == 0)
-      return refused(reason, "kSdpa: there is nothing to compute for an empty batch, query or key");
+      return refused(reason, "kSdpa needs at least one batch entry, one query and one key.");
     if (problem.value_width() != problem.head_width())
-      return refused(reason, "kSdpa: the value width (", problem.value_width(), ") differs from the query width (",
-                     problem.head_width(), ")");
-    if (problem.modification != nullptr)
-      return refused(reason, "kSdpa: ATen's kernels take no score_mod and no mask_mod");
-    if (problem.is_packed()) return refused(reason, "kSdpa: packed batches are not sent to ATen's kernels");
-    if (problem.has_window()) return refused(reason, "kSdpa: ATen's kernels take a window only as an (L, S) mask");
-    if (problem.softcap > 0.0) return refused(reason, "kSdpa: ATen's kernels have no softcap");
-    if (problem.alibi_slopes.defined())
-      return refused(reason, "kSdpa: ATen's kernels take ALiBi only as an (H, L, S) mask");
-    if (problem.dropout > 0.0)
-      return refused(reason, "kSdpa: ATen's kernels have no dropout on the CPU, and drop other weights elsewhere");
-    if (needs_gradient(problem.attn_mask))
-      return refused(reason, "kSdpa: ATen's kernels give no gradient for attn_mask");
+      return refused(reason, "kSdpa needs the same width for query and value; query has ", problem.head_width(),
+                     " and value has ", problem.value_width(), ".");
+    if (problem.modification != nullptr) return refused(reason, "kSdpa does not support a score_mod or a mask_mod.");
+    if (problem.is_packed()) return refused(reason, "kSdpa does not support query_offsets and key_offsets.");
+    if (problem.has_window()) return refused(reason, "kSdpa supports a window only as an (L, S) attn_mask.");
+    if (problem.softcap > 0.0) return refused(reason, "kSdpa does not support softcap.");
+    if (problem.alibi_slopes.defined()) return refused(reason, "kSdpa supports ALiBi only as an (H, L, S) attn_mask.");
+    if (problem.dropout > 0.0) return refused(reason, "kSdpa does not support dropout.");
+    if (needs_gradient(problem.attn_mask)) return refused(reason, "kSdpa computes no gradient for attn_mask.");
     if (problem.needs_log_sum_exp && !on_cpu)
-      return refused(reason, "kSdpa: the log-sum-exp of ATen's kernels is not used on ", problem.query.device().type());
+      return refused(reason, "kSdpa returns no log-sum-exp on ", problem.query.device().type(), ".");
     if (problem.needs_log_sum_exp && problem.attn_mask.defined())
-      return refused(
-          reason,
-          "kSdpa: with attn_mask the log-sum-exp of ATen's kernels is wrong for a query that may attend to nothing");
+      return refused(reason,
+                     "kSdpa returns no log-sum-exp with attn_mask, because ATen's is wrong for a query that may attend "
+                     "to nothing.");
     if (problem.is_causal() && problem.attn_mask.defined() && !on_cpu)
-      return refused(reason, "kSdpa: on ", problem.query.device().type(),
-                     " ATen takes attn_mask or is_causal, not both");
+      return refused(reason, "kSdpa supports either attn_mask or is_causal on ", problem.query.device().type(),
+                     ", not both.");
     if (problem.is_causal() && problem.query_length() != problem.key_length() && !masks_causally(problem))
-      return refused(reason, "kSdpa: for unequal lengths (L ", problem.query_length(), ", S ", problem.key_length(),
-                     ") ATen counts the causal diagonal from the first key, not from the last");
+      return refused(reason, "kSdpa does not support is_causal for L = ", problem.query_length(),
+                     " and S = ", problem.key_length(),
+                     ", because ATen counts the diagonal from the first key, not from the last.");
     if (problem.scale <= 0.0)  // the causal kernel for the CPU scales its -inf
-      return refused(reason, "kSdpa: ATen's fused kernels need a positive scale, got ", problem.scale);
+      return refused(reason, "kSdpa needs a positive scale; this one is ", problem.scale, ".");
     // ATen looks at the mask's requires_grad whether gradients are recorded or not; and on the CPU it is the kernel
     // itself, not this question, that takes a mask together with is_causal.
     const bool is_causal = aten_is_causal(problem);
@@ -86,12 +83,13 @@ struct Sdpa {
         at::_fused_sdp_choice(stand_in(problem.query), stand_in(problem.key), stand_in(problem.value), optional(mask),
                               /*dropout_p=*/0.0, is_causal, problem.scale, is_grouped(problem)));
     if (choice == at::SDPBackend::math || choice == at::SDPBackend::error)
-      return refused(reason, "kSdpa: ATen has no fused kernel for this call (", problem.query.device().type(), ", ",
-                     problem.query.scalar_type(), ", width ", problem.head_width(), ")");
+      return refused(reason, "kSdpa cannot run, because ATen has no fused kernel for this call (",
+                     problem.query.device().type(), ", ", problem.query.scalar_type(), ", width ", problem.head_width(),
+                     ").");
     return true;
   }
 
-  static std::string how(const Problem&) { return ""; }
+  static std::string how(const Problem&) { return "kSdpa runs ATen's fused kernels."; }
 
   static std::string copies(const Problem& problem) {
     std::string names;
@@ -102,15 +100,15 @@ struct Sdpa {
     add("key", problem.key);
     add("value", problem.value);
     add("attn_mask", problem.attn_mask, kIsMask);
-    std::string copies = names.empty() ? "" : "kSdpa copies what does not lie in memory row by row: " + names;
-    const auto also = [&copies](const std::string& sentence) { copies += (copies.empty() ? "" : "; ") + sentence; };
+    std::string copies = names.empty() ? "" : "It copies the inputs whose strides ATen cannot read: " + names + ".";
+    const auto also = [&copies](const std::string& sentence) { copies += (copies.empty() ? "" : " ") + sentence; };
     if (problem.attn_mask.defined() && problem.attn_mask.scalar_type() == at::kBool)
-      also("kSdpa makes attn_mask one that is added");
-    if (masks_causally(problem)) also("kSdpa makes an (L, S) mask of is_causal");
+      also("It converts the bool attn_mask to a float mask.");
+    if (masks_causally(problem)) also("It makes an (L, S) mask for is_causal.");
     const bool needs_backward =
         needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value);
     if (problem.query.is_cpu() && is_half(problem) && needs_backward)
-      also("kSdpa converts everything to float32 for the backward pass");
+      also("It converts all inputs to float32 for the backward pass.");
     return copies;
   }
 

@@ -31,16 +31,16 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 struct CpuConvolution {
   /// Whether these kernels can compute it. If not, `reason` says why, unless it is null.
   static bool can_run(const ConvolutionStack& stack, const at::Tensor& x, std::string* reason = nullptr) {
-    if (!x.is_cpu()) return refused(reason, "kCpu: x is on ", x.device().type());
+    if (!x.is_cpu()) return refused(reason, "kCpu runs on the CPU only; x is on ", x.device().type(), ".");
     const at::ScalarType dtype = dtype_under_autocast(x);
     if (dtype != at::kFloat && dtype != at::kBFloat16)
-      return refused(reason, "kCpu: convolutions are computed in float32 and bfloat16, not ", dtype);
+      return refused(reason, "kCpu supports convolutions in float32 and bfloat16, not in ", dtype, ".");
     if (available_instruction_set() == cpu::InstructionSet::kBaseline)
-      return refused(reason, "kCpu: convolutions need AVX2 or AVX-512");
+      return refused(reason, "kCpu needs AVX2 or AVX-512 for convolutions.");
     if (dtype == at::kBFloat16 && available_instruction_set() < cpu::InstructionSet::kAvx512Bf16)
-      return refused(reason, "kCpu: convolutions of bfloat16 need AVX512_BF16");
-    if (x.numel() == 0) return refused(reason, "kCpu: there is nothing to compute for an empty batch");
-    if (x._fw_grad(/*level=*/0).defined()) return refused(reason, "kCpu: there is no forward-mode derivative");
+      return refused(reason, "kCpu needs AVX512_BF16 for convolutions in bfloat16.");
+    if (x.numel() == 0) return refused(reason, "kCpu needs an x that is not empty.");
+    if (x._fw_grad(/*level=*/0).defined()) return refused(reason, "kCpu computes no forward-mode derivatives.");
     // What does not fit together is torch's to refuse.
     constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 4;
     std::int64_t channels = x.size(1);
@@ -49,19 +49,19 @@ struct CpuConvolution {
       const std::int64_t taps = stack.weights.front().size(-1);
       if (weight.dim() != 3 || weight.size(1) != channels || weight.size(2) != taps || weight.numel() == 0 ||
           (bias.defined() && (bias.dim() != 1 || bias.size(0) != weight.size(0))))
-        return refused(reason, "kCpu: convolution ", i, " has weights ", weight.sizes(), " for ", channels,
-                       " channels");
+        return refused(reason, "kCpu cannot compute convolution ", i, ", which has weights ", weight.sizes(), " for ",
+                       channels, " channels.");
       for (const at::Tensor& parameter : {weight, bias}) {
         if (!parameter.defined()) continue;
         if (parameter._fw_grad(/*level=*/0).defined())
-          return refused(reason, "kCpu: there is no forward-mode derivative");
+          return refused(reason, "kCpu computes no forward-mode derivatives.");
         if (!parameter.is_cpu() || (parameter.scalar_type() != at::kFloat && parameter.scalar_type() != at::kBFloat16))
-          return refused(reason, "kCpu: weights must be float32 or bfloat16 on the CPU, not ", parameter.scalar_type(),
-                         " on ", parameter.device().type());
+          return refused(reason, "kCpu needs weights of float32 or bfloat16 on the CPU; these are ",
+                         parameter.scalar_type(), " on ", parameter.device().type(), ".");
       }
       const std::int64_t widest = std::max(weight.size(0), weight.size(1)) + 16;
       if (widest > kMost / widest / taps || x.size(2) + taps > kMost / widest)
-        return refused(reason, "kCpu: the signal or the weights are too large");
+        return refused(reason, "kCpu cannot compute a signal or weights of this size.");
       channels = weight.size(0);
     }
     return true;
@@ -85,21 +85,27 @@ struct CpuConvolution {
   ///   3 -   4 -  3, depth 3, taps 5, L  1,000, N  32   0.5 / 0.8     0.4 / 0.9      0.5 / 0.7
   static bool is_faster(const ConvolutionStack& stack, const at::Tensor& x, std::string* reason = nullptr) {
     if (x.size(0) < at::get_num_threads())
-      return refused(reason, "kCpu: a batch of ", x.size(0), " does not keep ", at::get_num_threads(), " threads busy");
+      return refused(reason, "kCpu can run, but a batch of ", x.size(0), " does not keep ", at::get_num_threads(),
+                     " threads busy.");
     constexpr std::int64_t kWidest = 128;
     for (const at::Tensor& weight : stack.weights) {
       if (std::max(weight.size(0), weight.size(1)) > kWidest)
-        return refused(reason, "kCpu: torch's convolutions are faster for more than ", kWidest, " channels");
+        return refused(reason, "kCpu can run, but torch is faster for more than ", kWidest, " channels.");
       if (std::max(weight.size(0), weight.size(1)) <= cpu::kFewChannels)
-        return refused(reason, "kCpu: torch's convolutions are faster between ", cpu::kFewChannels,
-                       " or fewer channels");
+        return refused(reason, "kCpu can run, but torch is faster between ", cpu::kFewChannels, " or fewer channels.");
     }
     return true;
   }
 
   static std::string how(const at::Tensor& x) {
-    if (available_instruction_set() == cpu::InstructionSet::kAvx2) return "kCpu: AVX2";
-    return dtype_under_autocast(x) == at::kBFloat16 ? "kCpu: AVX-512, products of bfloat16" : "kCpu: AVX-512";
+    return "kCpu runs attend's own convolutions " +
+           std::string(available_instruction_set() == cpu::InstructionSet::kAvx2 ? "with AVX2 instructions."
+                       : dtype_under_autocast(x) == at::kBFloat16 ? "with AVX-512 and AVX512_BF16 instructions."
+                                                                  : "with AVX-512 instructions.");
+  }
+
+  static std::string copies(const at::Tensor& x) {
+    return x.transpose(1, 2).is_contiguous() ? "" : "It copies x, so that the channels are side by side in memory.";
   }
 
   /// x (N, in channels, L) to (N, out channels, L), whose channels lie side by side in memory.

@@ -175,8 +175,13 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
         is_cpu = takes_kernels(stack(i, i + 1, /*has_relu=*/false),
                                x.select(1, 0).unsqueeze(1).expand({-1, convolutions[i]->weight.size(1), -1}), &reason);
     }
-    if (!is_cpu) return {Backend::kReference, reason, "", ""};
-    return {Backend::kCpu, "", "", detail::CpuConvolution::how(x)};
+    if (!is_cpu) {
+      const bool is_partly_torch = !reason.empty() && !options.activation().is_relu() && convolutions.size() > 1;
+      return {Backend::kReference, reason, "",
+              is_partly_torch ? "kReference runs torch's convolutions for at least one convolution of the stack."
+                              : "kReference runs torch's convolutions."};
+    }
+    return {Backend::kCpu, "", detail::CpuConvolution::copies(x), detail::CpuConvolution::how(x)};
   }
 
   /// The options that the layer was made with.
