@@ -394,8 +394,7 @@ std::map<std::string, torch::Tensor> results_of(const Compute& compute, const Ca
 
 }  // namespace
 
-TEST_CASE(
-    "500 random calls: kAuto equals the reference in float64, and is as accurate as the dense formula in others") {
+TEST_CASE("flex_attention: 500 random calls equal kReference in float64, and are accurate in other dtypes") {
   const auto finite = [](const torch::Tensor& tensor) { return tensor.masked_fill(tensor.isinf(), 0.0); };
   int calls_in_float64 = 0;
   for (std::uint32_t number = 0; number < 500; ++number) {

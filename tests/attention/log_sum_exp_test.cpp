@@ -58,8 +58,7 @@ AttentionResult dense(const std::vector<torch::Tensor>& in, double scale, bool i
 
 }  // namespace
 
-TEST_CASE(
-    "the log-sum-exp is float32 for float32 and lower, as accurate as torch::logsumexp, and float64 for float64") {
+TEST_CASE("attention_with_lse: the log-sum-exp is float32 (float64 for float64), as accurate as torch::logsumexp") {
   const std::vector<torch::Tensor> drawn = inputs(33, 65);
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
     for (const Backend backend : kAllBackends) {

@@ -124,8 +124,7 @@ TEST_CASE("attention: sizes of 1 are broadcast as scaled_dot_product_attention d
   }
 }
 
-TEST_CASE(
-    "attention: broadcast inputs with learned masks, slopes, dropout and second derivatives are as their copies") {
+TEST_CASE("attention: broadcast inputs equal their copies, with learned masks, slopes, dropout, second derivatives") {
   const torch::Tensor query = random({3, 2, 5, 8}), key = random({1, 1, 7, 8}), value = random({1, 2, 7, 8});
   const torch::Tensor mask = random({3, 1, 5, 7}), slopes = torch::rand({3, 2}, torch::kDouble);
   const auto gradients_of = [&](Backend backend, bool is_copied) {

@@ -21,8 +21,7 @@ using attend::test::max_difference;
 using attend::test::message_of;
 using attend::test::reference_data;
 
-TEST_CASE(
-    "the state dict of Python's nn.Sequential fits, and results and gradients are its own, odd and even kernels") {
+TEST_CASE("ConvStack: a state dict of Python's nn.Sequential loads; results and gradients equal Python's") {
   const std::map<std::string, torch::Tensor> data = reference_data("conv_stack");
   const std::map<std::string, attend::Activation> activations{{"relu", torch::kReLU},
                                                               {"gelu", torch::kGELU},

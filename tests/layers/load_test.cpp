@@ -68,8 +68,7 @@ struct Case {
 
 }  // namespace
 
-TEST_CASE(
-    "torch::load: an archive of a layer with other options is refused with the parameter, both shapes, the option") {
+TEST_CASE("torch::load: an archive of other options is refused with the parameter, both shapes and the option") {
   using attend::ConvStack, attend::ConvStackOptions, attend::MultiheadAttention, attend::SelfAttention1d;
   using attend::LearnedPositions, attend::LearnedPositionsOptions;
   const auto options = [] { return attend::MultiheadAttentionOptions(16, 4); };

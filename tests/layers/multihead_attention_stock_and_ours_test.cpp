@@ -98,8 +98,7 @@ TEST_CASE("bool and uint8 attn_mask: torch::nn adds 1 to the scores of ignored k
   }
 }
 
-TEST_CASE(
-    "a causal mask of bool, as TransformerEncoder gets it: in stock the past sees the future, in ours it does not") {
+TEST_CASE("bool causal mask, also in TransformerEncoder: torch::nn attends to later tokens, attend does not") {
   torch::manual_seed(0);
   torch::nn::TransformerEncoderLayer encoder(torch::nn::TransformerEncoderLayerOptions(16, 4));
   encoder->eval();

@@ -854,8 +854,7 @@ TEST_CASE("MultiheadAttention: explain() names the backend that forward() uses, 
   for (const Backend backend : {Backend::kReference, Backend::kCpu, Backend::kSdpa}) CHECK(seen[backend] > 50);
 }
 
-TEST_CASE(
-    "MultiheadAttention: forward(is_causal) computes without an (L, S) mask and is what explain(is_causal) tells") {
+TEST_CASE("MultiheadAttention: forward(is_causal) needs no (L, S) mask and uses the backend of explain(is_causal)") {
   MultiheadAttention layer(MultiheadAttentionOptions(16, 2).batch_first(true));
   const torch::Tensor x = torch::randn({2, 30, 16});
   const torch::Tensor later = torch::ones({30, 30}, torch::kBool).triu(1);

@@ -510,9 +510,8 @@ TEST_CASE_TEMPLATE("Adam: a learning rate set before the first step takes effect
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE(
-    "a rate written to the options between steps counts, also through a reference taken before the first step", Kind,
-    OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: a learning rate set between steps takes effect, also by an earlier reference to the options",
+                   Kind, OfAdam, OfAdamW) {
   const Tensors ours = parameters(), theirs = parameters();
   Ours<Kind> our_optimizer(ours, Options<Kind>(0.5));
   Theirs<Kind> their_optimizer(theirs, Options<Kind>(0.5));

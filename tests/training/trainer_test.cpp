@@ -858,8 +858,7 @@ TEST_CASE("Trainer: the device is that of the model unless one is named; data ar
   CHECK_THROWS_AS(Trainer(model, TrainerOptions().device(torch::kCPU)), c10::NotImplementedError);
 }
 
-TEST_CASE(
-    "the order of an epoch goes to the device of tensors as a whole, not batch by batch; datasets ask on the CPU") {
+TEST_CASE("Trainer: the order of an epoch is moved to the device of the tensors once; datasets get it on the CPU") {
   const Samples data = linear_samples(8);
   OneByOne dataset(data);
   const torch::Tensor order = torch::arange(8);
