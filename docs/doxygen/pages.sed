@@ -14,3 +14,6 @@
 
 # A link to a file that is not on the site becomes the name of the file.
 s/(^|[^!])\[([^]]+)\]\(\.\.\/([^)]+)\)/\1\2 (`\3`)/g
+
+# An image is found by its name in the folders of IMAGE_PATH.
+s/(!\[[^]]*\]\()[^)]*\/([^)\/]+\))/\1\2/g
