@@ -200,7 +200,7 @@ TEST_CASE("a scale that is zero or negative, with and without is_causal") {
   }
 }
 
-TEST_CASE("autocast: query, key and value are cast on every backend; float64 is not cast") {
+TEST_CASE("autocast: query, key and value are cast on every backend; float64 and a float attn_mask are not cast") {
   const torch::Tensor query = torch::randn({1, 2, 6, 8}), key = torch::randn({1, 2, 6, 8}).to(torch::kBFloat16);
   const torch::Tensor value = torch::randn({1, 2, 6, 8}), mask = torch::randn({6, 6});
   const auto half = [](const torch::Tensor& tensor) { return tensor.to(torch::kBFloat16); };
@@ -208,7 +208,7 @@ TEST_CASE("autocast: query, key and value are cast on every backend; float64 is 
     CAPTURE(backend);
     const AttentionOptions options = AttentionOptions().backend(backend);
     const torch::Tensor expected =
-        attend::attention(half(query), key, half(value), AttentionOptions(options).attn_mask(half(mask)));
+        attend::attention(half(query), key, half(value), AttentionOptions(options).attn_mask(mask));
     const AttentionResult expected_both = attend::attention_with_lse(half(query), key, half(value), options);
     const torch::Tensor wide = query.to(torch::kDouble);
     const torch::Tensor expected_wide = attend::attention(wide, wide, wide, options);

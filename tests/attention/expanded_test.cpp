@@ -313,14 +313,17 @@ TEST_CASE("an expanded attn_mask of another dtype than the query, and under auto
         const torch::Tensor all = is_expanded ? to_all(bias) : to_all(bias).contiguous();
         return torch::autograd::grad({kWays[0].attention(in, all).sum()}, {bias})[0];
       };
-      Tensors wide;
-      for (const torch::Tensor& each : in) wide.push_back(each.to(torch::kDouble));
-      const torch::Tensor exact_bias = bias.detach().to(torch::kDouble).requires_grad_();
-      const torch::Tensor exact = torch::autograd::grad({dense(wide, to_all(exact_bias)).sum()}, {exact_bias})[0];
-      check_as_accurate_as(gradient_by_copies(false), gradient_by_copies(true), exact, /*factor=*/1.0);
-      if (mask_dtype == torch::kDouble) continue;
+      const auto exact = [&](at::ScalarType rounded_to) {
+        Tensors wide;
+        for (const torch::Tensor& each : in) wide.push_back(each.to(rounded_to).to(torch::kDouble));
+        const torch::Tensor exact_bias = bias.detach().to(torch::kDouble).requires_grad_();
+        return torch::autograd::grad({dense(wide, to_all(exact_bias)).sum()}, {exact_bias})[0];
+      };
+      const torch::Tensor without_autocast = exact(query_dtype);
+      check_as_accurate_as(gradient_by_copies(false), gradient_by_copies(true), without_autocast, /*factor=*/1.0);
+      const torch::Tensor with_autocast = exact(query_dtype == torch::kDouble ? query_dtype : torch::kBFloat16);
       const attend::test::Autocast autocast;
-      check_as_accurate_as(gradient_by_copies(false), gradient_by_copies(true), exact, /*factor=*/1.0);
+      check_as_accurate_as(gradient_by_copies(false), gradient_by_copies(true), with_autocast, /*factor=*/1.0);
     }
 }
 
