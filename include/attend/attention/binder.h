@@ -50,7 +50,8 @@ struct ViewPurpose {
 ///   struct View {
 ///     attend::TensorView bias;
 ///     template <class T>
-///     ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const { return score + bias.read<T>(at.head);
+///     ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const {
+///       return score + bias.read<T>(at.head);
 ///     }
 ///   };
 ///   View bind(attend::Binder& binder) const { return {binder.values(bias)}; }

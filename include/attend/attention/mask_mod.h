@@ -201,7 +201,7 @@ struct Not : detail::MaskOperators {
 ///
 /// Example:
 /// @code
-/// attend::all_of(SameParity{}, SameBlock{8})
+/// attend::all_of(SameParity{}, attend::Causal{})
 /// @endcode
 template <MaskMod A, MaskMod B>
 constexpr And<A, B> all_of(const A& a, const B& b) {
