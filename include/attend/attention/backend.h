@@ -11,8 +11,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// Who computes attention: each has a header under attention/. ConvStack and the projections of SelfAttention1d have
-/// two: our own kernels, where these can and are faster, and torch, which is also what kReference asks for.
+/// The implementations of attention. ConvStack and the projections of SelfAttention1d have two: attend's kernels, which
+/// are used where they can run and are faster, and torch, which kReference asks for.
 enum class Backend {
   kAuto,       ///< the fastest backend that can do what the call asks for
   kReference,  ///< the dense formula (attention/reference.h): can do everything, O(L·S) memory
@@ -20,6 +20,7 @@ enum class Backend {
   kSdpa,  ///< ATen's fused kernels (attention/sdpa.h); asked for by name, it throws rather than go ATen's dense way
 };
 
+/// Writes the name, for example "kCpu".
 inline std::ostream& operator<<(std::ostream& stream, Backend backend) {
   switch (backend) {
     case Backend::kAuto:
@@ -34,21 +35,22 @@ inline std::ostream& operator<<(std::ostream& stream, Backend backend) {
   return stream << "Backend(" << static_cast<int>(backend) << ")";
 }
 
-/// The backend of every call of this thread that does not ask for one itself, until the end of the scope.
+/// Sets the backend of this thread until the end of the scope, for every call that does not ask for one itself.
 ///
-/// A call's own `.backend(…)` beats the guard, and the guard beats kAuto. Guards nest; the innermost one counts, so
-/// that BackendGuard(Backend::kAuto) lifts an outer one. A backward pass stays with the backend of its forward pass,
-/// but that one which is to be differentiated itself (create_graph) goes through the reference.
+/// A call's own `.backend(…)` comes first, then the innermost guard, then kAuto. BackendGuard(Backend::kAuto) therefore
+/// cancels an outer guard. The backward pass uses the backend of the forward pass. With create_graph = true it uses the
+/// reference instead.
 ///
 /// A guard reaches all code of its thread that is built with the same version of attend and exports its symbols. It
-/// does not reach a shared library that is built with -fvisibility=hidden or with another version of attend. With clang
-/// it also does not reach a library that is loaded with RTLD_LOCAL, as Python loads its modules. Pass `.backend(…)` to
-/// the call there.
+/// does not reach:
+/// - a shared library that is built with -fvisibility=hidden, or with another version of attend
+/// - with clang, a library that is loaded with RTLD_LOCAL, as Python loads its modules
 ///
-/// Example:
+/// Pass `.backend(…)` to the call there.
+///
 /// @code
 /// attend::BackendGuard guard(attend::Backend::kReference);
-/// model->forward(x);  // every attention in it by the definition
+/// model->forward(x);  // every attention in it by the dense formula
 /// @endcode
 class BackendGuard {
  public:
@@ -58,7 +60,7 @@ class BackendGuard {
   BackendGuard(const BackendGuard&) = delete;
   BackendGuard& operator=(const BackendGuard&) = delete;
 
-  /// The innermost guard's backend on this thread; kAuto without one.
+  /// The backend of the innermost guard on this thread; kAuto without a guard.
   static Backend current() { return current_; }
 
  private:
@@ -66,13 +68,13 @@ class BackendGuard {
   Backend outer_;
 };
 
-/// What attention_with_lse() returns. Both may be differentiated.
+/// The result of attention_with_lse(). Both tensors may be differentiated.
 struct AttentionResult {
   at::Tensor output;  ///< (N, H, L, Dv), as attention() returns it
 
-  /// (N, H, L), without the sizes that query lacks; float32, or float64 for float64: log Σⱼ exp(scoreⱼ), the natural
-  /// logarithm, before dropout; −∞ for a query that may attend to nothing. With it two results over different keys can
-  /// be merged into that over all of them.
+  /// (N, H, L), or fewer sizes if query has fewer; float32, and float64 for float64. log Σⱼ exp(scoreⱼ), the natural
+  /// logarithm, before dropout; −∞ for a query that may attend to nothing. It merges two results over different keys
+  /// into the result over all of them.
   at::Tensor log_sum_exp;
 };
 
@@ -106,6 +108,7 @@ struct Explanation {
   }
 };
 
+/// Writes Explanation::text().
 inline std::ostream& operator<<(std::ostream& stream, const Explanation& explanation) {
   return stream << explanation.text();
 }
