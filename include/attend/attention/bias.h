@@ -15,15 +15,20 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// Attention with linear biases: score − slope · |p − j| for the key j and the query's position p. One slope for each
-/// query head, (H) or (N, H), floating-point; may need a gradient.
+/// A score_mod for attention with linear biases: score − slope · |p − j| for key j and the query's position p.
 ///
-/// The same as AttentionOptions::alibi_slopes, to be combined with others; but in packed batches positions are counted
-/// through all sequences (coordinate.h).
+/// slopes has one number for each query head. It is floating-point, and may require a gradient.
 ///
-/// Throws c10::ValueError, when attention is called, for other shapes.
+/// The same as AttentionOptions::alibi_slopes, but it can be combined with other score_mods. In packed batches
+/// positions are counted through all sequences; see Coordinate.
+///
+/// @throws c10::ValueError for other shapes, when attention is called.
 ///
 /// Source: Press et al., "Train short, test long", 2022.
+///
+/// @code
+/// torch::Tensor y = attend::flex_attention(q, k, v, attend::Alibi(slopes), attend::Causal{});
+/// @endcode
 class Alibi {
  public:
   /// @param slopes (H) or (N, H)
@@ -57,14 +62,19 @@ class Alibi {
   at::Tensor slopes_;
 };
 
-/// A learned value for each distance is added: table[h][clamp(j − p, −M, M) + M] for the key j and the query's position
-/// p, up to the largest distance M. The table is (H, 2M + 1), or (1, 2M + 1) for all heads; floating-point, may need a
-/// gradient.
+/// A score_mod that adds a learned value for each distance: score + table[h][clamp(j − p, −M, M) + M] for key j and the
+/// query's position p, with the largest distance M.
 ///
-/// Throws c10::ValueError, when attention is called, for other shapes.
+/// The table is (H, 2M + 1), or (1, 2M + 1) for all heads. It is floating-point, and may require a gradient.
+///
+/// @throws c10::ValueError for other shapes, when attention is called.
 ///
 /// Source: Shaw et al., "Self-attention with relative position representations", 2018; as a bias: Raffel et al., "T5",
-/// 2020, which puts distances into buckets; here each has its own value.
+/// 2020. Differs from T5, which puts distances into buckets: each distance has its own value.
+///
+/// @code
+/// torch::Tensor y = attend::flex_attention(q, k, v, attend::RelativeBias(table));
+/// @endcode
 class RelativeBias {
  public:
   /// @param table (H, 2M + 1) or (1, 2M + 1)
@@ -98,13 +108,20 @@ class RelativeBias {
   at::Tensor table_;
 };
 
-/// A learned value for each score is added. 2-d (L, S), 3-d (H, L, S) or 4-d (N, H, L, S), any of which may be 1 and is
-/// then broadcast; floating-point, may need a gradient.
+/// A score_mod that adds a learned value to each score.
 ///
-/// The same as a float AttentionOptions::attn_mask, to be combined with others. Its gradient is added up in float64, in
-/// at most two copies of the bias if they are large; an expanded bias counts as what was expanded.
+/// The bias is (L, S), (H, L, S) or (N, H, L, S). Any size may be 1 and is then broadcast. It is floating-point, and
+/// may require a gradient.
 ///
-/// Throws c10::ValueError, when attention is called, for other shapes.
+/// The same as a float AttentionOptions::attn_mask, but it can be combined with other score_mods. Its gradient is added
+/// up in float64, in at most two copies of the bias if the copies are large. An expanded bias counts as the tensor that
+/// was expanded.
+///
+/// @throws c10::ValueError for other shapes, when attention is called.
+///
+/// @code
+/// torch::Tensor y = attend::flex_attention(q, k, v, attend::DenseBias(table));
+/// @endcode
 class DenseBias {
  public:
   /// @param bias (L, S), (H, L, S) or (N, H, L, S)
