@@ -16,7 +16,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// The sizes of one call of attention.
+/// The sizes of one call of attention().
 struct AttentionSizes {
   std::int64_t batch_size,  ///< N
       num_heads,            ///< H, the query heads
@@ -37,16 +37,15 @@ struct ViewPurpose {
 
 }  // namespace detail
 
-/// Gives a score_mod or mask_mod that holds tensors the views through which they are read.
+/// Gives a score_mod or mask_mod that holds tensors the views that it reads them through.
 ///
-/// Such a struct has `auto bind(attend::Binder& binder) const`, which checks its tensors against the sizes of the call
-/// and returns the struct that is called for every score. bind is called several times, and must ask for the same
-/// tensors in the same order each time.
+/// Such a struct has `auto bind(attend::Binder& binder) const`. bind checks the tensors against the sizes of the call,
+/// and returns the struct that is called for every score. It is called several times, and must ask for the same tensors
+/// in the same order each time.
 ///
-/// Example:
 /// @code
 /// struct HeadBias {
-///   torch::Tensor bias;  // (H); may need a gradient
+///   torch::Tensor bias;  // (H); may require a gradient
 ///   struct View {
 ///     attend::TensorView bias;
 ///     template <class T>
@@ -59,14 +58,16 @@ struct ViewPurpose {
 /// @endcode
 class Binder {
  public:
-  /// Of the call that is being prepared.
+  /// The sizes of the call that is prepared.
   const AttentionSizes& sizes() const { return sizes_; }
 
-  /// A view of a floating-point tensor of up to four sizes; gradients go back to it. A mask_mod, which has no T, reads
-  /// it by `read<attend::Real<float>>`.
+  /// A view of a floating-point tensor. Gradients go back to the tensor. A mask_mod, which has no T, reads it by
+  /// `read<attend::Real<float>>`.
   ///
-  /// Throws c10::TypeError for another dtype, c10::ValueError for another number of sizes or a device that is not the
-  /// query's.
+  /// @param tensor Of up to four sizes, on the device of query.
+  /// @return The view.
+  /// @throws c10::TypeError for another dtype.
+  /// @throws c10::ValueError for more sizes, or for another device.
   TensorView values(const at::Tensor& tensor) {
     const at::Tensor& bound = next(tensor, "values", at::isFloatingType, "floating-point");
     const auto reads_at = [this](int depth) {
@@ -75,7 +76,11 @@ class Binder {
     return {data_of(bound), shape_of(bound), reads_at(0), reads_at(1), purpose_.outside};
   }
 
-  /// A view of a whole-number or bool tensor of up to four sizes. Errors as in values().
+  /// A view of a whole-number or bool tensor.
+  ///
+  /// @param tensor Of up to four sizes, on the device of query.
+  /// @return The view.
+  /// @throws c10::TypeError or c10::ValueError as values() does.
   IntegerView integers(const at::Tensor& tensor) {
     constexpr auto is_whole = [](at::ScalarType dtype) { return at::isIntegralType(dtype, /*includeBool=*/true); };
     const at::Tensor& bound = next(tensor, "integers", is_whole, "whole numbers or bool");
