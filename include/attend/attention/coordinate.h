@@ -8,8 +8,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// Which score is meant: that of a query and a key of one head of one batch entry; and how many queries and keys there
-/// are.
+/// The place of a score: a query and a key of one head of one batch entry, and the number of queries and keys.
 struct Coordinate {
   std::int32_t batch,         ///< the batch entry
       head;                   ///< the query head
@@ -18,12 +17,12 @@ struct Coordinate {
   std::int32_t query_length,  ///< the number of queries, L
       key_length;             ///< the number of keys, S
 
-  /// The key position at which the query stands: the last query stands at the last key. In packed batches (the options
-  /// query_offsets and key_offsets) that is counted through all sequences; the options is_causal and window are not.
+  /// The key position of the query: the last query is at the last key. In packed batches (the options query_offsets and
+  /// key_offsets) it is counted through all sequences, unlike the options is_causal and window.
   ATTEND_HOST_DEVICE constexpr std::int32_t query_position() const { return query + key_length - query_length; }
 };
 
-/// Neighbouring queries query_begin … query_end − 1, at least one, of one head of one batch entry.
+/// Neighbouring queries of one head of one batch entry, at least one.
 struct QueryBlock {
   std::int32_t batch,         ///< the batch entry
       head;                   ///< the query head
@@ -38,7 +37,7 @@ struct QueryBlock {
   ATTEND_HOST_DEVICE constexpr std::int32_t last_position() const { return query_end - 1 + key_length - query_length; }
 };
 
-/// The keys begin … end − 1; none if end ≤ begin.
+/// The keys begin … end − 1. There are none if end ≤ begin.
 struct KeyRange {
   std::int32_t begin,  ///< the first key
       end;             ///< one past the last key
