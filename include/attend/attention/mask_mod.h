@@ -47,7 +47,7 @@ ATTEND_HOST_DEVICE constexpr std::int32_t larger(std::int32_t a, std::int32_t b)
 
 }  // namespace detail
 
-/// Which keys a query may attend to: any struct like this one, a copy of whose bytes is as good as itself.
+/// A mask_mod says which keys a query may attend to. It is any trivially copyable struct like this one:
 ///
 /// @code
 /// struct SameParity {
@@ -55,21 +55,21 @@ ATTEND_HOST_DEVICE constexpr std::int32_t larger(std::int32_t a, std::int32_t b)
 /// };
 /// @endcode
 ///
-/// It may add `KeyRange keys(attend::QueryBlock block) const`: keys outside of it are never computed, nor asked about.
-/// The masks below have it, and & | keep it; a mask with ! computes all keys. The range may be too large, but not too
-/// small.
+/// It may add `KeyRange keys(attend::QueryBlock block) const`. Keys outside of that range are not computed. The range
+/// may be too large, but not too small. The masks of attend have it, and the operators & and | keep it. A mask with !
+/// computes all keys.
 ///
-/// A struct that holds tensors has `bind` instead, as a score_mod does.
+/// A struct that holds tensors has `bind` instead, as a score_mod does; see Binder.
 template <class Mod>
 concept MaskMod = std::is_trivially_copyable_v<detail::Bound<Mod>> && detail::MaskFunction<detail::Bound<Mod>>;
 
-/// No mask.
+/// A mask_mod that allows every key.
 struct EveryKey : detail::MaskOperators {
   /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate) const { return true; }
 };
 
-/// The keys up to the query's own position.
+/// A mask_mod that allows the keys up to the query's own position.
 struct Causal : detail::MaskOperators {
   /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const { return at.key <= at.query_position(); }
@@ -77,10 +77,14 @@ struct Causal : detail::MaskOperators {
   ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const { return {0, block.last_position() + 1}; }
 };
 
-/// The keys from `left` before the query's position to `right` after it, both inclusive; a negative number =
-/// unlimited.
+/// A mask_mod that allows the keys from `left` before the query's position to `right` after it, both inclusive. A
+/// negative number means unlimited.
 ///
 /// Source: Beltagy et al., "Longformer", 2020.
+///
+/// @code
+/// torch::Tensor y = attend::flex_attention(q, k, v, attend::Unchanged{}, attend::SlidingWindow(256, 0));
+/// @endcode
 struct SlidingWindow : detail::MaskOperators {
   std::int32_t left,  ///< keys before the query's position; negative = unlimited
       right;          ///< keys after it; negative = unlimited
@@ -103,7 +107,7 @@ struct SlidingWindow : detail::MaskOperators {
   }
 };
 
-/// The keys of the prefix, which every query sees, and those up to the query's own position.
+/// A mask_mod that allows the keys of a prefix, and the keys up to the query's own position.
 ///
 /// Source: Raffel et al., "T5", 2020.
 struct PrefixLM : detail::MaskOperators {
@@ -122,7 +126,7 @@ struct PrefixLM : detail::MaskOperators {
   }
 };
 
-/// What both allow.
+/// The mask_mod that all_of() and the operator & return: the keys that both allow.
 template <class A, class B>
 struct And : detail::MaskOperators {
   /// The first operand.
@@ -150,7 +154,7 @@ struct And : detail::MaskOperators {
   }
 };
 
-/// What one of them allows.
+/// The mask_mod that any_of() and the operator | return: the keys that at least one allows.
 template <class A, class B>
 struct Or : detail::MaskOperators {
   /// The first operand.
@@ -180,7 +184,7 @@ struct Or : detail::MaskOperators {
   }
 };
 
-/// What it does not allow.
+/// The mask_mod that not_() and the operator ! return: the keys that the mask does not allow.
 template <class A>
 struct Not : detail::MaskOperators {
   /// The operand.
@@ -197,9 +201,9 @@ struct Not : detail::MaskOperators {
   }
 };
 
-/// Masks combined, of any type. The operators & | ! do the same where one of them is a type of attend.
+/// The keys that two masks allow. The operators &, | and ! do the same as all_of(), any_of() and not_() if an operand
+/// is a mask of attend.
 ///
-/// Example:
 /// @code
 /// attend::all_of(SameParity{}, attend::Causal{})
 /// @endcode
