@@ -13,9 +13,13 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// What a mask_mod allows, as a tensor: bool (N, H, L, S), true = attend. For tests and pictures.
+/// A mask_mod as a tensor, for tests and pictures.
 ///
-/// Example:
+/// @param mask_mod A struct as MaskMod describes.
+/// @param sizes {N, H, L, S}
+/// @return bool (N, H, L, S), true = attend.
+/// @throws c10::ValueError for a negative size.
+///
 /// @code
 /// torch::Tensor allowed = attend::materialize(attend::Causal{}, {1, 1, 8, 8})[0][0];  // (8, 8)
 /// @endcode
@@ -28,12 +32,15 @@ at::Tensor materialize(const Mask& mask_mod, const AttentionSizes& sizes) {
   return modification.mask(sizes, modification.tensors(sizes, c10::kCPU));
 }
 
-/// What a score_mod makes of scores (N, H, L, S), float32 or float64: a tensor of the same kind. It may be
-/// differentiated twice, with respect to the scores and to what the score_mod holds.
+/// Scores as a score_mod changes them, for tests and pictures.
 ///
-/// Throws c10::ValueError for scores that are not 4-d, c10::TypeError for another dtype.
+/// @param score_mod A struct as ScoreMod describes.
+/// @param scores (N, H, L, S), float32 or float64.
+/// @return (N, H, L, S), of the same dtype. It may be differentiated twice, with respect to the scores and to the
+/// tensors that the score_mod reads.
+/// @throws c10::ValueError for scores that are not 4-d.
+/// @throws c10::TypeError for another dtype.
 ///
-/// Example:
 /// @code
 /// torch::Tensor bias = attend::materialize(attend::Alibi(slopes), torch::zeros({1, 8, 64, 64}));
 /// @endcode
