@@ -48,8 +48,8 @@ using Bound = std::remove_cvref_t<decltype(bound(std::declval<const Mod&>(), std
 
 }  // namespace detail
 
-/// How the score of a query and a key is changed before the softmax: any struct like this one, a copy of whose bytes is
-/// as good as itself.
+/// A score_mod changes the score of a query and a key before the softmax. It is any trivially copyable struct like this
+/// one:
 ///
 /// @code
 /// struct Tilted {
@@ -61,19 +61,19 @@ using Bound = std::remove_cvref_t<decltype(bound(std::declval<const Mod&>(), std
 /// };
 /// @endcode
 ///
-/// T is Real or Dual (attention/detail/dual.h): it has + - * /, comparisons, and abs exp log pow sqrt sin cos tan tanh
-/// sigmoid erf floor round max min select, written without a namespace. The derivative comes from calling the same
-/// function with Dual; write nothing for it.
+/// T is a number type of attend. It has + - * /, comparisons, and abs exp log pow sqrt sin cos tan tanh sigmoid erf
+/// floor round max min select, written without a namespace. The derivative comes from calling the same function with
+/// another T.
 ///
-/// A struct that holds tensors has, instead of operator(), `auto bind(attend::Binder& binder) const`, which returns a
-/// struct as above that reads them through views: attention/binder.h.
+/// A struct that holds tensors has `auto bind(attend::Binder& binder) const` instead of operator(). It returns a struct
+/// as above that reads them through views; see Binder.
 ///
-/// Source of the idea: Dong et al., "Flex Attention", 2024. Differs from PyTorch's: compiled with your program, has
-/// gradients on the CPU, and measures positions by at.query_position().
+/// Source of the idea: Dong et al., "Flex Attention", 2024. Differs from PyTorch's: a score_mod is compiled with your
+/// program, has gradients on the CPU, and measures positions by at.query_position().
 template <class Mod>
 concept ScoreMod = std::is_trivially_copyable_v<detail::Bound<Mod>> && detail::ScoreFunction<detail::Bound<Mod>>;
 
-/// The score as it is.
+/// A score_mod that returns the score as it is.
 struct Unchanged {
   /// Called by attention for each score: the changed score.
   template <class T>
@@ -82,7 +82,7 @@ struct Unchanged {
   }
 };
 
-/// Keeps scores within ±limit: limit · tanh(score / limit). The limit must be positive.
+/// A score_mod that keeps scores within ±limit: limit · tanh(score / limit). The limit must be positive.
 ///
 /// Source: Gemma Team, "Gemma 2", 2024.
 struct Softcap {
@@ -96,7 +96,7 @@ struct Softcap {
   }
 };
 
-/// What then() returns: the second of what the first gives.
+/// The score_mod that then() returns: the second applied to the result of the first.
 template <class First, class Second>
 struct Then {
   /// The change that comes first.
@@ -119,9 +119,12 @@ struct Then {
   }
 };
 
-/// One change of the score after the other.
+/// One score_mod after the other.
 ///
-/// Example:
+/// @param first The score_mod that is applied first.
+/// @param second The score_mod that is applied to its result.
+/// @return Both as one score_mod.
+///
 /// @code
 /// attend::flex_attention(q, k, v, attend::then(attend::Softcap{50}, attend::Alibi(slopes)));
 /// @endcode
