@@ -18,14 +18,13 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// Several documents in one sequence: a query attends to the keys of its own document. Document numbers are whole
-/// numbers, (L) and (S), or (N, L) and (N, S) where batch entries differ; one tensor serves for both in self-attention.
+/// A mask_mod for several documents in one sequence: a query attends to the keys of its own document.
 ///
-/// Where they never decrease along the keys, keys of other documents are not computed at all.
+/// Document numbers are whole numbers, (L) and (S), or (N, L) and (N, S) if batch entries differ. One tensor serves for
+/// both in self-attention. If the numbers never decrease along the keys, keys of other documents are not computed.
 ///
-/// Throws c10::ValueError, when attention is called, for other shapes and for numbers beyond int32.
+/// @throws c10::ValueError for other shapes and for numbers beyond int32, when attention is called.
 ///
-/// Example:
 /// @code
 /// torch::Tensor document = torch::tensor({0, 0, 0, 1, 1}, torch::kInt);  // of each position
 /// attend::flex_attention(q, k, v, attend::Unchanged{}, attend::Document(document) & attend::Causal{});
@@ -109,10 +108,17 @@ class Document : public detail::MaskOperators {
   at::Tensor query_documents_, key_documents_;
 };
 
-/// Batches of sequences of unequal length: the first `lengths[n]` keys of batch entry n may be attended, the rest is
-/// padding. Whole numbers (N).
+/// A mask_mod for sequences of unequal length: the first `lengths[n]` keys of batch entry n may be attended, the rest
+/// is padding.
 ///
-/// Throws c10::ValueError, when attention is called, for other shapes. Lengths beyond S count as S.
+/// lengths has whole numbers, (N). A length beyond S counts as S.
+///
+/// @throws c10::ValueError for other shapes, when attention is called.
+///
+/// @code
+/// torch::Tensor lengths = torch::tensor({5, 3});
+/// attend::flex_attention(q, k, v, attend::Unchanged{}, attend::KeyPadding(lengths));
+/// @endcode
 class KeyPadding : public detail::MaskOperators {
  public:
   /// @param lengths The number of keys of each batch entry, (N).
