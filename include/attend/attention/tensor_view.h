@@ -57,13 +57,13 @@ struct OutsideRead {
 
 }  // namespace detail
 
-/// The values of a tensor of up to four sizes, as a score_mod reads them. Binder::values() makes one.
+/// The values of a floating-point tensor of up to four sizes, as a score_mod reads them. Binder::values() makes it.
 ///
-/// Gradients reach the tensor through it; a score may read any number of its values.
-/// A read outside of the tensor touches no memory and gives NaN. Where a mask rules the score out it has no effect;
-/// elsewhere the call throws c10::ValueError.
+/// Gradients reach the tensor through it. A score may read any number of its values.
 ///
-/// Example:
+/// A read outside of the tensor touches no memory and gives NaN. It has no effect where a mask rules the score out.
+/// Elsewhere the call throws c10::ValueError.
+///
 /// @code
 /// T bias = slopes.read<T>(at.head);
 /// @endcode
@@ -124,10 +124,10 @@ class TensorView {
 };
 
 /// The whole numbers of a tensor of up to four sizes, as a score_mod or mask_mod reads them. Binder::integers() makes
-/// one.
+/// it.
 ///
-/// A read outside of the tensor touches no memory and gives 0. Where a mask rules the score out it has no effect;
-/// elsewhere the call throws c10::ValueError.
+/// A read outside of the tensor touches no memory and gives 0. It has no effect where a mask rules the score out.
+/// Elsewhere the call throws c10::ValueError.
 class IntegerView {
  public:
   /// The number at these indices.
