@@ -29,10 +29,9 @@ struct SiLU {};
 /// x · sigmoid(x). `torch::kSiLU` is declared by LibTorch 2.11 but missing from its libraries.
 inline constexpr SiLU kSiLU;
 
-/// What a layer applies to every element: torch::kReLU, torch::kGELU, attend::kGELUTanh, attend::kSiLU, torch::kTanh,
+/// An activation, applied to every element: torch::kReLU, torch::kGELU, attend::kGELUTanh, attend::kSiLU, torch::kTanh,
 /// or any function from tensor to tensor.
 ///
-/// Example:
 /// @code
 /// attend::Activation leaky([](const torch::Tensor& x) { return torch::leaky_relu(x, 0.1); });
 /// @endcode
