@@ -49,16 +49,16 @@ inline torch::Tensor binary_positions(const char* name, std::int64_t length, std
 
 }  // namespace detail
 
-/// Positions as binary numbers: channel c is the c-th bit of t, the least significant one first.
+/// Positions as binary numbers: channel c is the c-th bit of t, the least significant bit first.
 ///
-/// `num_channels` is by default as few as tell all positions apart, ⌈log2 length⌉ and at least 1.
-///
-/// Returns (num_channels, length) of 0 and 1, float64 on the CPU. Throws c10::ValueError if length is below 1, or if
-/// num_channels is below 1, above 62, or too few to tell the positions apart.
+/// @param length The number of positions, at least 1.
+/// @param num_channels The number of bits. Default: as few as distinguish all positions, ⌈log2 length⌉ and at least 1.
+/// @return (num_channels, length) of 0 and 1, float64 on the CPU.
+/// @throws c10::ValueError if length is below 1, or if num_channels is below 1, above 62, or too few to distinguish the
+/// positions.
 ///
 /// Source: F. Fleuret, Deep Learning course, handout 13.2.
 ///
-/// Example:
 /// @code
 /// torch::Tensor bits = attend::binary_positions(4);  // [[0, 1, 0, 1], [0, 0, 1, 1]]
 /// @endcode
