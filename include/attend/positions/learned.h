@@ -19,11 +19,13 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// The first `length` positions of a table (num_channels, max_length) that is learned: (num_channels, length), a view.
+/// The first positions of a learned table.
 ///
+/// @param table (num_channels, max_length)
+/// @param length The number of positions, from 1 to max_length.
+/// @return (num_channels, length), a view of the table.
 /// @throws c10::ValueError if the table is not 2-d, or length is below 1 or above max_length.
 ///
-/// Example:
 /// @code
 /// torch::Tensor positions = attend::learned_positions(table, 100);
 /// @endcode
