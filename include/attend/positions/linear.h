@@ -21,9 +21,10 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Positions as one channel that rises from 0 towards 1: t / length for t = 0 … length − 1.
 ///
-/// Returns (1, length), float64 on the CPU. Throws c10::ValueError if length is below 1.
+/// @param length The number of positions, at least 1.
+/// @return (1, length), float64 on the CPU.
+/// @throws c10::ValueError if length is below 1.
 ///
-/// Example:
 /// @code
 /// torch::Tensor ramp = attend::linear_positions(4);  // [[0, 0.25, 0.5, 0.75]]
 /// @endcode
