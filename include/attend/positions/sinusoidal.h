@@ -54,17 +54,18 @@ inline void check_sinusoidal(const char* name, const SinusoidalPositionsOptions&
 }  // namespace detail
 
 /// Positions as waves: channel 2i is cos(t · f_i) and channel 2i + 1 is sin(t · f_i), with f_i = base^(−2i / channels).
-///
 /// With an odd number of channels the last cosine has no sine.
 ///
-/// Returns (num_channels, length), float64 on the CPU. Throws c10::ValueError if length or num_channels is below 1, or
-/// base is not above 0 and finite.
+/// @param length The number of positions, at least 1.
+/// @param options num_channels, base and sine_first.
+/// @return (num_channels, length), float64 on the CPU.
+/// @throws c10::ValueError if length or num_channels is below 1, or base is not above 0 and finite.
 ///
-/// Differs from the paper in that the cosine comes first; see sine_first. The notebooks' min_freq is 1/base.
+/// Differs from the paper in that the cosine comes first; see SinusoidalPositionsOptions::sine_first(). The notebooks'
+/// min_freq is 1/base.
 ///
 /// Source: A. Vaswani et al., "Attention is all you need", 2017, section 3.5.
 ///
-/// Example:
 /// @code
 /// torch::Tensor waves = attend::sinusoidal_positions(100, attend::SinusoidalPositionsOptions(64));  // (64, 100)
 /// @endcode
