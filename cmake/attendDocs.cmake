@@ -44,7 +44,7 @@ configure_file(docs/doxygen/Doxyfile.in Doxyfile @ONLY)
 add_custom_target(docs
   COMMAND "${CMAKE_COMMAND}" -E rm -rf "${ATTEND_DOCS_FOLDER}/html" # pages that are there no more
   COMMAND "${ATTEND_DOXYGEN}" "${PROJECT_BINARY_DIR}/Doxyfile"
-  COMMAND "${CMAKE_COMMAND}" "-DFOLDER=${ATTEND_DOCS_FOLDER}/html" -P docs/doxygen/check_links.cmake
+  COMMAND "${CMAKE_COMMAND}" "-DFOLDER=${ATTEND_DOCS_FOLDER}" -P docs/doxygen/check.cmake
   COMMAND "${CMAKE_COMMAND}" -E echo "The documentation: ${ATTEND_DOCS_FOLDER}/html/index.html"
   WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
   VERBATIM)
