@@ -41,27 +41,31 @@ struct StandardizeOptions {
 /// Brings data to mean 0 and standard deviation 1: y = (x − mean) / deviation, with the mean and the deviation of the
 /// data that a model is trained with.
 ///
-/// Both are buffers, so that they are saved, loaded and moved with the model and not trained. One pair of numbers
-/// serves all channels and positions. Buffers: `mean`, `deviation`, 0-d float32. Shapes: x of any shape → the same.
+/// Buffers: `mean` and `deviation`, 0-d float32. They are saved, loaded and moved with the model, and are not trained.
+/// One pair of numbers serves all channels and positions.
 ///
-/// @throws c10::ValueError if, in float32, mean or deviation is not finite or deviation not above 0, and if x is not on
-/// the device of the buffers, unless these are on the CPU.
+/// Shapes: x of any shape → the same shape.
 ///
-/// Example:
+/// @throws c10::ValueError if, in float32, mean or deviation is not finite or deviation is not above 0, and if x is not
+/// on the device of the buffers, unless the buffers are on the CPU.
+///
 /// @code
 /// attend::Standardize standardize(train_set.inputs());
-/// torch::Tensor y = standardize(x);                  // what the model is to see
+/// torch::Tensor y = standardize(x);                  // what the model sees
 /// torch::Tensor back = standardize->inverse(y);      // in the units of x again
 /// @endcode
 class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
  public:
-  /// Takes mean and deviation from data (N, C, …), with default options.
+  /// The mean and the deviation of all elements of data.
+  ///
+  /// @param data Of any shape, with at least 2 elements.
+  /// @throws c10::ValueError for fewer elements, and for data that are all the same or not finite.
   explicit StandardizeImpl(const torch::Tensor& data) : StandardizeImpl(StandardizeOptions(data)) {}
 
-  /// Mean 0 and deviation 1 until fit() or load() sets them.
+  /// The layer with these options.
   explicit StandardizeImpl(const StandardizeOptions& options_ = {}) : options(options_) { reset(); }
 
-  /// Sets mean to 0 and deviation to 1.
+  /// Makes the buffers from the options. Throws c10::ValueError for options out of range.
   void reset() override {
     const auto mean_of_data = static_cast<float>(options.mean());
     const auto deviation_of_data = static_cast<float>(options.deviation());
@@ -73,8 +77,11 @@ class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
     deviation = register_buffer("deviation", torch::tensor(deviation_of_data));
   }
 
-  /// Loads the buffers. Throws c10::ValueError, c10::TypeError, before anything is changed, if the archive was saved by
-  /// another layer or in another dtype.
+  /// Loads the buffers.
+  ///
+  /// @param archive The archive, as torch::load opens it.
+  /// @throws c10::ValueError or c10::TypeError if another layer saved the archive, or it has another dtype. The layer
+  /// is then unchanged.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::Standardize", *this, archive);
     torch::nn::Module::load(archive);
@@ -85,20 +92,23 @@ class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
     stream << "attend::Standardize(mean=" << mean.item<double>() << ", deviation=" << deviation.item<double>() << ")";
   }
 
-  /// @param x (N, C, …)
-  /// @return (x − mean) / deviation, with the sizes of x.
+  /// @param x Of any shape.
+  /// @return (x − mean) / deviation, of the same shape.
   torch::Tensor forward(const torch::Tensor& x) {
     check("x", x);
     return (x - mean) / deviation;
   }
 
-  /// From what forward() gives back to x.
+  /// The inverse of forward().
+  ///
+  /// @param y Of any shape.
+  /// @return y · deviation + mean, of the same shape.
   torch::Tensor inverse(const torch::Tensor& y) const {
     check("y", y);
     return y * deviation + mean;
   }
 
-  /// The options that the layer was made with; what it computes with are the buffers, which loading changes.
+  /// The options that the layer was made with. Loading changes the buffers and not the options.
   StandardizeOptions options;
 
   torch::Tensor mean,  ///< the buffer that is subtracted
