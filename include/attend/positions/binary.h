@@ -68,20 +68,19 @@ inline torch::Tensor binary_positions(std::int64_t length, std::optional<std::in
 
 /// Options of BinaryPositions.
 struct BinaryPositionsOptions {
-  /// Bits. Default: as few as tell the positions of x apart, so that their number depends on its length.
+  /// The number of bits. Default: as few as distinguish the positions of x, so the number depends on the length of x.
   TORCH_ARG(std::optional<std::int64_t>, num_channels) = std::nullopt;
   /// How the channels join those of x. Default: kConcatenate.
   TORCH_ARG(Combine, combine) = Combine::kConcatenate;
 };
 
-/// Gives a signal the channels of binary_positions().
+/// Adds the channels of binary_positions() to a signal. Without parameters.
 ///
-/// Without parameters. Shapes: x (N, C, L) → (N, C + num_channels, L), or (N, C, L) with kAdd, which needs C =
-/// num_channels or one bit. Any L ≥ 1 that the bits can tell apart; N may be 0.
+/// Shapes: x (N, C, L) → (N, C + num_channels, L). With kAdd (N, C, L) → (N, C, L), which needs C = num_channels or one
+/// bit. L ≥ 1, and the bits must distinguish L positions; N may be 0.
 ///
-/// @throws c10::ValueError if x is not 3-d or too long, or has other channels than the positions with kAdd.
+/// @throws c10::ValueError if x is not 3-d or too long, or with kAdd if the channels differ.
 ///
-/// Example:
 /// @code
 /// attend::BinaryPositions positions(attend::BinaryPositionsOptions().num_channels(7));
 /// torch::Tensor y = positions(x);  // (N, 1, 100) → (N, 8, 100)
@@ -94,7 +93,10 @@ class BinaryPositionsImpl : public torch::nn::Cloneable<BinaryPositionsImpl> {
   /// Checks the options.
   void reset() override { detail::check_bits("attend::BinaryPositions", options.num_channels().value_or(1)); }
 
-  /// @throws c10::ValueError if the archive has parameters: it was saved by another layer.
+  /// Loads nothing, because the layer has no parameters.
+  ///
+  /// @param archive The archive, as torch::load opens it.
+  /// @throws c10::ValueError if the archive has parameters: another layer saved it.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::BinaryPositions", *this, archive);
     torch::nn::Module::load(archive);
