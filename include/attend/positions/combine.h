@@ -7,7 +7,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// How a layer of positions/ joins its channels with those of a signal.
+/// How a layer of positions combines its channels with those of a signal.
 enum class Combine {
   kConcatenate,  ///< behind the signal's channels: (N, C, L) → (N, C + channels of the positions, L)
   kAdd,          ///< to the signal's channels, which must be as many, unless the positions have only one
