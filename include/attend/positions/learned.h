@@ -50,27 +50,27 @@ struct LearnedPositionsOptions {
   LearnedPositionsOptions(std::int64_t num_channels, std::int64_t max_length)
       : num_channels_(num_channels), max_length_(max_length) {}
 
-  /// How many channels.
+  /// The number of channels.
   TORCH_ARG(std::int64_t, num_channels);
-  /// How many positions there are numbers for; longer signals are an error.
+  /// The number of positions in the table. Longer signals are an error.
   TORCH_ARG(std::int64_t, max_length);
   /// How the channels join those of x. Default: kAdd.
   TORCH_ARG(Combine, combine) = Combine::kAdd;
 };
 
-/// Adds to each position of a signal numbers that are learned, or puts them beside its channels.
+/// Adds learned numbers to each position of a signal, or puts them beside its channels.
 ///
-/// Parameter: `weight` (num_channels, max_length), at first normal with standard deviation 0.02, as in BERT and GPT-2.
+/// Parameter: `weight` (num_channels, max_length), initially normal with standard deviation 0.02, as in BERT and GPT-2.
 ///
-/// Shapes: x (N, C, L) → (N, C, L), which needs C = num_channels, or one channel for all; or (N, C + num_channels, L)
-/// with kConcatenate. Any L from 1 to max_length; N may be 0.
+/// Shapes: x (N, C, L) → (N, C, L), which needs C = num_channels, or one channel for all. With kConcatenate (N, C +
+/// num_channels, L). L from 1 to max_length; N may be 0.
 ///
-/// Differs from torch.nn.Embedding: channels first, as signals are, and no indices.
+/// Differs from torch.nn.Embedding: channels come first, as in signals, and there are no indices.
 ///
-/// Throws c10::ValueError, c10::TypeError for options out of range, if x is not 3-d, longer than max_length, or of
-/// another dtype or device than the weight, or has other channels with kAdd.
+/// @throws c10::ValueError for options out of range, and if x is not 3-d, longer than max_length, on another device
+/// than the weight, or with kAdd has other channels.
+/// @throws c10::TypeError if x has another dtype than the weight.
 ///
-/// Example:
 /// @code
 /// attend::LearnedPositions positions(attend::LearnedPositionsOptions(64, 100));
 /// torch::Tensor y = positions(x);  // (N, 64, L) → (N, 64, L)
@@ -95,8 +95,11 @@ class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
   /// Draws new numbers.
   void reset_parameters() { torch::nn::init::normal_(weight, 0.0, 0.02); }
 
-  /// Loads the numbers. Throws c10::ValueError, c10::TypeError, before anything is changed, if the archive was saved
-  /// with other options or another dtype.
+  /// Loads the numbers.
+  ///
+  /// @param archive The archive, as torch::load opens it.
+  /// @throws c10::ValueError or c10::TypeError if the archive was saved with other options or another dtype. The layer
+  /// is then unchanged.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::LearnedPositions", *this, archive, {{"weight", {"num_channels", "max_length"}}});
     torch::nn::Module::load(archive);
