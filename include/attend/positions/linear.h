@@ -39,13 +39,12 @@ struct LinearPositionsOptions {
   TORCH_ARG(Combine, combine) = Combine::kConcatenate;
 };
 
-/// Gives a signal the channel of linear_positions().
+/// Adds the channel of linear_positions() to a signal. Without parameters.
 ///
-/// Without parameters. Shapes: x (N, C, L) → (N, C + 1, L), or (N, C, L) with kAdd. Any L ≥ 1; N may be 0.
+/// Shapes: x (N, C, L) → (N, C + 1, L), or (N, C, L) with kAdd. L ≥ 1; N may be 0.
 ///
 /// @throws c10::ValueError if x is not 3-d.
 ///
-/// Example:
 /// @code
 /// attend::LinearPositions positions;
 /// torch::Tensor y = positions(x);
@@ -58,7 +57,10 @@ class LinearPositionsImpl : public torch::nn::Cloneable<LinearPositionsImpl> {
   /// Does nothing: the layer has no parameters.
   void reset() override {}
 
-  /// @throws c10::ValueError if the archive has parameters: it was saved by another layer.
+  /// Loads nothing, because the layer has no parameters.
+  ///
+  /// @param archive The archive, as torch::load opens it.
+  /// @throws c10::ValueError if the archive has parameters: another layer saved it.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::LinearPositions", *this, archive);
     torch::nn::Module::load(archive);
