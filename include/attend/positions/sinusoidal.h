@@ -80,13 +80,13 @@ inline torch::Tensor sinusoidal_positions(std::int64_t length, const SinusoidalP
   return at::where(options.sine_first() ? is_odd : is_odd.logical_not(), angle.cos(), angle.sin());
 }
 
-/// Adds the channels of sinusoidal_positions() to a signal, or puts them beside its own.
+/// Adds the channels of sinusoidal_positions() to a signal, or puts them beside its own. Without parameters.
 ///
-/// Without parameters. Shapes: x (N, C, L) → (N, C, L), which needs C = num_channels, or one channel for all; or (N, C
-/// + num_channels, L) with kConcatenate. Any L ≥ 1; N may be 0. Throws c10::ValueError for options out of range, if x
-/// is not 3-d, or has other channels than the positions with kAdd.
+/// Shapes: x (N, C, L) → (N, C, L), which needs C = num_channels, or one channel for all. With kConcatenate (N, C +
+/// num_channels, L). L ≥ 1; N may be 0.
 ///
-/// Example:
+/// @throws c10::ValueError for options out of range, if x is not 3-d, and with kAdd if the channels differ.
+///
 /// @code
 /// attend::SinusoidalPositions positions(attend::SinusoidalPositionsOptions(64));
 /// torch::Tensor y = positions(x);  // (N, 64, L) → (N, 64, L)
@@ -103,7 +103,10 @@ class SinusoidalPositionsImpl : public torch::nn::Cloneable<SinusoidalPositionsI
   /// Checks the options.
   void reset() override { detail::check_sinusoidal("attend::SinusoidalPositions", options); }
 
-  /// @throws c10::ValueError if the archive has parameters: it was saved by another layer.
+  /// Loads nothing, because the layer has no parameters.
+  ///
+  /// @param archive The archive, as torch::load opens it.
+  /// @throws c10::ValueError if the archive has parameters: another layer saved it.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::SinusoidalPositions", *this, archive);
     torch::nn::Module::load(archive);
