@@ -17,16 +17,15 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A callback that writes a line of comma-separated values after each epoch, at once, so that an interrupted run loses
-/// nothing.
+/// A callback that writes a line of comma-separated values after each epoch. Each line is written at once, so an
+/// interrupted run loses nothing.
 ///
 /// Columns: epoch (from 0), train_loss, last_batch_loss, validation_loss (nan without a validation set), learning_rate,
 /// seconds.
 ///
-/// Throws c10::ValueError if the file cannot be opened: when the log is made, so before any training; c10::Error if a
-/// line cannot be written.
+/// @throws c10::ValueError from the constructor if the file cannot be opened.
+/// @throws c10::Error if a line cannot be written.
 ///
-/// Example:
 /// @code
 /// trainer.fit(train_set, validation_set, attend::CsvLog("history.csv"));
 /// @endcode
