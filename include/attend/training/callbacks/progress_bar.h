@@ -37,7 +37,7 @@ class ProgressBar {
   /// To any stream, with or without the bar. The stream must outlive the callback.
   ProgressBar(std::ostream& stream, bool with_bar) : stream_(&stream), with_bar_(with_bar) {}
 
-  /// Starts the clock of the fit.
+  /// Notes the epoch at which the fit begins.
   void on_fit_begin(TrainingState& state) {
     first_epoch_ = state.epoch;
     last_drawn_ = 0.0;
