@@ -10,13 +10,12 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A callback that makes Ctrl-C end the fit after the current batch instead of ending the program.
+/// A callback: Ctrl-C ends the fit after the current batch, instead of ending the program.
 ///
-/// While the object lives, the first SIGINT or SIGTERM is remembered and a second one has the effect it had before, so
-/// that a program that hangs can still be ended; a signal that the program ignores stays ignored. The destructor
-/// restores what was there before. One object at a time. For POSIX systems only, as a second signal needs sigaction.
+/// While the object exists, the first SIGINT or SIGTERM is remembered. A second one has the effect that it had before,
+/// so a program that hangs can still be ended. A signal that the program ignores stays ignored. The destructor restores
+/// the handlers. There may be one object at a time. For POSIX systems only, because a second signal needs sigaction.
 ///
-/// Example:
 /// @code
 /// attend::StopOnInterrupt interrupt;
 /// trainer.fit(train_set, interrupt);
