@@ -106,14 +106,15 @@ class SideStream {
 
 }  // namespace detail
 
-/// Captures training steps as CUDA graphs: one launch for a whole step. For models of many small kernels, whose
-/// launches take longer than they do.
+/// Captures training steps as CUDA graphs: one launch for a whole step. It helps models of many small kernels, whose
+/// launches take longer than the kernels.
 ///
-/// The memory of a step is then kept for as long as the fit, beside what plain steps have used. Random numbers are new
-/// in each replay, as torch's generator gives them. A model that reads a number from the device (`.item()`, a mask as
-/// an index) cannot be captured: the trainer then goes on with the plain loop. No other thread of the program may use
-/// CUDA while a step is captured, as in torch.cuda.graph: once or twice a fit, and again when an epoch begins with
-/// other modes, frozen parameters or tensors.
+/// - Memory: the memory of a step is kept for as long as the fit, beside the memory that plain steps have used.
+/// - Random numbers are new in each replay, from torch's generator.
+/// - A model that reads a number from the device (`.item()`, a mask as an index) cannot be captured. The trainer then
+///   continues with the plain loop.
+/// - No other thread of the program may use CUDA while a step is captured, as in torch.cuda.graph. That is once or
+///   twice in a fit, and again when an epoch begins with other modes, frozen parameters or tensors.
 class CudaGraphs : public StepCapture {
  public:
   std::string name() const override { return "CUDA graph"; }
@@ -166,9 +167,10 @@ class CudaGraphs : public StepCapture {
   std::map<c10::DeviceIndex, c10::cuda::CUDAStream> streams_;
 };
 
-/// For TrainerOptions::capture.
+/// Makes a CudaGraphs for TrainerOptions::capture.
 ///
-/// Example:
+/// @return A new object.
+///
 /// @code
 /// attend::Trainer trainer(model, attend::TrainerOptions().device(torch::kCUDA).capture(attend::cuda_graphs()));
 /// @endcode
