@@ -8,7 +8,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// The figures of one epoch.
+/// The losses and the time of one epoch.
 struct EpochRecord {
   double train_loss = kUnknown;       ///< mean over the samples of the epoch
   double last_batch_loss = kUnknown;  ///< of the last batch alone, which is what the notebook records
@@ -19,9 +19,8 @@ struct EpochRecord {
   static constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 };
 
-/// What a fit recorded: one entry an epoch.
+/// The record of a fit: one entry for each epoch.
 ///
-/// Example:
 /// @code
 /// attend::History history = trainer.fit(train_set, validation_set);
 /// double last = history.validation_loss().back();
