@@ -142,7 +142,7 @@ inline at::Tensor attention(const at::Tensor& query, const at::Tensor& key, cons
 /// @param value As in attention().
 /// @param options As in attention().
 /// @return The output, (N, H, L, Dv), and the log-sum-exp, (N, H, L). Both may be differentiated.
-/// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as attention() does. Fewer backends can compute
+/// @throws c10::Error of the same kinds as attention(). Fewer backends can compute
 /// the log-sum-exp: pass with_lse = true to explain().
 ///
 /// Example: two halves of the keys, merged.
@@ -165,7 +165,7 @@ inline AttentionResult attention_with_lse(const at::Tensor& query, const at::Ten
 /// @param key (N, G, S, D), as in attention().
 /// @param options As in attention(). The options dropout and backend have no effect.
 /// @return (N, H, L, S). Each row sums to 1, or to 0 if the query may attend to nothing.
-/// @throws c10::ValueError or c10::TypeError as attention() does.
+/// @throws c10::Error of the same kinds as attention().
 ///
 /// @code
 /// torch::Tensor weights = attend::attention_weights(q, k);
@@ -186,7 +186,7 @@ inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& k
 /// @param options As in attention().
 /// @param with_lse Whether the question is about attention_with_lse(). Default: false.
 /// @return The backend and the reasons. It can be written to a stream.
-/// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as attention() does.
+/// @throws c10::Error of the same kinds as attention().
 ///
 /// @code
 /// attend::Explanation plan = attend::explain(q, k, v);  // plan.backend == attend::Backend::kCpu

@@ -70,7 +70,7 @@ Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::T
 /// @param mask_mod A struct as MaskMod describes. Default: every key.
 /// @param options As in attention(). In packed batches a Coordinate counts queries and keys through all sequences.
 /// @return (N, H, L, Dv)
-/// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as attention() does; c10::ValueError also if a
+/// @throws c10::Error of the same kinds as attention(); c10::ValueError also if a
 /// struct reads outside of a tensor for a score that is not ruled out.
 ///
 /// Gradients: for query, key, value, all tensors of the options, and those that a score_mod reads; twice.
@@ -112,7 +112,7 @@ at::Tensor flex_attention(const at::Tensor& query, const at::Tensor& key, const 
 /// @param mask_mod As in flex_attention().
 /// @param options As in flex_attention().
 /// @return The output, (N, H, L, Dv), and the log-sum-exp, (N, H, L). Both may be differentiated.
-/// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as flex_attention() does.
+/// @throws c10::Error of the same kinds as flex_attention().
 ///
 /// @code
 /// auto [output, log_sum_exp] = attend::flex_attention_with_lse(q, k, v, attend::Softcap{30}, attend::Causal{});
@@ -138,7 +138,7 @@ AttentionResult flex_attention_with_lse(const at::Tensor& query, const at::Tenso
 /// @param mask_mod As in flex_attention().
 /// @param options As in flex_attention().
 /// @return As explain() returns it.
-/// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as flex_attention() does.
+/// @throws c10::Error of the same kinds as flex_attention().
 ///
 /// @code
 /// std::cout << attend::explain_flex(q, k, v, attend::Unchanged{}, attend::Causal{}) << '\n';

@@ -80,7 +80,7 @@ class Binder {
   ///
   /// @param tensor Of up to four sizes, on the device of query.
   /// @return The view.
-  /// @throws c10::TypeError or c10::ValueError as values() does.
+  /// @throws c10::Error of the same kinds as values().
   IntegerView integers(const at::Tensor& tensor) {
     constexpr auto is_whole = [](at::ScalarType dtype) { return at::isIntegralType(dtype, /*includeBool=*/true); };
     const at::Tensor& bound = next(tensor, "integers", is_whole, "whole numbers or bool");

@@ -163,7 +163,7 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
   ///
   /// @param x (N, in_channels, L)
   /// @return The implementation and the reason.
-  /// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as forward() does.
+  /// @throws c10::Error of the same kinds as forward().
   Explanation explain(const torch::Tensor& x) {
     detail::check_signal("attend::ConvStack", x, options.in_channels(), convolutions.front()->weight);
     std::string reason;

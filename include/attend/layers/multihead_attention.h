@@ -251,7 +251,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   /// @param attn_mask As in forward().
   /// @param is_causal As in forward().
   /// @return As attend::explain() returns it.
-  /// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as forward() does.
+  /// @throws c10::Error of the same kinds as forward().
   Explanation explain(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
                       const torch::Tensor& key_padding_mask = {}, const torch::Tensor& attn_mask = {},
                       bool is_causal = false) {

@@ -139,7 +139,7 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
   ///
   /// @param x (N, in_channels, L)
   /// @return (N, num_heads, L, L), query positions first. Each row sums to 1.
-  /// @throws c10::ValueError or c10::TypeError as forward() does.
+  /// @throws c10::Error of the same kinds as forward().
   torch::Tensor attention_map(const torch::Tensor& x) {
     check(x);
     const std::vector<torch::Tensor> projected = projections(x, {query, key});
@@ -150,7 +150,7 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
   ///
   /// @param x (N, in_channels, L)
   /// @return As attend::explain() returns it.
-  /// @throws c10::ValueError, c10::TypeError or c10::NotImplementedError as forward() does.
+  /// @throws c10::Error of the same kinds as forward().
   Explanation explain(const torch::Tensor& x) {
     check(x);
     const torch::Tensor rows = x.transpose(1, 2);  // (N, L, in_channels)
