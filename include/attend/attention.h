@@ -111,7 +111,7 @@ inline Explanation explain(const Problem& problem, Backend asked_for) {
 /// Shapes: all three tensors may also be 3-d, (H, L, D), or 2-d, (L, D). Missing sizes are 1, and the output has as
 /// many dimensions as query. Batch sizes and heads of 1 are broadcast without a copy, as in torch, those of query too.
 ///
-/// Autocast: the tensors are cast first, except float64.
+/// Autocast: query, key and value are cast first, except float64. A float attn_mask keeps its dtype.
 ///
 /// Gradients: for query, key and value, and for an attn_mask or alibi_slopes that requires one. On the CPU they can be
 /// differentiated any number of times.
