@@ -5,4 +5,15 @@ case $name in
   index) label= ;;
   *) label=" {#$name}" ;;
 esac
-exec sed -E -f docs/doxygen/pages.sed -e "1s/\$/$label/" "$1"
+awk -v page="$name" '
+  /^```/ { is_code = !is_code }
+  # A heading has the name that GitHub gives it, behind that of the page; links within the page use it.
+  !is_code && /^##+ / {
+    heading = tolower($0)
+    sub(/^#+ /, "", heading)
+    gsub(/[^a-z0-9 _-]/, "", heading)
+    gsub(/ /, "-", heading)
+    $0 = $0 " {#" page "-" heading "}"
+  }
+  !is_code { gsub(/\]\(#/, "](#" page "-") }
+  { print }' "$1" | sed -E -f docs/doxygen/pages.sed -e "1s/\$/$label/"

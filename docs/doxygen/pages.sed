@@ -17,3 +17,6 @@ s/(^|[^!])\[([^]]+)\]\(\.\.\/([^)]+)\)/\1\2 (`\3`)/g
 
 # An image is found by its name in the folders of IMAGE_PATH.
 s/(!\[[^]]*\]\()[^)]*\/([^)\/]+\))/\1\2/g
+
+# A link to a heading of another page.
+s/\]\(([a-z_]+)\.md#([a-z0-9_-]+)\)/](#\1-\2)/g
