@@ -28,7 +28,7 @@ inline bool has_few_queries(const Problem& problem) {
   if (dtype != at::kHalf || problem.key.numel() < 1 << 22) return false;
   // Our kernels convert all keys and values to float32 first.
   const bool is_grouped = problem.num_kv_heads() != problem.num_heads();
-  return queries <= (is_grouped && problem.key.numel() <= 1 << 23 ? 2 : 32);
+  return queries <= 32 && !(is_grouped && problem.key.numel() <= 1 << 23);
 }
 
 /// Whether to pass over kCpu, which could run, because ATen's kernels can run too and are faster; with the reason. That
