@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The version of attend. CMake reads these three lines; they are the only place where it is written.
+// The version of attend. CMake and Conan read these three lines. vcpkg.json repeats them, and a test compares.
 #define ATTEND_VERSION_MAJOR 0
 #define ATTEND_VERSION_MINOR 1
 #define ATTEND_VERSION_PATCH 0

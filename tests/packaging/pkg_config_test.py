@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""attend.pc: installs the headers, moves them, and compiles a program with the flags that pkg-config gives."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+HERE = pathlib.Path(__file__).resolve().parent
+PROJECT = HERE.parents[1]
+CMAKE = os.environ["ATTEND_CMAKE"]
+TORCH = os.environ["ATTEND_TORCH_ROOT"]
+
+if shutil.which("pkg-config") is None:
+    print("there is no pkg-config on the PATH")
+    sys.exit(77)
+
+
+class PkgConfig(unittest.TestCase):
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        self.folder = pathlib.Path(temporary.name).resolve()
+
+    def install(self, *options):
+        """Installs without LibTorch into the folder `moved`, by way of another one."""
+        build, first, moved = (self.folder / name for name in ("build", "first", "moved"))
+        subprocess.run([CMAKE, "-S", PROJECT, "-B", build, "-DATTEND_FIND_TORCH=OFF", "-DCMAKE_PREFIX_PATH=",
+                        f"-DCMAKE_CXX_COMPILER={os.environ['ATTEND_COMPILER']}", *options],
+                       check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([CMAKE, "--install", build, "--prefix", first], check=True, stdout=subprocess.DEVNULL)
+        first.rename(moved)
+        return moved
+
+    def pkg_config(self, pc, *options):
+        environment = {**os.environ, "PKG_CONFIG_PATH": str(pc.parent)}
+        return subprocess.run(["pkg-config", *options, "attend"], check=True, env=environment, capture_output=True,
+                              text=True).stdout.split()
+
+    def test_flags_name_the_headers_of_an_installed_attend_that_was_moved(self):
+        pc = self.install() / "share/pkgconfig/attend.pc"
+        (flag,) = self.pkg_config(pc, "--cflags")
+        self.assertEqual(flag[:2], "-I")
+        self.assertEqual(pathlib.Path(flag[2:]).resolve(), self.folder / "moved/include")
+        self.assertEqual(self.pkg_config(pc, "--libs"), [])
+
+        (version,) = self.pkg_config(pc, "--modversion")
+        numbers = [line.split()[2] for line in (PROJECT / "include/attend/version.h").read_text().splitlines()
+                   if line.startswith("#define ATTEND_VERSION_M") or line.startswith("#define ATTEND_VERSION_P")]
+        self.assertEqual(version.split("."), numbers)
+
+        program = self.folder / "program"
+        subprocess.run([os.environ["ATTEND_COMPILER"], "-std=c++20", HERE / "consumer/small.cpp", "-o", program, flag,
+                        f"-I{TORCH}/include", f"-I{TORCH}/include/torch/csrc/api/include", f"-L{TORCH}/lib",
+                        "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{TORCH}/lib"], check=True)
+        subprocess.run([program], check=True, stdout=subprocess.DEVNULL)
+
+    def test_folders_with_other_names(self):
+        moved = self.install("-DCMAKE_INSTALL_INCLUDEDIR=headers/cxx", "-DCMAKE_INSTALL_DATADIR=data")
+        (flag,) = self.pkg_config(moved / "data/pkgconfig/attend.pc", "--cflags")
+        self.assertTrue((pathlib.Path(flag[2:]) / "attend/attend.h").is_file())
+
+
+if __name__ == "__main__":
+    unittest.main()
