@@ -57,7 +57,7 @@ class ThreadPool {
 
   /// What is left of the section: pieces that nobody has begun, and workers that may join. Whoever takes a piece by
   /// compare_exchange may read section_: it stays until this piece is finished.
-  struct Left {
+  struct alignas(8) Left {
     std::uint32_t pieces = 0;
     std::uint16_t workers = 0;
     std::uint16_t turn = 0;  // of the section, so that a worker late for one section joins the next as others do
