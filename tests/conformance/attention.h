@@ -400,7 +400,7 @@ inline void attention_checks(Checks& checks) {
     refused("alibi_slopes must be (H) or (N, H)", AttentionOptions().alibi_slopes(torch::zeros({3})));
     refused("must be given together", AttentionOptions().query_offsets(int32({0, 8})));
     require_throws<c10::TypeError>("mask of another dtype", "attn_mask must be bool", [&] {
-      attend::attention(x, x, x, AttentionOptions().attn_mask(torch::zeros({8, 8}, at::kDouble)));
+      attend::attention(x, x, x, AttentionOptions().attn_mask(torch::zeros({8, 8}, at::kInt)));
     });
     require_throws<c10::NotImplementedError>("kSdpa with a window", "kSdpa supports a window only as an", [&] {
       attend::attention(x, x, x, AttentionOptions().window({2, 2}).backend(Backend::kSdpa));
