@@ -8,6 +8,7 @@
 #include <attend/flex_attention.h>
 
 #include "support/accuracy.h"
+#include "support/added_bias.h"
 #include "support/autocast.h"
 
 #include <ATen/Parallel.h>
@@ -24,6 +25,7 @@
 
 using attend::AttentionOptions;
 using attend::Backend;
+using attend::test::AddedBias;
 using attend::test::check_as_accurate_as;
 using attend::test::check_equal_in_float64;
 
@@ -32,21 +34,6 @@ namespace {
 using Tensors = std::vector<torch::Tensor>;
 
 constexpr std::int64_t kBatch = 2, kHeads = 3, kQueries = 70, kKeys = 130, kWidth = 8;
-
-/// A struct of a user's that reads a tensor of four sizes.
-struct AddedBias {
-  torch::Tensor bias;  // (N, H, L, S)
-
-  struct View {
-    attend::TensorView bias;
-
-    template <class T>
-    ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const {
-      return score + bias.read<T>(at.batch, at.head, at.query, at.key);
-    }
-  };
-  View bind(attend::Binder& binder) const { return {binder.values(bias)}; }
-};
 
 using Attention = std::function<torch::Tensor(const Tensors& qkv, const torch::Tensor& bias)>;
 

@@ -5,6 +5,7 @@
 #include <attend/attention.h>
 #include <attend/flex_attention.h>
 
+#include "support/added_bias.h"
 #include "support/allocator_peak.h"
 #include "support/heap_peak.h"
 
@@ -23,6 +24,7 @@
 
 using attend::AttentionOptions;
 using attend::Backend;
+using attend::test::AddedBias;
 using attend::test::AllocatorPeak;
 using attend::test::HeapPeak;
 
@@ -79,21 +81,6 @@ Outputs attention_with(const AttentionOptions& options, bool with_lse = false) {
     return {both.output, both.log_sum_exp};
   };
 }
-
-/// A struct of a user's that reads a tensor of four sizes.
-struct AddedBias {
-  torch::Tensor bias;  // (N, H, L, S)
-
-  struct View {
-    attend::TensorView bias;
-
-    template <class T>
-    ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const {
-      return score + bias.read<T>(at.batch, at.head, at.query, at.key);
-    }
-  };
-  View bind(attend::Binder& binder) const { return {binder.values(bias)}; }
-};
 
 /// The peak of a forward and a backward pass to q, k, v and a learned bias of these sizes, expanded to (N, H, L, S),
 /// less what the caller gets.

@@ -25,7 +25,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 ///   compute in the caller's floating point environment (rounding, flushed denormals).
 /// - There is one pool in a program, and one section in a pool. A section that begins within another, or while another
 ///   user thread has one, runs on its caller alone.
-/// - The first exception is thrown to the caller. Pieces that have not begun by then are left out.
+/// - The caller gets the first exception. Pieces that have not begun by then are not computed.
 /// - The first section starts the first worker. Workers are kept, as many as the largest section has asked for, until
 ///   the program ends or its library is unloaded. If the system starts no more, there are fewer.
 /// - A process made by fork() has no workers and starts its own.

@@ -104,8 +104,7 @@ inline void check_same_kind(const char* name, const at::Tensor& tensor, const at
                     " must have as many dimensions as query ", query.sizes());
 }
 
-/// Whether a problem is to be computed, or only to be explained: then nothing is converted, and tensors that would be
-/// have no data.
+/// Why a problem is made. For kExplain nothing is converted: a tensor that would be converted has no data.
 enum class Purpose { kCompute, kExplain };
 
 /// The tensor as autocast wants it: cast to its dtype if autocast is on for the device. float64 is never cast. An
