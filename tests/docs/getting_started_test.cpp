@@ -18,9 +18,10 @@ int main() {
   torch::Tensor q = torch::randn({2, 8, 128, 64});  // (N, H, L, D)
   torch::Tensor k = torch::randn({2, 8, 128, 64});  // (N, H, S, D)
   torch::Tensor v = torch::randn({2, 8, 128, 64});  // (N, H, S, Dv)
-  torch::Tensor y = attend::attention(q, k, v, attend::AttentionOptions().is_causal(true));
-  std::cout << y.sizes() << '\n';                 // [2, 8, 128, 64]
-  std::cout << attend::explain(q, k, v) << '\n';  // the backend, for example: kCpu; kCpu: AVX-512
+  auto options = attend::AttentionOptions().is_causal(true);
+  torch::Tensor y = attend::attention(q, k, v, options);
+  std::cout << y.sizes() << '\n';                          // [2, 8, 128, 64]
+  std::cout << attend::explain(q, k, v, options) << '\n';  // the backend, and why not a faster one
   return 0;
 }
 #undef main

@@ -38,7 +38,7 @@ TEST_CASE("docs/masks.md: padding, causal masks, windows, packed sequences, mate
   CHECK(max_difference(z.slice(0, 1), z_alone) < 1e-5);
 
   attend::AttentionOptions options = attend::AttentionOptions().is_causal(true).window({256, 0});
-  torch::Tensor next = attend::attention(q.slice(2, 4), k, v, options);  // the last query, all keys
+  torch::Tensor next = attend::attention(q.slice(2, 4), k, v, options);  // L = 1, S = 5
 
   CHECK(max_difference(next, attend::attention(q, k, v, options).slice(2, 4)) < 1e-6);
 

@@ -13,10 +13,10 @@
 TEST_CASE("docs/positions.md: layers, functions and scores") {
   torch::Tensor x = torch::randn({8, 1, 100});  // (N, C, L)
   torch::nn::Sequential front(attend::BinaryPositions(), attend::ConvStack(8, 64, 64));
-  torch::Tensor y = front->forward(x);  // (8, 64, 100): 1 channel and 7 bits became 64 channels
+  torch::Tensor y = front->forward(x);  // (8, 64, 100): 1 + 7 channels became 64
 
   CHECK(y.sizes() == torch::IntArrayRef({8, 64, 100}));
-  attend::SinusoidalPositions waves(attend::SinusoidalPositionsOptions(64).sine_first(true));  // as in the paper
+  attend::SinusoidalPositions waves(attend::SinusoidalPositionsOptions(64).sine_first(true));  // default: cosine first
   attend::LearnedPositions learned(attend::LearnedPositionsOptions(64, /*max_length=*/512));
   torch::Tensor z = learned(waves(y));  // (8, 64, 100)
 

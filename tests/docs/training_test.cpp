@@ -29,6 +29,12 @@ struct Pairs {
   const torch::Tensor& targets() const { return y; }
 };
 
+struct ClipGradients {
+  void on_before_step(attend::TrainingState& state) {
+    for (torch::Tensor& gradient : state.gradients()) gradient.clamp_(-1, 1);
+  }
+};
+
 struct StopAtLoss {
   double wanted;
 
@@ -49,6 +55,10 @@ TEST_CASE("docs/training.md: a fit, data, loss and optimizer, callbacks, saving 
 
   CHECK(std::isfinite(loss));
   CHECK(trainer.evaluate(Pairs{validation_set.inputs(), validation_set.targets()}) == doctest::Approx(loss));
+
+  torch::nn::Sequential scaled(attend::Standardize(train_set.inputs()), attend::ConvStack(1, 16, 1));
+
+  CHECK(scaled->forward(train_set.inputs()).sizes() == train_set.inputs().sizes());
   auto loss_function = [](const torch::Tensor& outputs, const torch::Tensor& targets) {
     return torch::l1_loss(outputs, targets);
   };
@@ -58,7 +68,7 @@ TEST_CASE("docs/training.md: a fit, data, loss and optimizer, callbacks, saving 
   attend::Trainer other(model, attend::TrainerOptions().epochs(1), loss_function, make_optimizer);
 
   attend::StopOnInterrupt interrupt;  // Ctrl-C ends the fit after the current batch
-  other.fit(train_set, validation_set, StopAtLoss{0.01}, interrupt);
+  other.fit(train_set, validation_set, ClipGradients{}, StopAtLoss{0.01}, interrupt);
 
   CHECK(!interrupt.happened());
 
@@ -70,7 +80,7 @@ TEST_CASE("docs/training.md: a fit, data, loss and optimizer, callbacks, saving 
   torch::load(model, model_path);
   attend::Trainer continued(model, attend::TrainerOptions().epochs(1).seed(7));
   torch::load(continued.optimizer(), optimizer_path);
-  continued.resume(history);  // epochs, and with them the orders of the batches, count on
+  continued.resume(history);  // the numbers of the epochs, and so the orders of the samples, continue
   continued.fit(train_set);
 
   CHECK(continued.history().epochs().size() == 3);
