@@ -43,7 +43,7 @@ struct FirstKeys {
 /// 4. A learned score: the positions are the pixels of an image, row by row, and each step from one pixel to another
 /// has a value, as in the Swin Transformer (Liu et al., 2021).
 struct GridBias {
-  torch::Tensor table;  // (H, 2 · rows − 1, 2 · columns − 1); may need a gradient
+  torch::Tensor table;  // (H, 2 · rows − 1, 2 · columns − 1); may require a gradient
 
   struct View {
     attend::TensorView table;

@@ -14,7 +14,7 @@ namespace {
 /// The score_mod: a penalty that grows with the logarithm of the distance, with two learned numbers per head.
 /// Source: Chi et al., "KERPLE: Kernelized Relative Positional Embedding for Length Extrapolation", 2022.
 struct LogarithmicPenalty {
-  at::Tensor strength, rate;  // (H), both positive; may need a gradient
+  at::Tensor strength, rate;  // (H), both positive; may require a gradient
 
   struct View {
     attend::TensorView strength, rate;

@@ -92,7 +92,7 @@ TEST_CASE("1: DistancePenalty is ALiBi, also where there are more keys than quer
     CHECK(max_difference(y, expected) < 1e-12);
   }
   {
-    torch::Tensor slopes = torch::exp2(-torch::arange(1, 9));  // (8), 1/2 to 1/256; may need a gradient
+    torch::Tensor slopes = torch::exp2(-torch::arange(1, 9));  // (8), 1/2 to 1/256; may require a gradient
     torch::Tensor y = attend::flex_attention(q, k, v, attend::Alibi(slopes), attend::Causal{});
     CHECK(max_difference(y, expected) < 1e-12);
   }
@@ -198,7 +198,7 @@ TEST_CASE("docs/flex_attention.md: then(), mask operators, materialize() and exp
   const torch::Tensor in_mask = (distance.ge(-16) | key.lt(4)) & distance.le(0);
 
   auto score = attend::then(attend::Softcap{30}, DistancePenalty{});             // Softcap first
-  auto mask = (attend::SlidingWindow(16, 0) | FirstKeys{4}) & attend::Causal{};  // a window, and four keys that all see
+  auto mask = (attend::SlidingWindow(16, 0) | FirstKeys{4}) & attend::Causal{};  // a window, and four keys for every query
   auto far = !attend::SlidingWindow(16, 16);
   auto both = attend::all_of(FirstKeys{32}, Near{16});  // for two structs of your own; also any_of, not_
   {
