@@ -198,7 +198,7 @@ TEST_CASE("docs/flex_attention.md: then(), mask operators, materialize() and exp
   const torch::Tensor in_mask = (distance.ge(-16) | key.lt(4)) & distance.le(0);
 
   auto score = attend::then(attend::Softcap{30}, DistancePenalty{});             // Softcap first
-  auto mask = (attend::SlidingWindow(16, 0) | FirstKeys{4}) & attend::Causal{};  // a window, and four keys for every query
+  auto mask = (attend::SlidingWindow(16, 0) | FirstKeys{4}) & attend::Causal{};  // a window, and 4 keys for every query
   auto far = !attend::SlidingWindow(16, 16);
   auto both = attend::all_of(FirstKeys{32}, Near{16});  // for two structs of your own; also any_of, not_
   {
