@@ -53,7 +53,7 @@ inline torch::Device device_of(const std::string& name) {
   const auto devices = static_cast<int>(torch::cuda::device_count());
   if (device.is_cuda() && std::max<int>(device.index(), 0) >= devices)
     throw CLI::ValidationError("--device",
-                               name + " is not there: this machine has " + std::to_string(devices) + " CUDA devices");
+                               name + " does not exist: this machine has " + std::to_string(devices) + " CUDA devices");
   return device;
 }
 

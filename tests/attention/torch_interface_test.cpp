@@ -405,9 +405,9 @@ TEST_CASE("attention: sparse, nested, mkldnn, quantized and wrapped tensors are 
       {[](const torch::Tensor& x) { return at::quantize_per_tensor(x.to(torch::kFloat), 0.1, 10, torch::kQUInt8); },
        " must not be quantized, got QUInt8; convert it with .dequantize()"},
       {[](const torch::Tensor& x) { return at::_efficientzerotensor(x.sizes(), x.options()); },
-       " must have memory, got zeros without; copy it with .clone()"},
+       " must have memory, got a tensor of zeros that has none; copy it with .clone()"},
       {[](const torch::Tensor& x) { return at::functorch::makeBatched(x.unsqueeze(0), 0, 1); },
-       " must have memory of its own, got a tensor that vmap or another transform of torch wraps"},
+       " must have memory of its own, got a tensor wrapped by vmap or another transform of torch"},
   };
   const torch::Tensor x = torch::randn({1, 2, 4, 8}), mask = torch::randn({4, 4}), slopes = torch::rand({2});
   const torch::Tensor offsets = torch::tensor({0, 4}, torch::kInt), documents = torch::zeros({4}, torch::kInt);

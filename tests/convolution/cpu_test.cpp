@@ -333,7 +333,7 @@ TEST_CASE("ConvStack: explain() names the backend and the reason; a requested ba
     CHECK(ConvStack(1, 512, 1)->explain(x).why_not_faster ==
           "kCpu can run, but torch is faster for more than 128 channels.");
     CHECK(ConvStack(2, 3, 2)->explain(torch::randn({64, 2, 20})).why_not_faster ==
-          "kCpu can run, but torch is faster between 4 or fewer channels.");
+          "kCpu can run, but torch is faster for a convolution with at most 4 input and output channels.");
   }
   CHECK(stack->explain(x.slice(0, 0, 0)).why_not_faster != "");
   CHECK(stack(x.slice(0, 0, 0)).sizes() == torch::IntArrayRef{0, 1, 20});

@@ -448,7 +448,7 @@ TEST_CASE("ShapeDataset: options that leave almost no valid signals end with an 
   CHECK(message_of<c10::ValueError>([] { ShapeDataset data(handout(25'000).size(30)); }) ==
         "attend::ShapeDataset: 10000 draws gave no sample of size (30) and max_height (25) whose four shapes do not "
         "touch "
-        "and whose heights differ by more than 4; raise one of the two");
+        "and whose heights differ by more than 4; raise size or max_height");
 }
 
 TEST_CASE("ShapeDataset: it is a torch::data dataset with get, get_batch (one gather) and data loaders") {

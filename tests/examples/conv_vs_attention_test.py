@@ -175,7 +175,7 @@ class ConvVsAttention(unittest.TestCase):
             ("--threads", "-1"): "--threads: Value -1 must be a whole number from 0 to 1024",
             ("--dtype", "float16"): "--dtype: float16 not in {",
             ("--device", "tpu"): "--device: tpu must be auto, cpu, cuda or cuda:N",
-            ("--device", "cuda:99"): "--device: cuda:99 is not there: this machine has",
+            ("--device", "cuda:99"): "--device: cuda:99 does not exist: this machine has",
             ("--output", str(blocked / "x")): f"--output: cannot write to the folder {blocked}/x",
             ("--frobnicate",): "not expected: --frobnicate",
         }

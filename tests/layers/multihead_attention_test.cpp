@@ -1051,7 +1051,7 @@ TEST_CASE("options that contradict each other are refused with the rule and the 
       {options(8, 2).num_kv_heads(0), "num_kv_heads (0) must be at least 1"},
       {options(8, 4).num_kv_heads(3), "num_heads (4) must be divisible by num_kv_heads (3)"},
       {options(8, 2).head_dim(0), "head_dim (0) must be at least 1"},
-      {options(10, 4), "embed_dim (10) must be divisible by num_heads (4), or head_dim be given"},
+      {options(10, 4), "embed_dim (10) must be divisible by num_heads (4); or set head_dim"},
       {options(8, 2).dropout(1.5), "dropout (1.5) must be a probability from 0 to 1"},
       {options(8, 2).dropout(std::numeric_limits<double>::quiet_NaN()), "dropout (nan) must be a probability"},
       {options(8, 2).window({-2, 0}),

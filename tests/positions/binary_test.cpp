@@ -43,11 +43,14 @@ TEST_CASE("options out of range are refused with the rule and the value") {
   check(0, {}, "length (0) must be at least 1");
   check(4, 0, "num_channels (0) must be between 1 and 62");
   check(4, 63, "num_channels (63) must be between 1 and 62");
-  check(129, 7, "length (129) must be at most 128, which is what num_channels (7) can tell apart");
+  check(129, 7, "length (129) must be at most 128, the number of positions that num_channels (7) can represent");
   CHECK(message_of<c10::ValueError>([] {
           attend::BinaryPositions(attend::BinaryPositionsOptions().num_channels(0));
         }) == "attend::BinaryPositions: num_channels (0) must be between 1 and 62");
   attend::BinaryPositions two_bits(attend::BinaryPositionsOptions().num_channels(2));
-  CHECK(message_of<c10::ValueError>([&] { two_bits(torch::zeros({1, 1, 5})); }) ==
-        "attend::BinaryPositions: length (5) must be at most 4, which is what num_channels (2) can tell apart");
+  CHECK(message_of<c10::ValueError>([&] {
+          two_bits(torch::zeros({1, 1, 5}));
+        }) ==
+        "attend::BinaryPositions: length (5) must be at most 4, the number of positions that num_channels (2) can "
+        "represent");
 }

@@ -295,7 +295,7 @@ TEST_CASE_TEMPLATE("Adam: a step is refused if all parameters are frozen, but no
   const torch::Tensor first = torch::ones({2}), second = torch::ones({2});
   Ours<Kind> optimizer({first, second}, Options<Kind>(0.1));
   CHECK(message_of<c10::ValueError>([&] { optimizer.step(); }) ==
-        Kind::kName + ": all parameters are frozen; call requires_grad_() of those that are to be trained");
+        Kind::kName + ": all parameters are frozen; call requires_grad_() on the parameters to train");
   second.set_requires_grad(true);
   CHECK_NOTHROW(optimizer.step());
   second.mul(2.0).sum().backward();
@@ -454,8 +454,10 @@ TEST_CASE_TEMPLATE("Adam: no state is created while a step is captured", Kind, O
   const Tensors tensors = parameters();
   Ours<Kind> optimizer(tensors);
   optimizer.set_capturing(true);
-  CHECK(message_of<c10::Error>([&] { run(optimizer, tensors, 0, 1); }) ==
-        Kind::kName + ": a state must be there before a step is captured; it comes with a parameter's first gradient");
+  CHECK(
+      message_of<c10::Error>([&] { run(optimizer, tensors, 0, 1); }) ==
+      Kind::kName +
+          ": a state must exist before a step is captured; first run one step in which every parameter has a gradient");
   CHECK(optimizer.state_tensors().empty());
   optimizer.set_capturing(false);
   run(optimizer, tensors, 0, 1);

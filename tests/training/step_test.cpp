@@ -268,7 +268,7 @@ TEST_CASE("TrainingStep: a loss that no gradient can be taken of is refused with
       "the loss must depend on a parameter that requires a gradient; something between them was detached or computed "
       "without gradients");
   for (torch::Tensor& parameter : model->parameters()) parameter.set_requires_grad(false);
-  check(kMeanSquare, "all parameters are frozen; call requires_grad_() of those that are to be trained");
+  check(kMeanSquare, "all parameters are frozen; call requires_grad_() on the parameters to train");
 }
 
 TEST_CASE("TrainingStep: a step reads no number from the device, so it runs on the device meta") {

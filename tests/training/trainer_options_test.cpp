@@ -46,9 +46,9 @@ TEST_CASE("options out of range are refused before anything happens") {
       {TrainerOptions().accumulation_steps(0), "attend::Trainer: accumulation_steps (0) must be at least 1"},
       {TrainerOptions().accumulation_steps(-2), "attend::Trainer: accumulation_steps (-2) must be at least 1"},
       {TrainerOptions().autocast(torch::kHalf),
-       "attend::Trainer: autocast (Half) must be BFloat16; float16 would need its gradients scaled"},
+       "attend::Trainer: autocast (Half) must be BFloat16; float16 would need gradient scaling"},
       {TrainerOptions().autocast(torch::kFloat),
-       "attend::Trainer: autocast (Float) must be BFloat16; float16 would need its gradients scaled"},
+       "attend::Trainer: autocast (Float) must be BFloat16; float16 would need gradient scaling"},
   };
   for (const auto& row : refused)
     CHECK(message_of<c10::ValueError>([&] { Trainer(linear_model(), row.first); }) == row.second);

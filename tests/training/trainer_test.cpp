@@ -820,7 +820,7 @@ TEST_CASE("Trainer: a missing device is refused, and the model is not moved") {
   torch::nn::Linear model = linear_model();
   const std::string message =
       message_of<c10::ValueError>([&] { Trainer(model, TrainerOptions().device(torch::Device(torch::kCUDA, 99))); });
-  CHECK(message.find("attend::Trainer: device (cuda:99) is not there: this machine has ") == 0);
+  CHECK(message.find("attend::Trainer: device (cuda:99) does not exist: this machine has ") == 0);
   CHECK(model->weight.is_cpu());
 }
 
@@ -953,7 +953,7 @@ TEST_CASE("Trainer: a model whose parameters are all frozen is refused, unless o
   torch::nn::Linear model = linear_model();
   for (torch::Tensor& parameter : model->parameters()) parameter.set_requires_grad(false);
   Trainer trainer(model, TrainerOptions().epochs(1).batch_size(4));
-  const std::string expected = ": all parameters are frozen; call requires_grad_() of those that are to be trained";
+  const std::string expected = ": all parameters are frozen; call requires_grad_() on the parameters to train";
   CHECK(message_of<c10::ValueError>([&] { trainer.fit(data); }) == "attend::Trainer" + expected);
   CHECK(std::isfinite(trainer.evaluate(data)));
   Hooks unfreezes{[](TrainingState& state) { state.model.parameters()[0].set_requires_grad(true); }};

@@ -134,7 +134,7 @@ class ModificationBy final : public Modification {
                         "attend::flex_attention: a score_mod or mask_mod reads outside of its tensor: index ",
                         at::IntArrayRef(outside.index, 4), " of sizes ", at::IntArrayRef(outside.sizes, 4),
                         " (missing sizes are 1), for batch ", at.batch, ", head ", at.head, ", query ", at.query,
-                        ", key ", at.key, "; rule the score out by a mask, or keep the index within the tensor");
+                        ", key ", at.key, "; exclude the score with a mask, or keep the index within the tensor");
     });
   }
 

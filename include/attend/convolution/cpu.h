@@ -39,7 +39,7 @@ struct CpuConvolution {
       return refused(reason, "kCpu needs AVX2 or AVX-512 for convolutions.");
     if (dtype == at::kBFloat16 && available_instruction_set() < cpu::InstructionSet::kAvx512Bf16)
       return refused(reason, "kCpu needs AVX512_BF16 for convolutions in bfloat16.");
-    if (x.numel() == 0) return refused(reason, "kCpu needs an x that is not empty.");
+    if (x.numel() == 0) return refused(reason, "kCpu needs a non-empty x.");
     if (x._fw_grad(/*level=*/0).defined()) return refused(reason, "kCpu computes no forward-mode derivatives.");
     // What does not fit together is torch's to refuse.
     constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 4;
@@ -92,7 +92,8 @@ struct CpuConvolution {
       if (std::max(weight.size(0), weight.size(1)) > kWidest)
         return refused(reason, "kCpu can run, but torch is faster for more than ", kWidest, " channels.");
       if (std::max(weight.size(0), weight.size(1)) <= cpu::kFewChannels)
-        return refused(reason, "kCpu can run, but torch is faster between ", cpu::kFewChannels, " or fewer channels.");
+        return refused(reason, "kCpu can run, but torch is faster for a convolution with at most ", cpu::kFewChannels,
+                       " input and output channels.");
     }
     return true;
   }

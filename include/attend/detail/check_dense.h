@@ -22,9 +22,9 @@ inline void check_dense(const char* function, const char* name, const at::Tensor
   TORCH_CHECK_TYPE(!tensor.is_quantized(), function, ": ", name, " must not be quantized, got ", tensor.scalar_type(),
                    "; convert it with .dequantize()");
   TORCH_CHECK_TYPE(!keys.has(Key::ZeroTensor), function, ": ", name,
-                   " must have memory, got zeros without; copy it with .clone()");
+                   " must have memory, got a tensor of zeros that has none; copy it with .clone()");
   TORCH_CHECK_TYPE(!keys.has_any(kWrapped), function, ": ", name,
-                   " must have memory of its own, got a tensor that vmap or another transform of torch wraps");
+                   " must have memory of its own, got a tensor wrapped by vmap or another transform of torch");
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

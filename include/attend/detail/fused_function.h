@@ -64,7 +64,7 @@ class FusedFunction : public torch::autograd::Node {
     for (at::Tensor& input : inputs) input = in_memory(input);
     for (const at::Tensor& input : inputs)
       TORCH_CHECK_NOT_IMPLEMENTED(!input.defined() || !input._fw_grad(/*level=*/0).defined(), function.name(),
-                                  ": fused kernels have no forward-mode derivative; ask for kReference");
+                                  ": fused kernels have no forward-mode derivative; use kReference");
     const bool is_recorded = torch::autograd::compute_requires_grad(at::TensorList(inputs));
     FusedOutputs result;
     {

@@ -37,7 +37,7 @@ inline std::int64_t num_bits(const char* name, std::int64_t length, std::optiona
   const std::int64_t channels = num_channels.value_or(bits);
   check_bits(name, channels);
   TORCH_CHECK_VALUE(channels >= bits, name, ": length (", length, ") must be at most ", std::int64_t{1} << channels,
-                    ", which is what num_channels (", channels, ") can tell apart");
+                    ", the number of positions that num_channels (", channels, ") can represent");
   return channels;
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Training steps as CUDA graphs. Needs LibTorch 2.9 or newer, CUDA's runtime headers and libtorch_cuda: the CMake target
-// attend::cuda.
+// Training steps as CUDA graphs. Needs LibTorch 2.9 or newer, CUDA's runtime headers and libtorch_cuda: the CMake
+// target attend::cuda.
 
 #include <attend/training/step_capture.h>
 #include <attend/version.h>
@@ -128,7 +128,7 @@ class CudaGraphs : public StepCapture {
   /// @throws c10::ValueError where why_not() has a reason.
   std::shared_ptr<void> enter(c10::Device device) override {
     const std::optional<std::string> reason = why_not(device);
-    TORCH_CHECK_VALUE(!reason, "attend::CudaGraphs: device (", device, ") must be one that can capture, but ", *reason);
+    TORCH_CHECK_VALUE(!reason, "attend::CudaGraphs: cannot capture a step: ", *reason);
     const c10::DeviceIndex index = device.has_index() ? device.index() : c10::cuda::current_device();
     const auto [stream, is_new] = streams_.try_emplace(index, c10::cuda::getStreamFromPool(false, index));
     return std::make_shared<detail::SideStream>(stream->second);

@@ -94,7 +94,7 @@ struct MakeAdam {
 /// Modes: fit() puts the model in training mode once, before on_fit_begin, where a callback may freeze parts, and
 /// leaves it in training mode. Validation and evaluate() restore the mode of each submodule.
 ///
-/// @throws c10::ValueError for options, data or a loss out of range, for a device that is not there, for a fit under
+/// @throws c10::ValueError for options, data or a loss out of range, for a device that does not exist, for a fit under
 /// NoGradGuard or InferenceMode, and if all parameters are frozen after on_fit_begin.
 ///
 /// Errors of a model, a loss or a callback pass through. The model keeps what it has learnt, and history() what was
@@ -113,7 +113,7 @@ class Trainer {
   /// @param options Epochs, batch size, device and the rest.
   /// @param loss `loss(outputs, targets)` gives a 0-d tensor.
   /// @param make_optimizer `make_optimizer(parameters, learning_rate)` gives a torch::optim::Optimizer.
-  /// @throws c10::ValueError for options out of range, a device that is not there, and a model without parameters.
+  /// @throws c10::ValueError for options out of range, a device that does not exist, and a model without parameters.
   explicit Trainer(Model model, const TrainerOptions& options = {}, Loss loss = {}, MakeOptimizer make_optimizer = {})
       : options_(detail::checked(options)),
         model_(std::move(model)),

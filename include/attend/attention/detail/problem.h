@@ -212,7 +212,7 @@ inline at::Tensor checked_offsets(const char* name, const at::Tensor& given, con
 inline std::int64_t common_size(const char* what, const char* name, std::int64_t size, const char* other_name,
                                 std::int64_t other_size) {
   TORCH_CHECK_VALUE(size == other_size || size == 1 || other_size == 1, "attend::attention: the ", what, " of ", name,
-                    " (", size, ") must be that of ", other_name, " (", other_size, "), or one of them 1");
+                    " (", size, ") must be that of ", other_name, " (", other_size, "), or one of them must be 1");
   return size == 1 ? other_size : size;
 }
 
@@ -277,9 +277,10 @@ inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& 
     TORCH_CHECK_VALUE(std::abs(problem.scale) <= Limits::max(),
                       "attend::attention: scale must be finite in float32, in which ", query.scalar_type(),
                       " is computed, got ", problem.scale);
-    TORCH_CHECK_VALUE(problem.softcap == 0.0 || (problem.softcap >= Limits::min() && problem.softcap <= Limits::max()),
-                      "attend::attention: softcap must be a number of float32, in which ", query.scalar_type(),
-                      " is computed, from 1.2e-38 to 3.4e38, or 0 for none, got ", problem.softcap);
+    TORCH_CHECK_VALUE(
+        problem.softcap == 0.0 || (problem.softcap >= Limits::min() && problem.softcap <= Limits::max()),
+        "attend::attention: softcap must be 0 (none) or from 1.2e-38 to 3.4e38, the range of float32, in which ",
+        query.scalar_type(), " is computed, got ", problem.softcap);
   }
   problem.dropout = options.dropout();
   TORCH_CHECK_VALUE(problem.dropout >= 0.0 && problem.dropout <= 1.0,

@@ -35,7 +35,7 @@ class HandoutShapes {
       TORCH_CHECK_VALUE(draws++ < kMostDraws, "attend::ShapeDataset: ", kMostDraws, " draws gave no sample of size (",
                         size_, ") and max_height (", max_height_,
                         ") whose four shapes do not touch and whose heights differ by more than ", kLeastDifference,
-                        "; raise one of the two");
+                        "; raise size or max_height");
       shapes.resize(4);
       for (std::size_t i = 0; i < 4; ++i) {
         shapes[i].kind = i < 2 ? ShapeKind::kTriangle : ShapeKind::kRectangle;

@@ -282,7 +282,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
   /// What is made within a capture is not there before a replay.
   void check_may_make(const char* what) const {
     TORCH_CHECK(!is_capturing_, Traits::kName, ": a ", what,
-                " must be there before a step is captured; it comes with a parameter's first gradient");
+                " must exist before a step is captured; first run one step in which every parameter has a gradient");
   }
 
   /// The group's options; those that a group was made with are torch's and become ours here.

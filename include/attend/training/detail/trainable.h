@@ -32,7 +32,7 @@ inline void check_trains_something(const char* function, const torch::optim::Opt
     }
   }
   TORCH_CHECK_VALUE(!has_parameters, function,
-                    ": all parameters are frozen; call requires_grad_() of those that are to be trained");
+                    ": all parameters are frozen; call requires_grad_() on the parameters to train");
 }
 
 /// Throws c10::ValueError with the reason why a loss requires no gradient.
