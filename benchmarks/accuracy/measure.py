@@ -42,44 +42,45 @@ A ratio is the error of attend divided by the error of the dense formula. Below 
   3×799, 113×203, 128×217, 113×211, 108×256, 256×512, 512×256, 1024×1024, 1023×1024, 1024×1023, 2048×2048. D: 32, 40,
   59, 64, 96, 111, 128, 160, 192, 224, 256. N is 2 and H is 6. For L ≥ 512, N is 1 and H is 2.
 - **Options**: none; causal; a window of S/4 keys to the left and S/8 to the right; softcap 3 with q times 4; ALiBi with
-  slopes between 0 and 0.3; half as many key heads; three packed sequences with N 1. float32 has every combination,
-  bfloat16 and float16 every fourth one.
-- **Inputs**: normally distributed with standard deviation 1, one draw for each call. Only the output receives a
-  gradient.
-- **Backends**: `kCpu`, and `kSdpa` (ATen's fused kernel) where it can run. The rows `kAuto` have the one that `kAuto`
-  uses.
+  slopes between 0 and 0.3; half as many key heads; three packed sequences with N 1.
+- **Dtypes**: float32 with every combination of lengths, D and option; bfloat16 and float16 with every fourth one.
+- **Inputs**: normally distributed random numbers with standard deviation 1, drawn anew for each call. The gradients are
+  those of the output; `lse` gets none.
+- **Backends**: `kCpu`, and `kSdpa` (ATen's fused kernel) for the calls that it can run. The rows "`kAuto`" have the
+  results of the backend that `kAuto` uses for each call.
 
 {machine}, {threads} threads; {compiler}, {libtorch}. {instructions}
 
 ## Largest errors
 
-The largest error of each result, divided by the largest error of the dense formula. If a result has few numbers, its
-largest error varies by chance; this is also true of the dense formula. `lse` of L 1 has 12 numbers.
+The largest error of each result, divided by the largest error of the dense formula. If a result has few elements, both
+errors vary much by chance. For example, `lse` has 12 elements if L is 1. The last two columns count the calls with a
+ratio above 1 and above 2.
 
 {largest}
 
 ## Root mean square errors
 
-The same ratio for root mean square errors over all numbers of a result. These vary little by chance.
+The same ratio for root mean square errors over all elements of a result. These errors vary little by chance.
 
 {mean}
 
 ## Root mean square errors, float32, by length
 
-`kAuto`: median over all head dimensions and options, and worst ratio in parentheses.
+`kAuto`: the median ratio over all head dimensions and options, with the worst ratio in parentheses.
 
 {lengths}
 
 ## Root mean square errors, float32, by option
 
-`kAuto`: median over all lengths and head dimensions, and worst ratio in parentheses.
+`kAuto`: the median ratio over all lengths and head dimensions, with the worst ratio in parentheses.
 
 {options}
 
 ## Few queries
 
-float32, N 2, H 6, D 64, no gradients. Ratios of the largest errors of the output: mean of {draws} draws, and worst
-ratio in parentheses. `kAuto` uses `kSdpa` in all of these calls.
+float32, N 2, H 6, D 64, no gradients. Ratios of the largest errors of the output: the mean over {draws} draws of
+the inputs, with the worst ratio in parentheses. `kAuto` uses `kSdpa` in all of these calls.
 
 {few}
 """

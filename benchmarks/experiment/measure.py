@@ -40,9 +40,9 @@ PAGE = """# The experiment
 How long does the program of the notebook take in Python, and how long does it take with attend, on the same machine{device}?
 
 `benchmarks/experiment/measure.py` lets the programs train the same two nets in turn, epoch by epoch: {samples:,} samples,
-batches of {batch_size}, Adam, {epochs} epochs of each net. "The notebook" is the Python notebook "Attention intuition". It computes
-in float32; attend in bfloat16 is compared with that too. After each epoch the nets are evaluated on {held_out:,} held-out
-samples, with the clock stopped.{steps}
+batches of {batch_size}, Adam, {epochs} epochs of each net. "The notebook" is the Python notebook "Attention intuition". It
+computes in float32. All rows of attend are compared with it, also those in bfloat16. After each epoch the nets are
+evaluated on {held_out:,} held-out samples, with the clock stopped.{steps}
 
 - "s / epoch" is the median of the seconds of the epochs.
 - "Ratio" is the median of the ratios of the epochs; above 1, attend is faster.
@@ -51,19 +51,20 @@ samples, with the clock stopped.{steps}
 ![Seconds per epoch, and held-out loss over time](experiment{suffix}.png)
 
 {epochs_table}
-{about_columns}Losses are those of the last epoch; the last column is a mean over the last {last} epochs. Weights, samples and their order
-are random and differ between Python and C++. The losses of two attention nets therefore differ by a third or more.
+{about_columns}Losses are those of the last epoch; the last column is a mean over the last {last} epochs. Initial weights, samples and
+their order are random and differ between Python and C++. The losses of two attention nets can therefore differ by a
+third or more.
 
 ## The whole program
 
-Seconds from the start of the process to the last loss. The data are made once. Held-out samples and evaluation count only
-for the memory.
+Seconds from the start of the process to the last loss. The training samples are made once. The seconds exclude the
+held-out samples and the evaluation; the peak memory includes them.
 
 {programs_table}
 {bfloat16}## The data
 
-Time to make the training samples and the held-out samples, with the rule of the notebook in Python and numpy, sample by
-sample, and with `attend::ShapeDataset`.
+Time to make the training samples and the held-out samples. The notebook makes one sample after another, in Python and
+numpy. attend uses `attend::ShapeDataset`.
 
 {data_table}
 {machine}, {threads} threads{gpu}; {compiler}, {libtorch}; {python}, torch {torch}.

@@ -34,9 +34,10 @@ PAGE = """# attention() and flex_attention() on the CPU
 
 How fast are `attention()` and `flex_attention()`, compared with PyTorch in Python on the same machine and in the same run?
 
-`benchmarks/flex_attention/measure.py` gives both the same inputs, compares outputs and gradients, and times them in turn,
-{rounds} rounds. L is the number of positions, N the batch size, H the number of heads. The head dimension is 64. The dtype
-is float32 unless a row names another.
+`benchmarks/flex_attention/measure.py` gives attend and PyTorch the same inputs, compares outputs and gradients, and times
+both in turn, in {rounds} rounds. A "peer" is the implementation that attend is compared with in a row. L is the number of
+positions, N the batch size, H the number of heads. The head dimension is 64. The dtype is float32 unless a row names
+another.
 
 - Milliseconds are medians of the rounds.
 - "Ratio" is the median of the ratios of the rounds; above 1, attend is faster.
@@ -44,10 +45,10 @@ is float32 unless a row names another.
 - "Difference" is the largest difference of any output or gradient, relative to the largest value of that tensor.
 
 {comparison}
-The window has 256 positions to the left and none to the right. Masks, block masks and biases of the peers are made before
-the clock starts. PyTorch also compiles before the clock starts{compiled}.
-Its compiled `flex_attention` has no backward pass on the CPU. SDPA is measured with a bool and with a float mask; the table
-shows the faster one.
+The window has 256 positions to the left and none to the right. The times exclude making the masks, block masks and biases
+of the peers, and PyTorch's compilation{compiled}.
+PyTorch's compiled `flex_attention` has no backward pass on the CPU. SDPA is measured with a bool mask and with a float
+mask. The table shows the faster of the two.
 {memory}
 ## Cost of a window
 
@@ -329,7 +330,7 @@ def page(rows, linear_rows, settings, program):
         [[f"{length:,}", *(rounded(times[name] * share) for name in PASSES for share in (1, 1024 / length))]
          for length, times in by_length.items()])
     return PAGE.format(comparison=comparison, memory=memory, linear=linear, rounds=settings.rounds, heads=8,
-                       compiled=f" (in {' and '.join(map(str, seconds))} s)" if seconds else "",
+                       compiled=f" (of {' and '.join(map(str, seconds))} s)" if seconds else "",
                        machine=machine.describe(), threads=settings.threads, compiler=program.compiler,
                        libtorch=program.libtorch)
 

@@ -26,19 +26,19 @@ PAGE = """\
 # An extension for Python
 
 `benchmarks/python_extension/measure.py` calls the operator of
-[examples/python_extension](../../examples/python_extension/README.md) from Python. It runs beside PyTorch's compiled
-`flex_attention` with the same score_mod and mask_mod, and beside a dense formula of torch's operators. All get the same
-inputs: float32, N {batch}, H {heads}, D {width}. The operators run in turn, {rounds} rounds. Milliseconds are
-medians of the rounds. A ratio is the median of the rounds' ratios. It is above 1 where the extension is faster.
+[examples/python_extension](../../examples/python_extension/README.md) from Python. It is compared with two peers: PyTorch's
+compiled `flex_attention` with the same score_mod and mask_mod, and a dense formula of torch's operators. All get the
+same inputs: float32, N {batch}, H {heads}, D {width}. They run in turn, in {rounds} rounds. Milliseconds are medians of the
+rounds. A ratio is the median of the ratios of the rounds; above 1, the extension is faster.
 
 {table}
 The forward pass runs under `torch.no_grad()`. PyTorch's `flex_attention` has no backward pass on the CPU: it throws
-`NotImplementedError`. Its block mask is made before the clock starts, and so is the mask of the dense formula. The
-gradients are those of query, key, value, strength and rate.
+`NotImplementedError`. The times exclude making its block mask and the mask of the dense formula. The backward
+pass computes the gradients of query, key, value, strength and rate.
 
-Largest difference between the extension and a peer, as a share of the largest value of the tensor: {difference:.0e}.
-Seconds to compile: {seconds[extension]:.0f} for the extension, once; up to {seconds[flex]:.0f} for `flex_attention`, in
-the first call with each mask of each process, because this script turns PyTorch's caches off.
+The largest difference between the extension and a peer is {difference:.0e} of the largest value of the tensor. The
+extension is compiled once, in {seconds[extension]:.0f} s. PyTorch compiles `flex_attention` in each process, in the first call with
+each mask, in up to {seconds[flex]:.0f} s: this script turns PyTorch's caches off.
 
 {machine}, {threads} threads; LibTorch {libtorch}.
 """

@@ -27,16 +27,16 @@ PAGE = """# Threads
 How much slower does a busy machine make an epoch of training?
 
 `benchmarks/threads/measure.py` measures epochs of {samples:,} samples of [the experiment](experiment.md) in float32, while
-busy processes run. A busy process is an endless loop of a shell that is not bound to a core. The programs run in turn,
+busy processes run. A busy process is an endless loop in a shell; it is not bound to a core. The programs run in turn,
 epoch by epoch. Seconds are medians of {epochs} epochs. A ratio compares the seconds with those of the same program on the
-free machine.
+idle machine, in the column "alone".
 
 {epochs_table}
 
-## A free machine
+## An idle machine
 
-Single calls in float32, in microseconds. Each number is a median of {rounds} runs; the result of a run is a median too. The
-programs run in turn. "Product of matrices" multiplies two matrices of 512² on LibTorch's threads.
+Single calls in float32, in microseconds. Each number is a median of {rounds} runs, and the result of a run is the median of
+its calls. The programs run in turn. "Product of matrices" multiplies two matrices of 512² on LibTorch's threads.
 
 {calls_table}
 
