@@ -116,8 +116,8 @@ def story(folder, experiments):
         legend_beside(axes)
         save(figure, folder / "data_example.png")
         show("The task", "![A sample: input and target](data_example.png)",
-             "A signal holds two triangles and two rectangles, with noise. The net must draw it again, with both triangles at their "
-             "mean height and both rectangles at theirs. An output therefore depends on shapes that may be far away.")
+             "A signal holds two triangles and two rectangles, with noise. A net must output the signal with both triangles at "
+             "their mean height and both rectangles at theirs. Each output therefore depends on shapes that may be far away.")
 
         figure, axes = plt.subplots(figsize=(8, 4))
         draw_losses(axes, {each.title: each.history for each in by_kind}, colors_with(by_kind))
@@ -128,9 +128,9 @@ def story(folder, experiments):
 
         draw_outputs(folder / "predictions.png", by_kind, "Held-out signals and what the nets make of them")
         show("Predictions", "![Held-out signals](predictions.png)",
-             "Five convolutions of width 5 see 21 positions. If the shapes of a kind are farther apart, the convolution net can only draw "
-             "each shape between its own height and the usual height. The attention layer sees all positions, and its weights depend on "
-             "the content of the signal.")
+             "Five convolutions of width 5 see 21 positions. If the shapes of a kind are farther apart, the convolution net cannot "
+             "compute their mean height. It gives each shape a height between its own and the usual height. The attention layer sees "
+             "all positions, and its weights depend on the content of the signal.")
 
     if attention:
         cells = [(f"signal {i + 1}", attention.samples[i]["input"], attention.shapes[i], maps[0])
@@ -138,16 +138,16 @@ def story(folder, experiments):
         draw_maps(folder / "attention_map.png", cells, "What each position attends to")
         show("Attention maps", "![Attention maps](attention_map.png)",
              "Each row of a map belongs to one position and shows the weights with which it averages all positions. Frames mark the "
-             f"places where a shape meets shapes of its own kind. {'Peaks attend to peaks of their kind: of' if attention.own_share > 0.6 else 'Of'} "
-             f"the weights of a peak on shapes, {attention.own_share:.1%} are on shapes of its own kind, as a mean over "
-             f"{attention.results['mapped_samples']} held-out signals. Without a preference the share would be half.")
+             f"weights between shapes of the same kind. {'Peaks attend to peaks of their kind. ' if attention.own_share > 0.6 else ''}"
+             f"Of the weights with which a peak attends to shapes, {attention.own_share:.1%} are on shapes of its own kind. "
+             f"This is a mean over {attention.results['mapped_samples']} held-out signals. Without a preference it would be half.")
 
     if by_location:
         draw_outputs(folder / "location.png", by_location, "By location: the two shapes to the left, and the two to the right")
         sentences = [f"{each.after()} the held-out error of the net \"{each.title}\" is {each.held_out_loss:.3f}." for each in by_location]
         show("Positions", "![Held-out signals, by location](location.png)",
-             "Now the two leftmost shapes and the two rightmost shapes are averaged. Attention compares the content at two positions, not "
-             "the positions. It needs additional channels that hold the position, here its bits. " + " ".join(sentences))
+             "In this task the groups are the two leftmost shapes and the two rightmost shapes. Attention compares the content at two "
+             "positions, not the positions. It needs additional channels that hold the position, here its bits. " + " ".join(sentences))
 
     curves = by_kind + by_location
     if len(curves) > 1:
@@ -158,7 +158,7 @@ def story(folder, experiments):
         best, worst = (choose(curves, key=lambda each: loss_after(each, epochs)) for choose in (min, max))
         show("All curves", "![The curves](curves.png)",
              f"After {epochs} epochs the net \"{best.title}\" has the smallest held-out error, {loss_after(best, epochs):.2f}, and \"{worst.title}\" the "
-             f"largest, {loss_after(worst, epochs):.2f}. A net that cannot see far enough, or that lacks the positions its task needs, soon "
+             f"largest, {loss_after(worst, epochs):.2f}. If a net does not see far enough, or needs positions and has none, it soon "
              "improves only slowly. The other nets continue to improve.",
              f"| net | held-out error after epoch {epochs} | at the end | epochs | s / epoch |\n| --- | --- | --- | --- | --- |\n"
              + "\n".join(rows))
@@ -168,8 +168,8 @@ def story(folder, experiments):
                  for head, weights in enumerate(heads.maps[0])]
         draw_maps(folder / "heads.png", cells, "Four heads, one signal")
         show("Several heads", "![The maps of four heads](heads.png)",
-             f"This is the attention net with four heads, scaled scores and GELU, as in the last notebook. {heads.after()} its held-out "
-             f"error is {heads.held_out_loss:.3f}. Each head has a quarter of the channels and its own map.")
+             f"This is the attention net with four heads, scaled scores and GELU. {heads.after()} its held-out error is "
+             f"{heads.held_out_loss:.3f}. Each head has a quarter of the channels and its own map.")
     return page
 
 
