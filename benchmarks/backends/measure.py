@@ -29,7 +29,8 @@ Does `kAuto` use the faster backend?
 is the median of the ratios of the rounds; above 1, `kAuto` is faster.
 
 N is the batch size, H the number of query heads, G the number of key heads, L the number of queries, S the number of keys
-and D the head dimension. In "causal" rows the last query attends to the last key.
+and D the head dimension. The mask is "causal", with the last query aligned to the last key, or "dense", which means none.
+The dtypes have torch's names: "Float" is float32, "Double" float64, "Half" float16.
 
 {summary}
 

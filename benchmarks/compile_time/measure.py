@@ -44,9 +44,9 @@ PAGE = """# Compile time
 
 How long does a file that includes attend take to compile, compared with a file that includes only LibTorch?
 
-`benchmarks/compile_time/measure.py` compiles the files in turn; rounds: {rounds}. Seconds are the processor time of the
-compiler in user mode, as a median of the rounds. The number in parentheses is the ratio to `<torch/nn.h>` alone, as a
-median of the ratios of the rounds. The layer is `MultiheadAttention` of the library that is included.
+`benchmarks/compile_time/measure.py` compiles the files in turn, in {rounds} rounds. Seconds are the user time of the
+compiler, as a median of the rounds. The number in parentheses is the ratio to `<torch/nn.h>` alone, as a median of the
+ratios of the rounds. The layer is `MultiheadAttention` of torch or of attend, depending on the header.
 
 {table}
 

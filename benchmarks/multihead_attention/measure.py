@@ -21,15 +21,15 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 PAGE = """# MultiheadAttention
 
-How fast is self-attention with `attend::MultiheadAttention`, compared with `torch::nn::MultiheadAttention` and with
-`scaled_dot_product_attention` and projections written by hand ("SDPA by hand")?
+How fast is self-attention with `attend::MultiheadAttention`, compared with `torch::nn::MultiheadAttention` and with a
+hand-written layer of projections and `scaled_dot_product_attention` ("SDPA by hand")?
 
 `benchmarks/multihead_attention/measure.py` gives all three the same weights and inputs, compares their results, and times
-them in turn. Rounds: {rounds}; width {embed_dim}, {heads} heads, float32, no weights returned. Milliseconds are medians of
-the rounds. A ratio is the median of the ratios of the rounds; above 1, attend is faster. L is the number of positions, N
-the batch size.
+them in turn, in {rounds} rounds. The width is {embed_dim}, with {heads} heads, in float32; no attention weights are returned.
+Milliseconds are medians of the rounds. A ratio is the median of the ratios of the rounds; above 1, attend is faster. L
+is the number of positions, N the batch size.
 
-![Time against length, forward and with the backward pass](multihead_attention.png)
+![Time against length, for the forward pass, and for forward and backward pass together](multihead_attention.png)
 
 {tables}
 {machine}, {threads} threads; {compiler}, {libtorch}.
