@@ -12,7 +12,7 @@
 
 #include <sstream>
 
-TEST_CASE("attend.h: the example in its comment compiles and does what it says") {
+TEST_CASE("attend.h: the example in its comment compiles and gives the documented results") {
   const torch::Tensor x = torch::randn({2, 64, 30});
 
   attend::SelfAttention1d attention(

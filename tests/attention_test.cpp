@@ -76,7 +76,7 @@ struct ReferenceCase {
 
 }  // namespace
 
-TEST_CASE("results and gradients equal PyTorch's in float64: every option, alone and with others, on every backend") {
+TEST_CASE("attention: float64 results and gradients equal PyTorch's for options alone and combined, on each backend") {
   const std::map<std::string, torch::Tensor> data = reference_data("attention");
   enum SdpaCan { kNothing, kOutput, kBoth };  // attention() only, or attention_with_lse() too
   struct Case {
@@ -158,7 +158,7 @@ TEST_CASE("results and gradients equal PyTorch's in float64: every option, alone
   }
 }
 
-TEST_CASE("float32, bfloat16 and float16 are as accurate as the dense formula, forward and backward") {
+TEST_CASE("attention: float32, bfloat16 and float16 are as accurate as the dense formula, forward and backward") {
   for (const auto dtype : {torch::kFloat, torch::kBFloat16, torch::kHalf}) {
     for (const Backend backend : kAllBackends) {
       CAPTURE(dtype);
@@ -186,7 +186,7 @@ TEST_CASE("float32, bfloat16 and float16 are as accurate as the dense formula, f
   }
 }
 
-TEST_CASE("a scale that is zero or negative, with and without is_causal") {
+TEST_CASE("scale: zero and negative, with and without is_causal") {
   const torch::Tensor x = torch::randn({1, 2, 5, 8}, torch::kDouble);
   for (const double scale : {-1.0, 0.0}) {
     for (const bool is_causal : {false, true}) {
@@ -228,7 +228,7 @@ TEST_CASE("autocast: alibi_slopes stay float32 for a float32 query that is cast"
   CHECK(attend::attention(x, x, x, options).equal(expected));
 }
 
-TEST_CASE("any strides: transposed, sliced, expanded and permuted arguments give the result of contiguous ones") {
+TEST_CASE("attention: transposed, sliced, expanded and permuted arguments give the result of contiguous ones") {
   const torch::Tensor base = torch::randn({2, 3, 8, 10}, torch::kDouble);
   const std::map<std::string, torch::Tensor> views{
       {"channels first", base.transpose(2, 3)},  // (2, 3, 10, 8)

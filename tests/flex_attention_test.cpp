@@ -505,11 +505,11 @@ Case with_options(const std::string& name, const AttentionOptions& options, cons
 
 }  // namespace
 
-TEST_CASE("every built-in equals the dense expression in float64, with derivatives of both orders, on every backend") {
+TEST_CASE("flex_attention: every built-in score_mod and mask_mod equals the dense formula with both derivatives") {
   for (const Case& c : built_in_cases()) check_equals_dense(c);
 }
 
-TEST_CASE("structs of a user equal the dense expression in float64, with derivatives of both orders") {
+TEST_CASE("flex_attention: a user's score_mod and mask_mod equal the dense formula, with both derivatives") {
   for (const Case& c : user_cases()) check_equals_dense(c);
 }
 
@@ -561,7 +561,7 @@ TEST_CASE("flex_attention: options are applied before the score_mod, and their m
   for (const Case& c : cases) check_equals_dense(c);
 }
 
-TEST_CASE("an option that is learned has its gradient, through the score_mod") {
+TEST_CASE("flex_attention: learned attn_mask and alibi_slopes have their gradients through the score_mod") {
   for (const Backend backend : kFlexBackends) {
     CAPTURE(backend);
     Tensors inputs = random_inputs({});
@@ -582,7 +582,7 @@ TEST_CASE("an option that is learned has its gradient, through the score_mod") {
   }
 }
 
-TEST_CASE("every size: one query, one key, no query, no key, no batch entry; grouped heads; Dv and D differ") {
+TEST_CASE("flex_attention: lengths and batch sizes of 0 and 1, grouped heads, Dv unlike D") {
   const Sizes sizes[] = {
       {.queries = 1},
       {.keys = 1},
@@ -650,7 +650,7 @@ TEST_CASE("flex_attention: with many blocks, masked keys far from the diagonal c
   }
 }
 
-TEST_CASE("a query that may attend to nothing gives zeros, −∞ and zero gradients, whatever the score_mod says") {
+TEST_CASE("flex_attention: queries that may attend to nothing give zeros, −∞ and zero gradients, for any score_mod") {
   struct NamedCalls {
     std::string name;
     Calls calls;
@@ -730,7 +730,7 @@ struct OverflowingLater {  // e^(1000 · distance) is infinite wherever the mask
 
 }  // namespace
 
-TEST_CASE("flex_attention: a masked score that is not finite reaches neither result nor gradient") {
+TEST_CASE("flex_attention: a masked score that is not finite changes neither result nor gradient") {
   check_equals_dense({"LogOfPast",
                       calls_of([](const Tensors& learned) { return LogOfPast{learned[0]}; }, attend::Causal{}),
                       [](const auto& s, const Grid& at, const Tensors& learned) {
@@ -750,7 +750,7 @@ TEST_CASE("flex_attention: a function of constants has derivative 0, also where 
   check_equals_dense({"PowerOfDistance", fixed(PowerOfDistance{}), root});
 }
 
-TEST_CASE("float32, bfloat16 and float16 are as accurate as the dense formula, forward and backward") {
+TEST_CASE("flex_attention: float32, bfloat16 and float16 are as accurate as the dense formula, forward and backward") {
   const std::vector<Case> built_in = built_in_cases(), users = user_cases();
   std::vector<Case> cases(built_in.begin(), built_in.end());
   cases.insert(cases.end(), users.begin(), users.end());
@@ -839,7 +839,7 @@ TEST_CASE("flex_attention: any strides of query, key, value and learned tensors 
   }
 }
 
-TEST_CASE("dropout is that of attention(): the same seed drops the same weights, on every backend") {
+TEST_CASE("flex_attention: dropout drops the same weights as attention() for the same seed, on every backend") {
   const Tensors inputs = random_inputs({});
   const auto options = AttentionOptions().dropout(0.4);
   torch::manual_seed(6);
@@ -869,7 +869,7 @@ TEST_CASE("flex_attention: autocast casts query, key and value as in attention()
   }
 }
 
-TEST_CASE("two calls give the same bits, forward and backward") {
+TEST_CASE("flex_attention: two calls give the same bits, forward and backward") {
   for (const Backend backend : kFlexBackends) {
     CAPTURE(backend);
     Tensors leaves = random_inputs({.queries = 70, .keys = 90, .width = 16});
@@ -902,7 +902,7 @@ TEST_CASE("flex_attention: backward uses the values of the forward pass and refu
   }
 }
 
-TEST_CASE("a mask_mod may read floating-point values, whatever dtype is computed in") {
+TEST_CASE("flex_attention: a mask_mod may read floating-point values, for every dtype of the call") {
   Tensors inputs = random_inputs({});
   const torch::Tensor values = random({inputs[1].size(2)});
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16}) {
@@ -1159,7 +1159,7 @@ TEST_CASE("TensorView: a learned value for each distance under a causal mask, an
                       {random({})}});
 }
 
-TEST_CASE("a score_mod may use sin, cos, tan, sigmoid, erf, pow, floor and round, with a learned number among them") {
+TEST_CASE("flex_attention: a score_mod may use sin, cos, tan, sigmoid, erf, pow, floor, round and a learned number") {
   check_equals_dense({"Functions",
                       calls_of([](const Tensors& learned) { return Functions{learned[0]}; }, EveryKey{}),
                       [](const auto& s, const Grid&, const Tensors& learned) {
@@ -1171,7 +1171,7 @@ TEST_CASE("a score_mod may use sin, cos, tan, sigmoid, erf, pow, floor and round
                       {torch::tensor(0.7, torch::kDouble)}});
 }
 
-TEST_CASE("IntegerView: masks of three and four sizes, whole numbers and bool") {
+TEST_CASE("IntegerView: a mask_mod reads tensors of three and four sizes, integer and bool") {
   torch::manual_seed(4);
   const torch::Tensor q = random({2, 2, 9, 8}), k = random({2, 2, 12, 8});
   for (const auto dtype : {torch::kBool, torch::kInt}) {
@@ -1189,7 +1189,7 @@ TEST_CASE("IntegerView: masks of three and four sizes, whole numbers and bool") 
   }
 }
 
-TEST_CASE("a read outside of a tensor: no effect where a mask rules the score out, and one clear error elsewhere") {
+TEST_CASE("TensorView: a read outside the tensor has no effect for a masked score, and is an error elsewhere") {
   torch::manual_seed(5);
   const std::string rule = "attend::flex_attention: a score_mod or mask_mod reads outside of its tensor: index ";
   for (const Backend backend : kFlexBackends) {
@@ -1245,7 +1245,7 @@ TEST_CASE("flex_attention: the gradients of two views of one tensor both reach i
                       {random({8})}});
 }
 
-TEST_CASE("a score_mod may read two values of one view and choose one of them") {
+TEST_CASE("TensorView: a score_mod may read two values of one view and choose one of them") {
   check_equals_dense({"EitherOfOneView",
                       calls_of([](const Tensors& learned) { return EitherOfOneView{learned[0]}; }, attend::Causal{}),
                       [](const auto& s, const Grid& at, const Tensors& learned) {
@@ -1256,7 +1256,7 @@ TEST_CASE("a score_mod may read two values of one view and choose one of them") 
                       {random({8})}});
 }
 
-TEST_CASE("a third derivative is refused, whether or not a fourth may follow") {
+TEST_CASE("flex_attention: a third derivative is refused, with and without create_graph") {
   for (const Backend backend : kFlexBackends) {
     for (const bool create_graph : {true, false}) {
       CAPTURE(backend);

@@ -48,7 +48,7 @@ AttentionOptions ours_by_name() { return AttentionOptions().backend(Backend::kCp
 
 }  // namespace
 
-TEST_CASE("backends and explanations print as they are written") {
+TEST_CASE("Backend, Explanation: operator<< prints the name of a backend and the text of an explanation") {
   CHECK(text(Backend::kAuto) == "kAuto");
   CHECK(text(Backend::kReference) == "kReference");
   CHECK(text(Backend::kCpu) == "kCpu");
@@ -216,7 +216,7 @@ TEST_CASE("kAuto: calls that both kCpu and kSdpa can run use the faster one; exp
   }
 }
 
-TEST_CASE("kAuto: few queries go to ATen where it is faster") {
+TEST_CASE("kAuto: calls with few queries use kSdpa where it is faster") {
   const auto backend = [](std::int64_t queries, std::int64_t keys, at::ScalarType dtype = torch::kFloat,
                           const AttentionOptions& options = {}, bool needs_gradient = false) {
     const torch::Tensor query = random({2, 4, queries, 8}, dtype).requires_grad_(needs_gradient);
@@ -270,7 +270,7 @@ TEST_CASE("kAuto: few queries go to ATen where it is faster") {
   CHECK(attend::explain(many.slice(2, 0, 32), grouped, grouped).backend == Backend::kSdpa);
 }
 
-TEST_CASE("kCpu: requested by name it runs also where another backend is faster, and explain() names no faster one") {
+TEST_CASE("kCpu: requested by name, it runs even if another backend is faster; explain() names no faster one") {
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
     CAPTURE(dtype);
     const torch::Tensor y = random({2, 4, 6, 8}, dtype);

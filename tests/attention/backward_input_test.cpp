@@ -51,7 +51,7 @@ std::vector<DifferentiatedCall> calls() {
 
 }  // namespace
 
-TEST_CASE("attention: an output gradient may be zeros without memory, or have torch's negative bit") {
+TEST_CASE("attention: the output gradient may be a zero tensor without memory or have torch's negative bit") {
   torch::manual_seed(1);
   for (const DifferentiatedCall& call : calls()) {
     CAPTURE(call.name);
@@ -65,7 +65,7 @@ TEST_CASE("attention: an output gradient may be zeros without memory, or have to
   }
 }
 
-TEST_CASE("a penalty on the gradient of an L1 loss, whose second derivative is zeros without memory") {
+TEST_CASE("attention: create_graph with an L1 loss, whose second derivative is a zero tensor without memory") {
   const auto penalty = [](const torch::Tensor& y, const torch::Tensor& x, const torch::Tensor& sign) {
     const torch::Tensor loss = sign.defined() ? (y * sign).sum() : y.abs().sum();
     const torch::Tensor gradient = torch::autograd::grad({loss}, {x}, {}, true, /*create_graph=*/true)[0];

@@ -41,7 +41,7 @@ TEST_CASE("Binder: a collecting Binder records every requested tensor in order, 
   CHECK(binder.tensors()[3].is_same(values));
 }
 
-TEST_CASE("every floating-point dtype and every whole number is accepted, of each number of sizes that is allowed") {
+TEST_CASE("Binder: values() takes floating-point, integers() takes integer and bool tensors of 0 to 4 dimensions") {
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf})
     for (std::int64_t dim = 0; dim <= 4; ++dim) {
       Binder binder(kSizes, torch::kCPU);
@@ -69,7 +69,7 @@ TEST_CASE("Binder: a binding Binder returns views of its tensors in the order of
   CHECK(third.read<Real<float>>(1, 0, 1, 0).value == others[1][0][1][0].item<float>());
 }
 
-TEST_CASE("Binder: the tensors that derivatives are taken by, at each order") {
+TEST_CASE("Binder: first and second derivatives are taken with respect to the tensors named for each order") {
   const torch::Tensor some = torch::ones({2}, torch::kDouble), others = torch::ones({2}, torch::kDouble);
   struct Case {
     int differentiated[2];
@@ -98,7 +98,7 @@ TEST_CASE("Binder: the tensors that derivatives are taken by, at each order") {
   }
 }
 
-TEST_CASE("a struct must ask for the same tensors each time") {
+TEST_CASE("Binder: a struct that requests other tensors than in its first bind() is refused") {
   const torch::Tensor numbers = torch::ones({2});
   Binder binder(kSizes, {numbers});
   CHECK(

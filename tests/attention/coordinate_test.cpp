@@ -8,7 +8,7 @@
 using attend::Coordinate;
 using attend::QueryBlock;
 
-TEST_CASE("query_position(): the last query is aligned with the last key, for every pair of lengths") {
+TEST_CASE("Coordinate: query_position() aligns the last query with the last key, for every pair of lengths") {
   struct Case {
     std::int32_t query_length, key_length, query, position;
   };

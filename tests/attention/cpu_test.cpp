@@ -281,7 +281,7 @@ struct ThrowsAt {
 
 // ---- Sizes ----------------------------------------------------------------------------------------------------------
 
-TEST_CASE("kCpu: results and gradients equal torch's for all lengths around the borders of tiles, also causal") {
+TEST_CASE("kCpu: results and gradients equal torch's for all lengths near tile sizes, with and without is_causal") {
   for (const auto queries : kLengths) {
     for (const auto keys : kLengths) {
       CAPTURE(queries);
@@ -307,7 +307,7 @@ TEST_CASE("kCpu: results and gradients equal torch's for every pair of head dime
   }
 }
 
-TEST_CASE("grouped heads: 8 query heads read 1, 2, 4 or 8 heads of keys and values") {
+TEST_CASE("kCpu: grouped heads: 8 query heads with 1, 2, 4 or 8 key and value heads") {
   for (const std::int64_t kv_heads : {1, 2, 4, 8}) {
     CAPTURE(kv_heads);
     torch::manual_seed(1);
@@ -393,7 +393,7 @@ TEST_CASE("kCpu: any strides of query, key, value and output gradient give the r
 
 // ---- What is done to scores -----------------------------------------------------------------------------------------
 
-TEST_CASE("kCpu: tensors with torch's negative bit are read with their sign, as every argument") {
+TEST_CASE("kCpu: every argument may have torch's negative bit and is read with the right sign") {
   torch::manual_seed(1);
   Tensors inputs = random_inputs({.heads = 2, .kv_heads = 2, .queries = 5, .keys = 7});
   inputs.push_back(random({5, 7}));
@@ -415,7 +415,7 @@ TEST_CASE("kCpu: tensors with torch's negative bit are read with their sign, as 
   CHECK(are_same(results_of(inputs), results_of(negated)));
 }
 
-TEST_CASE("slopes (N, H) that are one row expanded have a gradient for each batch entry") {
+TEST_CASE("kCpu: alibi_slopes (N, H) expanded from one row have a gradient for each batch entry") {
   torch::manual_seed(1);
   const Tensors inputs = random_inputs({.batch = 2, .heads = 2, .kv_heads = 2, .queries = 5, .keys = 7});
   const auto gradient_of = [&](const torch::Tensor& slopes) {
@@ -427,7 +427,7 @@ TEST_CASE("slopes (N, H) that are one row expanded have a gradient for each batc
   CHECK(gradient_of(row.expand({2, 2})).equal(gradient_of(row.repeat({2, 1}))));
 }
 
-TEST_CASE("a learned attn_mask of every shape that broadcasts: results and all gradients, in every dtype") {
+TEST_CASE("kCpu: a learned attn_mask of every shape that broadcasts: results and all gradients, in every dtype") {
   constexpr std::int64_t N = 2, H = 4, L = 19, S = 67;
   std::vector<std::vector<std::int64_t>> shapes{{L, S}, {1, S}, {L, 1}, {1, 1}, {H, L, S}, {1, L, S}, {H, 1, S}};
   for (int k = 0; k < 16; ++k) shapes.push_back({k & 1 ? N : 1, k & 2 ? H : 1, k & 4 ? L : 1, k & 8 ? S : 1});
@@ -441,7 +441,7 @@ TEST_CASE("a learned attn_mask of every shape that broadcasts: results and all g
   }
 }
 
-TEST_CASE("an attn_mask of any strides, learned and bool") {
+TEST_CASE("kCpu: an attn_mask of any strides, learned and bool") {
   constexpr std::int64_t L = 18, S = 66;
   torch::manual_seed(1);
   const Tensors inputs = random_inputs({.queries = L, .keys = S});
@@ -463,7 +463,7 @@ TEST_CASE("an attn_mask of any strides, learned and bool") {
   }
 }
 
-TEST_CASE("learned slopes, (H) and (N, H), of the query's dtype and float32") {
+TEST_CASE("kCpu: learned alibi_slopes (H) and (N, H), in the dtype of the query and in float32") {
   constexpr std::int64_t N = 3, H = 4;
   for (const bool is_per_batch : {false, true}) {
     for (const bool is_causal : {false, true}) {
@@ -487,7 +487,7 @@ TEST_CASE("learned slopes, (H) and (N, H), of the query's dtype and float32") {
   }
 }
 
-TEST_CASE("softcap, windows, a bool mask and a negative scale, in every dtype") {
+TEST_CASE("kCpu: softcap, window, a bool attn_mask and a negative scale, in every dtype") {
   constexpr std::int64_t L = 130, S = 135;
   torch::manual_seed(1);
   const Tensors inputs =
@@ -540,7 +540,7 @@ TEST_CASE("kCpu: dropout drops the same weights as kReference, with the same res
   }
 }
 
-TEST_CASE("dropout with softcap, a learned mask and learned slopes: all gradients equal the reference's") {
+TEST_CASE("kCpu: dropout with softcap, a learned attn_mask and alibi_slopes: all gradients equal kReference's") {
   torch::manual_seed(1);
   Tensors inputs = random_inputs({.batch = 2, .queries = 20, .keys = 66});
   inputs.push_back(random({2, 20, 66}));
@@ -557,7 +557,7 @@ TEST_CASE("dropout with softcap, a learned mask and learned slopes: all gradient
 
 // ---- Packed batches -------------------------------------------------------------------------------------------------
 
-TEST_CASE("kCpu: each sequence of a packed batch equals torch's result for it alone, also if empty or of length 1") {
+TEST_CASE("kCpu: query_offsets: each packed sequence equals torch's result for it alone, also of length 0 or 1") {
   struct Case {
     std::string name;
     AttentionOptions options;
@@ -659,7 +659,7 @@ TEST_CASE("kCpu: the gradient of the log-sum-exp of a query that may attend to n
   }
 }
 
-TEST_CASE("kCpu: with NaN and ±∞ in query, key, value and mask the results have them where kReference has them") {
+TEST_CASE("kCpu: NaN and ±∞ in query, key, value and attn_mask appear in the results where kReference has them") {
   constexpr std::int64_t L = 67;
   const std::string names[] = {"query", "key", "value", "attn_mask"};
   for (const auto dtype : kDtypes) {
@@ -689,7 +689,7 @@ TEST_CASE("kCpu: with NaN and ±∞ in query, key, value and mask the results ha
   }
 }
 
-TEST_CASE("kCpu: scores of any size do not overflow, and results equal the dense formula") {
+TEST_CASE("kCpu: scores of any magnitude do not overflow, and results equal the dense formula") {
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16}) {
     for (const double size : {30.0, 1e3, 1e6}) {
       CAPTURE(dtype);
@@ -744,7 +744,7 @@ std::vector<Tensors> many_passes() {
 
 }  // namespace
 
-TEST_CASE("the same number of threads gives the same numbers, run by run; results are the same for any number") {
+TEST_CASE("kCpu: repeated calls give the same bits; output and log-sum-exp are the same for any number of threads") {
   const std::vector<Tensors> of_one_thread = [] {
     const Threads threads(1);
     return many_passes();
@@ -779,7 +779,7 @@ TEST_CASE("kCpu: gradients equal torch's for any number of threads") {
   }
 }
 
-TEST_CASE("two threads of a program may compute at the same time") {
+TEST_CASE("kCpu: two threads of a program may call attention() at the same time") {
   torch::manual_seed(1);
   const Tensors inputs = random_inputs({.heads = 4, .queries = 130, .keys = 130});
   const Tensors of[] = {in_dtype(inputs, torch::kFloat), in_dtype(inputs, torch::kBFloat16)};
@@ -816,7 +816,7 @@ TEST_CASE("kCpu: a call within a parallel section gives the same results as outs
   }
 }
 
-TEST_CASE("flex_attention: an exception of a struct reaches the caller from every thread, and the next call is right") {
+TEST_CASE("kCpu: an exception of a score_mod reaches the caller from every thread, and the next call is right") {
   torch::manual_seed(1);
   const Tensors inputs = random_inputs({.heads = 4, .queries = 200});
   for (const int count : {1, 2, 5}) {

@@ -15,7 +15,7 @@ using attend::Softcap;
 using attend::detail::DenseScores;
 using attend::detail::for_each_score;
 
-TEST_CASE("flex_attention: the dense formula calls the struct once for each score, also with few or no rows") {
+TEST_CASE("flex_attention: the dense formula calls a score_mod once for each score, also with few or no rows") {
   const int threads = at::get_num_threads();
   at::set_num_threads(4);
   for (const attend::AttentionSizes& sizes :
@@ -34,7 +34,7 @@ TEST_CASE("flex_attention: the dense formula calls the struct once for each scor
   at::set_num_threads(threads);
 }
 
-TEST_CASE("flex_attention: derivatives by the score, by read tensors, and mixed second derivatives") {
+TEST_CASE("flex_attention: derivatives with respect to scores and read tensors, and mixed second derivatives") {
   const torch::Tensor scores = torch::tensor({0.3, -0.2}, torch::kDouble).view({1, 1, 1, 2});
   const auto tanh = torch::tanh(scores);
   CHECK((DenseScores<Softcap>::apply_to({1}, {scores}) - tanh).abs().max().item<double>() < 1e-15);
@@ -52,7 +52,7 @@ TEST_CASE("flex_attention: derivatives by the score, by read tensors, and mixed 
   CHECK(DenseScores<attend::Alibi>::apply_to(alibi, {scores, slopes}, {{0}, {1}}).eq(0).all().item<bool>());
 }
 
-TEST_CASE("flex_attention: the derivative by the output gradient exists also where that gradient is zero") {
+TEST_CASE("flex_attention: the derivative with respect to an output gradient exists also where it is zero") {
   const torch::Tensor scores = torch::tensor({0.3, -0.2}, torch::kDouble).view({1, 1, 1, 2}).requires_grad_();
   const torch::Tensor given = torch::zeros({1, 1, 1, 2}, torch::kDouble).requires_grad_();
   const torch::Tensor changed = DenseScores<Softcap>::apply_to({1}, {scores});

@@ -159,7 +159,7 @@ TEST_CASE("attention: batches and lengths of 0 and 1 with every option give the 
   }
 }
 
-TEST_CASE("a packed batch of no sequences is an empty result") {
+TEST_CASE("attention_with_lse: query_offsets of a packed batch without sequences give an empty result") {
   const torch::Tensor x = torch::randn({1, 2, 0, 4}).requires_grad_();
   const AttentionResult result =
       attend::attention_with_lse(x, x, x, AttentionOptions().query_offsets(offsets({0})).key_offsets(offsets({0})));

@@ -129,7 +129,7 @@ const Shape kShapes[] = {
 
 }  // namespace
 
-TEST_CASE("the gradient of an expanded attn_mask, DenseBias or tensor of a struct is that of torch's dense formula") {
+TEST_CASE("attn_mask, DenseBias, score_mod: the gradient of an expanded tensor equals that of the dense formula") {
   torch::manual_seed(1);
   for (const Shape& shape : kShapes) {
     for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
@@ -274,7 +274,7 @@ TEST_CASE("attn_mask: retain_grad(), hooks and grad() on an expanded tensor see 
   }
 }
 
-TEST_CASE("a leaf that is expanded itself has the gradient of every copy") {
+TEST_CASE("attn_mask, DenseBias, score_mod: an expanded leaf has the gradient of every copy") {
   torch::manual_seed(3);
   const Tensors in = random_inputs();
   const torch::Tensor leaf = to_all(torch::randn({kQueries, kKeys}, torch::kDouble)).requires_grad_();
@@ -287,7 +287,7 @@ TEST_CASE("a leaf that is expanded itself has the gradient of every copy") {
   }
 }
 
-TEST_CASE("an expanded attn_mask of another dtype than the query, and under autocast, has a gradient of its dtype") {
+TEST_CASE("attn_mask: the gradient of an expanded mask has the mask's dtype, also under autocast") {
   torch::manual_seed(4);
   const torch::Tensor values = torch::randn({kQueries, kKeys}, torch::kDouble);
   for (const auto query_dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf})
@@ -314,7 +314,7 @@ TEST_CASE("an expanded attn_mask of another dtype than the query, and under auto
     }
 }
 
-TEST_CASE("a learned bias with more threads than copies of its gradient: the gradient is right") {
+TEST_CASE("attn_mask, DenseBias, score_mod: the gradient is right with more threads than copies of it") {
   torch::manual_seed(5);
   constexpr std::int64_t kLength = 400;  // 160,000 numbers: more than 1 MiB in float64
   const auto normal = [](std::vector<std::int64_t> sizes) { return torch::randn(sizes, torch::kDouble); };
@@ -344,7 +344,7 @@ TEST_CASE("a learned bias with more threads than copies of its gradient: the gra
   }
 }
 
-TEST_CASE("a masked NaN in a key leaves the gradient of a learned bias right, with shared sums too") {
+TEST_CASE("DenseBias: a NaN in a masked key does not change its gradient, for any number of threads") {
   torch::manual_seed(6);
   constexpr std::int64_t kLength = 400;
   const auto normal = [](std::vector<std::int64_t> sizes) { return torch::randn(sizes, torch::kDouble); };

@@ -49,7 +49,7 @@ torch::Tensor gradient_of(const torch::Tensor& scalar, const torch::Tensor& inpu
 
 }  // namespace
 
-TEST_CASE("one tensor as query, key and value has the right first, second and third derivatives") {
+TEST_CASE("attention: one tensor as query, key and value has the right first, second and third derivatives") {
   for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     const torch::Tensor x = leaf({1, 2, 4, 3});
@@ -73,7 +73,7 @@ TEST_CASE("one tensor as query, key and value has the right first, second and th
   }
 }
 
-TEST_CASE("a tensor changed in place between forward and backward is an error, not a wrong gradient") {
+TEST_CASE("attention: a tensor changed in place between forward and backward is an error, not a wrong gradient") {
   struct Case {
     std::string name;
     std::function<void(torch::Tensor*)> change;  // query, key, value, mask
@@ -114,7 +114,7 @@ TEST_CASE("a tensor changed in place between forward and backward is an error, n
   }
 }
 
-TEST_CASE("query_offsets and key_offsets changed in place between forward and backward are an error") {
+TEST_CASE("query_offsets, key_offsets: a change in place between forward and backward is an error") {
   for (const bool is_query : {true, false}) {
     CAPTURE(is_query);
     const torch::Tensor x = leaf({1, 2, 6, 8});
@@ -169,7 +169,7 @@ TEST_CASE("attention: forward-mode differentiation is refused") {
   torch::autograd::ForwardADLevel::release_idx(0);
 }
 
-TEST_CASE("backward twice: the same with retain_graph, torch's error without") {
+TEST_CASE("attention: a second backward pass gives the same with retain_graph, and torch's error without") {
   for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     const torch::Tensor x = leaf({1, 2, 4, 8});

@@ -141,8 +141,10 @@ void for_each_variant(const Check& check) {
 
 }  // namespace
 
-TEST_CASE("gradients equal finite differences") { for_each_variant(gradcheck); }
+TEST_CASE("attention: gradients equal finite differences, for every option on every backend") {
+  for_each_variant(gradcheck);
+}
 
-TEST_CASE("second derivatives equal finite differences of the first, on the fused kernels as on the reference") {
+TEST_CASE("attention: second derivatives equal finite differences of the gradients, on every backend") {
   for_each_variant(gradgradcheck);
 }

@@ -83,7 +83,7 @@ TEST_CASE("attention_with_lse: the log-sum-exp is float32 (float64 for float64),
   }
 }
 
-TEST_CASE("the output is that of attention(), to the bit") {
+TEST_CASE("attention_with_lse: the output equals that of attention() to the bit") {
   for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     const std::vector<torch::Tensor> in = inputs(9, 9, 1);
@@ -92,7 +92,7 @@ TEST_CASE("the output is that of attention(), to the bit") {
   }
 }
 
-TEST_CASE("gradients are right whether the output, the log-sum-exp, or both are used") {
+TEST_CASE("attention_with_lse: gradients are right whether the output, the log-sum-exp, or both are used") {
   struct Case {
     std::string name;
     std::vector<torch::Tensor> in;
@@ -132,7 +132,7 @@ TEST_CASE("gradients are right whether the output, the log-sum-exp, or both are 
   }
 }
 
-TEST_CASE("gradients of the log-sum-exp are as accurate in lower precision as the dense formula's") {
+TEST_CASE("attention_with_lse: in lower precision its gradients are as accurate as those of the dense formula") {
   const std::vector<torch::Tensor> drawn = inputs(33, 33);
   const torch::Tensor weight = torch::randn({2, 2, 33}).to(torch::kBFloat16);
   for (const auto dtype : {torch::kFloat, torch::kBFloat16, torch::kHalf}) {
@@ -158,7 +158,7 @@ TEST_CASE("gradients of the log-sum-exp are as accurate in lower precision as th
   }
 }
 
-TEST_CASE("windows of one signal as queries and keys, rows that overlap in memory: the same gradients as of copies") {
+TEST_CASE("attention_with_lse: queries that overlap in memory (unfold, expand) get the gradients of their copies") {
   const torch::Tensor signal = torch::randn({1, 1, 40}, torch::kDouble);
   for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
@@ -174,7 +174,7 @@ TEST_CASE("windows of one signal as queries and keys, rows that overlap in memor
   }
 }
 
-TEST_CASE("explain() describes attention_with_lse() too") {
+TEST_CASE("attention_with_lse: explain(with_lse) names its backend and the reason against kSdpa") {
   const torch::Tensor x = torch::randn({1, 2, 4, 8}, torch::kDouble);
   const AttentionOptions masked = AttentionOptions().attn_mask(torch::ones({4, 4}, torch::kBool));
   CHECK(attend::explain(x, x, x, {}, /*with_lse=*/true).backend == Backend::kSdpa);
@@ -189,7 +189,7 @@ TEST_CASE("explain() describes attention_with_lse() too") {
         }).find("kSdpa returns no log-sum-exp with attn_mask") != std::string::npos);
 }
 
-TEST_CASE("two halves of the keys, merged as the documentation shows, equal the whole: results and gradients") {
+TEST_CASE("attention_with_lse: two halves of the keys, merged by log-sum-exp, equal the whole, with gradients") {
   for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     const std::vector<torch::Tensor> in = inputs(5, 9);

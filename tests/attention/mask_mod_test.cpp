@@ -208,7 +208,7 @@ TEST_CASE("MaskMod: the operators & | ! need a type of attend on one side and do
                 !MaskMod<decltype(true | Causal{})>);  // flex_attention() refuses it
 }
 
-TEST_CASE("every mask and every combination equals torch's logical operators, for every pair of lengths") {
+TEST_CASE("MaskMod: attend's masks and their combinations equal torch's logical operators, for all pairs of lengths") {
   for (const Case& c : all_cases()) {
     CAPTURE(c.name);
     for (const std::int64_t queries : {1, 2, 5, 9, 17}) {
@@ -233,7 +233,7 @@ TEST_CASE("MaskMod: keys() contains every allowed key, and is exact for attend's
   }
 }
 
-TEST_CASE("SlidingWindow: a window of the largest integer is unlimited") {
+TEST_CASE("SlidingWindow: the largest int32 means unlimited") {
   constexpr std::int32_t kMost = std::numeric_limits<std::int32_t>::max();
   const AttentionSizes sizes{1, 1, 9, 5};
   std::mt19937 random(1);

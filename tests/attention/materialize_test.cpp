@@ -35,7 +35,7 @@ struct OneCell {
 
 }  // namespace
 
-TEST_CASE("a mask by hand: four queries, six keys, causal") {
+TEST_CASE("materialize: Causal for four queries and six keys gives the mask written by hand") {
   const torch::Tensor expected = torch::tensor({1, 1, 1, 0, 0, 0,  //
                                                 1, 1, 1, 1, 0, 0,  //
                                                 1, 1, 1, 1, 1, 0,  //
@@ -43,7 +43,7 @@ TEST_CASE("a mask by hand: four queries, six keys, causal") {
   CHECK(materialize(attend::Causal{}, {1, 1, 4, 6})[0][0].equal(expected.view({4, 6}).to(torch::kBool)));
 }
 
-TEST_CASE("every score has its own coordinate, with any number of threads") {
+TEST_CASE("materialize: a struct gets the right coordinate for each score, with any number of threads") {
   const int threads = at::get_num_threads();
   for (const int count : {1, 2, 3}) {
     CAPTURE(count);
@@ -75,7 +75,7 @@ TEST_CASE("materialize: any size may be 0") {
   }
 }
 
-TEST_CASE("scores of any strides; the result has their dtype, and they stay as they are") {
+TEST_CASE("materialize: scores may have any strides and are not changed; the result has their dtype") {
   for (const auto dtype : {torch::kFloat, torch::kDouble}) {
     const torch::Tensor scores = torch::randn({6, 5, 3, 2}, dtype).permute({3, 2, 1, 0}), before = scores.clone();
     const torch::Tensor changed = materialize(attend::Softcap{1}, scores);

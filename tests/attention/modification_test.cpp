@@ -13,7 +13,7 @@ using attend::AttentionSizes;
 using attend::detail::Modification;
 using attend::detail::ModificationBy;
 
-TEST_CASE("the tensors of a score_mod come before those of a mask_mod, and each is given its own") {
+TEST_CASE("Modification: tensors of a score_mod come before those of a mask_mod, and each gets its own") {
   const AttentionSizes sizes{2, 3, 4, 5};
   const torch::Tensor slopes = torch::rand({3}), table = torch::rand({3, 3}), lengths = torch::tensor({2, 4});
   const auto score_mod = attend::then(attend::Alibi(slopes), attend::RelativeBias(table));

@@ -9,7 +9,7 @@ using attend::AttentionOptions;
 using attend::Backend;
 using attend::Scale;
 
-TEST_CASE("the defaults are those of scaled dot product attention") {
+TEST_CASE("AttentionOptions: the defaults give scaled dot product attention") {
   const AttentionOptions options;
   CHECK_FALSE(options.is_causal());
   CHECK(options.window().left == -1);
@@ -24,7 +24,7 @@ TEST_CASE("the defaults are those of scaled dot product attention") {
   CHECK(options.backend() == Backend::kAuto);
 }
 
-TEST_CASE("a scale is a number or kInverseSqrt") {
+TEST_CASE("Scale: a scale is a number or kInverseSqrt, and prints as it is written") {
   CHECK(Scale(attend::kInverseSqrt).factor(16) == 0.25);
   CHECK(Scale(2.5).factor(16) == 2.5);
   CHECK(AttentionOptions().scale(1).scale().factor(16) == 1.0);  // an int will do

@@ -300,7 +300,7 @@ std::optional<OurResults> ours(const Call& call, const Inputs& inputs, const Res
 
 }  // namespace
 
-TEST_CASE("500 random calls are as accurate as torch's dense operations, forward and backward") {
+TEST_CASE("attention: 500 random calls are as accurate as torch's dense operations, forward and backward") {
   std::map<Backend, int> calls;  // by who computed them
   std::map<Backend, Accuracy> accuracy;
   for (std::uint32_t number = 0; number < 500; ++number) {

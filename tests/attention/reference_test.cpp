@@ -30,7 +30,7 @@ Problem two_by_two(const AttentionOptions& options) {
 
 }  // namespace
 
-TEST_CASE("two queries and two keys, by hand") {
+TEST_CASE("kReference: two queries and two keys give results calculated by hand, for each option") {
   struct Case {
     std::string name;
     AttentionOptions options;
@@ -70,7 +70,7 @@ TEST_CASE("two queries and two keys, by hand") {
   }
 }
 
-TEST_CASE("half precision is computed in float32 and rounded once; the log-sum-exp stays float32") {
+TEST_CASE("kReference: half precision is computed in float32 and rounded once; the log-sum-exp stays float32") {
   const torch::Tensor x = torch::randn({1, 2, 50, 16}).to(torch::kHalf);
   const torch::Tensor in_float = x.to(torch::kFloat);
   Problem problem = attention_problem(x, x, x, {}), wide = attention_problem(in_float, in_float, in_float, {});
@@ -85,7 +85,7 @@ TEST_CASE("kReference: the log-sum-exp is computed only if it is requested") {
   CHECK_FALSE(Reference::run(attention_problem(x, x, x, {})).log_sum_exp.defined());
 }
 
-TEST_CASE("kReference: it can run every call and reports its copies") {
+TEST_CASE("kReference: can_run() accepts every call, and explain() reports its copies") {
   const torch::Tensor empty = torch::randn({0, 2, 0, 1});
   CHECK(Reference::can_run(attention_problem(empty, empty, empty, {})));
 

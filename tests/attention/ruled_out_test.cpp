@@ -198,7 +198,7 @@ TEST_CASE("attention: NaN and ±∞ in masked keys and values change no output a
       });
 }
 
-TEST_CASE("a query that may attend to nothing, and its gradient, may hold NaN and ±∞: no gradient changes") {
+TEST_CASE("attention: NaN and ±∞ in a query that may attend to nothing, or in its gradient, change no gradient") {
   check_without_effect(
       {0, 3}, [](torch::Tensor& tensor, const Lengths&, double bad) { tensor.select(2, kBlind).fill_(bad); },
       [](const Case&, Backend, const Tensors&, const Tensors&) {});
@@ -251,7 +251,7 @@ TEST_CASE("is_causal and window: NaN in the last key and value reaches only quer
         }
 }
 
-TEST_CASE("a NaN that may be attended stays: in the output, and in every backend") {
+TEST_CASE("attention: a NaN in an allowed query, key or value appears in the output, on every backend") {
   for (const Backend backend : kBackends)
     for (const auto dtype : kDtypes) {
       CAPTURE(backend);
@@ -268,7 +268,7 @@ TEST_CASE("a NaN that may be attended stays: in the output, and in every backend
     }
 }
 
-TEST_CASE("keys that are all NaN give NaN, in every backend") {
+TEST_CASE("attention: keys that are all NaN give NaN, on every backend") {
   for (const Backend backend : kBackends)
     for (const auto dtype : kDtypes)
       for (const std::int64_t keys : {1, 4, 15, 16}) {
@@ -285,7 +285,7 @@ TEST_CASE("keys that are all NaN give NaN, in every backend") {
       }
 }
 
-TEST_CASE("attention_weights: a key that is ruled out has the weight 0, in a row of NaN too") {
+TEST_CASE("attention_weights: a masked key has the weight 0, also in a row of NaN") {
   Tensors inputs = random_inputs({3, 3}, torch::kFloat);
   inputs[1].select(2, 1).fill_(std::numeric_limits<double>::quiet_NaN());
   const torch::Tensor weights = attend::attention_weights(inputs[0], inputs[1], AttentionOptions().is_causal(true));

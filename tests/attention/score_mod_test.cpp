@@ -115,7 +115,7 @@ TEST_CASE("ScoreMod: the concept accepts structs that a kernel can call and copy
   static_assert(!ScoreMod<attend::Then<ReturnsNothing, Softcap>>);
 }
 
-TEST_CASE("each score_mod equals an expression of torch's operators, with derivatives of both orders") {
+TEST_CASE("ScoreMod: each score_mod equals an expression of torch's operators, with first and second derivatives") {
   torch::manual_seed(1);
   const torch::Tensor scores = torch::randn({2, 3, 4, 5}, torch::kDouble), bias = torch::randn({3}, torch::kDouble);
   const Grid at(2, 3, 4, 5);
@@ -161,7 +161,7 @@ TEST_CASE("each score_mod equals an expression of torch's operators, with deriva
   }
 }
 
-TEST_CASE("a score_mod that returns a number makes all scores that number, and no gradient") {
+TEST_CASE("ScoreMod: a score_mod that returns a C++ number sets all scores to it, with zero gradients") {
   const torch::Tensor scores = torch::randn({1, 1, 2, 2}, torch::kDouble).requires_grad_();
   const torch::Tensor changed = materialize(ReturnsANumber{}, scores);
   CHECK(changed.eq(1).all().item<bool>());

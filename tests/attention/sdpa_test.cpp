@@ -181,7 +181,7 @@ TEST_CASE("kSdpa: can_run for the log-sum-exp and for other devices") {
   }
 }
 
-TEST_CASE("a channels-first view is copied, which explain() says, and reaches the fused kernel") {
+TEST_CASE("kSdpa: a channels-first view is copied, explain() reports the copy, and the fused kernel runs") {
   const torch::Tensor view = x({1, 2, 16, 8}).transpose(2, 3), copy = view.contiguous();  // (1, 2, 8, 16)
   const torch::Tensor mask = x({8, 8}), mask_view = mask.transpose(0, 1);
   const auto copies = [&](const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
@@ -201,7 +201,7 @@ TEST_CASE("a channels-first view is copied, which explain() says, and reaches th
   CHECK(output(view, mask_view).equal(output(copy, mask_view.contiguous())));
 }
 
-TEST_CASE("a backward pass in half precision is computed in float32, and explain() says so before") {
+TEST_CASE("kSdpa: the backward pass in half precision is computed in float32, and explain() reports it") {
   const auto copies = [](at::ScalarType dtype, bool needs_gradient) {
     const torch::Tensor query = torch::randn({2, 4, 6, 8}).to(dtype).requires_grad_(needs_gradient);
     return attend::explain(query, query, query, by_name()).copies;
@@ -213,7 +213,7 @@ TEST_CASE("a backward pass in half precision is computed in float32, and explain
   CHECK(copies(torch::kFloat, true) == "");
 }
 
-TEST_CASE("a single query is causal without a mask") {
+TEST_CASE("kSdpa: is_causal with a single query needs no mask") {
   const torch::Tensor query = x({1, 2, 1, 16}), keys = x({1, 2, 8, 16});
   const auto causal = attention_problem(query, keys, keys, AttentionOptions().is_causal(true));
   CHECK(Sdpa::can_run(causal));

@@ -34,7 +34,7 @@ torch::Tensor random_documents(std::int64_t rows, std::int64_t length, bool is_s
 
 }  // namespace
 
-TEST_CASE("a query attends to the keys of its own document: shared or per batch entry, sorted or not, of any dtype") {
+TEST_CASE("Document: queries attend to keys of their document; one row or one per batch entry, sorted or not") {
   torch::manual_seed(1);
   for (const auto dtype : {torch::kInt, torch::kLong, torch::kShort, torch::kChar}) {
     for (const bool is_sorted : {true, false}) {
@@ -58,7 +58,7 @@ TEST_CASE("a query attends to the keys of its own document: shared or per batch 
   }
 }
 
-TEST_CASE("one tensor of documents serves for queries and keys") {
+TEST_CASE("Document: one tensor of documents serves for queries and keys") {
   const torch::Tensor documents = torch::tensor({0, 0, 4, 4, 4, 5});
   CHECK(
       materialize(Document(documents), {1, 1, 6, 6}).equal(materialize(Document(documents, documents), {1, 1, 6, 6})));
@@ -73,7 +73,7 @@ TEST_CASE("KeyPadding: the first lengths[n] keys of batch entry n; lengths beyon
   }
 }
 
-TEST_CASE("numbers beyond int32: lengths count as S, documents are an error") {
+TEST_CASE("KeyPadding, Document: lengths beyond int32 count as S, documents beyond int32 are an error") {
   constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
   CHECK(materialize(KeyPadding(torch::tensor({kMost})), {1, 1, 2, 3}).all().item<bool>());
   const torch::Tensor documents = torch::tensor({std::int64_t{0}, std::int64_t{1} << 32});
@@ -82,7 +82,7 @@ TEST_CASE("numbers beyond int32: lengths count as S, documents are an error") {
         }) == "attend::Binder: integers are read as int32, got 0 to 4294967296");
 }
 
-TEST_CASE("unsigned documents: as those of int64, and those beyond int32 are an error") {
+TEST_CASE("Document: unsigned documents equal int64 documents, and documents beyond int32 are an error") {
   const torch::Tensor documents = torch::tensor({0, 0, 4, 4, 200, 200}, torch::kLong);
   for (const auto dtype : {torch::kByte, torch::kUInt16, torch::kUInt32, torch::kUInt64}) {
     CAPTURE(dtype);

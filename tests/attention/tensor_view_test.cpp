@@ -60,7 +60,7 @@ TEST_CASE_TEMPLATE("TensorView: a value without a derivative is a constant", V, 
   CHECK(twice.derivative.derivative.value == 0);
 }
 
-TEST_CASE_TEMPLATE("TensorView: the value that the derivative is taken by has derivative 1 at that order", V, float,
+TEST_CASE_TEMPLATE("TensorView: a value has derivative 1 at the order at which it is differentiated", V, float,
                    double) {
   const Values<V> values;
   TensorReads inner, outer;
@@ -108,8 +108,8 @@ TEST_CASE("TensorView: with a stride of 0 all indices read the same value, which
   CHECK(reads.place == 0);
 }
 
-TEST_CASE_TEMPLATE("TensorView: a read outside gives NaN without a derivative, and a check reports it", V, float,
-                   double) {
+TEST_CASE_TEMPLATE("TensorView: a read outside the tensor gives NaN without a derivative, and a check reports it", V,
+                   float, double) {
   const Values<V> values;
   TensorReads reads;
   OutsideRead outside;
@@ -137,7 +137,7 @@ TEST_CASE_TEMPLATE("TensorView: a read outside gives NaN without a derivative, a
   }
 }
 
-TEST_CASE("IntegerView: it reads by up to four indices; a read outside gives 0 and is recorded") {
+TEST_CASE("IntegerView: it reads by up to four indices; a read outside the tensor gives 0 and is recorded") {
   const std::int32_t numbers[] = {5, -4, 3, 2, 1, 2147483647};
   int seen_outside = 0;
   const IntegerView view(numbers, {{2, 3, 1, 1}, {3, 1, 0, 0}}, &seen_outside),

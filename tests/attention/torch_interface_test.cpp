@@ -292,7 +292,7 @@ TEST_CASE("attention: under autocast a mask of a float64 query is not rounded") 
   CHECK(attend::attention(x, x, x, AttentionOptions().attn_mask(mask)).equal(expected));
 }
 
-TEST_CASE("attention: an output lies in memory as the query does, on every backend") {
+TEST_CASE("attention: the output has the memory layout of the query, on every backend") {
   const std::int64_t N = 2, H = 3, L = 20, D = 8;
   struct Case {
     std::string name;
@@ -335,7 +335,7 @@ TEST_CASE("attention: an output lies in memory as the query does, on every backe
   }
 }
 
-TEST_CASE("attention: where queries overlap in memory, as windows of a signal do, the output does not") {
+TEST_CASE("attention: the output does not overlap in memory if queries do, as windows of a signal") {
   torch::manual_seed(10);
   const torch::Tensor signal = torch::randn({400}), key = torch::randn({2, 3, 30, 8});
   for (const std::vector<std::int64_t>& strides : {std::vector<std::int64_t>{40, 1, 8, 1},
@@ -386,7 +386,7 @@ struct SameDocument {
 
 }  // namespace
 
-TEST_CASE("attention: sparse, nested, mkldnn, quantized and wrapped tensors are refused as every argument") {
+TEST_CASE("attention: sparse, nested, mkldnn, quantized and wrapped tensors are refused for every argument") {
   struct Kind {
     std::function<torch::Tensor(const torch::Tensor&)> make;
     std::string expected;
@@ -461,7 +461,7 @@ TEST_CASE("attention: tensors on the device meta are refused, except by explain(
         "attend::materialize: scores must have data, got a tensor on the device meta");
 }
 
-TEST_CASE("attention: tensors that torch negates lazily are read with their sign, offsets too") {
+TEST_CASE("attention: arguments with torch's negative bit are read with the right sign, also offsets") {
   const torch::Tensor x = random({1, 2, 4, 8});
   const AttentionOptions packed = AttentionOptions()
                                       .query_offsets(torch::tensor({0, 1, 4}, torch::kInt))

@@ -33,7 +33,7 @@ torch::Tensor dropped_weights(const torch::Tensor& query, const torch::Tensor& k
 
 }  // namespace
 
-TEST_CASE("the words of whole tensors are those of Philox at (key / 4, query, head, batch entry)") {
+TEST_CASE("dropout: philox_words() gives the words of Philox at (key / 4, query, head, batch entry)") {
   struct Sizes {
     std::vector<std::int64_t> sizes;
     std::int64_t seed;
@@ -89,7 +89,7 @@ TEST_CASE("dropout: the CPU kernel keeps the same weights as the tensor formula 
   }
 }
 
-TEST_CASE("the word that equals dropout · 2³² is the smallest that is kept") {
+TEST_CASE("dropout: the smallest word that keeps a weight is dropout · 2³²") {
   const torch::Tensor seed = torch::tensor({std::int64_t{9}});
   const double word = philox(9, 0, 0).words[0];
   const auto is_kept = [&](double threshold) {
@@ -178,7 +178,7 @@ TEST_CASE("dropout: 1 gives zeros and zero gradients; 0 drops nothing and draws 
   CHECK(torch::rand({3}).equal(next));
 }
 
-TEST_CASE("explain(), attention_weights() and a refused call draw nothing from the generator") {
+TEST_CASE("dropout: explain(), attention_weights() and a refused call draw nothing from the generator") {
   const torch::Tensor x = torch::randn({1, 2, 5, 8});
   const AttentionOptions options = AttentionOptions().dropout(0.5);
   torch::manual_seed(6);
@@ -191,7 +191,7 @@ TEST_CASE("explain(), attention_weights() and a refused call draw nothing from t
   CHECK(torch::rand({3}).equal(next));
 }
 
-TEST_CASE("the log-sum-exp is that before dropout") {
+TEST_CASE("dropout: attention_with_lse() returns the log-sum-exp before dropout") {
   const torch::Tensor x = torch::randn({1, 2, 5, 8}, torch::kDouble);
   for (const Backend backend : {Backend::kReference, Backend::kCpu}) {
     CAPTURE(backend);
@@ -203,7 +203,7 @@ TEST_CASE("the log-sum-exp is that before dropout") {
   }
 }
 
-TEST_CASE("dropout: a value that was dropped by every query gets a zero gradient, and the others get theirs") {
+TEST_CASE("dropout: a value that every query drops gets a zero gradient, and the other gradients are right") {
   torch::manual_seed(7);
   const torch::Tensor query = torch::randn({1, 1, 1, 8}, torch::kDouble),
                       key = torch::randn({1, 1, 40, 8}, torch::kDouble);

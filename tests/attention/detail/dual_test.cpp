@@ -95,7 +95,7 @@ constexpr double kStep = 1e-5;
 
 }  // namespace
 
-TEST_CASE("derivatives equal finite differences to 1e-6, for more than 20 scores") {
+TEST_CASE("Dual: derivatives equal finite differences to 1e-6, for at least 20 scores") {
   CHECK(std::size(kScores) >= 20);
   for (const Score& score : kScores) {
     for (const double x : kPoints) {
@@ -108,7 +108,7 @@ TEST_CASE("derivatives equal finite differences to 1e-6, for more than 20 scores
   }
 }
 
-TEST_CASE("derivatives of derivatives equal finite differences of the first ones to 1e-6") {
+TEST_CASE("Dual: second derivatives equal finite differences of the first derivatives to 1e-6") {
   for (const Score& score : kScores) {
     for (const double x : kPoints) {
       CAPTURE(score.name);
@@ -132,7 +132,7 @@ TEST_CASE("Dual: the derivative is proportional to that of the argument, and 0 f
   }
 }
 
-TEST_CASE("Dual: at points without a derivative it equals torch's; max and min of equal values take the first") {
+TEST_CASE("Dual: where a function has no derivative, it equals torch's; max and min of equal values take the first") {
   const auto slope = [](const auto& function) { return function(Dual<double>(0, 1)).derivative.value; };
   CHECK(slope([](auto x) { return abs(x); }) == 0);
   CHECK(slope([](auto x) { return max(x, 2 * x); }) == 1);

@@ -76,8 +76,9 @@ std::vector<V> numbers() {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("exp is that of <cmath> to two units in the last place; 0 below kSmallest; −∞, +∞ and NaN", V, float,
-                   double) {
+TEST_CASE_TEMPLATE(
+    "elementary functions: exp equals <cmath>'s to two units in the last place; 0 below kSmallest; ±∞ and NaN", V,
+    float, double) {
   int computed = 0;
   double largest = 0;
   for (const V x : numbers<V>()) {
@@ -105,7 +106,7 @@ TEST_CASE_TEMPLATE("exp is that of <cmath> to two units in the last place; 0 bel
   CHECK(std::isnan(exp_of(std::numeric_limits<V>::quiet_NaN())));
 }
 
-TEST_CASE_TEMPLATE("the bounded exp is exp, up to 80", V, float, double) {
+TEST_CASE_TEMPLATE("elementary functions: the bounded exp equals exp for arguments up to 80", V, float, double) {
   for (const V x : numbers<V>())
     if (x <= 80 && error_in_units(bounded_exp_of(x), static_cast<Wide<V>>(exp_of(x))) > 2)
       FAIL_CHECK("exp(" << x << ") = " << bounded_exp_of(x));
@@ -113,8 +114,8 @@ TEST_CASE_TEMPLATE("the bounded exp is exp, up to 80", V, float, double) {
   CHECK(std::isnan(bounded_exp_of(std::numeric_limits<V>::quiet_NaN())));
 }
 
-TEST_CASE_TEMPLATE("tanh is that of <cmath> to a few units in the last place, for the smallest and largest too", V,
-                   float, double) {
+TEST_CASE_TEMPLATE("elementary functions: tanh equals <cmath>'s to a few units in the last place, for all magnitudes",
+                   V, float, double) {
   double largest = 0;
   for (const V x : numbers<V>()) {
     const double error = error_in_units(tanh_of(x), std::tanh(Wide<V>(x)));
@@ -129,8 +130,9 @@ TEST_CASE_TEMPLATE("tanh is that of <cmath> to a few units in the last place, fo
   CHECK(std::isnan(tanh_of(std::numeric_limits<V>::quiet_NaN())));
 }
 
-TEST_CASE_TEMPLATE("log is that of <cmath> to two units in the last place, for subnormal numbers too", V, float,
-                   double) {
+TEST_CASE_TEMPLATE(
+    "elementary functions: log equals <cmath>'s to two units in the last place, also for subnormal numbers", V, float,
+    double) {
   double largest = 0;
   for (const V x : numbers<V>()) {
     const double error = error_in_units(logarithm(x), std::log(Wide<V>(x)));

@@ -12,7 +12,7 @@
 using attend::AttentionOptions;
 using attend::Coordinate;
 
-TEST_CASE("OptionMask: allows the scores whose weights attention_weights() does not rule out") {
+TEST_CASE("OptionMask: it allows exactly the scores that attention_weights() does not mask") {
   torch::manual_seed(1);
   struct Case {
     std::string name;
