@@ -86,7 +86,7 @@ bool has_kernels(at::ScalarType dtype) {
 
 }  // namespace
 
-TEST_CASE("float32 and bfloat16 are as accurate as torch's convolutions, forward and backward, for any sizes") {
+TEST_CASE("ConvStack: float32 and bfloat16 are as accurate as torch's convolutions, forward and backward") {
   for (const auto dtype : {torch::kFloat, torch::kBFloat16}) {
     if (!has_kernels(dtype)) continue;
     Accuracy accuracy;
@@ -114,7 +114,7 @@ TEST_CASE("float32 and bfloat16 are as accurate as torch's convolutions, forward
   }
 }
 
-TEST_CASE("autocast computes in bfloat16, and gives float32 parameters gradients of float32") {
+TEST_CASE("ConvStack: autocast computes in bfloat16 and gives float32 parameters float32 gradients") {
   if (!has_kernels(torch::kBFloat16)) return;
   torch::manual_seed(1);
   ConvStack stack(ConvStackOptions(1, 32, 3).depth(3).backend(Backend::kCpu));
