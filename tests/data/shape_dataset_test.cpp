@@ -103,7 +103,7 @@ std::uint64_t hash_of(const torch::Tensor& tensor) {
 
 }  // namespace
 
-TEST_CASE("inputs and targets are float32 (samples, 1, size) in [0, 1], each signal touching both ends") {
+TEST_CASE("ShapeDataset: inputs and targets are float32 (samples, 1, size); each signal has minimum 0 and maximum 1") {
   const ShapeDataset data(ShapeDatasetOptions().size(64).max_samples(50));
   CHECK(*data.size() == 50);
   for (const torch::Tensor& signals : {data.inputs(), data.targets()}) {
@@ -114,13 +114,13 @@ TEST_CASE("inputs and targets are float32 (samples, 1, size) in [0, 1], each sig
   }
 }
 
-TEST_CASE("the bits are the same on every machine: golden hashes") {
+TEST_CASE("ShapeDataset: kNotebook signals have the same bits on every machine (hashes)") {
   const ShapeDataset data(ShapeDatasetOptions().max_samples(1000).seed(7));
   CHECK(hash_of(data.inputs()) == 10463862153472878844u);
   CHECK(hash_of(data.targets()) == 18009845325878920402u);
 }
 
-TEST_CASE("a sample depends on seed and index alone") {
+TEST_CASE("ShapeDataset: a sample depends only on seed and index") {
   const ShapeDataset few(ShapeDatasetOptions().max_samples(10).seed(3));
   const ShapeDataset many(ShapeDatasetOptions().max_samples(100).seed(3));
   const ShapeDataset other(ShapeDatasetOptions().max_samples(10).seed(4));
@@ -135,7 +135,7 @@ TEST_CASE("a sample depends on seed and index alone") {
   CHECK(again.inputs().equal(few.inputs()));
 }
 
-TEST_CASE("the number of threads does not change a bit") {
+TEST_CASE("ShapeDataset: the number of threads does not change a bit") {
   const int threads = at::get_num_threads();
   at::set_num_threads(1);
   const ShapeDataset one(ShapeDatasetOptions().max_samples(500));
@@ -146,14 +146,14 @@ TEST_CASE("the number of threads does not change a bit") {
   CHECK(one.targets().equal(three.targets()));
 }
 
-TEST_CASE("shapes and noise are drawn apart: noise_std and normalize do not move the shapes") {
+TEST_CASE("ShapeDataset: noise_std and normalize do not change the shapes that are drawn") {
   const ShapeDataset plain(clean(20).seed(5));
   const ShapeDataset noisy(clean(20).seed(5).noise_std(0.1));
   CHECK(max_difference(plain.inputs(), noisy.inputs()) < 0.1 * 6);
   CHECK(max_difference(plain.inputs(), noisy.inputs()) > 0.1);
 }
 
-TEST_CASE("100,000 samples have the statistics of the rule") {
+TEST_CASE("ShapeDataset: 100,000 samples have the statistics of the notebook's rule") {
   constexpr int kSamples = 100'000;
   const ShapeDataset data(clean(kSamples).seed(11));
   std::map<int, int> counts, widths, heights, first_bases;
@@ -182,7 +182,7 @@ TEST_CASE("100,000 samples have the statistics of the rule") {
     CHECK(std::abs(share - probability) <= 5 * std::sqrt(probability * (1 - probability) / of));
   };
 
-  SUBCASE("the number of shapes, and how often they are of one kind: against the rule summed out") {
+  SUBCASE("the number of shapes and the share of signals of one kind equal the probabilities computed from the rule") {
     double exact_one_kind_only = 0;
     for (const auto& [count, probability] : exact_shape_counts(100)) {
       check_share(counts[count], kSamples, probability);
@@ -190,12 +190,12 @@ TEST_CASE("100,000 samples have the statistics of the rule") {
     }
     check_share(one_kind_only, kSamples, exact_one_kind_only);
   }
-  SUBCASE("the same against the published figures, which are rounded to a tenth of a percent") {
+  SUBCASE("they equal the published figures, which are rounded to a tenth of a percent") {
     const std::map<int, double> published{{4, 15.7}, {5, 77.0}, {6, 7.3}};
     for (const auto& [count, percent] : published) CHECK(std::abs(100.0 * counts[count] / kSamples - percent) < 0.5);
     CHECK(std::abs(100.0 * one_kind_only / kSamples - 6.9) < 0.5);
   }
-  SUBCASE("kinds, heights, the first base and width are uniform") {
+  SUBCASE("kinds, heights, the first base and the first width are uniform") {
     check_share(triangles, shapes_in_all, 0.5);
     CHECK(heights.size() == 45);
     for (int height = 5; height < 50; ++height) check_share(heights[height], shapes_in_all, 1.0 / 45);
@@ -206,7 +206,7 @@ TEST_CASE("100,000 samples have the statistics of the rule") {
   }
 }
 
-TEST_CASE("every shape is drawn as the rule says, and the target has each kind's mean height") {
+TEST_CASE("ShapeDataset: every shape is drawn as the rule says, and the target has each kind's mean height") {
   const ShapeDataset data(clean(2000).seed(1));
   for (int i = 0; i < 2000; ++i) {
     const std::vector<double> input = row(data.inputs(), i), target = row(data.targets(), i);
@@ -237,7 +237,7 @@ TEST_CASE("every shape is drawn as the rule says, and the target has each kind's
   }
 }
 
-TEST_CASE("a small triangle, drawn by hand") {
+TEST_CASE("ShapeDataset: a small triangle equals the one drawn by hand") {
   // Among many samples, one with a triangle of width 5 and height 9: rise 2 steps 0, 4.5; fall 3 steps 9, 6, 3.
   const ShapeDataset data(clean(3000));
   int found = 0;
@@ -266,7 +266,7 @@ TEST_CASE("ShapeDataset: noise is Gaussian with standard deviation noise_std, in
   CHECK(std::abs((input_noise * target_noise).mean().item<double>()) < 0.09 * five_errors);
 }
 
-TEST_CASE("normalize: min_max maps each signal by itself, max_height divides") {
+TEST_CASE("normalize: kMinMax maps each signal to [0, 1], kMaxHeight divides by the largest height") {
   const ShapeDataset raw(ShapeDatasetOptions().max_samples(20).normalize(Normalization::kNone));
   const ShapeDataset min_max(ShapeDatasetOptions().max_samples(20));
   const ShapeDataset max_height(ShapeDatasetOptions().max_samples(20).normalize(Normalization::kMaxHeight));
@@ -286,7 +286,7 @@ TEST_CASE("ShapeDataset: the options size and max_height take effect") {
 
 // ---- By location, the shapes themselves, the handout's rule ---------------------------------------------------------
 
-TEST_CASE("by location the left half of the shapes has one mean height, and the right half another") {
+TEST_CASE("group_by: kLocation gives the left half of the shapes one mean height, and the right half another") {
   const ShapeDataset data(clean(500).group_by(GroupBy::kLocation)), by_kind(clean(500));
   CHECK(data.inputs().equal(by_kind.inputs()));  // the same shapes
   for (int i = 0; i < 500; ++i) {
@@ -335,7 +335,7 @@ double handout_height(const attend::DrawnShape& shape, double height, int t) {
 
 }  // namespace
 
-TEST_CASE("the handout's signals are the maximum of its formulas, and noise is uniform within 0.15") {
+TEST_CASE("kHandout: signals are the maximum of the handout's formulas, and noise is uniform within 0.15") {
   for (const GroupBy group_by : {GroupBy::kKind, GroupBy::kLocation}) {
     const ShapeDataset plain(handout(1000).group_by(group_by).noise_std(0)), noisy(handout(1000).group_by(group_by));
     for (int i = 0; i < 1000; ++i) {
@@ -365,7 +365,7 @@ TEST_CASE("the handout's signals are the maximum of its formulas, and noise is u
   }
 }
 
-TEST_CASE("the handout's shapes keep its rules: kinds, ranges, gaps, differences, means") {
+TEST_CASE("kHandout: shapes follow the handout's rules: kinds, ranges, gaps, differences, means") {
   const double kLargest = std::numeric_limits<double>::infinity();
   for (const GroupBy group_by : {GroupBy::kKind, GroupBy::kLocation}) {
     const ShapeDataset data(handout(3000).group_by(group_by).noise_std(0));
@@ -415,13 +415,13 @@ TEST_CASE("the handout's shapes keep its rules: kinds, ranges, gaps, differences
   }
 }
 
-TEST_CASE("the handout's training inputs have the mean and deviation measured with its program: 3.32 and 6.23") {
+TEST_CASE("kHandout: training inputs have mean 3.32 and deviation 6.23, as measured with the handout's program") {
   const ShapeDataset data(handout(25'000).seed(1));
   CHECK(data.inputs().mean().item<double>() == doctest::Approx(3.32).epsilon(0.01));
   CHECK(data.inputs().std().item<double>() == doctest::Approx(6.23).epsilon(0.01));
 }
 
-TEST_CASE("the handout's bits are the same on every machine: golden hashes") {
+TEST_CASE("kHandout: signals have the same bits on every machine (hashes)") {
   const ShapeDataset by_kind(handout(1000).seed(7));
   CHECK(hash_of(by_kind.inputs()) == 13781196172308212997u);
   CHECK(hash_of(by_kind.targets()) == 13455683901996438491u);
@@ -493,7 +493,7 @@ TEST_CASE("ShapeDataset: map with torch's transforms, of samples and of batches,
   CHECK(data.map(transforms::Stack<>()).size() == 10);
 }
 
-TEST_CASE("options out of range are refused with the rule and the value") {
+TEST_CASE("ShapeDataset: options out of range are refused with the rule and the value") {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const std::pair<ShapeDatasetOptions, std::string> cases[] = {
       {ShapeDatasetOptions().size(17), "attend::ShapeDataset: size (17) must be at least 18"},
@@ -516,7 +516,7 @@ TEST_CASE("options out of range are refused with the rule and the value") {
   }
 }
 
-TEST_CASE("an index out of range is refused with the index and the size") {
+TEST_CASE("ShapeDataset: an index out of range is refused with the index and the size") {
   ShapeDataset data(ShapeDatasetOptions().max_samples(10));
   const std::string expected = "attend::ShapeDataset: index 10 must be below the number of samples (10)";
   CHECK(message_of<c10::IndexError>([&] { data.get(10); }).find(expected) != std::string::npos);

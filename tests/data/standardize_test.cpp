@@ -20,7 +20,7 @@ using attend::StandardizeOptions;
 using attend::test::max_difference;
 using attend::test::message_of;
 
-TEST_CASE("Standardize: its data get mean 0 and standard deviation 1, and the inverse restores them") {
+TEST_CASE("Standardize: data get mean 0 and standard deviation 1, and inverse() restores them") {
   torch::manual_seed(1);
   const torch::Tensor data = torch::randn({50, 3, 20}) * 4 + 7;
   Standardize standardize(data);
@@ -78,7 +78,7 @@ TEST_CASE("Standardize: sparse tensors and tensors on another device are refused
   CHECK(message_of<c10::ValueError>([&] { standardize->inverse(x); }) == "attend::Standardize: y" + expected);
 }
 
-TEST_CASE("data and options out of range are refused with the rule and the value") {
+TEST_CASE("Standardize: data and options out of range are refused with the rule and the value") {
   const auto check = [](auto&& action, const std::string& expected) {
     CHECK(message_of<c10::ValueError>(action) == "attend::Standardize: " + expected);
   };

@@ -9,7 +9,7 @@
 
 using attend::detail::GaussianStream;
 
-TEST_CASE("the stream is standard normal: moments and distribution function of a million numbers") {
+TEST_CASE("GaussianStream: a million numbers have the moments and distribution function of a standard normal") {
   constexpr int kCount = 1'000'000;
   GaussianStream stream(/*seed=*/3, /*first_counter=*/0, /*sample=*/0);
   std::vector<float> numbers(kCount);
@@ -33,7 +33,7 @@ TEST_CASE("the stream is standard normal: moments and distribution function of a
   CHECK(distance * std::sqrt(static_cast<double>(kCount)) < 1.95);
 }
 
-TEST_CASE("the tails are the normal distribution's, on both sides") {
+TEST_CASE("GaussianStream: both tails are those of the normal distribution") {
   constexpr int kCount = 4'000'000;
   const double limits[] = {2.5, 3.5, 3.6542, 4.0, 4.5};  // the lowest layer's tail begins at 3.65415
   int beyond[2][5] = {};
@@ -50,7 +50,7 @@ TEST_CASE("the tails are the normal distribution's, on both sides") {
   }
 }
 
-TEST_CASE("streams of different samples, seeds and counters differ, equal ones are equal") {
+TEST_CASE("GaussianStream: streams differ by sample, seed and counter; equal ones are equal") {
   const auto first = [](std::uint64_t seed, std::uint64_t counter, std::int64_t sample) {
     float number = 0;
     GaussianStream(seed, counter, sample).fill(&number, 1);

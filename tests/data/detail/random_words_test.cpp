@@ -8,7 +8,7 @@
 using attend::detail::philox;
 using attend::detail::RandomWords;
 
-TEST_CASE("the words are those of Philox, block after block, whatever the seed, the counter and the sample") {
+TEST_CASE("RandomWords: the words are those of Philox, block after block, for each seed, counter and sample") {
   const std::uint64_t large = 0xfedcba9876543210;
   for (const std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{7}, large}) {
     for (const std::uint64_t first : {std::uint64_t{0}, std::uint64_t{0xfffffffd}, large}) {  // carries, too
@@ -34,7 +34,7 @@ TEST_CASE("RandomWords: words that are drawn ahead are the words that follow") {
   }
 }
 
-TEST_CASE("uniform numbers lie between 0 and 1, and are the middles of equal steps") {
+TEST_CASE("RandomWords: uniform numbers lie between 0 and 1 and are the midpoints of equal steps") {
   RandomWords words(1, 2, 3), same(1, 2, 3);
   for (int i = 0; i < 1000; ++i) {
     const double x = words.uniform();

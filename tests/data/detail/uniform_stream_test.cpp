@@ -8,7 +8,7 @@
 
 using attend::detail::UniformStream;
 
-TEST_CASE("numbers are uniform between -1 and 1, without the ends and without a bias") {
+TEST_CASE("UniformStream: numbers are uniform between -1 and 1, without the end points and without bias") {
   constexpr int kCount = 1'000'000;
   std::vector<float> numbers(kCount);
   UniformStream(7, 0, 3).fill(numbers.data(), kCount);
