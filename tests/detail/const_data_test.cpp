@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-TEST_CASE("const_data: the elements of a tensor of this dtype, and an error for another") {
+TEST_CASE("const_data: it returns the elements of a tensor of this dtype and throws for another dtype") {
   const torch::Tensor x = torch::arange(6, torch::kFloat).slice(0, 2);
   CHECK(attend::detail::const_data<float>(x) == x.const_data_ptr());
   CHECK(attend::detail::const_data<float>(x)[1] == 3);

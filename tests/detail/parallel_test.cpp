@@ -72,7 +72,7 @@ class Meeting {
 
 }  // namespace
 
-TEST_CASE("ThreadPool::run does every piece once") {
+TEST_CASE("ThreadPool::run: it runs every piece once") {
   for (const int threads : {1, 2, 3, 8})
     for (const int pieces : {0, 1, 2, 3, 100}) {
       Counts counts(pieces);
@@ -81,7 +81,7 @@ TEST_CASE("ThreadPool::run does every piece once") {
     }
 }
 
-TEST_CASE("ThreadPool::run uses as many threads as it is asked for, and no more") {
+TEST_CASE("ThreadPool::run: it uses the requested number of threads and no more") {
   for (const int threads : {4, 2, 3}) {
     Meeting meeting(threads);
     std::atomic<bool> have_met{true};
@@ -99,7 +99,7 @@ TEST_CASE("ThreadPool::run uses as many threads as it is asked for, and no more"
   }
 }
 
-TEST_CASE("ThreadPool::run rethrows the exception of a piece, and works afterwards") {
+TEST_CASE("ThreadPool::run: it rethrows the exception of a piece, and works afterwards") {
   for (const int bad : {0, 7, 49}) {
     CHECK_THROWS_WITH_AS(ThreadPool::run(4, 50,
                                          [&](int i) {
@@ -113,7 +113,7 @@ TEST_CASE("ThreadPool::run rethrows the exception of a piece, and works afterwar
   CHECK_THROWS_AS(ThreadPool::run(4, 50, [](int) { throw 1; }), int);  // all throw, one arrives
 }
 
-TEST_CASE("ThreadPool::run within a section runs on its caller") {
+TEST_CASE("ThreadPool::run: within a parallel section it runs on the calling thread") {
   Counts counts(6 * 5);
   std::atomic<int> elsewhere{0};
   ThreadPool::run(3, 6, [&](int i) {
@@ -127,7 +127,7 @@ TEST_CASE("ThreadPool::run within a section runs on its caller") {
   CHECK(elsewhere == 0);
 }
 
-TEST_CASE("ThreadPool::run on several user threads at once") {
+TEST_CASE("ThreadPool::run: several threads of a program may call it at once") {
   constexpr int kUsers = 4, kRounds = 500, kPieces = 5;
   std::vector<Counts> counts;
   for (int user = 0; user < kUsers; ++user) counts.emplace_back(kPieces);
@@ -141,7 +141,7 @@ TEST_CASE("ThreadPool::run on several user threads at once") {
   for (const Counts& each : counts) CHECK(each.are_all(kRounds));
 }
 
-TEST_CASE("ThreadPool::run computes in the caller's floating point environment") {
+TEST_CASE("ThreadPool::run: the pieces run in the caller's floating-point environment") {
   ThreadPool::run(4, 4, [](int) {});  // the workers are there
   for (const bool flushes : {true, false}) {
     if (!at::globalContext().setFlushDenormal(flushes)) continue;  // torch does not know how to on this processor
@@ -156,7 +156,7 @@ TEST_CASE("ThreadPool::run computes in the caller's floating point environment")
   }
 }
 
-TEST_CASE("parallel_ranges and parallel cover everything once, on torch's threads and on the pool's") {
+TEST_CASE("parallel_ranges, parallel: they run everything once, on torch's threads and on the pool's") {
   const NumThreads three(3);
   for (const bool by_pool : {false, true})
     for (const int count : {0, 1, 5, 1000}) {
@@ -178,7 +178,7 @@ TEST_CASE("parallel_ranges and parallel cover everything once, on torch's thread
     }
 }
 
-TEST_CASE("parallel_ranges within a section, and with at::set_num_threads(1), runs on its caller") {
+TEST_CASE("parallel_ranges: within a section, and with at::set_num_threads(1), it runs on the calling thread") {
   for (const bool by_pool : {false, true}) {
     CAPTURE(by_pool);
     if (by_pool) give_sections_to_the_pool();
@@ -209,7 +209,7 @@ TEST_CASE("WhoseThreads: sections use the pool after a delayed thread, and LibTo
   CHECK_FALSE(WhoseThreads::are_the_pools());
 }
 
-TEST_CASE("WhoseThreads: a share of the work counts as delayed if its thread waits, not if it computes") {
+TEST_CASE("WhoseThreads: work counts as delayed if its thread waits, not if its thread computes") {
   const auto began = WhoseThreads::Clock::now();
   const WhoseThreads::Share share(/*is_watched=*/true), unwatched(/*is_watched=*/false);
   CHECK_FALSE(share.was_held_up(began));
@@ -220,7 +220,7 @@ TEST_CASE("WhoseThreads: a share of the work counts as delayed if its thread wai
   CHECK_FALSE(unwatched.was_held_up(began));
 }
 
-TEST_CASE("WhoseThreads: the section after a very short one is not watched, others are") {
+TEST_CASE("WhoseThreads: the section after a very short one is not watched, other sections are") {
   WhoseThreads::section_took(std::chrono::microseconds(5));
   CHECK_FALSE(WhoseThreads::are_watched());
   WhoseThreads::section_took(std::chrono::milliseconds(1));
@@ -249,7 +249,7 @@ TEST_CASE("ConvStack: results have the same bits on torch's threads and on the p
   }
 }
 
-TEST_CASE("parallel works in a child process made by fork(), and still works in its parent") {
+TEST_CASE("parallel: it works in a child process made by fork(), and afterwards in the parent") {
   const NumThreads three(3);
   const auto is_right = [] {
     Counts counts(30);

@@ -8,7 +8,7 @@
 using attend::detail::philox;
 using attend::detail::PhiloxBlock;
 
-TEST_CASE("Philox gives the known answers that its authors published (Random123, kat_vectors, philox4x32 10)") {
+TEST_CASE("philox: it gives the answers that its authors published (Random123, kat_vectors, philox4x32 10)") {
   struct KnownAnswer {
     std::uint64_t seed, counter_low, counter_high;
     std::uint32_t words[4];
