@@ -66,7 +66,7 @@ void load_from_python(torch::nn::Module& module, const std::string& path) {
 
 }  // namespace
 
-TEST_CASE("the same block in torch::nn and in attend; weights move from one into the other") {
+TEST_CASE("docs/coming_from_torch.md: a torch::nn block and the attend block exchange weights and agree") {
   TorchBlock torch_block;
   Block block;
   attend::test::TemporaryFolder folder;
@@ -78,7 +78,7 @@ TEST_CASE("the same block in torch::nn and in attend; weights move from one into
   CHECK(max_difference(torch_block(x, padding), block(x, padding)) < 1e-5);
 }
 
-TEST_CASE("weights saved as a plain dictionary are loaded by name; what is missing or of another shape is named") {
+TEST_CASE("docs/coming_from_torch.md: load_from_python() loads by name and names a missing or misshapen weight") {
   Block saved, loaded;
   c10::Dict<std::string, torch::Tensor> dictionary;
   for (const auto& parameter : saved->named_parameters()) dictionary.insert(parameter.key(), parameter.value().detach());

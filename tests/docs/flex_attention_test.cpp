@@ -83,7 +83,7 @@ torch::Tensor alibi_slopes() { return torch::exp2(-torch::arange(1, 9, torch::kD
 
 }  // namespace
 
-TEST_CASE("1: DistancePenalty is ALiBi, also where there are more keys than queries") {
+TEST_CASE("docs/flex_attention.md, 1: DistancePenalty equals Alibi, also with more keys than queries") {
   const torch::Tensor q = normal({2, 8, 13, 4}, 1), k = normal({2, 8, 21, 4}, 2), v = normal({2, 8, 21, 3}, 3);
   const torch::Tensor distance = distances(13, 21);
   const torch::Tensor expected = dense(scores_of(q, k) - alibi_slopes() * distance.abs(), distance.le(0), v);
@@ -98,7 +98,7 @@ TEST_CASE("1: DistancePenalty is ALiBi, also where there are more keys than quer
   }
 }
 
-TEST_CASE("2: Near & Causal is a window, and its key range leaves out what the page says") {
+TEST_CASE("docs/flex_attention.md, 2: Near & Causal is a window, and keys() skips as many scores as the page says") {
   const torch::Tensor q = normal({1, 2, 64, 4}, 1), k = normal({1, 2, 64, 4}, 2), v = normal({1, 2, 64, 4}, 3);
   torch::Tensor y = attend::flex_attention(q, k, v, attend::Unchanged{}, Near{12} & attend::Causal{});
   const torch::Tensor allowed = distances(64, 64).le(0) & distances(64, 64).ge(-12);  // (L, S)
@@ -111,7 +111,7 @@ TEST_CASE("2: Near & Causal is a window, and its key range leaves out what the p
   CHECK(computed_scores(Near{3}, near) < 24 * 64);
 }
 
-TEST_CASE("3: packed documents, with and without a prompt that all of them see") {
+TEST_CASE("docs/flex_attention.md, 3: packed documents with and without a shared prompt (Document, FirstKeys)") {
   const torch::Tensor q = normal({2, 2, 64, 4}, 1), k = normal({2, 2, 64, 4}, 2), v = normal({2, 2, 64, 4}, 3);
   torch::Tensor document = torch::repeat_interleave(torch::tensor({8, 20, 12, 24}));  // (L): 0 0 … 1 1 … 3 3
   torch::Tensor packed =
@@ -132,7 +132,7 @@ TEST_CASE("3: packed documents, with and without a prompt that all of them see")
   CHECK(computed_scores(FirstKeys{8}, torch::arange(64).lt(8).expand({64, 64})) == 64 * 8);
 }
 
-TEST_CASE("4: GridBias has the result and the first and second derivatives of a bias gathered by torch's indexing") {
+TEST_CASE("docs/flex_attention.md, 4: GridBias and its derivatives equal a bias gathered by torch's indexing") {
   const std::int64_t rows = 3, columns = 4, pixels = rows * columns;
   const torch::Tensor pixel = torch::arange(pixels);
   const torch::Tensor down = at::floor_divide(pixel, columns), right = pixel % columns;
@@ -172,7 +172,7 @@ TEST_CASE("4: GridBias has the result and the first and second derivatives of a 
   }
 }
 
-TEST_CASE("4: trained on random images, GridBias finds the neighbours that it is to fetch") {
+TEST_CASE("docs/flex_attention.md, 4: GridBias, trained on random images, learns which neighbours to read") {
   torch::manual_seed(1);
   const torch::Tensor table = learn_neighbours(4, 4, 60);  // (2, 7, 7); no step is [3][3]
   CHECK(table[0].argmax().item<int>() == 3 * 7 + 2);       // one to the left
@@ -183,7 +183,7 @@ TEST_CASE("4: trained on random images, GridBias finds the neighbours that it is
   CHECK(weights[1][5][1].item<double>() > 0.9);
 }
 
-TEST_CASE("4: GridBias refuses a table that does not fit") {
+TEST_CASE("docs/flex_attention.md, 4: GridBias refuses a table that does not fit") {
   const torch::Tensor q = normal({1, 2, 12, 4}, 1);  // (N, H, L, D)
   const std::string message = attend::test::message_of<c10::ValueError>([&] {
     attend::flex_attention(q, q, q, GridBias{torch::zeros({2, 5, 5})});
@@ -223,7 +223,7 @@ TEST_CASE("docs/flex_attention.md: then(), mask operators, materialize() and exp
   CHECK(attend::explain_flex(q, k, v, score, mask).backend == attend::Backend::kCpu);
 }
 
-TEST_CASE("README: the custom score equals its formula") {
+TEST_CASE("README, custom scores: the score_mod equals its formula") {
   const torch::Tensor q = normal({2, 3, 9, 4}, 1), k = normal({2, 3, 9, 4}, 2), v = normal({2, 3, 9, 4}, 3);
   const torch::Tensor scores = scores_of(q, k), distance = distances(9, 9);
   const torch::Tensor changed = scores / (1 + 0.5 * scores.abs()) - 0.01 * distance.abs();

@@ -26,7 +26,7 @@ int main() {
 }
 #undef main
 
-TEST_CASE("docs/getting_started.md: the program and the layer") {
+TEST_CASE("docs/getting_started.md: the first program and the layer run") {
   CHECK(getting_started_main() == 0);
   attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(256, 8).batch_first(true).is_causal(true));
   torch::Tensor x = torch::randn({4, 100, 256});  // (N, L, E)
