@@ -69,7 +69,7 @@ struct Clip {
 
 }  // namespace
 
-TEST_CASE("a captured fit equals the plain loop, with hooks and accumulation as well") {
+TEST_CASE("cuda_graphs: a captured fit equals the plain loop, also with hooks and accumulation_steps") {
   if (!has_gpu()) return;
   const auto captured = TrainerOptions().capture(attend::cuda_graphs());
   const auto equal = [](const Fitted& plain, const Fitted& graph) {
@@ -83,7 +83,7 @@ TEST_CASE("a captured fit equals the plain loop, with hooks and accumulation as 
   equal(fitted(TrainerOptions().accumulation_steps(2)), fitted(TrainerOptions(captured).accumulation_steps(2)));
 }
 
-TEST_CASE("the nets of the experiment learn as in the plain loop, in float32 and bfloat16, in a second fit too") {
+TEST_CASE("cuda_graphs: the experiment's nets learn as in the plain loop, in float32 and bfloat16, in two fits") {
   if (!has_gpu()) return;
   const attend::ShapeDataset data(attend::ShapeDatasetOptions().max_samples(100).size(40));
   const auto losses = [&](bool has_attention, bool is_bfloat16, bool is_captured) {

@@ -33,7 +33,7 @@ bool has_gpu() {
 
 }  // namespace
 
-TEST_CASE("attention on the GPU equals the reference in float64 on the CPU, masked rows included") {
+TEST_CASE("attention on the GPU: results equal kReference in float64 on the CPU, also rows without allowed keys") {
   if (!has_gpu()) return;
   torch::Tensor mask = torch::rand({33, 33}) < 0.7;
   mask[5] = false;
@@ -103,7 +103,7 @@ TEST_CASE("attention on the GPU: every option equals kReference on the CPU, with
   }
 }
 
-TEST_CASE("dropout on the GPU: the seed stays on the GPU, the rate is right, the same seed drops the same weights") {
+TEST_CASE("dropout on the GPU: the seed stays there, the rate is right, the same seed drops the same weights") {
   if (!has_gpu()) return;
   const torch::Tensor value = torch::eye(64, torch::kCUDA).view({1, 1, 64, 64}), zeros = torch::zeros_like(value);
   std::vector<torch::Tensor> outputs;
@@ -115,7 +115,7 @@ TEST_CASE("dropout on the GPU: the seed stays on the GPU, the rate is right, the
   CHECK(outputs[0].eq(0).to(torch::kDouble).mean().item<double>() == doctest::Approx(0.25).epsilon(0.15).scale(0));
 }
 
-TEST_CASE("MultiheadAttention on the GPU equals the CPU, also in half precision with padding") {
+TEST_CASE("MultiheadAttention on the GPU: results equal the CPU's, also in half precision with key_padding_mask") {
   if (!has_gpu()) return;
   attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(32, 4).num_kv_heads(2).is_causal(true));
   const torch::Tensor x = torch::randn({9, 3, 32}), padding = torch::rand({3, 9}) < 0.4;
@@ -128,7 +128,7 @@ TEST_CASE("MultiheadAttention on the GPU equals the CPU, also in half precision 
   CHECK(max_difference(std::get<0>(layer(half, half, half, ignored)), expected) < 0.05);
 }
 
-TEST_CASE("a model trains on the GPU as it does on the CPU") {
+TEST_CASE("Trainer on the GPU: a model trains as on the CPU") {
   if (!has_gpu()) return;
   attend::ShapeDataset data(attend::ShapeDatasetOptions().max_samples(320));
   std::vector<std::vector<double>> losses;
