@@ -21,7 +21,7 @@ using attend::test::max_difference;
 using attend::test::message_of;
 using attend::test::reference_data;
 
-TEST_CASE("ConvStack: a state dict of Python's nn.Sequential loads; results and gradients equal Python's") {
+TEST_CASE("ConvStack: it loads a state dict of Python's nn.Sequential; results and gradients equal Python's") {
   const std::map<std::string, torch::Tensor> data = reference_data("conv_stack");
   const std::map<std::string, attend::Activation> activations{{"relu", torch::kReLU},
                                                               {"gelu", torch::kGELU},
@@ -68,7 +68,7 @@ TEST_CASE("ConvStack: the convolution net of the experiment has 62,337 parameter
   CHECK(stack(x).equal(sequential->forward(x)));
 }
 
-TEST_CASE("depth 1 is one convolution; activation_after_last adds one at the end") {
+TEST_CASE("ConvStack: depth(1) is one convolution; activation_after_last adds an activation at the end") {
   ConvStack one(ConvStackOptions(2, 99, 3).depth(1));
   CHECK(one->parameters()[0].sizes() == torch::IntArrayRef{3, 2, 5});
   const torch::Tensor x = torch::randn({2, 2, 9});
@@ -79,7 +79,7 @@ TEST_CASE("depth 1 is one convolution; activation_after_last adds one at the end
   CHECK(rectified(x).equal(plain(x).relu()));
 }
 
-TEST_CASE("options and signals that do not fit are refused with the rule and the value") {
+TEST_CASE("ConvStack: invalid options and signals are refused with the rule and the value") {
   const std::pair<ConvStackOptions, std::string> cases[] = {
       {ConvStackOptions(0, 4, 1), "attend::ConvStack: in_channels (0) must be at least 1"},
       {ConvStackOptions(1, -4, 1), "attend::ConvStack: hidden_channels (-4) must be at least 1"},

@@ -221,7 +221,7 @@ TEST_CASE("key_padding_mask of a fully padded batch entry: torch::nn gives NaN, 
   CHECK(our_weight_gradient.isfinite().all().item<bool>());
 }
 
-TEST_CASE("memory without need_weights: torch::nn holds the L × L matrix of each head several times, attend never") {
+TEST_CASE("memory without need_weights: torch::nn holds several L × L matrices for each head, attend holds none") {
   Pair pair;
   constexpr std::int64_t kLength = 2048, kHeads = 4;
   const torch::Tensor x = torch::randn({kLength, 1, 16});

@@ -180,7 +180,7 @@ TEST_CASE("MultiheadAttention: attn_mask (S), (1, S) or (L, 1) is broadcast as i
   }
 }
 
-TEST_CASE("the same seed gives torch's parameters: names, order, shapes and values; the same members are there") {
+TEST_CASE("MultiheadAttention: the same seed gives torch's parameters (names, order, shapes, values) and members") {
   for (const SharedOptions& options : kSharedOptions) {
     CAPTURE(options.name);
     torch::manual_seed(5);
@@ -515,7 +515,7 @@ TEST_CASE("MultiheadAttention: a state dict saved in Python has the same names a
 
 // ---- Masks ----------------------------------------------------------------------------------------------------------
 
-TEST_CASE("a query that may attend to nothing gives the output projection's bias, no weights and no gradients") {
+TEST_CASE("MultiheadAttention: a query that may attend to nothing gives the output bias, zero weights and gradients") {
   torch::manual_seed(8);
   // In each case the queries of batch entry 1 may attend to nothing.
   struct Case {
@@ -623,7 +623,7 @@ TEST_CASE("MultiheadAttention: queries without keys give the output projection's
         torch::IntArrayRef{0, 5, 3});
 }
 
-TEST_CASE("masks of uint8 mask like those of bool, and float masks of any precision are added") {
+TEST_CASE("MultiheadAttention: uint8 masks act like bool masks, and float masks of any dtype are added") {
   MultiheadAttention layer(12, 3);
   layer->to(torch::kDouble);
   const torch::Tensor x = normal({7, 2, 12});
@@ -641,7 +641,7 @@ TEST_CASE("masks of uint8 mask like those of bool, and float masks of any precis
   }
 }
 
-TEST_CASE("padding works in bfloat16, in float16 and under autocast, as accurately as the dense formula there") {
+TEST_CASE("key_padding_mask: bfloat16, float16 and autocast are as accurate as the dense formula in them") {
   torch::manual_seed(9);
   // Torch's module takes no padding there, but one batch entry at a time the same can be said as a float mask.
   const auto torchs_output = [](torch::nn::MultiheadAttention& torchs, const torch::Tensor& x,
@@ -937,7 +937,7 @@ TEST_CASE("MultiheadAttention: self-attention is detected by tensor handles, not
   }
 }
 
-TEST_CASE("second derivatives of output and weights equal those of torch's C++ module") {
+TEST_CASE("MultiheadAttention: second derivatives of output and weights equal those of torch's C++ module") {
   torch::manual_seed(12);
   torch::nn::MultiheadAttention torchs(12, 3);
   MultiheadAttention ours(12, 3);
@@ -980,7 +980,7 @@ TEST_CASE("MultiheadAttention: with head_dim, num_heads need not divide embed_di
   CHECK(max_difference(output_of(layer(copy[1], copy[1], copy[1])), output_of(results)[1]) < 1e-12);
 }
 
-TEST_CASE("every parameter receives a gradient, whatever the options; reset_parameters draws as the constructor does") {
+TEST_CASE("MultiheadAttention: every parameter gets a gradient; reset_parameters() draws as the constructor does") {
   const auto options = [] { return MultiheadAttentionOptions(12, 4); };
   for (const MultiheadAttentionOptions& given :
        {options(), options().kdim(5).vdim(9).add_bias_kv(true).add_zero_attn(true).num_kv_heads(2).head_dim(5)}) {
@@ -1010,7 +1010,7 @@ TEST_CASE("every parameter receives a gradient, whatever the options; reset_para
   }
 }
 
-TEST_CASE("the smallest and the fullest layer print their options") {
+TEST_CASE("MultiheadAttention: a layer prints its options, with the defaults and with all of them set") {
   const auto printed = [](const MultiheadAttentionOptions& options) {
     std::ostringstream stream;
     MultiheadAttention(options)->pretty_print(stream);
@@ -1039,7 +1039,7 @@ TEST_CASE("the smallest and the fullest layer print their options") {
 
 // ---- Bad input ------------------------------------------------------------------------------------------------------
 
-TEST_CASE("options that contradict each other are refused with the rule and the values") {
+TEST_CASE("MultiheadAttention: options that contradict each other are refused with the rule and the values") {
   const auto options = [](std::int64_t embed_dim, std::int64_t num_heads) {
     return MultiheadAttentionOptions(embed_dim, num_heads);
   };
@@ -1065,7 +1065,7 @@ TEST_CASE("options that contradict each other are refused with the rule and the 
   }
 }
 
-TEST_CASE("tensors and masks that do not fit are refused with the rule and the values") {
+TEST_CASE("MultiheadAttention: tensors and masks that do not fit are refused with the rule and the values") {
   const auto x = [](torch::IntArrayRef sizes) { return torch::randn(sizes); };
   const auto ignored = [](torch::IntArrayRef sizes) { return torch::zeros(sizes, torch::kBool); };
   const torch::Tensor query = x({5, 2, 12}), key = x({7, 2, 6}), value = x({7, 2, 9});

@@ -42,7 +42,7 @@ torch::Tensor notebook_layer(const torch::Tensor& x, const SelfAttention1d& laye
 
 }  // namespace
 
-TEST_CASE("outputs, maps and gradients equal the notebook's layer in Python, with one head and with several") {
+TEST_CASE("SelfAttention1d: outputs, attention_map and gradients equal the notebook's layer in Python") {
   const std::map<std::string, torch::Tensor> data = reference_data("self_attention1d");
   const std::pair<std::string, SelfAttention1dOptions> cases[] = {
       {"notebook/", SelfAttention1dOptions(6, 10, 8)},
@@ -75,7 +75,7 @@ TEST_CASE("SelfAttention1d: float32 is as accurate as the formula of the noteboo
   check_as_accurate_as(dense, ours, notebook_layer(x.to(torch::kDouble), layer));
 }
 
-TEST_CASE("the channels-first signal reaches every fused kernel, without a copy, and kAuto takes the fastest") {
+TEST_CASE("SelfAttention1d: every fused kernel reads the channels-first signal uncopied; kAuto uses the fastest") {
   for (const int num_heads : {1, 4}) {
     for (const Backend backend : {Backend::kAuto, Backend::kCpu, Backend::kSdpa}) {
       CAPTURE(num_heads);
@@ -89,7 +89,7 @@ TEST_CASE("the channels-first signal reaches every fused kernel, without a copy,
   }
 }
 
-TEST_CASE("parameters are named and shaped as Conv1d's, and the experiment's net has 54,081 with its convolutions") {
+TEST_CASE("SelfAttention1d: parameters have Conv1d's names and shapes; the experiment's net has 54,081 in total") {
   SelfAttention1d layer(SelfAttention1dOptions(5, 12, 8).num_heads(4));
   const auto parameters = layer->named_parameters();
   CHECK(parameters.size() == 3);
