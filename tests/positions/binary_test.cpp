@@ -14,7 +14,7 @@
 using attend::binary_positions;
 using attend::test::message_of;
 
-TEST_CASE("channel c is bit c of the position, the least significant first") {
+TEST_CASE("binary_positions: channel c is bit c of the position, the least significant first") {
   CHECK(binary_positions(5).equal(torch::tensor({{0, 1, 0, 1, 0}, {0, 0, 1, 1, 0}, {0, 0, 0, 0, 1}}, torch::kDouble)));
   const torch::Tensor bits = binary_positions(100);  // (7, 100)
   CHECK(bits.size(0) == 7);
@@ -35,7 +35,7 @@ TEST_CASE("binary_positions: the smallest number of channels that distinguishes 
   CHECK(bits.slice(0, 2, 5).count_nonzero().item<std::int64_t>() == 0);
 }
 
-TEST_CASE("options out of range are refused with the rule and the value") {
+TEST_CASE("binary_positions: options out of range are refused with the rule and the value") {
   const auto check = [](std::int64_t length, std::optional<std::int64_t> channels, const std::string& expected) {
     CHECK(message_of<c10::ValueError>([&] { binary_positions(length, channels); }) ==
           "attend::binary_positions: " + expected);

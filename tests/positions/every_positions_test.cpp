@@ -119,7 +119,7 @@ TEST_CASE_TEMPLATE("positions layers: a clone and a layer restored by torch::loa
   CHECK(loaded(x).equal(y));
 }
 
-TEST_CASE_TEMPLATE("the dtype is that of x, and float64 is exact", Case, EVERY_CASE) {
+TEST_CASE_TEMPLATE("positions layers: positions have the dtype of x, and are exact in float64", Case, EVERY_CASE) {
   auto layer = Case::make(Combine::kAdd);
   layer->to(torch::kDouble);
   const torch::Tensor zeros = torch::zeros({1, 4, 7}, torch::kDouble);
@@ -160,7 +160,7 @@ TEST_CASE_TEMPLATE("positions layers: two threads may use one at the same time, 
   for (int i = 0; i < 2; ++i) CHECK(results[i].equal(expected[i]));
 }
 
-TEST_CASE("signals of many lengths keep no more than four tables of the longest one") {
+TEST_CASE("positions layers: after signals of many lengths they hold at most four tables of the longest one") {
   const auto held = [](auto layer) {
     const attend::test::AllocatorPeak memory;
     for (std::int64_t length = 1000; length <= 2000; ++length) layer(torch::zeros({1, 1, length}));
@@ -172,8 +172,8 @@ TEST_CASE("signals of many lengths keep no more than four tables of the longest 
   CHECK(held(attend::BinaryPositions()) <= 4 * 11 * 2000 * 4);
 }
 
-TEST_CASE_TEMPLATE("the positions of a signal do not depend on what came before", Case, LinearCase, BinaryCase,
-                   SinusoidalCase) {
+TEST_CASE_TEMPLATE("positions layers: positions do not depend on the signals of earlier calls", Case, LinearCase,
+                   BinaryCase, SinusoidalCase) {
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16}) {
     auto layer = Case::make(Combine::kConcatenate);
     for (const std::int64_t length : {16, 1, 2, 9, 16, 3}) {
@@ -183,7 +183,8 @@ TEST_CASE_TEMPLATE("the positions of a signal do not depend on what came before"
   }
 }
 
-TEST_CASE_TEMPLATE("signals that do not fit are refused with the rule and the values", Case, EVERY_CASE) {
+TEST_CASE_TEMPLATE("positions layers: signals that do not fit are refused with the rule and the values", Case,
+                   EVERY_CASE) {
   auto layer = Case::make(Combine::kAdd);
   const std::string name = std::string(Case::kName) + ": ";
   const auto message = [&](const torch::Tensor& x) { return message_of<c10::ValueError>([&] { layer(x); }); };

@@ -23,7 +23,7 @@ TEST_CASE("LearnedPositions: it uses the first positions of the table, and only 
   CHECK(layer->weight.grad().equal(torch::cat({torch::full({3, 4}, 2.0), torch::zeros({3, 6})}, 1)));
 }
 
-TEST_CASE("the table begins normal with standard deviation 0.02") {
+TEST_CASE("LearnedPositions: the table is initialized as normal with standard deviation 0.02") {
   torch::manual_seed(1);
   const torch::Tensor weight = LearnedPositions(100, 1000)->weight.detach();
   CHECK(weight.sizes() == torch::IntArrayRef{100, 1000});
@@ -31,7 +31,7 @@ TEST_CASE("the table begins normal with standard deviation 0.02") {
   CHECK(weight.std().item<double>() == doctest::Approx(0.02).epsilon(0.02));
 }
 
-TEST_CASE("lengths beyond the table are refused, and options out of range") {
+TEST_CASE("LearnedPositions: lengths beyond the table and options out of range are refused") {
   LearnedPositions layer(3, 10);
   const auto check = [](auto&& action, const std::string& expected) {
     CHECK(message_of<c10::ValueError>(action) == expected);

@@ -16,7 +16,7 @@ using attend::SinusoidalPositionsOptions;
 using attend::test::max_difference;
 using attend::test::message_of;
 
-TEST_CASE("channel 2i is cos(t · base^(−2i/C)), channel 2i + 1 the sine: any width, any base") {
+TEST_CASE("sinusoidal_positions: channel 2i is cos(t · base^(−2i/C)), channel 2i + 1 the sine, for any C and base") {
   for (const std::int64_t channels : {1, 2, 5, 7, 64}) {
     for (const double base : {10000.0, 100.0, 0.5}) {
       CAPTURE(channels);
@@ -43,7 +43,7 @@ TEST_CASE("sinusoidal_positions: sine_first gives the order of the paper") {
   CHECK(papers[0][1].item<double>() == doctest::Approx(std::sin(1.0)).epsilon(1e-15));
 }
 
-TEST_CASE("a step of k positions is one rotation of each pair of channels, whatever the position") {
+TEST_CASE("sinusoidal_positions: a step of k positions rotates each pair of channels by the same angle everywhere") {
   const torch::Tensor waves = sinusoidal_positions(40, SinusoidalPositionsOptions(8));
   for (std::int64_t pair = 0; pair < 4; ++pair) {
     const double frequency = std::pow(10000.0, -2.0 * static_cast<double>(pair) / 8);
@@ -54,7 +54,7 @@ TEST_CASE("a step of k positions is one rotation of each pair of channels, whate
   }
 }
 
-TEST_CASE("options out of range are refused with the rule and the value") {
+TEST_CASE("sinusoidal_positions: options out of range are refused with the rule and the value") {
   const auto check = [](std::int64_t length, const SinusoidalPositionsOptions& options, const std::string& expected) {
     CHECK(message_of<c10::ValueError>([&] { sinusoidal_positions(length, options); }) ==
           "attend::sinusoidal_positions: " + expected);
