@@ -144,7 +144,7 @@ void copy_by_archive(const From& from, To& to) {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("fifty steps in float64 equal those of torch's optimizer, with every option", Kind, OfAdam,
+TEST_CASE_TEMPLATE("Adam: fifty steps in float64 equal those of torch's optimizer, with every option", Kind, OfAdam,
                    OfAdamW) {
   for (const NamedOptions<Kind>& row : kOptions<Kind>) {
     CAPTURE(row.name);
@@ -152,7 +152,7 @@ TEST_CASE_TEMPLATE("fifty steps in float64 equal those of torch's optimizer, wit
   }
 }
 
-TEST_CASE_TEMPLATE("fifty steps in float32 are as near to float64 as those of torch's optimizer", Kind, OfAdam,
+TEST_CASE_TEMPLATE("Adam: fifty steps in float32 are as close to float64 as those of torch's optimizer", Kind, OfAdam,
                    OfAdamW) {
   for (const NamedOptions<Kind>& row : kOptions<Kind>) {
     CAPTURE(row.name);
@@ -176,8 +176,8 @@ TEST_CASE_TEMPLATE("fifty steps in float32 are as near to float64 as those of to
   }
 }
 
-TEST_CASE_TEMPLATE("with beta1 = 0 a small gradient after a large one counts in full, in float32 too", Kind, OfAdam,
-                   OfAdamW) {
+TEST_CASE_TEMPLATE("betas: with beta1 = 0 a small gradient after a large one counts in full, also in float32", Kind,
+                   OfAdam, OfAdamW) {
   const Options<Kind> options = Options<Kind>(0.1).betas({0.0, 0.0});
   const Tensors ours{torch::ones({7}).requires_grad_()}, theirs{torch::ones({7}, torch::kDouble).requires_grad_()};
   Ours<Kind> our_optimizer(ours, options);
@@ -190,7 +190,7 @@ TEST_CASE_TEMPLATE("with beta1 = 0 a small gradient after a large one counts in 
   CHECK(largest_difference(ours, theirs) < 1e-6);
 }
 
-TEST_CASE_TEMPLATE("twenty steps in float64 equal those of Python's optimizer", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: twenty steps in float64 equal those of Python's optimizer", Kind, OfAdam, OfAdamW) {
   const std::map<std::string, torch::Tensor> reference = attend::test::reference_data(Kind::kReference);
   const std::vector<std::string> names = {"weight", "bias", "kernel", "scalar"};
   for (const std::string name : {"default", "all"}) {
@@ -211,7 +211,7 @@ TEST_CASE_TEMPLATE("twenty steps in float64 equal those of Python's optimizer", 
   }
 }
 
-TEST_CASE_TEMPLATE("each parameter group has its own options", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: each parameter group has its own options", Kind, OfAdam, OfAdamW) {
   const auto groups = [](const Tensors& tensors) {
     std::vector<OptimizerParamGroup> groups;
     groups.emplace_back(Tensors{tensors[0], tensors[1]}, std::make_unique<Options<Kind>>(Options<Kind>(0.1).eps(0.01)));
@@ -227,7 +227,8 @@ TEST_CASE_TEMPLATE("each parameter group has its own options", Kind, OfAdam, OfA
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("a parameter that is listed twice, in one group or in two, takes one step", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: a parameter that is listed twice, in one group or in two, takes one step", Kind, OfAdam,
+                   OfAdamW) {
   const Tensors once = parameters(), twice = copies(once), in_two_groups = copies(once);
   Ours<Kind> expected(once, Options<Kind>(0.1));
   Tensors listed = twice;
@@ -270,8 +271,8 @@ TEST_CASE_TEMPLATE("Adam: a gradient may have torch's negative bit", Kind, OfAda
   CHECK(difference_from_torch<Kind>(parameters(), Options<Kind>(0.1), set_negatives) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("Adam: a gradient may be zeros without memory, which some of torch's derivatives are", Kind, OfAdam,
-                   OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: a gradient may be a zero tensor without memory, as some of torch's derivatives are", Kind,
+                   OfAdam, OfAdamW) {
   const torch::Tensor parameter = torch::ones({3}).requires_grad_(), before = parameter.detach().clone();
   Ours<Kind> optimizer({parameter}, Options<Kind>(0.1).weight_decay(0));
   parameter.mutable_grad() = at::_efficientzerotensor({3});
@@ -323,7 +324,7 @@ TEST_CASE_TEMPLATE("Adam: a parameter without a gradient is unchanged and has it
   CHECK(torch::equal(tensors[3], parameters()[3]));
 }
 
-TEST_CASE_TEMPLATE("parameters and gradients may have any strides that leave no gaps, each their own", Kind, OfAdam,
+TEST_CASE_TEMPLATE("Adam: parameters and gradients may have any strides without gaps, each its own", Kind, OfAdam,
                    OfAdamW) {
   const auto layouts = [](const torch::Tensor& tensor) {  // (2, 3, 2, 2), the same values in different orders of memory
     return Tensors{tensor.contiguous(), tensor.contiguous(torch::MemoryFormat::ChannelsLast),
@@ -343,7 +344,7 @@ TEST_CASE_TEMPLATE("parameters and gradients may have any strides that leave no 
   }
 }
 
-TEST_CASE_TEMPLATE("a gradient is read, whatever its strides, and never written", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: a gradient of any strides is read and never written", Kind, OfAdam, OfAdamW) {
   const torch::Tensor parameter = normal({3, 4}, 1).requires_grad_();
   for (const torch::Tensor& gradient : {normal({3, 4}, 2), normal({4, 3}, 3).t(), normal({1, 4}, 4).expand({3, 4}),
                                         normal({3, 8}, 5).slice(1, 0, 8, 2)}) {
@@ -361,7 +362,7 @@ TEST_CASE_TEMPLATE("a gradient is read, whatever its strides, and never written"
   }
 }
 
-TEST_CASE_TEMPLATE("parameters whose strides change between steps go on as in torch's optimizer", Kind, OfAdam,
+TEST_CASE_TEMPLATE("Adam: parameters whose strides change between steps continue as in torch's optimizer", Kind, OfAdam,
                    OfAdamW) {
   const torch::Tensor ours = normal({2, 3, 2, 2}, 5).requires_grad_(), theirs = ours.detach().clone().requires_grad_();
   Ours<Kind> our_optimizer(Tensors{ours}, Options<Kind>(0.01).amsgrad(true));
@@ -374,7 +375,7 @@ TEST_CASE_TEMPLATE("parameters whose strides change between steps go on as in to
   CHECK(largest_difference({ours}, {theirs}) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("one group may hold parameters of several dtypes", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: one group may hold parameters of several dtypes", Kind, OfAdam, OfAdamW) {
   const Tensors both = {normal({4}, 1).requires_grad_(), normal({4}, 2).to(torch::kFloat).requires_grad_(),
                         normal({2, 2}, 3).requires_grad_(), normal({3}, 4).to(torch::kFloat).requires_grad_()};
   const Tensors ours = copies(both), theirs = copies(both);
@@ -386,8 +387,8 @@ TEST_CASE_TEMPLATE("one group may hold parameters of several dtypes", Kind, OfAd
   CHECK(largest_difference({ours[1], ours[3]}, {theirs[1], theirs[3]}) <= 1e-6);
 }
 
-TEST_CASE_TEMPLATE("a parameter with gaps in memory and a sparse gradient are refused, and nothing has changed", Kind,
-                   OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: a parameter with gaps in memory and a sparse gradient are refused, and nothing has changed",
+                   Kind, OfAdam, OfAdamW) {
   const torch::Tensor gaps = torch::ones({4, 4}).slice(1, 0, 2).detach().requires_grad_();
   gaps.mutable_grad() = torch::ones({4, 2});
   Ours<Kind> optimizer(Tensors{gaps});
@@ -466,7 +467,7 @@ TEST_CASE_TEMPLATE("Adam: no state is created while a step is captured", Kind, O
   run(optimizer, tensors, 1, 2);
 }
 
-TEST_CASE_TEMPLATE("options out of range are refused as torch's optimizer does", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: options out of range are refused, as in torch's optimizer", Kind, OfAdam, OfAdamW) {
   const std::vector<std::pair<Options<Kind>, std::string>> refused = {
       {Options<Kind>(-1), "Invalid learning rate: -1"},
       {Options<Kind>().eps(-1), "Invalid epsilon value: -1"},
@@ -478,7 +479,7 @@ TEST_CASE_TEMPLATE("options out of range are refused as torch's optimizer does",
     CHECK(message_of<c10::Error>([&] { Ours<Kind>(parameters(), row.first); }) == row.second);
 }
 
-TEST_CASE_TEMPLATE("a learning-rate schedule of torch::optim takes effect, for each group from its own rate", Kind,
+TEST_CASE_TEMPLATE("lr: a learning-rate schedule of torch::optim takes effect, for each group from its own rate", Kind,
                    OfAdam, OfAdamW) {
   const auto groups = [](const Tensors& tensors) {
     std::vector<OptimizerParamGroup> groups;
@@ -545,7 +546,7 @@ TEST_CASE_TEMPLATE("Adam: references to the options of a group stay valid, also 
   for (std::size_t i = 0; i < before.size(); ++i) CHECK(&optimizer.param_groups()[i].options() == before[i]);
 }
 
-TEST_CASE_TEMPLATE("a state on another device than its parameter is refused", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: a state on another device than its parameter is refused", Kind, OfAdam, OfAdamW) {
   const Tensors here = {normal({3}, 1).requires_grad_()};
   Ours<Kind> optimizer(here);
   run(optimizer, here, 0, 1);
@@ -561,7 +562,7 @@ TEST_CASE_TEMPLATE("a state on another device than its parameter is refused", Ki
         }).find(Kind::kName + ": the state (cpu) must be on the device of its parameter (meta); ") == 0);
 }
 
-TEST_CASE_TEMPLATE("an optimizer read from its archive continues to the last bit", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: an optimizer read from its archive continues with the same bits", Kind, OfAdam, OfAdamW) {
   for (const NamedOptions<Kind>& row : kOptions<Kind>) {
     CAPTURE(row.name);
     const Tensors whole = parameters();
@@ -583,7 +584,7 @@ TEST_CASE_TEMPLATE("an optimizer read from its archive continues to the last bit
   }
 }
 
-TEST_CASE_TEMPLATE("archives are exchanged with torch's optimizer, both ways", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: archives are exchanged with torch's optimizer, both ways", Kind, OfAdam, OfAdamW) {
   for (const NamedOptions<Kind>& row : kOptions<Kind>) {
     CAPTURE(row.name);
     const Tensors ours = parameters(), theirs = parameters();
@@ -606,7 +607,7 @@ TEST_CASE_TEMPLATE("archives are exchanged with torch's optimizer, both ways", K
   }
 }
 
-TEST_CASE_TEMPLATE("an archive written before the first step is read", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: an archive written before the first step is read", Kind, OfAdam, OfAdamW) {
   const Tensors ours = parameters(), theirs = parameters();
   Ours<Kind> written(parameters(), Options<Kind>(0.03)), read(ours);
   Theirs<Kind> expected(theirs, Options<Kind>(0.03));
@@ -637,7 +638,7 @@ TEST_CASE_TEMPLATE("Adam: a parameter that is missing in an archive keeps its st
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("an archive of contiguous parameters is read for channels-last ones", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam: an archive of contiguous parameters is read for channels-last ones", Kind, OfAdam, OfAdamW) {
   const Tensors contiguous = {normal({2, 3, 2, 2}, 5).requires_grad_()};
   Ours<Kind> optimizer(contiguous, Options<Kind>(0.01).amsgrad(true));
   run(optimizer, contiguous, 0, 10);
@@ -663,8 +664,8 @@ TEST_CASE_TEMPLATE("Adam: a group that is added later starts with step 0", Kind,
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("amsgrad may be switched on and off between steps: the maximum counts from there", Kind, OfAdam,
-                   OfAdamW) {
+TEST_CASE_TEMPLATE("amsgrad: it may be switched on and off between steps; the maximum counts from the switch on", Kind,
+                   OfAdam, OfAdamW) {
   const Tensors ours = {torch::zeros({1}, torch::kDouble).requires_grad_()};
   Ours<Kind> optimizer(ours, Options<Kind>(1.0).betas({0.0, 0.5}).eps(0).weight_decay(0));
   const auto gradient = [](double value) {
@@ -684,7 +685,7 @@ TEST_CASE_TEMPLATE("amsgrad may be switched on and off between steps: the maximu
   CHECK(ours[0].item<double>() == doctest::Approx(third - 0.5 / std::sqrt(0.4)).epsilon(1e-12));
 }
 
-TEST_CASE_TEMPLATE("a closure is called once, with gradients enabled, and its loss is returned", Kind, OfAdam,
+TEST_CASE_TEMPLATE("Adam: step() calls a closure once, with gradients enabled, and returns its loss", Kind, OfAdam,
                    OfAdamW) {
   const torch::Tensor parameter = torch::full({}, 2.0, torch::kDouble).requires_grad_();
   Ours<Kind> optimizer(Tensors{parameter}, Options<Kind>(0.5).eps(0).weight_decay(0));

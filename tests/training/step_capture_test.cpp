@@ -411,7 +411,7 @@ struct OnMeta : torch::nn::Module {
 
 }  // namespace
 
-TEST_CASE("Trainer::explain() says why steps are not captured") {
+TEST_CASE("capture: Trainer::explain() gives the reason why steps are not captured") {
   const TrainerOptions options = TrainerOptions().epochs(1).batch_size(4).capture(std::make_shared<FakeCapture>());
   CHECK(Trainer(linear_model()).explain() == "Double; plain loop: the device is cpu");
   CHECK(Trainer(linear_model(), TrainerOptions().autocast(torch::kBFloat16).accumulation_steps(3)).explain() ==
@@ -443,7 +443,7 @@ TEST_CASE("accumulation_steps: accumulated batches equal one batch, including th
   }
 }
 
-TEST_CASE("accumulation_steps: a fit that is stopped finishes the update that has begun") {
+TEST_CASE("accumulation_steps: a fit that is stopped finishes the current update") {
   struct Stop {
     std::vector<std::int64_t> before = {}, after = {};
     void on_before_step(TrainingState& state) { before.push_back(state.batch); }

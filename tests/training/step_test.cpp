@@ -85,7 +85,7 @@ TEST_CASE("TrainingStep: the two halves of a step equal the whole step; the firs
   CHECK(torch::equal(in_halves->bias, model->bias));
 }
 
-TEST_CASE("gradients are of the last batch alone") {
+TEST_CASE("TrainingStep: gradients are those of the last batch alone") {
   const Samples first = linear_samples(8, 1), second = linear_samples(8, 2);
   torch::nn::Linear model = linear_model();
   SGD optimizer(model->parameters(), SGDOptions(0.1));
@@ -97,7 +97,7 @@ TEST_CASE("gradients are of the last batch alone") {
   CHECK(torch::allclose(model->weight.grad(), expected, 0, 1e-12));
 }
 
-TEST_CASE("accumulated gradients are those of the weighted sum; the loss that is returned is the batch's own") {
+TEST_CASE("TrainingStep: accumulated gradients are those of the weighted sum; the returned loss is the batch's own") {
   const Samples first = linear_samples(8, 1), second = linear_samples(4, 2);
   for (const torch::ScalarType dtype : {torch::kDouble, torch::kFloat}) {
     torch::nn::Linear model = linear_model();
@@ -144,7 +144,7 @@ struct AutocastState {
 
 }  // namespace
 
-TEST_CASE("forward and loss run under the step's autocast, and the caller's returns, also after an exception") {
+TEST_CASE("TrainingStep: forward and loss run under its autocast; the caller's is restored, also after an exception") {
   const Samples data = linear_samples(8);
   const AutocastState before;
   for (const bool is_enabled : {false, true}) {
@@ -200,7 +200,7 @@ TEST_CASE("TrainingStep: the returned loss is a 0-d tensor without an autograd g
   }
 }
 
-TEST_CASE("the model may be a holder, a Sequential or a shared_ptr; the loss a function or a module") {
+TEST_CASE("TrainingStep: the model may be a holder, a Sequential or a shared_ptr; the loss a function or a module") {
   const torch::Tensor x = torch::ones({4, 1}, torch::kDouble), y = torch::zeros({4, 1}, torch::kDouble);
   // factor = 2, so d(mean (factor · 1)²) = 4, and a step of rate 0.25 goes to 1.
   const auto after_a_step = [&](auto model, auto loss, const torch::Tensor& factor) {
@@ -231,7 +231,7 @@ TEST_CASE("the model may be a holder, a Sequential or a shared_ptr; the loss a f
   }
 }
 
-TEST_CASE("a loss that is not 0-d is refused, in training and in validation") {
+TEST_CASE("TrainingStep: a loss that is not 0-d is refused, in training and in validation") {
   const Samples data = linear_samples(8);
   torch::nn::Linear model = linear_model();
   const auto vector_loss = [](const torch::Tensor& outputs, const torch::Tensor& targets) {
@@ -244,7 +244,7 @@ TEST_CASE("a loss that is not 0-d is refused, in training and in validation") {
   CHECK(message_of<c10::ValueError>([&] { attend::Trainer(model, {}, vector_loss).evaluate(data); }) == message);
 }
 
-TEST_CASE("TrainingStep: a loss that no gradient can be taken of is refused with the reason") {
+TEST_CASE("TrainingStep: a loss without a gradient is refused with the reason") {
   const Samples data = linear_samples(8);
   torch::nn::Linear model = linear_model();
   SGD optimizer(model->parameters(), SGDOptions(0.1));

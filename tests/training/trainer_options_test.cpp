@@ -19,7 +19,7 @@ using attend::TrainerOptions;
 using attend::test::linear_model;
 using attend::test::message_of;
 
-TEST_CASE("the defaults are those that are documented") {
+TEST_CASE("TrainerOptions: the defaults are the documented ones") {
   const TrainerOptions options;
   CHECK(options.epochs() == 10);
   CHECK(options.batch_size() == 32);
@@ -31,7 +31,7 @@ TEST_CASE("the defaults are those that are documented") {
   CHECK(options.capture() == nullptr);
 }
 
-TEST_CASE("options out of range are refused before anything happens") {
+TEST_CASE("TrainerOptions: options out of range are refused before anything happens") {
   const double infinity = std::numeric_limits<double>::infinity();
   const std::vector<std::pair<TrainerOptions, std::string>> refused = {
       {TrainerOptions().epochs(0), "attend::Trainer: epochs (0) must be at least 1"},

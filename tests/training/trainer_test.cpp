@@ -160,7 +160,7 @@ bool same(const std::vector<torch::Tensor>& a, const std::vector<torch::Tensor>&
 
 // ---- What it is for ----------------------------------------------------------------------------------------------
 
-TEST_CASE("Trainer: the examples in the documentation compile and do what it says") {
+TEST_CASE("Trainer: the examples in the documentation compile and give the documented results") {
   attend::test::TemporaryFolder folder;
   const std::string path = folder.file("history.csv");
   const attend::ShapeDataset train_set(attend::ShapeDatasetOptions().max_samples(20).seed(7));
@@ -182,7 +182,7 @@ TEST_CASE("Trainer: the examples in the documentation compile and do what it say
   CHECK(shown.str().find("epoch 2/2") != std::string::npos);
 }
 
-TEST_CASE("a trainer is made from a model alone, and from a holder, a Sequential or a shared_ptr") {
+TEST_CASE("Trainer: it is made from a model alone; the model is a holder, a Sequential or a shared_ptr") {
   const Samples data = linear_samples(8);
   const auto learns = [&](auto& trainer) {
     const double before = trainer.evaluate(data);
@@ -260,7 +260,7 @@ TEST_CASE("Trainer: a parameter that two submodules share is trained once, as in
   CHECK(torch::allclose(trained->first->bias, by_hand->first->bias, 0, 1e-12));
 }
 
-TEST_CASE("the loss may be a function or a module of torch::nn, the optimizer any of torch::optim") {
+TEST_CASE("Trainer: the loss may be a function or a module of torch::nn, the optimizer any of torch::optim") {
   const Samples data = linear_samples(8);
   const TrainerOptions options = TrainerOptions().epochs(3).batch_size(8).learning_rate(0.1);
   const auto with_loss = [&](auto loss) {
@@ -285,7 +285,7 @@ TEST_CASE("the loss may be a function or a module of torch::nn, the optimizer an
 
 // ---- Data --------------------------------------------------------------------------------------------------------
 
-TEST_CASE("the same samples give the same fit to the last bit, as tensors and as datasets of torch::data") {
+TEST_CASE("Trainer: the same samples give the same bits, as tensors and as datasets of torch::data") {
   const Samples data = linear_samples(10), validation = linear_samples(5, 3);
   const auto fit = [](auto&& train_set, auto&& validation_set) {
     torch::nn::Linear model = linear_model();
@@ -412,7 +412,7 @@ TEST_CASE("Trainer::resume(): another trainer with loaded weights and optimizer 
 
 // ---- Figures -----------------------------------------------------------------------------------------------------
 
-TEST_CASE("the training loss is the mean over samples, also when the last batch is smaller") {
+TEST_CASE("train_loss: it is the mean over samples, also if the last batch is smaller") {
   const Samples data = linear_samples(10);
   for (const std::int64_t batch_size : {1, 3, 4, 10, 32}) {
     CAPTURE(batch_size);
@@ -432,7 +432,7 @@ TEST_CASE("the training loss is the mean over samples, also when the last batch 
   }
 }
 
-TEST_CASE("the training loss is measured while the weights change") {
+TEST_CASE("train_loss: it is measured while the weights change") {
   const Samples data = linear_samples(8);
   std::vector<double> losses;
   const attend::History history =
@@ -459,7 +459,7 @@ TEST_CASE("Trainer: the validation loss is the mean over samples after the epoch
   CHECK(std::isnan(trainer.fit(data).validation_loss()[0]));
 }
 
-TEST_CASE("the seconds of the epochs include validation and add up to no more than the fit took") {
+TEST_CASE("seconds: the time of an epoch includes validation, and the sum is at most the time of the fit") {
   struct Slow : InBatches {
     using InBatches::InBatches;
     Example<> get_batch(c10::ArrayRef<std::size_t> indices) override {
@@ -546,7 +546,7 @@ TEST_CASE("Trainer: modules that on_fit_begin puts into evaluation mode stay the
   for (const auto& module : model->modules()) CHECK(module->is_training() == (module != norm));
 }
 
-TEST_CASE("training mode returns when validation throws") {
+TEST_CASE("Trainer: training mode is restored if validation throws") {
   torch::nn::Sequential model = model_with_modes();
   Trainer trainer(model, TrainerOptions().epochs(1).batch_size(4));
   const Samples misfit{normal({4, 3}, 1), normal({4, 2}, 2)};
@@ -578,7 +578,7 @@ TEST_CASE("callbacks: the order of the hooks; a callback passed as an lvalue kee
   CHECK(first.calls.size() == 2 * kAllCalls.size());
 }
 
-TEST_CASE("callbacks are called in the order of the arguments, and all of them even if one stops") {
+TEST_CASE("callbacks: they are called in the order of the arguments, all of them even if one stops the fit") {
   std::vector<std::string> calls;
   const auto named = [&](const std::string& name) {
     return Hooks{.fit_begin = [&calls, name](TrainingState&) { calls.push_back(name); },
@@ -589,7 +589,7 @@ TEST_CASE("callbacks are called in the order of the arguments, and all of them e
   CHECK(calls == std::vector<std::string>{"a", "b", "aa", "bb"});
 }
 
-TEST_CASE("a callback may have any of the hooks, static, const or as a function object, and be const itself") {
+TEST_CASE("callbacks: a callback may have any hook, static, const or as a function object, and be const itself") {
   static int calls = 0;
   struct StaticHook {
     static void on_epoch_end(TrainingState&) { ++calls; }
@@ -667,7 +667,7 @@ TEST_CASE("Trainer: an epoch that was stopped early is recorded with the mean ov
         doctest::Approx(mean_squared_error(model, validation.x, validation.y)).epsilon(1e-12));
 }
 
-TEST_CASE("the state counts epochs, batches and samples as documented") {
+TEST_CASE("TrainingState: it counts epochs, batches and samples as documented") {
   std::vector<std::string> seen;
   const auto look = [&](const std::string& hook) {
     return [&seen, hook](TrainingState& state) {
@@ -699,7 +699,7 @@ TEST_CASE("the state counts epochs, batches and samples as documented") {
                 });
 }
 
-TEST_CASE("the state shows the trainer's own model, optimizer and history, the batch's loss and a clock that runs") {
+TEST_CASE("TrainingState: it gives the trainer's model, optimizer and history, the batch's loss and a running clock") {
   const Samples data = linear_samples(4);
   torch::nn::Linear model = linear_model();
   Trainer trainer(model, TrainerOptions().epochs(2).batch_size(4).learning_rate(0.125));
@@ -727,7 +727,7 @@ TEST_CASE("the state shows the trainer's own model, optimizer and history, the b
   CHECK(trainer.options().learning_rate() == 0.125);
 }
 
-TEST_CASE("a learning rate that a callback sets counts from the next step on") {
+TEST_CASE("TrainingState: a learning rate that a callback sets takes effect from the next step on") {
   torch::nn::Linear model = linear_model();
   torch::Tensor after_first_epoch;
   Trainer trainer(model, TrainerOptions().epochs(3).batch_size(4));
@@ -740,7 +740,7 @@ TEST_CASE("a learning rate that a callback sets counts from the next step on") {
   CHECK(torch::equal(model->weight, after_first_epoch));
 }
 
-TEST_CASE("gradients that a callback clips before the step are those that the step uses") {
+TEST_CASE("TrainingState::gradients(): the step uses gradients that a callback has clipped before it") {
   const Samples data = linear_samples(8);
   torch::nn::Linear model = linear_model();
   Trainer trainer(model, TrainerOptions().epochs(1).batch_size(8).learning_rate(0.5), attend::MeanSquaredError(),
@@ -894,7 +894,7 @@ struct KeepsInputs : torch::nn::Module {
 
 }  // namespace
 
-TEST_CASE("Trainer: batches share memory without an effect on results") {
+TEST_CASE("Trainer: batches share memory, which does not change results") {
   const Samples data = linear_samples(22), validation = linear_samples(7, 3);
   for (const std::int64_t accumulation_steps : {1, 3}) {
     CAPTURE(accumulation_steps);
@@ -924,7 +924,7 @@ TEST_CASE("Trainer: training tensors that require a gradient get none") {
   CHECK_FALSE(needing.x.grad().defined());
 }
 
-TEST_CASE("a model without parameters is refused") {
+TEST_CASE("Trainer: a model without parameters is refused") {
   CHECK(message_of<c10::ValueError>([] { Trainer(torch::nn::Sequential(torch::nn::Dropout(0.5))); }) ==
         "attend::Trainer: the model has no parameters to train");
 }
@@ -976,7 +976,7 @@ TEST_CASE("Trainer: parameters that were made under InferenceMode are refused") 
         "outside of its scope");
 }
 
-TEST_CASE("Trainer: inputs of another dtype than the parameters: the model's error says which, in fit and evaluate") {
+TEST_CASE("Trainer: for inputs of another dtype than the parameters, the error names both, in fit() and evaluate()") {
   Samples data = linear_samples(8);
   data.x = data.x.to(torch::kFloat);
   Trainer trainer(linear_model(), TrainerOptions().epochs(1).batch_size(4));
@@ -1024,7 +1024,7 @@ TEST_CASE("Trainer: unusable data are refused before the first hook; the message
         "attend::Trainer: the data set must not be empty");
 }
 
-TEST_CASE("the mean squared error is torch's, and refuses to broadcast") {
+TEST_CASE("MeanSquaredError: it equals torch's mse_loss and refuses to broadcast") {
   const torch::Tensor a = normal({4, 3}, 1), b = normal({4, 3}, 2);
   CHECK(torch::equal(attend::MeanSquaredError()(a, b), torch::nn::functional::mse_loss(a, b)));
   CHECK(message_of<c10::ValueError>([&] { attend::MeanSquaredError()(a, normal({4}, 1)); }) ==

@@ -35,7 +35,7 @@ TEST_CASE("TrainingState: the learning rate is read from the first group and set
   CHECK(torch::equal(b, torch::full({3}, -1.0)));
 }
 
-TEST_CASE("TrainingState::gradients(): gradients that exist, in the order of the parameters, and writable") {
+TEST_CASE("TrainingState::gradients(): it returns the defined gradients in the order of the parameters, writable") {
   const torch::Tensor a = torch::ones({2}).requires_grad_(), b = torch::ones({3}).requires_grad_(),
                       c = torch::ones({4}).requires_grad_();
   torch::optim::SGD optimizer({OptimizerParamGroup({a, b}), OptimizerParamGroup({c})}, SGDOptions(1.0));
@@ -57,7 +57,7 @@ TEST_CASE("TrainingState::gradients(): gradients that exist, in the order of the
   CHECK(torch::equal(c, torch::full({4}, -2.0)));
 }
 
-TEST_CASE("gradients: a parameter that is listed twice counts once") {
+TEST_CASE("TrainingState::gradients(): a parameter that is listed twice counts once") {
   const torch::Tensor a = torch::ones({2}).requires_grad_(), b = torch::ones({3}).requires_grad_();
   torch::optim::SGD optimizer({OptimizerParamGroup({a, b, a}), OptimizerParamGroup({b})}, SGDOptions(1.0));
   StateByHand fit;

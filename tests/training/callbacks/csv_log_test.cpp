@@ -45,7 +45,7 @@ std::vector<double> numbers_in(const std::string& line) {
 
 }  // namespace
 
-TEST_CASE("the file holds the history to the last digit, and the rate of each epoch") {
+TEST_CASE("CsvLog: the file has the history to the last digit and the learning rate of each epoch") {
   TemporaryFolder folder;
   const std::string path = folder.file("history.csv");
   struct HalveRate {
@@ -92,7 +92,7 @@ TEST_CASE("CsvLog: tiny, huge, infinite and missing numbers are written so that 
                           });
 }
 
-TEST_CASE("the file is complete after each epoch, also if a later one throws") {
+TEST_CASE("CsvLog: the file is complete after each epoch, also if a later one throws") {
   TemporaryFolder folder;
   const std::string path = folder.file("history.csv");
   std::vector<std::size_t> lines;
@@ -143,7 +143,7 @@ TEST_CASE("CsvLog: numbers have a decimal point in every locale") {
   CHECK(lines_of(path)[1] == "12345,0.5,1234567.5,2,0.10000000000000001,3");
 }
 
-TEST_CASE("a path that cannot be written is refused when the log is made") {
+TEST_CASE("CsvLog: the constructor refuses a path that cannot be written") {
   TemporaryFolder folder;
   const std::string in_no_folder = folder.path() + "/no/such/folder/history.csv";
   CHECK(message_of<c10::ValueError>([&] { CsvLog log(in_no_folder); }) ==
@@ -153,12 +153,12 @@ TEST_CASE("a path that cannot be written is refused when the log is made") {
 }
 
 #ifdef __linux__
-TEST_CASE("a full disk is noticed when the log is made") {
+TEST_CASE("CsvLog: the constructor throws if the disk is full (Linux)") {
   CHECK(message_of<c10::Error>([] { CsvLog log("/dev/full"); }) ==
         "attend::CsvLog: cannot write a line to \"/dev/full\": No space left on device");
 }
 
-TEST_CASE("a line that cannot be written is an error, and the history keeps the epoch") {
+TEST_CASE("CsvLog: a line that cannot be written is an error, and the history keeps the epoch") {
   // A pipe whose reader goes away after the header.
   int ends[2];
   REQUIRE(::pipe(ends) == 0);

@@ -101,7 +101,7 @@ TEST_CASE("ProgressBar: the bar shows the epoch, its progress, the loss, the spe
   }
 }
 
-TEST_CASE("the line with a bar fits a terminal of 80 columns") {
+TEST_CASE("ProgressBar: the line with the bar fits a terminal of 80 columns") {
   Bar bar(true);
   bar.state.epochs = 100;
   bar.state.epoch = 99;
@@ -135,7 +135,7 @@ TEST_CASE("ProgressBar: speed and time are those of the current fit, not of earl
   CHECK(bar.last_line().find("5000 samples/s  0:01 left") != std::string::npos);
 }
 
-TEST_CASE("the loss is read only when the bar is drawn, five times a second at most") {
+TEST_CASE("ProgressBar: the loss is read only when the bar is drawn, at most five times a second") {
   Bar bar(true);
   for (const double seconds : {0.0, 0.05, 0.1, 0.19}) bar.unseen_batch(seconds);
   CHECK(bar.stream.str().empty());

@@ -90,7 +90,7 @@ TEST_CASE("StopOnInterrupt: a signal ends the fit after the batch, and the train
   }
 }
 
-TEST_CASE("a signal during validation ends the fit with that epoch") {
+TEST_CASE("StopOnInterrupt: a signal during validation ends the fit after that epoch") {
   StopOnInterrupt interrupt;
   int batches = 0;
   torch::nn::Linear model = linear_model();
@@ -148,7 +148,7 @@ TEST_CASE("StopOnInterrupt: a second signal calls the previous handler, with the
   CHECK(value_before == 42);
 }
 
-TEST_CASE("a signal that the program ignores stays ignored") {
+TEST_CASE("StopOnInterrupt: a signal that the program ignores stays ignored") {
   const ActionsBefore before;
   {
     const StopOnInterrupt interrupt;
@@ -163,7 +163,7 @@ TEST_CASE("a signal that the program ignores stays ignored") {
   CHECK(ignored);
 }
 
-TEST_CASE("a second signal ends the program") {
+TEST_CASE("StopOnInterrupt: a second signal ends the program") {
   const std::vector<std::pair<int, int>> signals = {
       {SIGINT, SIGINT}, {SIGTERM, SIGTERM}, {SIGINT, SIGTERM}, {SIGTERM, SIGINT}};
   for (const auto& row : signals) {
