@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// The two umbrella headers, and the lines that the project was announced with: they compile and mean what they say.
+// Tests the two umbrella headers and the example in the comment of attend.h.
 
 #include <attend/attend.h>
 #include <attend/training.h>

@@ -30,7 +30,7 @@ namespace {
 
 constexpr Backend kAllBackends[] = {Backend::kAuto, Backend::kReference, Backend::kCpu, Backend::kSdpa};
 
-/// What the function returns; nothing if the backend says that it cannot.
+/// The result of the function, or std::nullopt if the backend cannot run the call.
 template <class Function>
 auto if_it_can(const Function& function) -> std::optional<decltype(function())> {
   try {
@@ -40,12 +40,12 @@ auto if_it_can(const Function& function) -> std::optional<decltype(function())> 
   }
 }
 
-/// The dense formula in the dtype of its arguments, as anyone would write it.
+/// The dense formula in the dtype of its arguments.
 torch::Tensor dense(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value, double scale) {
   return at::softmax(at::matmul(query, key.transpose(2, 3)) * scale, -1).matmul(value);
 }
 
-/// One case of make_reference.py: its arguments, and what PyTorch made of them.
+/// One case of make_reference.py: its arguments and PyTorch's results.
 struct ReferenceCase {
   std::map<std::string, torch::Tensor> data;
   std::string name;
@@ -54,7 +54,7 @@ struct ReferenceCase {
   bool has(const std::string& tensor) const { return data.count(name + "/" + tensor) > 0; }
   const torch::Tensor& get(const std::string& tensor) const { return data.at(name + "/" + tensor); }
 
-  /// A copy, and a leaf if PyTorch has a gradient for it; undefined if the case has no such argument.
+  /// A copy, which is a leaf if PyTorch has a gradient for it. Undefined if the case has no such argument.
   torch::Tensor argument(const std::string& tensor) {
     if (!has(tensor)) return {};
     torch::Tensor copy = get(tensor).clone();

@@ -33,7 +33,7 @@ using attend::test::message_of;
 
 namespace {
 
-/// The backends that every check goes through.
+/// The backends of every check.
 constexpr Backend kFlexBackends[] = {Backend::kReference, Backend::kAuto};
 
 using Tensors = std::vector<torch::Tensor>;
@@ -177,7 +177,7 @@ struct TemperatureAndBias {
   View bind(attend::Binder& binder) const { return {binder.values(temperature), binder.values(bias)}; }
 };
 
-/// Only keys that are switched on, by a tensor that a user's own struct holds.
+/// Allows only the keys that a tensor of the struct switches on.
 struct SwitchedOn {
   torch::Tensor is_on;  // bool (N, S)
 
@@ -190,7 +190,7 @@ struct SwitchedOn {
   View bind(attend::Binder& binder) const { return {binder.integers(is_on)}; }
 };
 
-/// Only keys whose value is positive.
+/// Allows only keys whose value is positive.
 struct PositiveKeys {
   torch::Tensor values;  // floating-point (S)
 
@@ -203,7 +203,7 @@ struct PositiveKeys {
   View bind(attend::Binder& binder) const { return {binder.values(values)}; }
 };
 
-/// Checks that `call` throws exactly an Error whose message has this text in it.
+/// Checks that `call` throws exactly an Error whose message contains this text.
 template <class Error, class Call>
 void check_throws(const std::string& expected, const Call& call) {
   const std::string message = message_of<Error>(call);
@@ -211,26 +211,25 @@ void check_throws(const std::string& expected, const Call& call) {
   CHECK(message.find(expected) != std::string::npos);
 }
 
-// ---- The oracle: the same with torch's operators --------------------------------------------------------------------
+// ---- The dense formula in torch's operators -------------------------------------------------------------------------
 
 struct Sizes {
   std::int64_t batch = 2, heads = 4, kv_heads = 2, queries = 5, keys = 7, width = 3, value_width = 2;
 };
 
-/// Query, key and value, random.
+/// Random query, key and value.
 Tensors random_inputs(const Sizes& n) {
   return {torch::randn({n.batch, n.heads, n.queries, n.width}, torch::kDouble),
           torch::randn({n.batch, n.kv_heads, n.keys, n.width}, torch::kDouble),
           torch::randn({n.batch, n.kv_heads, n.keys, n.value_width}, torch::kDouble)};
 }
 
-/// Of scores (N, H, L, S), where they are, and what is learned.
+/// Changes scores (N, H, L, S), given their coordinates and the learned tensors.
 using DenseScore = std::function<torch::Tensor(const torch::Tensor& scores, const Grid& at, const Tensors& learned)>;
-/// Bool, broadcastable to (N, H, L, S).
+/// The allowed scores: bool, broadcastable to (N, H, L, S).
 using DenseMask = std::function<torch::Tensor(const Grid& at)>;
 
-/// The dense formula in the dtype of its arguments, as anyone would write it. `inputs`: query, key, value, and what is
-/// learned.
+/// The dense formula in the dtype of its arguments. `inputs`: query, key, value and the learned tensors.
 AttentionResult dense(const Tensors& inputs, double scale, const DenseScore& score, const DenseMask& allowed) {
   const torch::Tensor& query = inputs[0];
   const std::int64_t queries_per_key = query.size(1) / inputs[1].size(1);
@@ -240,7 +239,7 @@ AttentionResult dense(const Tensors& inputs, double scale, const DenseScore& sco
   const torch::Tensor scores = scale * query.matmul(key.transpose(2, 3));  // (N, H, L, S)
   const torch::Tensor changed = score(scores, at, Tensors(inputs.begin() + 3, inputs.end()));
   const torch::Tensor ruled_out = allowed(at).logical_not().expand(scores.sizes());
-  // A large finite number instead of −∞: an empty row must not become NaN.
+  // A large finite number instead of −∞, so that an empty row does not become NaN.
   const double never = query.scalar_type() == torch::kDouble ? -1e300
                        : query.scalar_type() == torch::kHalf ? -65504.0
                                                              : -3e38;
@@ -255,14 +254,14 @@ torch::Tensor causal(const Grid& at) { return at.ahead <= 0; }
 
 // ---- A case: structs and their dense form ---------------------------------------------------------------------------
 
-/// How flex_attention() and its relatives are called with the structs of a case. `inputs`: query, key, value, learned.
+/// Calls of flex_attention() and related functions with the structs of a case. `inputs`: query, key, value, learned.
 struct Calls {
   std::function<torch::Tensor(const Tensors& inputs, const AttentionOptions& options)> output;
   std::function<AttentionResult(const Tensors& inputs, const AttentionOptions& options)> with_lse;
   std::function<attend::Explanation(const Tensors& inputs, const AttentionOptions& options)> explain;
 };
 
-/// Of structs that `make_score` makes of what is learned.
+/// The calls for a score_mod that `make_score` makes from the learned tensors.
 template <class MakeScore, class Mask>
 Calls calls_of(const MakeScore& make_score, const Mask& mask) {
   const auto score = [make_score](const Tensors& inputs) {
@@ -296,7 +295,7 @@ struct Case {
 
 double scale_of(const Case& c) { return c.options.scale().factor(c.sizes.width); }
 
-/// Output, log-sum-exp and their derivatives of both orders equal those of the dense form, on every backend.
+/// Checks that output, log-sum-exp and their first and second derivatives equal the dense form's, on every backend.
 void check_equals_dense(const Case& c) {
   CAPTURE(c.name);
   torch::manual_seed(3);
@@ -486,7 +485,7 @@ std::vector<Case> user_cases() {
   };
 }
 
-/// One score_mod with a learned tensor and one mask_mod, whatever else is in the case.
+/// A case with a fixed score_mod, which has a learned tensor, and a fixed mask_mod.
 Case with_options(const std::string& name, const AttentionOptions& options, const DenseScore& before = same,
                   const DenseMask& besides = everywhere, const Sizes& sizes = {}) {
   return {name,
@@ -524,7 +523,7 @@ TEST_CASE("flex_attention: options are applied before the score_mod, and their m
   const Sizes packed{.batch = 1, .queries = 6, .keys = 8};
   const torch::Tensor query_sequence = torch::tensor({0, 0, 2, 2, 2, 2}).view({6, 1}),
                       key_sequence = torch::tensor({0, 0, 0, 1, 2, 2, 2, 2});
-  // Within its sequence: the last query of each stands at its last key.
+  // Within each sequence: its last query is aligned with its last key.
   const torch::Tensor ahead = torch::arange(8, torch::kDouble) - torch::tensor({1, 2, 4, 5, 6, 7}).view({6, 1});
   const auto packed_options = AttentionOptions().query_offsets(query_offsets).key_offsets(key_offsets);
   const Case cases[] = {
@@ -690,7 +689,7 @@ TEST_CASE("flex_attention: queries that may attend to nothing give zeros, −∞
 
 namespace {
 
-/// weight · log of how far back, counted from 1: −∞ for the next key, and NaN beyond.
+/// weight · log(1 + distance back to the key): −∞ for the next key, and NaN for later keys.
 struct LogOfPast {
   torch::Tensor weight;  // (H)
 
@@ -706,14 +705,14 @@ struct LogOfPast {
   View bind(attend::Binder& binder) const { return {binder.values(weight)}; }
 };
 
-struct RootOfDistance {  // the derivative of the root at 0 is infinite, but what is below it is a constant
+struct RootOfDistance {  // sqrt has an infinite derivative at 0, but its argument is a constant
   template <class T>
   T operator()(T score, Coordinate at) const {
     return score - sqrt(abs(T(at.query_position() - at.key)));
   }
 };
 
-struct PowerOfDistance {  // 0 · log 0 does not appear, but the derivative of a constant does
+struct PowerOfDistance {  // pow of a constant 0: its derivative must not become 0 · log 0
   template <class T>
   T operator()(T score, Coordinate at) const {
     const T distance = abs(T(at.query_position() - at.key));
@@ -721,7 +720,7 @@ struct PowerOfDistance {  // 0 · log 0 does not appear, but the derivative of a
   }
 };
 
-struct OverflowingLater {  // e^(1000 · distance) is infinite wherever the mask says no
+struct OverflowingLater {  // e^(1000 · distance) is infinite for every masked key
   template <class T>
   T operator()(T score, Coordinate at) const {
     return score * exp(T(1000) * T(at.key - at.query_position()));
@@ -755,10 +754,10 @@ TEST_CASE("flex_attention: float32, bfloat16 and float16 are as accurate as the 
   std::vector<Case> cases(built_in.begin(), built_in.end());
   cases.insert(cases.end(), users.begin(), users.end());
   for (const Case& c : cases) {
-    // A score on the edge of a piece may fall to either side of it, once it is rounded.
+    // A rounded score at the border of two pieces may fall on either side.
     if (c.name == "Clamp" || c.name == "Piecewise" || c.name == "SignedRoot") continue;
     for (const auto dtype : {torch::kFloat, torch::kBFloat16, torch::kHalf}) {
-      // The error of a few numbers is luck, so what eight calls give is compared at once.
+      // The error of a few numbers depends on chance, so the results of eight calls are compared together.
       const auto with_gradients = [&](at::ScalarType in_dtype, const auto& function) {
         Tensors all;
         for (int call = 0; call < 8; ++call) {
@@ -809,7 +808,7 @@ TEST_CASE("flex_attention: a learned tensor may have another dtype than the quer
           CHECK((output.scalar_type() == dtype));
           return torch::autograd::grad({output.to(torch::kDouble).sin().sum()}, {leaf})[0];
         };
-        const torch::Tensor slopes = (torch::arange(4) * 0.25).to(learned_dtype);  // exact in all of them
+        const torch::Tensor slopes = (torch::arange(4) * 0.25).to(learned_dtype);  // exact in every dtype
         const torch::Tensor narrow = gradient(slopes), wide = gradient(slopes.to(torch::kDouble));
         CHECK((narrow.scalar_type() == learned_dtype));
         CHECK(max_difference(narrow, wide.to(learned_dtype)) == 0);
@@ -952,7 +951,7 @@ TEST_CASE("flex_attention: kSdpa requested by name throws with the reason") {
 
 namespace {
 
-/// Two values of one view, whose sum is added.
+/// Adds the sum of two values of one view.
 struct TwoOfOneView {
   torch::Tensor bias;  // (at least S + 1)
 
@@ -968,7 +967,7 @@ struct TwoOfOneView {
   View bind(attend::Binder& binder) const { return {binder.values(bias)}; }
 };
 
-/// Two values of one view, in a product.
+/// Uses the product of two values of one view.
 struct ProductOfOneView {
   torch::Tensor bias;
 
@@ -984,7 +983,7 @@ struct ProductOfOneView {
   View bind(attend::Binder& binder) const { return {binder.values(bias)}; }
 };
 
-/// A value for each distance to a key that came before.
+/// Adds a value for each distance to an earlier key.
 struct DistanceTable {
   torch::Tensor table;
 
@@ -1000,7 +999,7 @@ struct DistanceTable {
   View bind(attend::Binder& binder) const { return {binder.values(table)}; }
 };
 
-/// The same as a factor: for keys that come later the derivative by the score is NaN.
+/// Multiplies by a value for each distance. For later keys the derivative with respect to the score is NaN.
 struct DistanceFactor {
   torch::Tensor table;
 
@@ -1048,7 +1047,7 @@ struct Functions {
   View bind(attend::Binder& binder) const { return {binder.values(number)}; }
 };
 
-/// Whole numbers, added by query and key.
+/// Adds integers by query and key.
 struct Shift {
   torch::Tensor numbers;
 
@@ -1064,7 +1063,7 @@ struct Shift {
   View bind(attend::Binder& binder) const { return {binder.integers(numbers)}; }
 };
 
-/// A mask as a table, (N, L, S) or (N, H, L, S).
+/// A mask given as a table, (N, L, S) or (N, H, L, S).
 struct MaskTable {
   torch::Tensor allowed;
 
@@ -1081,7 +1080,7 @@ struct MaskTable {
   View bind(attend::Binder& binder) const { return {binder.integers(allowed), allowed.dim() == 4}; }
 };
 
-/// The same with a view for each.
+/// The product of two values, each read through its own view.
 struct TwoViews {
   torch::Tensor bias;
 
@@ -1097,7 +1096,7 @@ struct TwoViews {
   View bind(attend::Binder& binder) const { return {binder.values(bias), binder.values(bias)}; }
 };
 
-/// Reads two values of one view, but the result depends on one.
+/// Reads two values of one view, but the result depends on only one of them.
 struct EitherOfOneView {
   torch::Tensor bias;
 
@@ -1219,7 +1218,7 @@ TEST_CASE("TensorView: a read outside the tensor has no effect for a masked scor
       check_throws<c10::ValueError>(rule + "[9, 0, 0, 0] of sizes [9, 1, 1, 1]",
                                     [&] { attend::flex_attention(x, x, x, shifts(9), EveryKey{}, options()); });
 
-      // A packed batch counts queries and keys through all sequences, and none sees another's keys.
+      // In a packed batch, coordinates count through all sequences, and no query attends to keys of another sequence.
       const torch::Tensor packed = x.slice(0, 0, 1), offsets = torch::tensor({0, 4, 9}, torch::kInt);
       const auto of_packed = options().is_causal(true).query_offsets(offsets).key_offsets(offsets);
       CHECK(is_finite(attend::flex_attention(packed, packed, packed, table(5), EveryKey{}, of_packed)));
@@ -1227,7 +1226,7 @@ TEST_CASE("TensorView: a read outside the tensor has no effect for a masked scor
         attend::flex_attention(packed, packed, packed, table(4), EveryKey{}, of_packed);
       });
 
-      // NaN of the caller's own is no such read.
+      // NaN in the caller's inputs is not reported as a read outside.
       torch::Tensor with_nan = x.clone();
       with_nan[0][0][3][0] = std::numeric_limits<double>::quiet_NaN();
       CHECK(attend::flex_attention(with_nan, x, x, table(9), attend::Causal{}, options()).isnan().any().item<bool>());

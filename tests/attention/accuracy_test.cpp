@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// The promise about errors in docs/limitations.md, for fixed calls: root mean square errors against float64, beside
-// those of the dense formula in the same dtype. benchmarks/accuracy measures the same for a long list.
+// Tests the errors that docs/limitations.md promises, for fixed calls: root mean square errors against float64, divided
+// by those of the dense formula in the same dtype. benchmarks/accuracy measures a longer list of calls.
 
 #include <attend/attention.h>
 
@@ -29,7 +29,7 @@ struct Call {
   bool is_causal = false;
 };
 
-/// Output, log-sum-exp and the gradients of query, key and value, for inputs in float64 that are rounded to `dtype`.
+/// Output, log-sum-exp and the gradients of query, key and value, for float64 inputs rounded to `dtype`.
 template <class Attend>
 Tensors results_of(const Tensors& inputs, at::ScalarType dtype, const Attend& attend) {
   Tensors leaves;
@@ -41,8 +41,8 @@ Tensors results_of(const Tensors& inputs, at::ScalarType dtype, const Attend& at
   return results;
 }
 
-/// The errors of output, log-sum-exp, dq, dk and dv by a backend, divided by those of the dense formula; the root mean
-/// square over several draws.
+/// The errors of a backend in output, log-sum-exp, dq, dk and dv, divided by those of the dense formula. Each error is
+/// the root mean square over several draws.
 std::vector<double> error_ratios(const Call& call, at::ScalarType dtype, Backend backend, int draws) {
   const auto formula = [&](const torch::Tensor& query, const torch::Tensor& key,
                            const torch::Tensor& value) -> AttentionResult {
@@ -95,8 +95,8 @@ void check(const Call& call, at::ScalarType dtype, Backend backend, int draws, c
 
 }  // namespace
 
-// Twice the error of today fails: the limits are less than twice what is measured, which is 0.7 to 1.1 in float32.
-constexpr double kLse = 1e-3;  // of half precision: ours is float32
+// The limits are less than twice the measured ratios (0.7 to 1.1 in float32), so that twice today's error fails.
+constexpr double kLse = 1e-3;  // in half precision, where attend's log-sum-exp is float32
 
 TEST_CASE("attention: in float32 kCpu's errors are near those of the dense formula, for small and large head_dim") {
   for (const std::int64_t width : {59, 128, 256})
@@ -108,7 +108,7 @@ TEST_CASE("attention: in float32 kCpu's errors are near those of the dense formu
 TEST_CASE("attention: in float32 the errors of calls with few queries are within the limits, with kCpu and kAuto") {
   const torch::Tensor x = torch::ones({1, 1, 1, 64});
   const std::string how = attend::explain(x, x, x, AttentionOptions().backend(Backend::kCpu)).how;
-  // Torch adds up a product of few rows in parts. Of our instruction sets only AVX-512 has the registers for it.
+  // Torch sums products of few rows in several parts. Of our instruction sets, only AVX-512 has registers for that.
   const double limit = how.find("AVX-512") != std::string::npos ? 1.5 : 3.0;
   for (const std::int64_t queries : {1, 2, 3})
     check({2, 6, queries, 147, 64, 4.0}, torch::kFloat, Backend::kCpu, 20, {limit, limit, limit, limit, limit});

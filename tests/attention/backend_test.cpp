@@ -34,9 +34,9 @@ std::string text(const T& value) {
   return stream.str();
 }
 
-/// Whom a call takes that asks for this backend, and that every backend can do.
+/// The backend that runs if a call requests this one. Every backend can run the call.
 Backend taken(Backend asked_for = Backend::kAuto) {
-  const torch::Tensor x = torch::zeros({1, 1, 12, 8});  // not so few queries that ATen is faster
+  const torch::Tensor x = torch::zeros({1, 1, 12, 8});  // enough queries that ATen is not faster
   return attend::explain(x, x, x, AttentionOptions().backend(asked_for)).backend;
 }
 
@@ -124,7 +124,7 @@ TEST_CASE("BackendGuard: a backend that cannot run is refused with the reason, a
           attend::attention(x, x, narrow);
         }).find("attend::attention: the requested backend cannot run. kSdpa ") != std::string::npos);
   CHECK_NOTHROW(attend::attention(x, x, narrow, AttentionOptions().backend(Backend::kReference)));
-  CHECK_NOTHROW(attend::attention_weights(x, x));  // it has no backend to choose
+  CHECK_NOTHROW(attend::attention_weights(x, x));  // it has no choice of backends
 }
 
 TEST_CASE("BackendGuard: attention() uses it, and the backward pass uses the backend of the forward pass") {
@@ -148,7 +148,7 @@ TEST_CASE("BackendGuard: attention() uses it, and the backward pass uses the bac
     of_atens_gradient = gradient(output());
   }
   CHECK(of_aten.equal(attend::attention(x, x, x, AttentionOptions().backend(Backend::kSdpa))));
-  // The backends round differently; were they the same, this test could not tell one from the other.
+  // The backends must round differently, or this test could not tell them apart.
   CHECK_FALSE(dense.equal(fused));
   CHECK_FALSE(dense.equal(of_aten));
   CHECK_FALSE(dense_gradient.equal(fused_gradient));
@@ -156,7 +156,7 @@ TEST_CASE("BackendGuard: attention() uses it, and the backward pass uses the bac
   if (fastest_backend() == Backend::kCpu) CHECK_FALSE(fused_gradient.equal(of_atens_gradient));
 }
 
-// ---- Who takes what, and what explain() tells of it -----------------------------------------------------------------
+// ---- The choice of kAuto, and what explain() says -------------------------------------------------------------------
 
 TEST_CASE("kAuto: calls that ATen's kernels cannot run use kCpu in every dtype; explain() names no faster one") {
   const torch::Tensor offsets = torch::tensor({0, 2, 40}, torch::kInt);
@@ -237,12 +237,12 @@ TEST_CASE("kAuto: calls with few queries use kSdpa where it is faster") {
   CHECK(backend(32, 40, torch::kDouble, causal) == Backend::kSdpa);
   CHECK(backend(33, 40, torch::kDouble, causal) == Backend::kCpu);
 
-  // What ATen cannot do is ours.
+  // kCpu runs the calls that ATen's kernels cannot run.
   CHECK(backend(1, 512, torch::kFloat, AttentionOptions().softcap(1.0)) == Backend::kCpu);
   CHECK(backend(1, 512, torch::kFloat, AttentionOptions().window({4, 0})) == Backend::kCpu);
   CHECK(backend(2, 512, torch::kFloat, AttentionOptions().dropout(0.5)) == Backend::kCpu);
 
-  // With a gradient, of any of the three: N · H · S counts.
+  // If query, key or value needs a gradient, N · H · S decides.
   CHECK(backend(4, 2048, torch::kFloat, {}, true) == Backend::kSdpa);
   CHECK(backend(4, 2047, torch::kFloat, {}, true) == ours);
   CHECK(backend(5, 2048, torch::kFloat, {}, true) == ours);
@@ -289,7 +289,7 @@ TEST_CASE("kCpu: explain() names the instruction set that LibTorch uses on this 
     const torch::Tensor y = random({1, 1, 4, 8}, dtype);
     const std::string start = "kCpu runs attend's own CPU kernels ";
     std::set<std::string> possible{start + "as portable code, without AVX2 or AVX-512 instructions."};
-    const bool is_double = dtype == torch::kDouble;  // which is there for checking, not for speed
+    const bool is_double = dtype == torch::kDouble;  // float64 uses portable code
     if (capability == "AVX2" && !is_double) possible = {start + "with AVX2 instructions."};
     if (capability == "AVX512" && !is_double) possible = {start + "with AVX-512 instructions."};
     if (capability == "AVX512" && dtype == torch::kBFloat16)
@@ -321,7 +321,7 @@ TEST_CASE("kCpu: tensors of any strides are read without a copy; explain() repor
 
 TEST_CASE("kCpu: calls it cannot run are refused with the reason; with kAuto, explain() gives the reason") {
   const torch::Tensor y = random({2, 2, 4, 8}), none = random({2, 2, 0, 8}), meta = y.to(torch::kMeta);
-  // One number, said to be many.
+  // One number in memory, expanded to 2³⁰ queries or keys.
   const torch::Tensor endless = torch::zeros({1}).expand({1, 1, std::int64_t{1} << 30, 8});
   struct Case {
     torch::Tensor query, key;
@@ -341,7 +341,7 @@ TEST_CASE("kCpu: calls it cannot run are refused with the reason; with kAuto, ex
     CAPTURE(c.reason);
     CHECK(message_of<c10::NotImplementedError>([&] { attend::explain(c.query, c.key, c.key, ours_by_name()); }) ==
           "attend::attention: the requested backend cannot run. " + c.reason);
-    if (c.atens.empty()) continue;  // to ask ATen, a copy would be made
+    if (c.atens.empty()) continue;  // asking ATen would need a copy
     const Explanation plan = attend::explain(c.query, c.key, c.key);
     CHECK(plan.backend == Backend::kReference);
     CHECK(plan.why_not_faster == c.reason + " " + c.atens);

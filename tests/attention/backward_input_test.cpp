@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// What a backward pass may be given besides plain tensors: gradients without memory or with the negative bit, and
-// inputs that set_data() has replaced since the forward pass.
+// Tests backward passes with unusual tensors: output gradients without memory or with the negative bit, and inputs that
+// set_data() has replaced since the forward pass.
 
 #include <attend/flex_attention.h>
 #include <attend/layers/conv_stack.h>

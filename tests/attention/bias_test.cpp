@@ -37,7 +37,7 @@ torch::Tensor relative(const torch::Tensor& table, const Grid& at) {
 
 }  // namespace
 
-TEST_CASE("Alibi, RelativeBias, DenseBias equal torch's operators, with first and second derivatives") {
+TEST_CASE("Alibi, RelativeBias, DenseBias: they equal torch's operators, with first and second derivatives") {
   torch::manual_seed(1);
   using Function = std::function<torch::Tensor(const torch::Tensor& scores, const torch::Tensor& learned)>;
   struct Case {

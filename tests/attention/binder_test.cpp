@@ -60,7 +60,7 @@ TEST_CASE("Binder: a binding Binder returns views of its tensors in the order of
   const torch::Tensor values = torch::rand({2, 3}), numbers = torch::tensor({4, 5, 6}, torch::kInt);
   const torch::Tensor others = torch::rand({2, 2, 2, 2});
   Binder binder(kSizes, {values, numbers, others});
-  const torch::Tensor asked = torch::rand({1});  // what a struct holds by itself is not looked at any more
+  const torch::Tensor asked = torch::rand({1});  // the struct's own tensors are no longer read
   const attend::TensorView first = binder.values(asked);
   const attend::IntegerView second = binder.integers(asked);
   const attend::TensorView third = binder.values(asked);

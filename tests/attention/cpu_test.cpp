@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// Our own kernels for the CPU, asked for by name: against the dense formula written with torch's operators, and, where
-// torch has no words for it (dropout), against the reference.
+// Compares kCpu, requested by name, with the dense formula in torch's operators. Exception: dropout, which torch's
+// operators cannot express with the same weights, is compared with kReference.
 
 #include <attend/attention/cpu.h>
 #include <attend/detail/parallel.h>
@@ -50,7 +50,7 @@ constexpr at::ScalarType kNarrowDtypes[] = {torch::kFloat, torch::kBFloat16, tor
 constexpr double kInfinity = std::numeric_limits<double>::infinity(), kNever = -kInfinity;
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-// Around the borders of tiles and vectors.
+// Near the sizes of tiles and vectors.
 constexpr std::int64_t kLengths[] = {1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 200};
 constexpr std::int64_t kWidths[] = {1, 2, 3, 15, 16, 17, 63, 64, 65, 130};
 
@@ -81,31 +81,31 @@ torch::Tensor offsets_of(const std::vector<std::int64_t>& lengths) {
   return torch::cat({torch::zeros({1}, torch::kLong), torch::tensor(lengths, torch::kLong).cumsum(0)}).to(torch::kInt);
 }
 
-/// Attention as a function of query, key, value, and what else is learned.
+/// Attention as a function of query, key, value and other learned tensors.
 using Attend = std::function<AttentionResult(const Tensors& inputs)>;
 
-/// attention_with_lse() with these options …
+/// attention_with_lse() with these options.
 Attend with(const AttentionOptions& options) {
   return [options](const Tensors& in) { return attend::attention_with_lse(in[0], in[1], in[2], options); };
 }
-/// … and a learned attn_mask …
+/// The same with a learned attn_mask.
 Attend with_mask(const AttentionOptions& options) {
   return [options](const Tensors& in) {
     return attend::attention_with_lse(in[0], in[1], in[2], AttentionOptions(options).attn_mask(in[3]));
   };
 }
-/// … or learned slopes.
+/// The same with learned alibi_slopes.
 Attend with_slopes(const AttentionOptions& options) {
   return [options](const Tensors& in) {
     return attend::attention_with_lse(in[0], in[1], in[2], AttentionOptions(options).alibi_slopes(in[3]));
   };
 }
 
-// ---- The oracle -----------------------------------------------------------------------------------------------------
+// ---- The dense formula ----------------------------------------------------------------------------------------------
 
-/// Of scores (N, H, L, S), where they are, and what is learned.
+/// Changes scores (N, H, L, S), given their coordinates and the learned tensors.
 using Change = std::function<torch::Tensor(const torch::Tensor& scores, const Grid& at, const Tensors& learned)>;
-/// Bool, broadcastable to (N, H, L, S).
+/// The allowed scores: bool, broadcastable to (N, H, L, S).
 using Allowed = std::function<torch::Tensor(const Grid& at)>;
 
 torch::Tensor same(const torch::Tensor& scores, const Grid&, const Tensors&) { return scores; }
@@ -120,7 +120,7 @@ Allowed window(std::int64_t left, std::int64_t right) {
   return [=](const Grid& at) { return at.ahead.ge(-left).logical_and(at.ahead <= right); };
 }
 
-/// The dense formula in the dtype of its arguments, as anyone would write it.
+/// The dense formula in the dtype of its arguments.
 Attend dense(const Change& change = same, const Allowed& allowed = everywhere) {
   return [=](const Tensors& in) -> AttentionResult {
     const torch::Tensor& query = in[0];
@@ -128,14 +128,14 @@ Attend dense(const Change& change = same, const Allowed& allowed = everywhere) {
     const torch::Tensor key = in[1].repeat_interleave(queries_per_key, 1);
     const torch::Tensor value = in[2].repeat_interleave(queries_per_key, 1);
     const auto dtype = query.scalar_type();
-    // Distances in float32 at least: bfloat16 cannot count beyond 256.
+    // Distances are at least float32, because bfloat16 cannot represent all integers above 256.
     const Grid at(query.size(0), query.size(1), query.size(2), key.size(2),
                   dtype == torch::kDouble ? torch::kDouble : torch::kFloat);
     const double scale = 1.0 / std::sqrt(static_cast<double>(query.size(3)));
     const torch::Tensor scores = scale * query.matmul(key.transpose(2, 3));  // (N, H, L, S)
     const torch::Tensor changed = change(scores, at, Tensors(in.begin() + 3, in.end()));
     const torch::Tensor ruled_out = allowed(at).logical_not().expand(scores.sizes());
-    // A large finite number instead of −∞: an empty row must not become NaN.
+    // A large finite number instead of −∞, so that an empty row does not become NaN.
     const double never = dtype == torch::kDouble ? -1e300 : dtype == torch::kHalf ? -65504.0 : -3e38;
     const torch::Tensor masked = changed.masked_fill(ruled_out, never);
     const torch::Tensor weights = masked.softmax(-1).masked_fill(ruled_out, 0.0);
@@ -143,7 +143,7 @@ Attend dense(const Change& change = same, const Allowed& allowed = everywhere) {
   };
 }
 
-/// The same of a packed batch, one sequence after the other.
+/// The dense formula for a packed batch, sequence by sequence.
 Attend dense_packed(const std::vector<std::int64_t>& queries, const std::vector<std::int64_t>& keys,
                     const Change& change, const Allowed& allowed) {
   return [=](const Tensors& in) -> AttentionResult {
@@ -168,10 +168,10 @@ Attend dense_packed(const std::vector<std::int64_t>& queries, const std::vector<
   };
 }
 
-// ---- How they are compared ------------------------------------------------------------------------------------------
+// ---- Comparison -----------------------------------------------------------------------------------------------------
 
-/// Output, log-sum-exp, and the gradients of all inputs, for random gradients of both that depend on sizes alone, and
-/// that are rounded to a dtype: that of the inputs, or another.
+/// Output, log-sum-exp and the gradients of all inputs. The output gradients are random, depend only on the sizes, and
+/// are rounded to `rounded_to`, by default the dtype of the inputs.
 Tensors pass(const Attend& function, const Tensors& inputs, std::optional<at::ScalarType> rounded_to = std::nullopt) {
   Tensors leaves;
   for (const torch::Tensor& input : inputs) leaves.push_back(input.detach().requires_grad_());
@@ -189,7 +189,7 @@ Tensors pass(const Attend& function, const Tensors& inputs, std::optional<at::Sc
   return all;
 }
 
-/// Output, and the gradients of query, key and value: attention() and a gradient that the caller gives.
+/// The output of attention() and the gradients of query, key and value, for an output gradient from the caller.
 Tensors causal_pass(const Tensors& inputs, const torch::Tensor& output_gradient) {
   Tensors leaves;
   for (const torch::Tensor& input : inputs) leaves.push_back(input.detach().requires_grad_());
@@ -199,14 +199,14 @@ Tensors causal_pass(const Tensors& inputs, const torch::Tensor& output_gradient)
   return all;
 }
 
-/// Checks that −∞ is in the same places, and puts 0 there.
+/// Checks that −∞ is in the same places, and replaces it with 0.
 void take_out_infinity(torch::Tensor& a, torch::Tensor& b) {
   CHECK(a.isneginf().equal(b.isneginf()));
   a = a.masked_fill(a.isneginf(), 0.0);
   b = b.masked_fill(b.isneginf(), 0.0);
 }
 
-/// Agreement to 1e-12 in float64: results and gradients.
+/// Checks that results and gradients agree to 1e-12 in float64.
 void check_equal(Tensors ours, Tensors theirs) {
   REQUIRE(ours.size() == theirs.size());
   take_out_infinity(ours[1], theirs[1]);
@@ -217,13 +217,13 @@ void check_equal(Tensors ours, Tensors theirs) {
   }
 }
 
-/// The rule of accuracy in float32 and lower: results and gradients.
+/// Checks results and gradients by the rule of accuracy for float32 and lower.
 void check_accurate(const Attend& ours, const Attend& formula, const Tensors& inputs, at::ScalarType dtype) {
   CAPTURE(dtype);
   const Tensors rounded = in_dtype(inputs, dtype);
   Tensors exact = pass(formula, in_dtype(rounded, torch::kDouble), dtype), plain = pass(formula, rounded),
           results = pass(ours, rounded);
-  plain[1] = plain[1].to(torch::kFloat);  // which ours is always
+  plain[1] = plain[1].to(torch::kFloat);  // as attend's log-sum-exp is
   torch::Tensor exact_log_sum_exp = exact[1];
   take_out_infinity(plain[1], exact_log_sum_exp);
   take_out_infinity(results[1], exact[1]);
@@ -233,13 +233,13 @@ void check_accurate(const Attend& ours, const Attend& formula, const Tensors& in
   }
 }
 
-/// Both, in every dtype.
+/// Checks both rules, in every dtype.
 void check_every_dtype(const Attend& ours, const Attend& formula, const Tensors& inputs) {
   check_equal(pass(ours, inputs), pass(formula, inputs));
   for (const auto dtype : kNarrowDtypes) check_accurate(ours, formula, inputs, dtype);
 }
 
-/// Number for number the same; a NaN is as good as another.
+/// Whether all numbers are equal. Any NaN equals any other NaN.
 bool are_same(const Tensors& some, const Tensors& others) {
   return std::equal(some.begin(), some.end(), others.begin(), others.end(),
                     [](const torch::Tensor& a, const torch::Tensor& b) {
@@ -247,7 +247,7 @@ bool are_same(const Tensors& some, const Tensors& others) {
                     });
 }
 
-/// So many threads for ATen, until the end of the scope.
+/// Sets the number of ATen's threads until the end of the scope.
 struct Threads {
   explicit Threads(int count) : before(at::get_num_threads()) { at::set_num_threads(count); }
   ~Threads() { at::set_num_threads(before); }
@@ -325,7 +325,7 @@ TEST_CASE("kCpu: float32, bfloat16 and float16 are as accurate as the dense form
       CAPTURE(queries);
       CAPTURE(keys);
       torch::manual_seed(1);
-      // Many heads, so that the largest error of the dense formula is not small by luck.
+      // With more heads the largest error of the dense formula is not small by chance.
       const Tensors inputs = random_inputs(
           {.batch = 2, .heads = 4, .kv_heads = 2, .queries = queries, .keys = keys, .width = 18, .value_width = 16});
       for (const auto dtype : kNarrowDtypes)
@@ -391,7 +391,7 @@ TEST_CASE("kCpu: any strides of query, key, value and output gradient give the r
   }
 }
 
-// ---- What is done to scores -----------------------------------------------------------------------------------------
+// ---- Options that change scores -------------------------------------------------------------------------------------
 
 TEST_CASE("kCpu: every argument may have torch's negative bit and is read with the right sign") {
   torch::manual_seed(1);
@@ -534,7 +534,7 @@ TEST_CASE("kCpu: dropout drops the same weights as kReference, with the same res
       const AttentionOptions options = on_cpu().dropout(dropout);
       const torch::Tensor is_dropped = pass(with(options), rounded)[0] == 0;
       CHECK(is_dropped.equal(pass(with(by_reference(options)), in_dtype(rounded, torch::kDouble))[0] == 0));
-      // Of 2 · 4 · 67 · 70 entries: eight standard deviations.
+      // Eight standard deviations of the mean of 2 · 4 · 67 · 70 entries.
       CHECK(std::abs(is_dropped.to(torch::kDouble).mean().item<double>() - dropout) < 0.02);
     }
   }
@@ -606,7 +606,7 @@ TEST_CASE("kCpu: query_offsets: each packed sequence equals torch's result for i
   }
 }
 
-// ---- Rows that see nothing, NaN and infinity ------------------------------------------------------------------------
+// ---- Queries that may attend to nothing, NaN and infinity -----------------------------------------------------------
 
 TEST_CASE("kCpu: queries that may attend to nothing give zeros, −∞ and zero gradients, for every kind of mask") {
   constexpr std::int64_t L = 70, S = 66;
@@ -665,7 +665,7 @@ TEST_CASE("kCpu: NaN and ±∞ in query, key, value and attn_mask appear in the 
   for (const auto dtype : kDtypes) {
     for (const double bad : {kNan, kInfinity, -kInfinity}) {
       for (std::size_t which = 0; which < std::size(names); ++which) {
-        for (const std::int64_t S : {90, 130}) {  // in one softmax, and tile by tile
+        for (const std::int64_t S : {90, 130}) {  // all keys in one softmax, and tile by tile
           const std::int64_t row = S == 90 ? 64 : 15;
           CAPTURE(dtype);
           CAPTURE(bad);
@@ -701,7 +701,7 @@ TEST_CASE("kCpu: scores of any magnitude do not overflow, and results equal the 
       for (const torch::Tensor& tensor : ours) CHECK(tensor.isfinite().all().item<bool>());
       CHECK(ours[0].abs().max().item<double>() <= 1.01 * inputs[2].abs().max().item<double>());
       if (dtype != torch::kDouble) continue;
-      // The error of a score is its last bit.
+      // A score has a rounding error of its last bit.
       CHECK(max_difference(ours[0], pass(dense(), inputs)[0]) < 1e-12 + 1e-14 * size);
     }
   }
@@ -711,7 +711,7 @@ TEST_CASE("kCpu: scores of any magnitude do not overflow, and results equal the 
 
 namespace {
 
-/// Everything that has a sum over threads, in every dtype: results and gradients.
+/// Results and gradients of calls whose sums are split among threads, in every dtype.
 std::vector<Tensors> many_passes() {
   constexpr std::int64_t L = 100, S = 120;
   std::vector<Tensors> all;
@@ -804,7 +804,7 @@ TEST_CASE("kCpu: a call within a parallel section gives the same results as outs
   const Tensors expected = causal_pass(inputs, ones);
   bool was_in_region[] = {false, false};
   Tensors results[2];
-  // Not at::parallel_for, which is no region in a program that is compiled without OpenMP.
+  // at::parallel_for would not do: it is no parallel region in a program compiled without OpenMP.
   attend::detail::parallel(2, [&](int thread) {
     was_in_region[thread] = at::in_parallel_region() || attend::detail::ThreadPool::is_in_section();
     results[thread] = causal_pass(inputs, ones);
@@ -834,7 +834,7 @@ TEST_CASE("kCpu: an exception of a score_mod reaches the caller from every threa
   }
 }
 
-// ---- What it says ---------------------------------------------------------------------------------------------------
+// ---- can_run() and explain() ----------------------------------------------------------------------------------------
 
 TEST_CASE("kCpu: can_run gives the reason for another device and for an empty call") {
   const auto reason = [](const torch::Tensor& query, const torch::Tensor& key, const AttentionOptions& options) {
@@ -850,7 +850,7 @@ TEST_CASE("kCpu: can_run gives the reason for another device and for an empty ca
   CHECK(reason(x, none, on_cpu().query_offsets(offsets_of({3, 1})).key_offsets(offsets_of({0, 0}))) == nothing);
   CHECK_THROWS_AS(attend::attention(none, x, x, on_cpu()), c10::NotImplementedError);
 
-  const torch::Tensor no_values = x.slice(3, 0, 0);  // a value width of 0 is no reason
+  const torch::Tensor no_values = x.slice(3, 0, 0);  // a head_dim of 0 of the values is no obstacle
   CHECK(attend::attention(x, x, no_values, on_cpu()).sizes() == no_values.sizes());
 }
 

@@ -47,7 +47,7 @@ TEST_CASE("flex_attention: derivatives with respect to scores and read tensors, 
   const torch::Tensor slopes = torch::tensor({{0.5}}, torch::kDouble);
   const attend::Alibi alibi(slopes);
   const torch::Tensor by_slope = DenseScores<attend::Alibi>::apply_to(alibi, {scores, slopes}, {{1}});
-  CHECK(by_slope.flatten().equal(torch::tensor({-1.0, 0.0}, torch::kDouble)));  // the query stands at the second key
+  CHECK(by_slope.flatten().equal(torch::tensor({-1.0, 0.0}, torch::kDouble)));  // the query is at the second key
   CHECK(DenseScores<attend::Alibi>::apply_to(alibi, {scores, slopes}, {{0}}).eq(1).all().item<bool>());
   CHECK(DenseScores<attend::Alibi>::apply_to(alibi, {scores, slopes}, {{0}, {1}}).eq(0).all().item<bool>());
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// Where there is nothing to compute: empty sizes, and rows that may attend to nothing.
+// Tests calls without work: empty sizes, and queries that may attend to nothing.
 
 #include <attend/attention.h>
 
@@ -35,7 +35,7 @@ bool is_all(const torch::Tensor& tensor, double value) { return tensor.eq(value)
 
 bool is_finite(const torch::Tensor& tensor) { return tensor.isfinite().all().item<bool>(); }
 
-/// Query, key, value, and what else of the call needs a gradient.
+/// Query, key, value and the other tensors of the call that need a gradient.
 std::vector<torch::Tensor> leaves_of(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
                                      const AttentionOptions& options) {
   std::vector<torch::Tensor> leaves{query, key, value};
@@ -45,7 +45,7 @@ std::vector<torch::Tensor> leaves_of(const torch::Tensor& query, const torch::Te
   return leaves;
 }
 
-/// Nothing if the backend says that it cannot.
+/// std::nullopt if the backend cannot run the call.
 std::optional<AttentionResult> run(const std::vector<torch::Tensor>& leaves, const AttentionOptions& options,
                                    bool with_lse) {
   try {
@@ -169,7 +169,7 @@ TEST_CASE("attention_with_lse: query_offsets of a packed batch without sequences
 }
 
 TEST_CASE("attention: queries that may attend to nothing give zeros and zero gradients, with every kind of mask") {
-  // Each leaves nothing to the queries `empty` of five, over four keys, of the last of two batch entries.
+  // Two batch entries, five queries, four keys. In the last batch entry, the queries `empty` may attend to nothing.
   struct Case {
     std::string name;
     std::vector<std::int64_t> empty;

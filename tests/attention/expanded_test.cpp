@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// Gradients of expanded tensors: an attn_mask or a tensor of a score_mod that expand() has made.
+// Tests the gradients of tensors made by expand(): an attn_mask or a tensor of a score_mod.
 
 #include <attend/detail/expanded.h>
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 
-// 500 random calls of flex_attention(), results and gradients: what kAuto computes against the reference in float64. A
-// call is a function of its number alone, and a failure prints it. (flex_attention_test.cpp holds the reference against
-// torch's operators.)
+// Compares results and gradients of 500 random calls of flex_attention() by kAuto with kReference in float64. A call is
+// a function of its number alone, and a failure prints the call. flex_attention_test.cpp compares kReference with
+// torch's operators.
 
 #include <attend/flex_attention.h>
 
@@ -41,8 +41,8 @@ using Tensors = std::vector<torch::Tensor>;
 struct Call {
   std::uint32_t number;
   at::ScalarType dtype;
-  std::size_t structs = 0;  // which of kStructs
-  int score = 0, mask = 0;  // what AnyScore and AnyMask do
+  std::size_t structs = 0;  // index in kStructs
+  int score = 0, mask = 0;  // the kinds of AnyScore and AnyMask
   std::int64_t batch, heads, kv_heads, length, keys, width, value_width;
   bool is_causal = false;
   attend::Window window = {};
@@ -66,8 +66,8 @@ std::ostream& operator<<(std::ostream& stream, const Call& call) {
 // ---- What is called
 // ---------------------------------------------------------------------------------------------------
 
-// Structs whose kind is chosen at run time, so that one instantiation covers every combination, and some that are
-// composed as a user composes them.
+// Structs whose kind is chosen at run time, so that one instantiation covers every combination; and structs composed as
+// a user composes them.
 
 struct SoftSign {
   float strength;
@@ -185,7 +185,7 @@ struct AnyMask {
 /// options.
 enum Leaf { kQuery, kKey, kValue, kSlopes, kTable, kBias, kOptionSlopes, kOptionMask, kLeaves };
 
-/// What is not differentiated.
+/// The tensors that are not differentiated.
 struct Fixed {
   torch::Tensor query_documents, key_documents, lengths, bool_mask;
 };
@@ -216,7 +216,7 @@ Structs structs(const MakeScore& make_score, const MakeMask& make_mask) {
     if (call.with_lse) return attend::flex_attention_with_lse(in[kQuery], in[kKey], in[kValue], score, mask, options);
     return AttentionResult{attend::flex_attention(in[kQuery], in[kKey], in[kValue], score, mask, options), {}};
   };
-  // It says how large an error may be in float32 and lower, no more: so it takes the struct's values from the library.
+  // The dense form only gives the allowed error in float32 and lower, so it may take values from the library.
   const auto dense = [=](const Call& call, const Tensors& in, const Fixed& fixed, const AttentionOptions&) {
     const auto dtype = in[kQuery].scalar_type();
     const torch::Tensor key = in[kKey].repeat_interleave(call.heads / call.kv_heads, 1),
@@ -307,7 +307,7 @@ Call random_call(std::uint32_t number) {
   call.score = static_cast<int>(below(kScoreKinds));
   call.mask = static_cast<int>(below(kMaskKinds));
   call.with_lse = one_in(3);
-  if (one_in(2)) return call;  // half of the calls have no option besides
+  if (one_in(2)) return call;  // half of the calls have no further option
 
   call.is_causal = one_in(4);
   if (one_in(4)) call.window = {below(call.keys + 2) - 1, below(call.length + 2) - 1};
@@ -316,7 +316,7 @@ Call random_call(std::uint32_t number) {
   call.has_bool_mask = one_in(4);
   call.has_float_mask = !call.has_bool_mask && one_in(4);
   call.has_slopes = one_in(4);
-  // In float64 only, where the dense formula below, which knows nothing of packed batches, is not needed.
+  // Packed batches are float64 only: the dense formula of the other dtypes does not support them.
   if (call.dtype == torch::kDouble && one_in(4)) {
     call.batch = 1;
     const auto offsets = [&](std::int64_t length) {
@@ -423,5 +423,5 @@ TEST_CASE("flex_attention: 500 random calls equal kReference in float64, and are
     }
     calls_in_float64 += call.dtype == torch::kDouble;
   }
-  CHECK(calls_in_float64 > 150);  // or this test has lost its object
+  CHECK(calls_in_float64 > 150);  // otherwise too little was tested
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// How attention() behaves as a node of torch's graph, with the fused kernels and with the reference alike.
+// Tests attention() as a node of torch's autograd graph, on every backend.
 
 #include <attend/attention/fused_function.h>
 
@@ -37,7 +37,7 @@ constexpr Backend kFusedBackends[] = {Backend::kCpu, Backend::kSdpa};
 
 torch::Tensor leaf(at::IntArrayRef sizes) { return torch::randn(sizes, torch::kDouble).requires_grad_(); }
 
-/// The dense formula with torch's own derivatives, for one tensor in all three places or for three.
+/// The dense formula with torch's own derivatives.
 torch::Tensor dense(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value) {
   const double scale = 1.0 / std::sqrt(static_cast<double>(query.size(3)));
   return torch::softmax(scale * query.matmul(key.transpose(2, 3)), -1).matmul(value);
@@ -53,7 +53,7 @@ TEST_CASE("attention: one tensor as query, key and value has the right first, se
   for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     const torch::Tensor x = leaf({1, 2, 4, 3});
-    // Linear in the second derivative, whose rounding errors are then not amplified.
+    // A linear function of the second derivative does not amplify its rounding errors.
     const torch::Tensor weights = torch::randn_like(x);
     const auto derivatives = [&weights](const torch::Tensor& x, const torch::Tensor& output) {
       const torch::Tensor first = gradient_of(output.pow(2).sum(), x, /*create_graph=*/true);
@@ -67,7 +67,7 @@ TEST_CASE("attention: one tensor as query, key and value has the right first, se
       const double largest = theirs[order].abs().max().item<double>();
       CHECK(max_difference(ours[order], theirs[order]) < 1e-12 * std::max(1.0, largest));
     }
-    // The kernel's own backward pass, too.
+    // The backward pass of the kernel.
     const torch::Tensor output = attend::attention(x, x, x, AttentionOptions().backend(backend));
     CHECK(max_difference(gradient_of(output.pow(2).sum(), x), theirs[0]) < 1e-12);
   }
@@ -77,7 +77,7 @@ TEST_CASE("attention: a tensor changed in place between forward and backward is 
   struct Case {
     std::string name;
     std::function<void(torch::Tensor*)> change;  // query, key, value, mask
-    bool reference_needs_it = true;              // its backward pass does not read the mask
+    bool reference_needs_it = true;              // false: the backward pass of kReference does not read it
   };
   const Case cases[] = {
       {"query", [](torch::Tensor* tensors) { tensors[0].mul_(2.0); }},
@@ -173,7 +173,7 @@ TEST_CASE("attention: a second backward pass gives the same with retain_graph, a
   for (const Backend backend : kAllBackends) {
     CAPTURE(backend);
     const torch::Tensor x = leaf({1, 2, 4, 8});
-    // sum() keeps nothing itself, so that it is attention() which complains.
+    // sum() saves no tensors, so the error comes from attention().
     const torch::Tensor loss = attend::attention(x, x, x, AttentionOptions().backend(backend)).sum();
     const auto backward = [&](bool retain_graph) { return torch::autograd::grad({loss}, {x}, {}, retain_graph)[0]; };
     const torch::Tensor first = backward(true);
@@ -204,7 +204,7 @@ TEST_CASE("attention: any of query, key and value may need a gradient, and the o
         REQUIRE(ours[i].grad().defined() == ((needs >> i & 1) != 0));
         if (ours[i].grad().defined()) CHECK(max_difference(ours[i].grad(), theirs[i].grad()) < 1e-12);
       }
-      // The same through the differentiable backward pass.
+      // The same with the differentiable backward pass.
       for (int i = 0; i < 3; ++i) {
         if (!ours[i].requires_grad()) continue;
         CAPTURE(i);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// The first and second derivatives of attention() and attention_with_lse() against finite differences.
+// Compares first and second derivatives of attention() and attention_with_lse() with finite differences.
 
 #include <attend/attention.h>
 
@@ -25,7 +25,7 @@ struct Sizes {
   std::int64_t batch = 1, heads = 2, kv_heads = 2, length = 3, keys = 4, width = 3, value_width = 3;
 };
 
-/// What is differentiated: query, key and value always, and what else a variant has.
+/// The differentiated tensors: query, key, value, and the learned mask and slopes if the variant has them.
 struct Variant {
   std::string name;
   bool sdpa_can;
@@ -123,7 +123,7 @@ std::vector<Variant> variants() {
   };
 }
 
-/// Calls check(function, inputs) for each variant, on each backend that can do it.
+/// Calls check(function, inputs) for each variant, on each backend that can run it.
 template <class Check>
 void for_each_variant(const Check& check) {
   for (const Variant& variant : variants()) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// attention_with_lse(). What it gives for each option, and its gradients, are compared with PyTorch's in
+// Tests attention_with_lse(). Its results and gradients for each option are compared with PyTorch's in
 // tests/attention_test.cpp, and with finite differences in tests/attention/gradients_test.cpp.
 
 #include <attend/attention.h>
@@ -32,7 +32,7 @@ namespace {
 
 constexpr Backend kAllBackends[] = {Backend::kReference, Backend::kCpu, Backend::kSdpa};
 
-/// Query, key and value of two heads each, in float64 if nothing else is said.
+/// Random float64 query, key and value with two batch entries and two query heads.
 std::vector<torch::Tensor> inputs(std::int64_t length, std::int64_t keys, std::int64_t kv_heads = 2) {
   std::vector<torch::Tensor> tensors;
   tensors.push_back(torch::randn({2, 2, length, 8}, torch::kDouble).requires_grad_());
@@ -167,7 +167,7 @@ TEST_CASE("attention_with_lse: queries that overlap in memory (unfold, expand) g
       const AttentionResult result = with_lse({query, key, key}, AttentionOptions().backend(backend));
       return torch::autograd::grad({result.output.sum() + result.log_sum_exp.pow(2).sum()}, {key})[0];
     };
-    const torch::Tensor windows = signal.unfold(2, 32, 1);  // (1, 1, 9, 32), one apart along both
+    const torch::Tensor windows = signal.unfold(2, 32, 1);  // (1, 1, 9, 32), stride 1 in both dimensions
     CHECK(max_difference(gradients(windows), gradients(windows.contiguous())) < 1e-12);
     const torch::Tensor one_row = signal.slice(2, 0, 32).unsqueeze(2).expand({1, 1, 9, 32});
     CHECK(max_difference(gradients(one_row), gradients(one_row.contiguous())) < 1e-12);

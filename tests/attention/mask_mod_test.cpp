@@ -40,7 +40,7 @@ struct SameBlock {
   bool operator()(Coordinate at) const { return at.query / width == at.key / width; }
 };
 
-/// One key for each head and batch entry, which it states.
+/// Allows one key for each head and batch entry, and keys() returns that key.
 struct OneKey {
   bool operator()(Coordinate at) const { return at.key == at.batch + at.head; }
   KeyRange keys(QueryBlock block) const { return {block.batch + block.head, block.batch + block.head + 1}; }
@@ -88,7 +88,7 @@ concept HasNot = requires(A a) {
   !a;
 };
 
-/// What each mask says, by torch's operators; (N, H, L, S) after broadcasting.
+/// Each mask in torch's operators, broadcastable to (N, H, L, S).
 torch::Tensor every_key(const Grid& at) { return torch::ones_like(at.ahead, torch::kBool); }
 torch::Tensor causal(const Grid& at) { return at.ahead <= 0; }
 torch::Tensor window(const Grid& at) { return at.ahead.ge(-3).logical_and(at.ahead <= 1); }
@@ -205,7 +205,7 @@ TEST_CASE("MaskMod: the operators & | ! need a type of attend on one side and do
   static_assert(HasNot<Causal>);
   static_assert(!HasAnd<SameParity, SameBlock> && !HasOr<SameParity, SameBlock> && !HasNot<SameParity>);
   static_assert(!MaskMod<decltype(Causal{} & 3)> &&
-                !MaskMod<decltype(true | Causal{})>);  // flex_attention() refuses it
+                !MaskMod<decltype(true | Causal{})>);  // flex_attention() rejects it
 }
 
 TEST_CASE("MaskMod: attend's masks and their combinations equal torch's logical operators, for all pairs of lengths") {

@@ -18,7 +18,7 @@ using attend::test::message_of;
 
 namespace {
 
-/// A number in which every field of the Coordinate can be read.
+/// A number whose digits are the fields of the Coordinate.
 struct AllFields {
   template <class T>
   T operator()(T score, attend::Coordinate at) const {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// How much memory attention() and flex_attention() take beside its inputs, outputs and gradients.
+// Tests the memory of attention() and flex_attention() beyond inputs, outputs and gradients.
 
 #include <attend/attention.h>
 #include <attend/flex_attention.h>
@@ -34,7 +34,7 @@ struct Sizes {
   std::int64_t heads, kv_heads, length;
 };
 
-/// SoftSign of the documentation, and a mask of its own: nothing of it is a fixed band that could be skipped.
+/// SoftSign of the documentation, and a user's mask. The mask is no fixed band, so no part of it can be skipped.
 struct SoftSign {
   float strength;
 
@@ -51,8 +51,8 @@ struct SameParity {
 using QueryKeyValue = std::vector<torch::Tensor>;
 using Outputs = std::function<std::vector<torch::Tensor>(const QueryKeyValue&)>;
 
-/// The peak of a forward and a backward pass in float32, in tensors and beside them, less what the caller gets: the
-/// outputs and three gradients.
+/// The peak memory of a float32 forward and backward pass, in tensors and elsewhere, without the outputs and the three
+/// gradients.
 std::int64_t extra_bytes(const Sizes& n, const Outputs& outputs_of) {
   constexpr std::int64_t kWidth = 64;
   QueryKeyValue inputs;
@@ -70,7 +70,7 @@ std::int64_t extra_bytes(const Sizes& n, const Outputs& outputs_of) {
       for (const torch::Tensor& tensor : tensors) results += static_cast<std::int64_t>(tensor.nbytes());
     CHECK(memory.now() >= results);
   }
-  CHECK(memory.now() == 0);  // all of it was seen, and given back
+  CHECK(memory.now() == 0);  // all memory was counted and freed
   return memory.peak() + heap.peak() - results;
 }
 
@@ -82,8 +82,8 @@ Outputs attention_with(const AttentionOptions& options, bool with_lse = false) {
   };
 }
 
-/// The peak of a forward and a backward pass to q, k, v and a learned bias of these sizes, expanded to (N, H, L, S),
-/// less what the caller gets.
+/// The peak memory of a forward and backward pass for q, k, v and a learned bias of these sizes, expanded to
+/// (N, H, L, S), without the outputs and gradients.
 template <class Attention>
 std::int64_t extra_bytes_of_bias(std::vector<std::int64_t> sizes, at::ScalarType dtype, const Attention& attention) {
   constexpr std::int64_t kBatch = 4, kHeads = 4, kLength = 512;
@@ -142,7 +142,7 @@ TEST_CASE("HeapPeak: memory outside tensors is counted too, on all threads") {
   CHECK(memory.peak() < 310'000);
   std::thread([&] { first = std::make_unique<char[]>(1'000'000); }).join();
   CHECK(memory.now() >= 1'000'000);
-  CHECK(memory.now() < 1'010'000);  // the thread itself takes a little
+  CHECK(memory.now() < 1'010'000);  // the thread itself takes some memory
   CHECK(memory.peak() >= 1'100'000);
 }
 
@@ -212,10 +212,10 @@ TEST_CASE("attn_mask, score_mod: an expanded learned bias takes memory only for 
   struct Case {
     std::string name;
     std::vector<std::int64_t> sizes;
-    std::int64_t most;  // beside what one value takes; all 16 copies of (L, S) take 16 MiB in float32
+    std::int64_t most;  // beyond the memory for a bias of one value; 16 float32 copies of (L, S) take 16 MiB
   };
   const Case cases[] = {
-      {"over batch and heads", {1, 1, 512, 512}, 6 * kMiB},  // 1 MiB: the sums take 4, and one each in float32
+      {"over batch and heads", {1, 1, 512, 512}, 6 * kMiB},  // the sums take 4 MiB
       {"from two sizes", {512, 512}, 6 * kMiB},
       {"over queries", {4, 4, 1, 512}, kMiB},
   };
@@ -233,7 +233,7 @@ TEST_CASE("attn_mask, score_mod: an expanded learned bias takes memory only for 
 }
 
 TEST_CASE("DenseBias, attn_mask: a learned bias has at most two float64 copies of its gradient") {
-  constexpr std::int64_t kBytes = 4 * 4 * 512 * 512 * 4;  // of the bias
+  constexpr std::int64_t kBytes = 4 * 4 * 512 * 512 * 4;  // size of the bias
   check_each_learned_bias([&](const std::string& name, const auto& attention) {
     CAPTURE(name);
     for (const int threads : {1, 2, 16}) {
@@ -243,7 +243,7 @@ TEST_CASE("DenseBias, attn_mask: a learned bias has at most two float64 copies o
       const std::int64_t extra = extra_bytes_of_bias({4, 4, 512, 512}, torch::kFloat, attention);
       at::set_num_threads(before);
       const std::int64_t copies = name == "attn_mask" || threads == 1 ? 1 : 2;
-      CHECK(extra < 2 * copies * kBytes + kBytes);  // one for what each thread works with
+      CHECK(extra < 2 * copies * kBytes + kBytes);  // the last term is the workspace of the threads
     }
   });
 }

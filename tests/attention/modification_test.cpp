@@ -24,7 +24,7 @@ TEST_CASE("Modification: tensors of a score_mod come before those of a mask_mod,
   CHECK(tensors[1].is_same(table));
   CHECK(tensors[2].equal(lengths));
 
-  // Behind its face, with other tensors than those that the structs hold: as a backend has them.
+  // Through the base class and with other tensors than those of the structs, as a backend calls it.
   const Modification& face = modification;
   const std::vector<torch::Tensor> doubled{tensors[0] * 2, tensors[1] * 2, tensors[2] - 1};
   const torch::Tensor scores = torch::zeros({2, 3, 4, 5}, torch::kDouble);

@@ -27,7 +27,7 @@ TEST_CASE("AttentionOptions: the defaults give scaled dot product attention") {
 TEST_CASE("Scale: a scale is a number or kInverseSqrt, and prints as it is written") {
   CHECK(Scale(attend::kInverseSqrt).factor(16) == 0.25);
   CHECK(Scale(2.5).factor(16) == 2.5);
-  CHECK(AttentionOptions().scale(1).scale().factor(16) == 1.0);  // an int will do
+  CHECK(AttentionOptions().scale(1).scale().factor(16) == 1.0);  // from an int
   std::ostringstream stream;
   stream << Scale(0.5) << ' ' << Scale(attend::kInverseSqrt);
   CHECK(stream.str() == "0.5 kInverseSqrt");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// 500 random calls of attention() and attention_with_lse(), results and gradients, by every backend that can do them,
-// against torch's dense operations in float64. A call is a function of its number alone, and a failure prints it.
+// Compares results and gradients of 500 random calls of attention() and attention_with_lse(), on every backend that can
+// run them, with torch's dense operations in float64. A call is a function of its number alone; a failure prints it.
 
 #include <attend/attention.h>
 
@@ -91,7 +91,7 @@ Call random_call(std::uint32_t number) {
   call.value_width = call.width;
   call.is_causal = one_in(3);
   if (call.is_causal && one_in(2)) call.keys = call.length;
-  // As many heads and batch entries as keep N · H · L · S small.
+  // Limits the numbers of heads and batch entries so that N · H · L · S stays small.
   const auto fits = [&] { return call.batch * call.heads * call.length * call.keys <= 1 << 17; };
   struct Heads {
     std::int64_t heads, kv_heads;
@@ -117,7 +117,7 @@ Call random_call(std::uint32_t number) {
       if (one_in(3)) size = 1;
     call.mask_has_infinity = call.mask != Mask::kBool && one_in(2);
   }
-  if (one_in(2)) return call;  // half of the calls have nothing that ATen's kernels do not know
+  if (one_in(2)) return call;  // half of the calls have no option that ATen's kernels lack
 
   if (one_in(4)) call.value_width = 1 + below(40);
   if (one_in(3)) call.window = {below(call.keys + 2) - 1, below(call.length + 2) - 1};
@@ -144,8 +144,8 @@ Call random_call(std::uint32_t number) {
   return call;
 }
 
-/// The leaves of a call, in float64 but rounded to its dtype: query, key, value, then what is defined of mask and
-/// slopes.
+/// The leaves of a call, in float64 but rounded to its dtype: query, key, value, and the mask and slopes if they are
+/// defined.
 struct Inputs {
   std::vector<torch::Tensor> query_key_value;
   torch::Tensor mask, slopes;
@@ -173,7 +173,7 @@ struct Inputs {
   }
 };
 
-/// What a call gives: output, perhaps log-sum-exp, and the gradients.
+/// The results of a call: output, log-sum-exp if requested, and the gradients.
 using Results = std::vector<torch::Tensor>;
 
 torch::Tensor arranged(const torch::Tensor& leaf, Layout layout, std::int64_t batch, std::int64_t heads) {
@@ -194,7 +194,7 @@ torch::Tensor arranged(const torch::Tensor& leaf, Layout layout, std::int64_t ba
   return {};
 }
 
-/// Calls `compute(query, key, value, mask, slopes)` in a dtype, and differentiates what it returns.
+/// Calls `compute(query, key, value, mask, slopes)` in a dtype and differentiates its results.
 template <class Compute>
 Results with_gradients(const Call& call, const Inputs& inputs, at::ScalarType dtype, const Results& output_gradients,
                        const Compute& compute) {
@@ -223,7 +223,7 @@ Results with_gradients(const Call& call, const Inputs& inputs, at::ScalarType dt
   return outputs;
 }
 
-/// Who may attend to whom by position, and how far they are apart, entry by entry: bool and float64, (L, S).
+/// Which keys a query may attend to by position, bool (L, S), and the distances, float64 (L, S).
 std::pair<torch::Tensor, torch::Tensor> allowed_and_distance(const Call& call) {
   torch::Tensor allowed = torch::zeros({call.length, call.keys}, torch::kBool);
   torch::Tensor distance = torch::zeros({call.length, call.keys}, torch::kDouble);
@@ -233,7 +233,7 @@ std::pair<torch::Tensor, torch::Tensor> allowed_and_distance(const Call& call) {
   for (std::size_t sequence = 0; sequence + 1 < queries.size(); ++sequence) {
     for (std::int64_t i = queries[sequence]; i < queries[sequence + 1]; ++i) {
       for (std::int64_t j = keys[sequence]; j < keys[sequence + 1]; ++j) {
-        // The last query stands at the last key.
+        // The last query is aligned with the last key.
         const std::int64_t ahead = (j - keys[sequence + 1]) - (i - queries[sequence + 1]);
         allowed.mutable_data_ptr<bool>()[i * call.keys + j] = (!call.is_causal || ahead <= 0) &&
                                                               (call.window.left < 0 || ahead >= -call.window.left) &&
@@ -245,7 +245,7 @@ std::pair<torch::Tensor, torch::Tensor> allowed_and_distance(const Call& call) {
   return {allowed, distance};
 }
 
-/// The dense formula in the dtype of its arguments, as anyone would write it, for everything that a call may ask for.
+/// The dense formula in the dtype of its arguments, with every option of a call.
 AttentionResult dense(const Call& call, const torch::Tensor& query, torch::Tensor key, torch::Tensor value,
                       const torch::Tensor& mask, const torch::Tensor& slopes) {
   auto [allowed, distance] = allowed_and_distance(call);
@@ -260,7 +260,7 @@ AttentionResult dense(const Call& call, const torch::Tensor& query, torch::Tenso
     allowed = allowed.logical_and(mask.isneginf().logical_not());
     scores = scores + mask.masked_fill(mask.isneginf(), 0.0);
   }
-  // A large finite number instead of −∞: an empty row must not become NaN.
+  // A large finite number instead of −∞, so that an empty row does not become NaN.
   const double never = scores.scalar_type() == torch::kDouble ? -1e300
                        : scores.scalar_type() == torch::kHalf ? -65504.0
                                                               : -3e38;
@@ -276,7 +276,7 @@ struct OurResults {
   Results results;
 };
 
-/// Nothing if the backend says that it cannot.
+/// std::nullopt if the backend cannot run the call.
 std::optional<OurResults> ours(const Call& call, const Inputs& inputs, const Results& output_gradients,
                                Backend backend) try {
   Backend taken = backend;
@@ -301,7 +301,7 @@ std::optional<OurResults> ours(const Call& call, const Inputs& inputs, const Res
 }  // namespace
 
 TEST_CASE("attention: 500 random calls are as accurate as torch's dense operations, forward and backward") {
-  std::map<Backend, int> calls;  // by who computed them
+  std::map<Backend, int> calls;  // by the backend that computed them
   std::map<Backend, Accuracy> accuracy;
   for (std::uint32_t number = 0; number < 500; ++number) {
     const Call call = random_call(number);
@@ -322,8 +322,8 @@ TEST_CASE("attention: 500 random calls are as accurate as torch's dense operatio
         CAPTURE(i);  // output, log-sum-exp if any, then gradients of query, key, value, mask, slopes
         const bool is_log_sum_exp = call.with_lse && i == 1;
         const std::size_t first_gradient = call.with_lse ? 2 : 1;
-        // With one key the dense formula's gradients of query and key are zero to the bit, and no multiple of that
-        // covers ATen's rounding.
+        // With one key the dense formula's gradients of query and key are exactly zero, and no multiple of zero
+        // allows ATen's rounding errors.
         if (backend == Backend::kSdpa && call.dtype != torch::kDouble && call.keys == 1 &&
             (i == first_gradient || i == first_gradient + 1))
           continue;
@@ -344,7 +344,7 @@ TEST_CASE("attention: 500 random calls are as accurate as torch's dense operatio
     };
     std::set<Backend> computed;
     for (const Backend backend : {Backend::kAuto, Backend::kCpu, Backend::kSdpa, Backend::kReference}) {
-      if (computed.count(backend) > 0) continue;  // kAuto took it
+      if (computed.count(backend) > 0) continue;  // kAuto has used it
       const std::optional<OurResults> given = ours(call, inputs, output_gradients, backend);
       CHECK((given || backend == Backend::kSdpa));
       if (!given) continue;
@@ -360,5 +360,5 @@ TEST_CASE("attention: 500 random calls are as accurate as torch's dense operatio
   }
   CHECK(calls[Backend::kReference] == 500);
   CHECK(calls[Backend::kCpu] == 500);
-  CHECK(calls[Backend::kSdpa] >= 160);  // or this test has lost its object
+  CHECK(calls[Backend::kSdpa] >= 160);  // otherwise too little was tested
 }

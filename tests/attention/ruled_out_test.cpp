@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// What a mask, a window or causality rules out has no part in any output or gradient, whatever it holds. A call with
-// NaN or ±∞ in such places is compared with the same call with ordinary numbers there.
+// Tests that masked keys and values change no output or gradient, whatever they contain. A call with NaN or ±∞ in
+// masked places is compared with the same call with ordinary numbers there.
 
 #include <attend/attention.h>
 #include <attend/flex_attention.h>
@@ -37,7 +37,7 @@ constexpr Backend kBackends[] = {Backend::kAuto, Backend::kReference, Backend::k
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kBad[] = {std::numeric_limits<double>::quiet_NaN(), kInfinity};
 
-// Nobody may attend to the key kHidden and the keys from the end − kPadding on; the query kBlind may attend to nothing.
+// No query may attend to the key kHidden or to the last kPadding keys. The query kBlind may attend to nothing.
 constexpr std::int64_t kHidden = 5, kPadding = 7, kBlind = 1;
 
 struct AllowedKeys {
@@ -58,7 +58,7 @@ torch::Tensor added(std::int64_t queries, std::int64_t keys) {
   return torch::zeros({queries, keys}).masked_fill(allowed(queries, keys).logical_not(), -kInfinity);
 }
 
-/// Attention of these inputs that must be free of what is ruled out.
+/// A call whose results must not depend on masked keys and values.
 struct Case {
   std::string name;
   std::function<torch::Tensor(const Tensors& inputs, Backend backend)> attend;
@@ -109,7 +109,7 @@ const Case kCases[] = {
 struct Lengths {
   std::int64_t queries, keys;
 };
-// For ATen's kernels by kAuto; in one softmax; in few tiles, and in many.
+// For ATen's kernels by kAuto; all keys in one softmax; few tiles; many tiles.
 constexpr Lengths kLengths[] = {{2, 70}, {67, 70}, {17, 200}, {66, 460}};
 
 Tensors random_inputs(const Lengths& n, at::ScalarType dtype) {
@@ -120,7 +120,7 @@ Tensors random_inputs(const Lengths& n, at::ScalarType dtype) {
   return {random(2, n.queries), random(1, n.keys), random(1, n.keys), random(2, n.queries)};
 }
 
-/// Output and gradients of query, key and value. `inputs` are these three and the gradient that comes.
+/// Output and gradients of query, key and value. `inputs` are these three and the output gradient.
 Tensors pass(const Case& c, const Tensors& inputs, Backend backend) {
   Tensors leaves;
   for (std::size_t i = 0; i < 3; ++i) leaves.push_back(inputs[i].detach().requires_grad_());
@@ -145,7 +145,7 @@ Tensors second_pass(const Case& c, const Tensors& inputs, Backend backend) {
 void check_close(const Tensors& results, const Tensors& expected) {
   for (std::size_t i = 0; i < expected.size(); ++i) {
     CAPTURE(i);  // output, gradients of query, key and value
-    // The sums have another order, no more: a few units in the last place of the largest number.
+    // Only the order of sums differs: a few units in the last place of the largest number.
     const at::ScalarType dtype = expected[i].scalar_type();
     const double unit = dtype == torch::kDouble  ? 0x1p-52
                         : dtype == torch::kFloat ? 0x1p-23
@@ -155,8 +155,8 @@ void check_close(const Tensors& results, const Tensors& expected) {
   }
 }
 
-/// Checks every case, backend, dtype and length: after change(tensor, lengths, number), which puts a NaN or an infinity
-/// into one of the inputs, the results are close to those before. `also` is called with both inputs.
+/// Checks every case, backend, dtype and length: change(tensor, lengths, number) writes a NaN or an infinity into one
+/// of the inputs, and the results must stay close to those before. `also` is called with both inputs.
 template <class Change, class Also>
 void check_without_effect(std::initializer_list<std::size_t> inputs_to_change, const Change& change, const Also& also) {
   for (const Case& c : kCases)
@@ -240,7 +240,7 @@ TEST_CASE("is_causal and window: NaN in the last key and value reaches only quer
                 CHECK(results[i].select(2, lengths.queries - 1).isfinite().all().item<bool>() == false);
               }
               if (left < 0) continue;
-              // Keys that the last query does not see have the gradients that they had.
+              // The gradients of keys to which the last query may not attend do not change.
               for (const std::size_t i : {2, 3}) {
                 const auto unseen = [&](const torch::Tensor& tensor) {
                   return tensor.slice(2, 0, lengths.keys - 1 - left);

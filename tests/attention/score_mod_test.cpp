@@ -42,7 +42,7 @@ struct PlusKey {
   }
 };
 
-/// What it holds is added to the scores, for each head.
+/// Adds its tensor to the scores, one value for each head.
 struct HeadBias {
   torch::Tensor bias;  // (H)
 
@@ -58,7 +58,7 @@ struct HeadBias {
   View bind(attend::Binder& binder) const { return {binder.values(bias)}; }
 };
 
-struct ReturnsANumber {  // any number can become a T
+struct ReturnsANumber {  // any number type converts to T
   template <class T>
   double operator()(T, Coordinate) const {
     return 1;

@@ -44,7 +44,7 @@ AttentionOptions by_name(const AttentionOptions& options = {}) {
   return AttentionOptions(options).backend(Backend::kSdpa);
 }
 
-/// Why a call that asks for ATen's kernels by name is refused.
+/// The reason why a call with kSdpa requested by name is refused.
 std::string why_not(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
                     const AttentionOptions& options = {}) {
   const std::string asked_for = "attend::attention: the requested backend cannot run. ";
@@ -140,7 +140,7 @@ TEST_CASE("kSdpa: explain() gives no reason against ATen's kernels if they can c
     CHECK(explanation.copies == c.copies);
     CHECK(explanation.how == "kSdpa runs ATen's fused kernels.");
   }
-  const torch::NoGradGuard no_grad;  // nothing can ask for the mask's gradient
+  const torch::NoGradGuard no_grad;  // no gradient of the mask can be requested
   const AttentionOptions learned = by_name().attn_mask(torch::zeros({6, 6}).requires_grad_());
   CHECK(attend::explain(plain, plain, plain, learned).backend == Backend::kSdpa);
   CHECK_NOTHROW(attend::attention(plain, plain, plain, learned));
@@ -225,7 +225,7 @@ TEST_CASE("kSdpa: is_causal with fewer queries than keys uses a mask, with and w
     CAPTURE(queries);
     const torch::Tensor query = x({2, 4, queries, 8}).to(torch::kDouble), keys = x({2, 2, 11, 8}).to(torch::kDouble);
     torch::Tensor infinite = x({queries, 11}).to(torch::kDouble);
-    infinite.select(1, 10).slice(0, 0, queries - 1).fill_(std::numeric_limits<double>::infinity());  // not yet allowed
+    infinite.select(1, 10).slice(0, 0, queries - 1).fill_(std::numeric_limits<double>::infinity());  // masked
     const torch::Tensor masks[] = {{}, x({queries, 11}).to(torch::kDouble), x({2, 1, 1, 11}) > -1.0, infinite};
     for (const torch::Tensor& mask : masks) {
       const AttentionOptions options = AttentionOptions().is_causal(true).attn_mask(mask);

@@ -26,7 +26,7 @@ using attend::test::message_of;
 
 namespace {
 
-/// Random document numbers (rows, length), which never decrease along a row, as far as asked.
+/// Random document numbers (rows, length); sorted along each row on request.
 torch::Tensor random_documents(std::int64_t rows, std::int64_t length, bool is_sorted) {
   const torch::Tensor documents = torch::randint(-1, 3, {rows, length});
   return is_sorted ? std::get<0>(documents.sort(-1)) : documents;

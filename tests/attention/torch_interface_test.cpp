@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// attention() beside torch's scaled_dot_product_attention: what is broadcast, how many dimensions there may be, which
-// dtypes a mask may have, how an output lies in memory, and which tensors are refused.
+// Compares attention() with torch's scaled_dot_product_attention: broadcasting, number of dimensions, dtypes of masks,
+// memory layout of the output, and refused tensors.
 #include <attend/flex_attention.h>
 
 #include "support/accuracy.h"
@@ -47,7 +47,7 @@ std::vector<torch::Tensor> leaves(const std::vector<torch::Tensor>& tensors) {
   return copies;
 }
 
-/// Results and gradients of attend and of torch, for one call on every backend.
+/// Compares results and gradients of attend and torch for one call, on every backend.
 void check_as_torch(const std::vector<torch::Tensor>& inputs, const torch::Tensor& mask, bool enable_gqa) {
   const std::vector<torch::Tensor> expected_inputs = leaves(inputs);
   const torch::Tensor expected = at::scaled_dot_product_attention(
@@ -211,7 +211,7 @@ TEST_CASE("attention: a 3-d output may be changed in place, and before the backw
 }
 
 TEST_CASE("attention: a float attn_mask may have another dtype than query") {
-  // Neighbours in bfloat16 and float16 around these numbers are 2 apart, and weights would be wrong by a factor of e.
+  // Near these numbers, adjacent bfloat16 and float16 values are 2 apart: rounded weights would be wrong by a factor e.
   const torch::Tensor fine = 2048 + torch::tensor({0.0, 1.0, 2.0, 3.0, 1.0, 0.0, 3.0}, torch::kDouble).expand({5, 7});
   const auto wide = {torch::kDouble, torch::kFloat};
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// What object_code_test.py compiles and looks into: attention(), and flex_attention() with structs as a user writes them.
+// object_code_test.py compiles this file and inspects its instructions: attention(), and flex_attention() with a user's
+// structs.
 
 #include <attend/attention.h>
 #include <attend/flex_attention.h>

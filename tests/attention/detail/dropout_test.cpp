@@ -25,7 +25,7 @@ using attend::test::max_difference;
 
 namespace {
 
-/// Attention whose output is its own weights, by values that are the unit vectors: (N, H, L, S).
+/// The weights (N, H, L, S): the output for values that are unit vectors.
 torch::Tensor dropped_weights(const torch::Tensor& query, const torch::Tensor& key, const AttentionOptions& options) {
   const torch::Tensor units = torch::eye(key.size(2), key.options()).expand({key.size(0), key.size(1), -1, -1});
   return attend::attention(query, key, units, options);
@@ -146,12 +146,12 @@ TEST_CASE("dropout: manual_seed determines the dropped weights, for every call, 
   const AttentionOptions options = AttentionOptions().dropout(0.4);
   const torch::Tensor first = dropped_weights(query, key, options), second = dropped_weights(query, key, options);
   CHECK(first.eq(0).equal(expected));
-  CHECK_FALSE(second.eq(0).equal(expected));  // each call draws anew
+  CHECK_FALSE(second.eq(0).equal(expected));  // each call draws new numbers
 }
 
 TEST_CASE("dropout: a kept weight is multiplied by 1 / (1 - dropout), so that the expectation is unchanged") {
   torch::manual_seed(4);
-  constexpr std::int64_t kTimes = 400;  // the same query and key, as so many batch entries
+  constexpr std::int64_t kTimes = 400;  // the same query and key in 400 batch entries
   const torch::Tensor query = torch::randn({1, 2, 20, 8}, torch::kDouble).expand({kTimes, -1, -1, -1}),
                       key = torch::randn({1, 2, 30, 8}, torch::kDouble).expand({kTimes, -1, -1, -1});
   const double dropout = 0.3;
@@ -214,7 +214,7 @@ TEST_CASE("dropout: a value that every query drops gets a zero gradient, and the
   torch::manual_seed(8);
   const torch::Tensor output = attend::attention(query, key, value, AttentionOptions().dropout(0.5));
   CHECK(max_difference(output, dropped.matmul(value)) < 1e-15);
-  torch::rand({5});  // what is drawn between the passes does not matter
+  torch::rand({5});  // numbers drawn between the passes do not matter
   const torch::Tensor gradient = torch::autograd::grad({output.sum()}, {value})[0];
   CHECK(max_difference(gradient, dropped.transpose(2, 3).expand_as(value)) < 1e-15);
   CHECK(gradient.eq(0).any().item<bool>());

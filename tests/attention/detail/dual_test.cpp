@@ -18,7 +18,7 @@ using attend::Real;
 
 namespace {
 
-/// A function as a score_mod has it, of every kind of number that one is called with.
+/// A function of a score, for every number type with which a kernel calls a score_mod.
 struct Score {
   template <class Function>
   Score(const std::string& name, const Function& function)
@@ -88,7 +88,7 @@ const Score kScores[] = {
     {"power of its own", [](auto x) { return exp(x * log(abs(x) + 0.5)); }},
 };
 
-/// Points away from every edge of the functions above.
+/// Points away from the kinks of the functions above.
 constexpr double kPoints[] = {-3.1, -1.7, -0.6, -0.2, 0.15, 0.4, 0.85, 1.3, 2.9};
 
 constexpr double kStep = 1e-5;

@@ -33,11 +33,11 @@ V tanh_of(V x) {
   return x;
 }
 
-/// What <cmath> computes with more digits.
+/// The type in which <cmath> computes the exact value.
 template <class V>
 using Wide = std::conditional_t<std::is_same_v<V, float>, double, long double>;
 
-/// How far the result is from the exact one, in units of the last place that V has there.
+/// The error of a result in units in the last place of V.
 template <class V>
 double error_in_units(V result, Wide<V> exact) {
   if (std::isnan(exact)) return std::isnan(result) ? 0 : INFINITY;
@@ -49,7 +49,7 @@ double error_in_units(V result, Wide<V> exact) {
   return static_cast<double>(std::abs(result - exact) / std::ldexp(Wide<V>(1), lowest - Limits::digits));
 }
 
-/// Numbers of every size and both signs: every so many steps through all that V has, and those near ±0, ±1 and ±∞.
+/// Numbers of every magnitude and both signs: a regular sample of all values of V, and the values near ±0, ±1 and ±∞.
 template <class V>
 std::vector<V> numbers() {
   using Bits = typename FloatFormat<V>::Bits;
@@ -70,7 +70,7 @@ std::vector<V> numbers() {
       if (bits >= k) numbers.push_back(of_bits(bits - k));
     }
   }
-  for (int k = -80'000; k <= 80'000; ++k) numbers.push_back(static_cast<V>(k) / V(100));  // where exp is of interest
+  for (int k = -80'000; k <= 80'000; ++k) numbers.push_back(static_cast<V>(k) / V(100));  // exp matters here
   return numbers;
 }
 
@@ -93,9 +93,9 @@ TEST_CASE_TEMPLATE(
     ++computed;
   }
   CHECK(computed > 100'000);
-  CHECK(largest > 0.5);  // or nothing was measured
+  CHECK(largest > 0.5);  // otherwise nothing was measured
 
-  // Nothing that V can hold as a normal number is cut off but the last 2 %, and nothing overflows too soon.
+  // exp returns 0 only for results below four times the smallest normal number of V, and does not overflow early.
   CHECK(std::exp(Wide<V>(FloatFormat<V>::kSmallest)) < 4 * Wide<V>(std::numeric_limits<V>::min()));
   CHECK(exp_of(FloatFormat<V>::kSmallest) > 0);
   CHECK(exp_of(V(0)) == 1);
