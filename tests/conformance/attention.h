@@ -25,12 +25,12 @@ using attend::Backend;
 
 inline constexpr at::ScalarType kDtypes[] = {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf};
 
-/// A tensor of random numbers that `dtype` has too, in float64.
+/// A float64 tensor of random numbers that `dtype` can represent.
 inline torch::Tensor random_numbers(at::IntArrayRef sizes, at::ScalarType dtype) {
   return torch::randn(sizes, torch::kDouble).to(dtype).to(torch::kDouble);
 }
 
-/// A function of tensors, and its results with the gradients of a weighted sum of them.
+/// The results of a function of tensors, and the gradients of their weighted sum.
 struct Evaluated {
   Tensors results, gradients;
   std::vector<std::string> names;  // of the gradients
@@ -49,10 +49,10 @@ struct Case {
   bool with_lse = false;
   bool heads_last = false;  // in memory (N, L, H, D)
   bool sdpa_can = false;    // kSdpa must not refuse it
-  bool is_empty = false;    // only kReference has it
+  bool is_empty = false;    // only kReference can run it
 };
 
-/// The inputs of a case, in float64 but of numbers that `dtype` has.
+/// The inputs of a case, in float64, with numbers that `dtype` can represent.
 inline Inputs inputs_of(const Case& c, at::ScalarType dtype) {
   Inputs inputs;
   inputs.query = random_numbers({c.batch, c.heads, c.length, c.width}, dtype);
@@ -69,7 +69,7 @@ inline Inputs inputs_of(const Case& c, at::ScalarType dtype) {
   return inputs;
 }
 
-/// Computes results and gradients in `dtype`. `function` is given leaves, and returns the results.
+/// Computes results and gradients in `dtype`. `function` gets the leaves and returns the results.
 inline Evaluated evaluate(const Case& c, const Inputs& exact, at::ScalarType dtype,
                           const std::function<Tensors(const Inputs&)>& function) {
   const auto leaf = [&](const torch::Tensor& tensor, bool is_differentiated) {
@@ -131,12 +131,12 @@ inline Tensors dense_results(const Case& c, const Inputs& inputs) {
   const Geometry geometry = geometry_of(c.length, c.keys, c.options, c.query_offsets, c.key_offsets);
   const DenseResult dense = dense_attention(inputs, c.options, geometry);
   if (!c.with_lse) return {dense.output};
-  // The log-sum-exp of attend is float32 where the inputs are in half precision.
+  // For inputs in half precision, attend's log-sum-exp is float32.
   const bool is_half = inputs.query.scalar_type() != torch::kDouble && inputs.query.scalar_type() != torch::kFloat;
   return {dense.output, is_half ? dense.log_sum_exp.to(torch::kFloat) : dense.log_sum_exp};
 }
 
-/// Requires of results and gradients in `dtype` what the rules of equality say.
+/// Requires that results and gradients in `dtype` satisfy the rules of equality.
 inline void require_as_accurate(const std::string& what, at::ScalarType dtype, const Evaluated& ours,
                                 const Evaluated& dense, const Evaluated& exact, double factor, Accuracy& accuracy) {
   const auto compare = [&](const std::string& name, const torch::Tensor& result, const torch::Tensor& same_dtype,
@@ -153,8 +153,8 @@ inline void require_as_accurate(const std::string& what, at::ScalarType dtype, c
     compare("the gradient of " + exact.names[i], ours.gradients[i], dense.gradients[i], exact.gradients[i], factor);
 }
 
-/// A case in every dtype, by every backend. kSdpa, asked for by name, may refuse what ATen's kernels lack, and kCpu
-/// must refuse an empty call.
+/// Runs a case in every dtype on every backend. kSdpa, requested by name, may refuse options that ATen's kernels lack.
+/// kCpu must refuse an empty call.
 inline void require_case(const Case& c, Accuracy& accuracy) {
   for (const at::ScalarType dtype : kDtypes) {
     torch::manual_seed(1);
@@ -197,21 +197,21 @@ inline std::vector<Case> attention_cases() {
     change(c);
     cases.push_back(c);
   };
-  add("plain", none, [](Case& c) { c.sdpa_can = true; });
-  add("more keys than a block, head_dim 33", none,
+  add("no options", none, [](Case& c) { c.sdpa_can = true; });
+  add("more keys than a tile, head_dim 33", none,
       [](Case& c) { c.length = 70, c.keys = 150, c.width = c.value_width = 33, c.sdpa_can = true; });
   add("one query", none, [](Case& c) { c.length = 1, c.keys = 200, c.sdpa_can = true; });
   add("heads last in memory", causal, [](Case& c) { c.heads_last = c.sdpa_can = true; });
-  add("value_dim differs from head_dim", none, [](Case& c) { c.value_width = 24; });
+  add("head_dim of value differs", none, [](Case& c) { c.value_width = 24; });
   add("scale", AttentionOptions().scale(0.5), [](Case& c) { c.sdpa_can = true; });
   add("negative scale", AttentionOptions().scale(-0.3));
   add("softcap", AttentionOptions().softcap(1.5));
   add("is_causal", causal, [](Case& c) { c.sdpa_can = true; });
   add("is_causal, L < S, few queries", causal, [](Case& c) { c.length = 7, c.keys = 150, c.sdpa_can = true; });
   add("is_causal, L < S", causal, [](Case& c) { c.length = 70, c.keys = 150; });
-  add("is_causal, L > S: rows without keys", causal, [](Case& c) { c.length = 40, c.keys = 9; });
-  add("window on both sides", window(5, 3));
-  add("window, L > S: rows without keys", window(2, 2), [](Case& c) { c.length = 40, c.keys = 9; });
+  add("is_causal, L > S: queries without keys", causal, [](Case& c) { c.length = 40, c.keys = 9; });
+  add("window to both sides", window(5, 3));
+  add("window, L > S: queries without keys", window(2, 2), [](Case& c) { c.length = 40, c.keys = 9; });
   add("window with is_causal", window(6, -1).is_causal(true), [](Case& c) { c.length = c.keys = 140; });
   add("alibi_slopes (H)", none, [](Case& c) { c.slopes_sizes = {4}; });
   add("alibi_slopes (N, H), learned", causal, [](Case& c) {
@@ -224,26 +224,26 @@ inline std::vector<Case> attention_cases() {
   add("bool attn_mask (N, 1, 1, S)", none, [](Case& c) {
     c.mask_sizes = {2, 1, 1, 24}, c.mask_is_bool = c.sdpa_can = true;
   });
-  add("bool attn_mask (N, H, L, 1): rows without keys", none, [](Case& c) {
+  add("bool attn_mask (N, H, L, 1): queries without keys", none, [](Case& c) {
     c.mask_sizes = {2, 4, 24, 1}, c.mask_is_bool = c.sdpa_can = true;
   });
   add("bool attn_mask with is_causal", causal, [](Case& c) {
     c.mask_sizes = {2, 1, 24, 24}, c.mask_is_bool = c.sdpa_can = true;
   });
-  add("added attn_mask (L, S)", none, [](Case& c) { c.mask_sizes = {24, 24}, c.sdpa_can = true; });
-  add("added attn_mask (H, 1, S) with -inf", none, [](Case& c) {
+  add("float attn_mask (L, S)", none, [](Case& c) { c.mask_sizes = {24, 24}, c.sdpa_can = true; });
+  add("float attn_mask (H, 1, S) with -inf", none, [](Case& c) {
     c.mask_sizes = {4, 1, 24}, c.mask_has_infinity = c.sdpa_can = true;
   });
-  add("added attn_mask (N, H, L, S), learned", none, [](Case& c) {
+  add("float attn_mask (N, H, L, S), learned", none, [](Case& c) {
     c.mask_sizes = {2, 4, 24, 24}, c.mask_is_learned = true;
   });
-  add("added attn_mask (1, H, 1, S), learned, with -inf", causal, [](Case& c) {
+  add("float attn_mask (1, H, 1, S), learned, with -inf", causal, [](Case& c) {
     c.mask_sizes = {1, 4, 1, 24}, c.mask_is_learned = c.mask_has_infinity = true;
   });
-  add("grouped heads", causal, [](Case& c) { c.kv_heads = 2; });  // ATen's kernels have them from LibTorch 2.9 on
+  add("grouped heads", causal, [](Case& c) { c.kv_heads = 2; });  // ATen's kernels support them since LibTorch 2.9
 
   add("one key and value head", none, [](Case& c) { c.kv_heads = 1, c.length = 30, c.keys = 140; });
-  add("packed batch", none, [](Case& c) {
+  add("packed batch (query_offsets, key_offsets)", none, [](Case& c) {
     c.batch = 1, c.query_offsets = {0, 5, 17, 24}, c.key_offsets = {0, 9, 12, 24};
   });
   add("packed batch with an empty sequence, is_causal, window, alibi_slopes", window(4, -1).is_causal(true),
@@ -251,7 +251,8 @@ inline std::vector<Case> attention_cases() {
         c.batch = 1, c.slopes_sizes = {4}, c.query_offsets = {0, 8, 8, 24}, c.key_offsets = {0, 4, 10, 24};
       });
   add("attention_with_lse", causal, [](Case& c) { c.with_lse = c.sdpa_can = true; });
-  add("attention_with_lse, rows without keys", causal, [](Case& c) { c.with_lse = true, c.length = 40, c.keys = 9; });
+  add("attention_with_lse, queries without keys", causal,
+      [](Case& c) { c.with_lse = true, c.length = 40, c.keys = 9; });
   add("all options together", window(30, -1).is_causal(true).softcap(3.0).scale(0.4), [](Case& c) {
     c.kv_heads = 2, c.length = 50, c.keys = 140, c.value_width = 24, c.with_lse = c.heads_last = true;
     c.slopes_sizes = {4}, c.slopes_are_learned = true;
@@ -263,7 +264,7 @@ inline std::vector<Case> attention_cases() {
   return cases;
 }
 
-/// Dropout is seen from outside: with the identity as values, the output is the weights that are left.
+/// Checks dropout from outside: with the identity as values, the output is the weights after dropout.
 inline void require_dropout(Backend backend) {
   const std::int64_t S = 32;
   const double dropout = 0.3;
@@ -297,9 +298,10 @@ inline void require_dropout(Backend backend) {
 inline void attention_checks(Checks& checks) {
   Accuracy accuracy;
   for (const Case& c : attention_cases()) checks.check("attention: " + c.name, [&] { require_case(c, accuracy); });
-  checks.check("attention: results of few numbers, over all cases", [&] { accuracy.require_of_few_numbers(); });
+  checks.check("attention: results of fewer than 64 numbers, over all cases",
+               [&] { accuracy.require_of_few_numbers(); });
 
-  checks.check("attention: dropout", [] {
+  checks.check("attention: dropout by seed, with its share, output and gradients", [] {
     require_dropout(Backend::kCpu);
     require_dropout(Backend::kReference);
   });
@@ -311,7 +313,7 @@ inline void attention_checks(Checks& checks) {
     };
     require_equal("kCpu against kReference", run(Backend::kCpu), run(Backend::kReference));
   });
-  checks.check("attention: dropout 0 draws no random number", [] {
+  checks.check("attention: dropout 0 draws no random numbers", [] {
     const torch::Tensor x = torch::randn({1, 1, 8, 8});
     torch::manual_seed(3);
     const torch::Tensor before = torch::rand({4});
@@ -319,20 +321,20 @@ inline void attention_checks(Checks& checks) {
     attend::attention(x, x, x, AttentionOptions().dropout(0.0));
     require(torch::rand({4}).equal(before), "the generator has moved");
   });
-  checks.check("attention_weights: the dense weights, with all options", [] {
+  checks.check("attention_weights: equal to the dense formula's, with all options", [] {
     const Case c = [] {
       for (const Case& each : attention_cases())
         if (each.name == "all options together") return each;
       return Case();
     }();
-    require(!c.name.empty(), "there is no such case");
+    require(!c.name.empty(), "the case is missing");
     const Inputs inputs = inputs_of(c, at::kDouble);
     const torch::Tensor weights =
         attend::attention_weights(inputs.query, inputs.key, options_of(c, inputs, Backend::kAuto));
     const Geometry geometry = geometry_of(c.length, c.keys, c.options, {}, {});
     require_equal("the weights", weights, dense_attention(inputs, c.options, geometry).weights);
   });
-  checks.check("explain: names the backend that attention() takes", [] {
+  checks.check("explain: names the backend that attention() uses", [] {
     const torch::Tensor x = torch::randn({1, 2, 64, 16});
     const attend::Explanation plan = attend::explain(x, x, x);
     require(plan.backend != Backend::kAuto, "kAuto is named");
@@ -340,12 +342,12 @@ inline void attention_checks(Checks& checks) {
             "the backend named gives other bits");
     const attend::Explanation window =
         attend::explain(x, x, x, AttentionOptions().window({3, 3}).backend(Backend::kCpu));
-    require(window.backend == Backend::kCpu && window.why_not_faster.empty(), "kCpu is asked for, and not taken");
+    require(window.backend == Backend::kCpu && window.why_not_faster.empty(), "kCpu is requested and not used");
     const torch::Tensor none = torch::randn({0, 2, 64, 16});
     const attend::Explanation empty = attend::explain(none, none, none);
     require(empty.backend == Backend::kReference && !empty.why_not_faster.empty(), "an empty batch has no reason");
   });
-  checks.check("BackendGuard: names the backend until the end of its scope", [] {
+  checks.check("BackendGuard: selects the backend until the end of its scope", [] {
     const torch::Tensor x = torch::randn({1, 2, 64, 16});
     {
       const attend::BackendGuard guard(Backend::kReference);
@@ -354,7 +356,7 @@ inline void attention_checks(Checks& checks) {
     require(attend::explain(x, x, x, AttentionOptions().window({3, 3})).backend == Backend::kCpu,
             "the guard outlives its scope");
   });
-  checks.check("attention: without gradients, and in inference mode, the same bits", [] {
+  checks.check("attention: the same bits with gradients, under NoGradGuard and under InferenceMode", [] {
     const torch::Tensor x = torch::randn({1, 2, 140, 16}).requires_grad_();
     for (const Backend backend : {Backend::kCpu, Backend::kSdpa, Backend::kReference}) {
       const AttentionOptions options = AttentionOptions().backend(backend);
@@ -369,7 +371,7 @@ inline void attention_checks(Checks& checks) {
       require(attend::attention(x, x, x, options).equal(with), c10::str(backend, ": InferenceMode"));
     }
   });
-  checks.check("attention: autocast to bfloat16", [] {
+  checks.check("attention: autocast casts float32 to bfloat16, and not float64", [] {
     const torch::Tensor x = torch::randn({1, 2, 20, 16});
     at::autocast::set_autocast_enabled(at::kCPU, true);
     at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
@@ -380,9 +382,9 @@ inline void attention_checks(Checks& checks) {
     require(y.scalar_type() == at::kBFloat16, "float32 is not cast");
     require(in_float64.scalar_type() == at::kDouble, "float64 is cast");
     const torch::Tensor half = x.to(at::kBFloat16);
-    require(y.equal(attend::attention(half, half, half)), "it differs from the call in bfloat16");
+    require(y.equal(attend::attention(half, half, half)), "the result differs from that of a bfloat16 call");
   });
-  checks.check("attention: errors have their types and say what is wrong", [] {
+  checks.check("attention: types and messages of errors", [] {
     const torch::Tensor x = torch::randn({1, 2, 8, 4});
     const auto refused = [&](const std::string& part, const AttentionOptions& options) {
       require_throws<c10::ValueError>(part, part, [&] { attend::attention(x, x, x, options); });
@@ -392,7 +394,7 @@ inline void attention_checks(Checks& checks) {
     require_throws<c10::ValueError>("undefined", "value must be a tensor", [&] { attend::attention(x, x, {}); });
     require_throws<c10::TypeError>("two dtypes", "must have the dtype of query",
                                    [&] { attend::attention(x, x.to(at::kDouble), x); });
-    require_throws<c10::TypeError>("whole numbers", "must be float64, float32, bfloat16 or float16",
+    require_throws<c10::TypeError>("integers", "must be float64, float32, bfloat16 or float16",
                                    [&] { attend::attention(x.to(at::kInt), x.to(at::kInt), x.to(at::kInt)); });
     refused("dropout must be a probability", AttentionOptions().dropout(1.5));
     refused("softcap must be positive", AttentionOptions().softcap(-1.0));

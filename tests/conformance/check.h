@@ -19,15 +19,15 @@
 
 namespace conformance {
 
-/// Of a message; LibTorch appends a stack trace.
+/// The first line of a message. LibTorch appends a stack trace.
 inline std::string first_line(const std::string& message) { return message.substr(0, message.find('\n')); }
 
-/// Runs named checks and counts those that are right.
+/// Runs named checks and counts the right ones.
 ///
 /// The name is printed before the check runs, so that a crash can be traced to its check.
 class Checks {
  public:
-  /// A check is right if every require() in it holds, there is at least one, and nothing is thrown.
+  /// A check is right if it calls require() at least once, every require() holds, and nothing is thrown.
   void check(const std::string& name, const std::function<void()>& body) {
     std::cout << name << ": " << std::flush;
     requirements_ = 0;
@@ -45,7 +45,7 @@ class Checks {
     if (!wrong_.empty()) names_of_wrong_.push_back(name);
   }
 
-  /// What must hold in the check that is running, and what to say if it does not.
+  /// States a requirement of the running check, and the complaint if it does not hold.
   static void require(bool holds, const std::string& complaint) {
     ++requirements_;
     if (!holds) wrong_.push_back(complaint);
@@ -115,11 +115,11 @@ inline void require_equal(const std::string& what, const torch::Tensor& result, 
 /// The rule of equality for float32 and lower: the error against the exact (float64) result is at most twice that of
 /// the dense formula in the same dtype, plus 1e-6.
 ///
-/// Of a few numbers the dense formula's error may be close to zero by luck. Results with fewer than 64 numbers are
-/// therefore compared over all calls, by the largest and by the mean relative error of their kind and dtype.
+/// If a result has few numbers, the dense formula's error may be close to zero by chance. Results with fewer than 64
+/// numbers are therefore compared over all calls, by the largest and the mean relative error of their kind and dtype.
 class Accuracy {
  public:
-  /// The second factor is for gradients of ATen's fused kernels: PyTorch's own tests allow them that much.
+  /// The second factor is for gradients of ATen's fused kernels. PyTorch's own tests allow it.
   static constexpr double kOurFactor = 2.0, kAtensFactor = 5.0;
 
   void require_as_accurate(const std::string& what, const std::string& kind, const torch::Tensor& dense,
@@ -144,7 +144,7 @@ class Accuracy {
     errors.factor = std::max(errors.factor, factor);
   }
 
-  /// To be called after the last call.
+  /// Must be called after the last call.
   void require_of_few_numbers() const {
     require(!few_.empty(), "no result had few numbers");
     for (const auto& [kind, errors] : few_) {
@@ -166,7 +166,7 @@ class Accuracy {
   std::map<std::pair<std::string, std::string>, Errors> few_;
 };
 
-/// FNV-1a over the bytes of a contiguous tensor.
+/// The FNV-1a hash of the bytes of a contiguous tensor.
 inline std::uint64_t hash_of(const torch::Tensor& tensor) {
   std::uint64_t hash = 0xcbf29ce484222325;
   const auto* bytes = static_cast<const unsigned char*>(tensor.const_data_ptr());

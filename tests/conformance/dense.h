@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Attention written out in torch's own dense operations, in whatever dtype the inputs have. Nothing of attend computes
-// here: only its option structs are read.
+// Attention in torch's dense operations, in the dtype of the inputs. No code of attend computes here; only its option
+// structs are read.
 
 #include <attend/attention/options.h>
 
@@ -26,7 +26,7 @@ struct Geometry {
   torch::Tensor distance;  // float64, query position − key
 };
 
-/// Counted out pair by pair. A batch that is not packed is one sequence.
+/// Computed pair by pair. A batch that is not packed is one sequence.
 inline Geometry geometry_of(std::int64_t length, std::int64_t keys, const attend::AttentionOptions& options,
                             std::vector<std::int64_t> query_offsets, std::vector<std::int64_t> key_offsets) {
   if (query_offsets.empty()) {
@@ -51,23 +51,23 @@ inline Geometry geometry_of(std::int64_t length, std::int64_t keys, const attend
   return geometry;
 }
 
-/// The tensors of one call, all of one dtype but for a bool mask.
+/// The tensors of one call, all of one dtype except a bool mask.
 struct Inputs {
   torch::Tensor query, key, value;  // (N, H, L, D), (N, G, S, D), (N, G, S, Dv)
   torch::Tensor mask, slopes;       // may be undefined
 };
 
-/// What the dense formula gives.
+/// The results of the dense formula.
 struct DenseResult {
   torch::Tensor output;       // (N, H, L, Dv)
   torch::Tensor log_sum_exp;  // (N, H, L)
   torch::Tensor weights;      // (N, H, L, S), before dropout
 };
 
-/// How scores (N, H, L, S) are changed after the options have changed them: flex_attention's score_mod.
+/// Changes scores (N, H, L, S) after the options, as the score_mod of flex_attention() does.
 using ChangeOfScores = std::function<torch::Tensor(const torch::Tensor&)>;
 
-/// The dense formula. `options` gives the numbers, `inputs` the tensors; `keep` says which weights dropout keeps.
+/// The dense formula. `options` gives the numbers, `inputs` the tensors, and `keep` the weights that dropout keeps.
 inline DenseResult dense_attention(const Inputs& inputs, const attend::AttentionOptions& options,
                                    const Geometry& geometry, const torch::Tensor& keep = {},
                                    const ChangeOfScores& change = {}) {
@@ -90,7 +90,7 @@ inline DenseResult dense_attention(const Inputs& inputs, const attend::Attention
   }
   if (change) scores = change(scores);
 
-  // A row that may attend to nothing gives zeros: its scores stay finite until its weights are set to 0.
+  // A query that may attend to nothing gives zeros. Its scores stay finite until its weights are set to 0.
   const torch::Tensor is_empty = allowed.any(3, /*keepdim=*/true).logical_not();  // (N, H, L, 1)
   const torch::Tensor masked = scores.masked_fill(allowed.logical_or(is_empty).logical_not(), kNever);
   DenseResult result;

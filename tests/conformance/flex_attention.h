@@ -10,7 +10,7 @@
 
 namespace conformance {
 
-/// A score_mod of our own that holds a learned tensor: tanh(score) + table[head][query − key mod 8] · 0.5.
+/// A score_mod with a learned tensor: tanh(score) + table[head][query − key mod 8] · 0.5.
 struct TiltedByTable {
   torch::Tensor table;  // (H, 8)
 
@@ -26,12 +26,12 @@ struct TiltedByTable {
   View bind(attend::Binder& binder) const { return {binder.values(table)}; }
 };
 
-/// A mask_mod of our own: every third key is out, and so are all keys of query 3.
+/// A mask_mod that excludes every third key, and all keys for query 3.
 struct NotEveryThird {
   ATTEND_HOST_DEVICE bool operator()(attend::Coordinate at) const { return at.key % 3 != 0 && at.query != 3; }
 };
 
-/// The same as dense operations.
+/// The dense formula of both structs.
 inline Tensors dense_flex_attention(const Case& c, const Inputs& inputs) {
   Geometry geometry = geometry_of(c.length, c.keys, c.options, {}, {});
   torch::Tensor place = torch::zeros({c.length, c.keys}, torch::kLong);
@@ -53,7 +53,7 @@ inline Tensors dense_flex_attention(const Case& c, const Inputs& inputs) {
   return {dense.output, is_half ? dense.log_sum_exp.to(torch::kFloat) : dense.log_sum_exp};
 }
 
-/// The table is in the inputs' place of the slopes, so that evaluate() finds its gradient.
+/// The table takes the place of the slopes in the inputs, so that evaluate() finds its gradient.
 inline Tensors flex_attend_to(const Case& c, const Inputs& inputs, Backend backend) {
   AttentionOptions options = c.options;
   options.backend(backend).attn_mask(inputs.mask);
@@ -98,9 +98,10 @@ inline void flex_attention_checks(Checks& checks) {
   cases.push_back(c);
   for (const Case& each : cases)
     checks.check("flex_attention: " + each.name, [&] { require_flex_case(each, accuracy); });
-  checks.check("flex_attention: results of few numbers, over all cases", [&] { accuracy.require_of_few_numbers(); });
+  checks.check("flex_attention: results of fewer than 64 numbers, over all cases",
+               [&] { accuracy.require_of_few_numbers(); });
 
-  checks.check("flex_attention: then(Softcap, RelativeBias) with Document & Causal", [] {
+  checks.check("flex_attention: then(Softcap, RelativeBias) with Document & Causal equals the dense formula", [] {
     const torch::Tensor x = torch::randn({1, 2, 12, 8}, torch::kDouble), table = torch::randn({2, 7}, torch::kDouble);
     const std::vector<std::int64_t> documents{0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2};
     const torch::Tensor y =
@@ -121,14 +122,14 @@ inline void flex_attention_checks(Checks& checks) {
                                               [&](const torch::Tensor& scores) { return scores + bias; });
     require_equal("the output", y, dense.output);
   });
-  checks.check("materialize: what a mask_mod allows", [] {
+  checks.check("materialize: a mask_mod gives the mask of allowed scores", [] {
     const torch::Tensor allowed = attend::materialize(NotEveryThird{}, {1, 1, 5, 6});
     std::int64_t wrong = 0;
     for (std::int64_t i = 0; i < 5; ++i)
       for (std::int64_t j = 0; j < 6; ++j) wrong += allowed[0][0][i][j].item<bool>() != (j % 3 != 0 && i != 3);
     require(wrong == 0 && allowed.numel() == 30, "the mask is wrong");
   });
-  checks.check("explain_flex: names kCpu, and kSdpa is refused", [] {
+  checks.check("explain_flex: names kCpu; kSdpa is refused", [] {
     const torch::Tensor x = torch::randn({1, 4, 8, 4}), table = torch::randn({4, 8});
     require(attend::explain_flex(x, x, x, TiltedByTable{table}, NotEveryThird{}).backend == Backend::kCpu,
             "kCpu is not taken");

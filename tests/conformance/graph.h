@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// attend's nodes in torch's graph: higher derivatives, and how long nodes and what they keep live.
+// Checks of attend's nodes in torch's autograd graph: higher derivatives, and the lifetime of nodes and saved tensors.
 
 #include "flex_attention.h"
 
@@ -23,7 +23,7 @@
 
 namespace conformance {
 
-// LibTorch holds nodes by std::shared_ptr up to version 2.12 and by c10::intrusive_ptr from 2.13 on.
+// LibTorch holds nodes by std::shared_ptr up to version 2.12, and by c10::intrusive_ptr since 2.13.
 
 inline std::weak_ptr<torch::autograd::Node> weak_reference(const std::shared_ptr<torch::autograd::Node>& node) {
   return node;
@@ -36,7 +36,7 @@ c10::weak_intrusive_ptr<Node> weak_reference(const c10::intrusive_ptr<Node>& nod
 
 using WeakTensor = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
 
-/// A tensor that says when the memory is not freed.
+/// A tensor that reports whether its memory was freed.
 struct Watched {
   std::shared_ptr<bool> is_freed = std::make_shared<bool>(false);
   torch::Tensor tensor;
@@ -54,7 +54,7 @@ struct Watched {
   }
 };
 
-/// A function that makes one node of attend which saves its argument.
+/// A function that makes one node of attend, which saves the argument.
 struct SavingFunction {
   std::string name;
   std::vector<std::int64_t> sizes;
@@ -108,7 +108,7 @@ inline void on_small_stack(std::function<void()> action) {
 
 inline constexpr int kChain = 20'000;
 
-/// A chain of nodes, one behind the other.
+/// A chain of nodes.
 inline torch::Tensor chain_of(const torch::Tensor& first,
                               const std::function<torch::Tensor(const torch::Tensor&)>& run) {
   torch::Tensor last = first;
@@ -116,7 +116,7 @@ inline torch::Tensor chain_of(const torch::Tensor& first,
   return last;
 }
 
-/// Requires that a long chain is freed with little stack, and that nothing of it is left.
+/// Requires that a long chain is freed with a small stack, and that no node is left.
 inline void require_chain_is_freed(const std::vector<std::int64_t>& sizes,
                                    const std::function<torch::Tensor(const torch::Tensor&)>& run) {
   const int threads = at::get_num_threads();
@@ -138,13 +138,13 @@ inline void require_chain_is_freed(const std::vector<std::int64_t>& sizes,
   at::set_num_threads(threads);
 }
 
-/// A sum with random weights, the same for every tensor of these sizes.
+/// A sum with random weights, which are the same for all tensors of these sizes.
 inline torch::Tensor weighted_sum(const torch::Tensor& tensor) {
   torch::manual_seed(4);
   return (torch::randn(tensor.sizes(), tensor.options()) * tensor).sum();
 }
 
-/// Second derivatives of attention() against those of the dense formula, for every tensor of the case.
+/// Requires that second derivatives equal those of the dense formula, for every tensor of the case.
 inline void require_second_derivatives(const Case& c, Backend backend,
                                        const std::function<Tensors(const Case&, const Inputs&, Backend)>& ours,
                                        const std::function<Tensors(const Case&, const Inputs&)>& dense) {
@@ -178,11 +178,11 @@ inline void require_second_derivatives(const Case& c, Backend backend,
 
 inline void graph_checks(Checks& checks) {
   Case c;
-  checks.check("second derivatives: attention", [&] {
+  checks.check("attention: second derivatives equal the dense formula's", [&] {
     for (const Backend backend : {Backend::kReference, Backend::kCpu, Backend::kSdpa})
       require_second_derivatives(c, backend, attend_to, dense_results);
   });
-  checks.check("second derivatives: attention with all options and the log-sum-exp", [] {
+  checks.check("attention_with_lse: second derivatives with all options equal the dense formula's", [] {
     Case all;
     all.options = AttentionOptions().window({9, -1}).is_causal(true).softcap(3.0).scale(0.4);
     all.kv_heads = 2, all.length = 14, all.value_width = 24, all.with_lse = true;
@@ -190,13 +190,13 @@ inline void graph_checks(Checks& checks) {
     for (const Backend backend : {Backend::kReference, Backend::kCpu})
       require_second_derivatives(all, backend, attend_to, dense_results);
   });
-  checks.check("second derivatives: flex_attention and its learned tensor", [] {
+  checks.check("flex_attention: second derivatives, also of a learned tensor, equal the dense formula's", [] {
     Case flex;
     flex.slopes_sizes = {4, 8};
     for (const Backend backend : {Backend::kReference, Backend::kCpu})
       require_second_derivatives(flex, backend, flex_attend_to, dense_flex_attention);
   });
-  checks.check("third derivative: attention", [] {
+  checks.check("attention: the third derivative equals the dense formula's", [] {
     const torch::Tensor x = torch::randn({1, 2, 6, 4}, torch::kDouble);
     const auto third = [&](const auto& function) {
       const torch::Tensor leaf = x.clone().requires_grad_();

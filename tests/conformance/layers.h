@@ -21,7 +21,7 @@
 
 namespace conformance {
 
-/// The gradients of a weighted sum of `output` by the parameters of a module, in their order, and by `input`.
+/// The gradients of a weighted sum of `output` with respect to the parameters of a module, in their order, and `input`.
 template <class Module>
 Tensors gradients_of(const torch::Tensor& output, Module& module, const torch::Tensor& input) {
   torch::manual_seed(4);
@@ -31,7 +31,7 @@ Tensors gradients_of(const torch::Tensor& output, Module& module, const torch::T
                                /*retain_graph=*/true, /*create_graph=*/false, /*allow_unused=*/true);
 }
 
-/// Writes one module and reads it into another, as a file would.
+/// Writes one module to a stream and reads it into another.
 template <class From, class To>
 void save_and_load(const From& from, To& to) {
   std::stringstream file;
@@ -39,7 +39,7 @@ void save_and_load(const From& from, To& to) {
   torch::load(to, file);
 }
 
-/// MultiheadAttention beside torch::nn's, with the same seed: weights, results, attention weights and gradients.
+/// Compares MultiheadAttention with torch::nn's for the same seed: parameters, output, weights and gradients.
 inline void require_multihead(const torch::nn::MultiheadAttentionOptions& theirs_options,
                               const attend::MultiheadAttentionOptions& ours_options,
                               const torch::Tensor& key_padding_mask = {}, const torch::Tensor& attn_mask = {}) {
@@ -69,7 +69,7 @@ inline void require_multihead(const torch::nn::MultiheadAttentionOptions& theirs
       require(!our_gradients[i].defined(), c10::str("gradient ", i, " is defined"));
 }
 
-/// Some convolutions one after the other in torch's own operations.
+/// A sequence of convolutions in torch's operators.
 inline torch::Tensor convolved_by_torch(const torch::Tensor& x, const Tensors& parameters, bool is_gelu) {
   torch::Tensor y = x;
   for (std::size_t i = 0; i + 1 < parameters.size(); i += 2) {
@@ -80,7 +80,7 @@ inline torch::Tensor convolved_by_torch(const torch::Tensor& x, const Tensors& p
   return y;
 }
 
-/// ConvStack in each dtype beside torch's convolutions: results and gradients.
+/// Compares results and gradients of ConvStack with torch's convolutions in each dtype.
 inline void require_convolutions(attend::ConvStackOptions options, bool is_gelu, Accuracy& accuracy) {
   for (const at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
     torch::manual_seed(6);
@@ -145,25 +145,25 @@ TORCH_MODULE(EveryLayer);
 inline void multihead_checks(Checks& checks) {
   using Theirs = torch::nn::MultiheadAttentionOptions;
   using Ours = attend::MultiheadAttentionOptions;
-  checks.check("MultiheadAttention: as torch::nn's", [] { require_multihead(Theirs(12, 3), Ours(12, 3)); });
-  checks.check("MultiheadAttention: as torch::nn's, without bias",
+  checks.check("MultiheadAttention: equal to torch::nn's", [] { require_multihead(Theirs(12, 3), Ours(12, 3)); });
+  checks.check("MultiheadAttention: equal to torch::nn's with bias(false)",
                [] { require_multihead(Theirs(12, 3).bias(false), Ours(12, 3).bias(false)); });
-  checks.check("MultiheadAttention: as torch::nn's, kdim and vdim",
+  checks.check("MultiheadAttention: equal to torch::nn's with kdim and vdim",
                [] { require_multihead(Theirs(12, 3).kdim(6).vdim(6), Ours(12, 3).kdim(6).vdim(6)); });
-  checks.check("MultiheadAttention: as torch::nn's, add_bias_kv and add_zero_attn", [] {
+  checks.check("MultiheadAttention: equal to torch::nn's with add_bias_kv and add_zero_attn", [] {
     require_multihead(Theirs(12, 3).add_bias_kv(true).add_zero_attn(true),
                       Ours(12, 3).add_bias_kv(true).add_zero_attn(true));
   });
-  checks.check("MultiheadAttention: as torch::nn's, key_padding_mask", [] {
+  checks.check("MultiheadAttention: equal to torch::nn's with key_padding_mask", [] {
     torch::Tensor ignored = torch::zeros({2, 7}, torch::kBool);
     ignored.select(0, 1).slice(0, 4).fill_(true);
     require_multihead(Theirs(12, 3), Ours(12, 3), ignored);
   });
-  checks.check("MultiheadAttention: as torch::nn's, an added attn_mask", [] {
+  checks.check("MultiheadAttention: equal to torch::nn's with a float attn_mask", [] {
     const torch::Tensor mask = torch::randn({5, 7}, torch::kDouble);
     require_multihead(Theirs(12, 3), Ours(12, 3), {}, mask);
   });
-  checks.check("MultiheadAttention: is_causal and num_kv_heads by the dense formula", [] {
+  checks.check("MultiheadAttention: is_causal with num_kv_heads equals the dense formula", [] {
     attend::MultiheadAttention layer(Ours(12, 4).batch_first(true).num_kv_heads(2).is_causal(true));
     layer->to(torch::kDouble);
     const torch::Tensor x = torch::randn({2, 9, 12}, torch::kDouble).requires_grad_();
@@ -183,7 +183,7 @@ inline void multihead_checks(Checks& checks) {
     for (std::size_t i = 0; i < their_gradients.size(); ++i)
       require_equal(c10::str("gradient ", i), our_gradients[i], their_gradients[i]);
   });
-  checks.check("MultiheadAttention: reads what torch::nn's has saved", [] {
+  checks.check("MultiheadAttention: torch::load reads an archive of torch::nn's", [] {
     const torch::nn::MultiheadAttention theirs(Theirs(12, 3));
     attend::MultiheadAttention ours(Ours(12, 3));
     save_and_load(theirs, ours);
@@ -194,7 +194,7 @@ inline void multihead_checks(Checks& checks) {
 
 inline void layer_checks(Checks& checks) {
   multihead_checks(checks);
-  checks.check("SelfAttention1d: 1x1 convolutions and the dense formula", [] {
+  checks.check("SelfAttention1d: equal to torch's 1x1 convolutions and the dense formula", [] {
     attend::SelfAttention1d layer(attend::SelfAttention1dOptions(6, 8, 4).num_heads(2).scale(attend::kInverseSqrt));
     layer->to(torch::kDouble);
     const torch::Tensor x = torch::randn({3, 6, 17}, torch::kDouble).requires_grad_();
@@ -212,17 +212,18 @@ inline void layer_checks(Checks& checks) {
       require_equal(c10::str("gradient ", i), our_gradients[i], their_gradients[i]);
   });
   Accuracy accuracy;
-  checks.check("ConvStack: as torch's conv1d and relu, an odd kernel", [&] {
+  checks.check("ConvStack: equal to torch's conv1d and relu, odd kernel_size", [&] {
     require_convolutions(attend::ConvStackOptions(2, 16, 3).depth(4).kernel_size(5), false, accuracy);
   });
-  checks.check("ConvStack: as torch's conv1d and relu, an even kernel", [&] {
+  checks.check("ConvStack: equal to torch's conv1d and relu, even kernel_size", [&] {
     require_convolutions(attend::ConvStackOptions(3, 9, 9).depth(3).kernel_size(4), false, accuracy);
   });
-  checks.check("ConvStack: as torch's conv1d and gelu", [&] {
+  checks.check("ConvStack: equal to torch's conv1d and gelu", [&] {
     require_convolutions(attend::ConvStackOptions(2, 16, 3).depth(2).activation(torch::kGELU), true, accuracy);
   });
-  checks.check("ConvStack: results of few numbers, over all cases", [&] { accuracy.require_of_few_numbers(); });
-  checks.check("Activation: each is torch's function", [] {
+  checks.check("ConvStack: results of fewer than 64 numbers, over all cases",
+               [&] { accuracy.require_of_few_numbers(); });
+  checks.check("Activation: each equals torch's function", [] {
     const torch::Tensor x = torch::linspace(-3.0, 3.0, 31, torch::kDouble);
     require_equal("kReLU", attend::Activation(torch::kReLU)(x), torch::relu(x));
     require_equal("kGELU", attend::Activation(torch::kGELU)(x), torch::gelu(x));
@@ -232,7 +233,7 @@ inline void layer_checks(Checks& checks) {
     require_equal("kTanh", attend::Activation(torch::kTanh)(x), torch::tanh(x));
   });
 
-  checks.check("positions: sinusoidal, linear, binary and learned, number by number", [] {
+  checks.check("positions: sinusoidal, linear, binary and learned functions equal their formulas", [] {
     const torch::Tensor waves = attend::sinusoidal_positions(9, attend::SinusoidalPositionsOptions(5).base(100.0));
     const torch::Tensor ramp = attend::linear_positions(9), bits = attend::binary_positions(9);
     torch::Tensor exact = torch::empty({5, 9}, torch::kDouble);
@@ -253,7 +254,7 @@ inline void layer_checks(Checks& checks) {
     const torch::Tensor table = torch::randn({3, 12}, torch::kDouble);
     require(attend::learned_positions(table, 9).equal(table.slice(1, 0, 9)), "learned_positions is wrong");
   });
-  checks.check("positions: as layers, added or beside the signal", [] {
+  checks.check("positions: the layers add positions to the signal or concatenate them", [] {
     const torch::Tensor x = torch::randn({2, 3, 9}, torch::kDouble);
     const auto beside = [&](const torch::Tensor& y, const torch::Tensor& positions) {
       return y.equal(torch::cat({x, positions.to(x.scalar_type()).expand({2, -1, -1})}, 1));
@@ -269,7 +270,7 @@ inline void layer_checks(Checks& checks) {
             "SinusoidalPositions is wrong");
     require(learned(x).equal(x + learned->weight.slice(1, 0, 9)), "LearnedPositions is wrong");
   });
-  checks.check("layers: chain in torch::nn::Sequential", [] {
+  checks.check("layers: run in torch::nn::Sequential", [] {
     torch::nn::Sequential model(attend::LinearPositions(),
                                 attend::ConvStack(attend::ConvStackOptions(2, 8, 8).depth(2)),
                                 attend::SelfAttention1d(attend::SelfAttention1dOptions(8, 1, 8)));
@@ -284,11 +285,11 @@ inline void layer_checks(Checks& checks) {
     const torch::Tensor x = torch::randn({2, 1, 30}), y = model(x);
     require(!other(x).equal(y), "the models are equal at first");
     save_and_load(model, other);
-    require(other(x).equal(y), "what is loaded gives other bits");
+    require(other(x).equal(y), "the loaded model gives other bits");
     const auto clone = std::dynamic_pointer_cast<EveryLayerImpl>(model->clone());
     require(clone != nullptr && clone->forward(x).equal(y), "the clone gives other bits");
   });
-  checks.check("layers: parameters have finite gradients, and to(dtype) moves all of them", [] {
+  checks.check("layers: all parameters get finite gradients, and to(dtype) converts all of them", [] {
     EveryLayer model;
     model->to(torch::kDouble);
     const torch::Tensor y = model(torch::randn({2, 1, 30}, torch::kDouble));
@@ -299,7 +300,7 @@ inline void layer_checks(Checks& checks) {
               parameter.key() + " has no finite float64 gradient");
     }
   });
-  checks.check("layers: errors have their types", [] {
+  checks.check("layers: types of errors", [] {
     require_throws<c10::ValueError>("MultiheadAttention", "must be divisible by num_heads",
                                     [] { attend::MultiheadAttention(attend::MultiheadAttentionOptions(10, 3)); });
     require_throws<c10::ValueError>("ConvStack", "kernel_size",

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 
-// What must hold with every LibTorch and every compiler: about a hundred named checks of everything that attend has,
-// each against plain torch operations in float64 or torch's own modules. run.py compiles and runs this program for
-// every version of versions.txt. It ends with status 1 and a list if a check is wrong.
+// About a hundred named checks of every part of attend, which must be right with every LibTorch and every compiler.
+// Each compares with plain torch operations in float64 or with torch's own modules. run.py compiles and runs this
+// program for every version of versions.txt. If a check is wrong, the program lists it and ends with status 1.
 
 #include "attention.h"
 #include "check.h"

@@ -18,8 +18,8 @@
 
 namespace conformance {
 
-/// A step of both optimizers with the same gradients; the parameters must stay equal, and so must an optimizer that
-/// has read the other's archive.
+/// Takes steps of both optimizers with the same gradients. The parameters must stay equal, also after one optimizer has
+/// read the other's archive.
 template <class Ours, class Theirs, class Options>
 void require_optimizer(const std::string& name, const Options& options) {
   torch::manual_seed(3);
@@ -70,7 +70,7 @@ inline std::vector<double> losses_of(std::uint64_t seed, std::int64_t epochs = 3
 
 inline void training_checks(Checks& checks) {
   using attend::ShapeDatasetOptions;
-  checks.check("ShapeDataset: the bits are those of every machine", [] {
+  checks.check("ShapeDataset: the bits are the same on every machine", [] {
     const attend::ShapeDataset notebook(ShapeDatasetOptions().max_samples(1000).seed(7));
     require(hash_of(notebook.inputs()) == 10463862153472878844u, "the notebook's inputs differ");
     require(hash_of(notebook.targets()) == 18009845325878920402u, "the notebook's targets differ");
@@ -79,13 +79,13 @@ inline void training_checks(Checks& checks) {
     require(hash_of(handout.inputs()) == 13781196172308212997u, "the handout's inputs differ");
     require(hash_of(handout.targets()) == 13455683901996438491u, "the handout's targets differ");
   });
-  checks.check("ShapeDataset: an index out of range and a size that is too small are refused", [] {
+  checks.check("ShapeDataset: an index out of range and a size below the minimum are refused", [] {
     const attend::ShapeDataset data(ShapeDatasetOptions().max_samples(3));
     require_throws<c10::IndexError>("index 3", "index 3 must be below", [&] { data.get(3); });
     require_throws<c10::ValueError>("size 5", "must be at least 18",
                                     [] { attend::ShapeDataset small(ShapeDatasetOptions().size(5)); });
   });
-  checks.check("Standardize: mean 0 and deviation 1, and back", [] {
+  checks.check("Standardize: data get mean 0 and deviation 1, and inverse() restores them", [] {
     const torch::Tensor data = torch::randn({50, 1, 20}) * 3.0 + 5.0;
     attend::Standardize standardize(data);
     const torch::Tensor y = standardize(data);
@@ -94,28 +94,28 @@ inline void training_checks(Checks& checks) {
     require(difference(standardize->inverse(y), data) < 1e-5, "inverse is wrong");
   });
 
-  checks.check("Adam: as torch::optim::Adam, and reads its archive", [] {
+  checks.check("Adam: equal to torch::optim::Adam, and reads its archive", [] {
     using Options = torch::optim::AdamOptions;
     require_optimizer<attend::Adam, torch::optim::Adam>("default", Options());
     require_optimizer<attend::Adam, torch::optim::Adam>(
         "all options", Options(0.02).betas({0.8, 0.95}).eps(1e-3).weight_decay(0.1).amsgrad(true));
   });
-  checks.check("AdamW: as torch::optim::AdamW, and reads its archive", [] {
+  checks.check("AdamW: equal to torch::optim::AdamW, and reads its archive", [] {
     using Options = torch::optim::AdamWOptions;
     require_optimizer<attend::AdamW, torch::optim::AdamW>("default", Options());
     require_optimizer<attend::AdamW, torch::optim::AdamW>(
         "all options", Options(0.02).betas({0.8, 0.95}).eps(1e-3).weight_decay(0.1).amsgrad(true));
   });
-  checks.check("Trainer: the loss falls", [] {
+  checks.check("Trainer: fit() lowers the loss", [] {
     const std::vector<double> losses = losses_of(1, 8);
     require(losses.size() == 8 && losses.back() < 0.5 * losses.front(),
             c10::str("the loss goes from ", losses.front(), " to ", losses.back()));
   });
-  checks.check("Trainer: the seed orders the batches, and the same seed gives the same bits", [] {
+  checks.check("Trainer: the seed determines the order of the samples, and the same seed gives the same bits", [] {
     require(losses_of(1) == losses_of(1), "the same seed gives other losses");
     require(losses_of(1) != losses_of(2), "another seed gives the same losses");
   });
-  checks.check("Trainer: one batch an epoch is the loop written by hand with torch::optim::Adam", [] {
+  checks.check("Trainer: with one batch per epoch, equal to a hand-written loop with torch::optim::Adam", [] {
     const torch::Tensor x = torch::randn({8, 1, 20}, torch::kDouble), y = torch::randn({8, 1, 20}, torch::kDouble);
     attend::ConvStack ours = small_net(4), theirs = small_net(4);
     ours->to(torch::kDouble);
@@ -137,7 +137,7 @@ inline void training_checks(Checks& checks) {
       require(difference(ours->parameters()[i], theirs->parameters()[i]) < 1e-10,
               c10::str("parameter ", i, " differs"));
   });
-  checks.check("Trainer: a callback ends the fit", [] {
+  checks.check("Trainer: a callback stops the fit", [] {
     const attend::ShapeDataset data(ShapeDatasetOptions().max_samples(32));
     struct StopAfterTwo {
       bool on_epoch_end(attend::TrainingState& state) { return state.epoch == 1; }
@@ -145,12 +145,12 @@ inline void training_checks(Checks& checks) {
     attend::Trainer trainer(small_net(1), attend::TrainerOptions().epochs(9));
     require(trainer.fit(data, StopAfterTwo()).epochs().size() == 2, "other than two epochs are recorded");
   });
-  checks.check("Trainer: autocast to bfloat16", [] {
+  checks.check("Trainer: fit() with autocast to bfloat16 lowers the loss", [] {
     const std::vector<double> losses = losses_of(1, 8, at::kBFloat16);
     require(losses.back() < 0.6 * losses.front(),
             c10::str("the loss goes from ", losses.front(), " to ", losses.back()));
   });
-  checks.check("Trainer: what is out of range is refused", [] {
+  checks.check("Trainer: epochs(0) is refused", [] {
     require_throws<c10::ValueError>("epochs 0", "epochs (0) must be at least 1",
                                     [] { attend::Trainer trainer(small_net(1), attend::TrainerOptions().epochs(0)); });
   });
