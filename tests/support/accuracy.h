@@ -14,8 +14,8 @@
 
 namespace attend::test {
 
-/// The largest difference of two tensors of the same shape, in float64; infinite where one has a NaN and the other
-/// none.
+/// The largest difference of two tensors of the same shape, in float64. It is infinite if one has a NaN where the other
+/// has none.
 inline double max_difference(const torch::Tensor& a, const torch::Tensor& b) {
   REQUIRE(a.sizes() == b.sizes());
   if (a.numel() == 0) return 0.0;
@@ -24,7 +24,7 @@ inline double max_difference(const torch::Tensor& a, const torch::Tensor& b) {
   return (x - y).nan_to_num().abs().max().item<double>();
 }
 
-/// The largest finite number of a tensor, or 1 if that is more: what an error is relative to.
+/// The largest finite number of a tensor, or 1 if that is more. Relative errors refer to it.
 inline double size_of(const torch::Tensor& tensor) {
   if (tensor.numel() == 0) return 1.0;
   const torch::Tensor numbers = tensor.detach().cpu().to(torch::kDouble).abs();
@@ -37,23 +37,23 @@ inline void check_equal_in_float64(const torch::Tensor& result, const torch::Ten
 }
 
 /// The rule of equality for float32 and lower: the error against the exact (float64) result is at most twice that of
-/// the plain dense formula in the same dtype, and 1e-6.
+/// the plain dense formula in the same dtype, plus 1e-6.
 ///
-/// The gradients of ATen's fused kernels do not always keep it: they are held to the factor that PyTorch's own tests
-/// allow them (5, the default `fudge` of test_transformers.py), by who says so with kAtensFactor.
+/// The gradients of ATen's fused kernels do not always satisfy it. With kAtensFactor they are held to the factor that
+/// PyTorch's own tests allow (5, the default `fudge` of test_transformers.py).
 inline constexpr double kOurFactor = 2.0, kAtensFactor = 5.0;
 
 inline void check_as_accurate_as(const torch::Tensor& dense, const torch::Tensor& result, const torch::Tensor& exact,
                                  double factor = kOurFactor) {
   CHECK((result.scalar_type() == dense.scalar_type()));
-  CHECK(max_difference(dense, exact) < std::numeric_limits<double>::infinity());  // or anything would do
+  CHECK(max_difference(dense, exact) < std::numeric_limits<double>::infinity());  // otherwise any result would pass
   CHECK(max_difference(result, exact) <= factor * max_difference(dense, exact) + 1e-6);
 }
 
-/// The same rule over many calls. Of a single number, such as the gradient of a slope, the dense formula's error may be
-/// close to zero by luck: of two errors of one distribution, one is more than twice the other in 59 % of all pairs. So
-/// results with fewer than 64 numbers are compared by the largest and by the mean relative error that results of their
-/// kind and dtype had in all calls.
+/// The same rule over many calls. For a single number, such as the gradient of a slope, the dense formula's error may
+/// be close to zero by chance: of two errors of one distribution, one is more than twice the other in 59 % of all
+/// pairs. Results with fewer than 64 numbers are therefore compared by the largest and the mean relative error of their
+/// kind and dtype in all calls.
 class Accuracy {
  public:
   void check(const std::string& kind, const torch::Tensor& dense, const torch::Tensor& result,
@@ -72,7 +72,7 @@ class Accuracy {
     errors.factor = factor;
   }
 
-  /// To be called after the last call.
+  /// Must be called after the last call.
   void check_results_of_few_numbers() const {
     CHECK_FALSE(few_.empty());
     for (const auto& entry : few_) {

@@ -10,7 +10,7 @@
 
 namespace attend::test {
 
-/// A struct of a user's that reads a tensor of four sizes.
+/// A user's score_mod that reads a tensor of four sizes.
 struct AddedBias {
   torch::Tensor bias;  // (N, H, L, S)
 

@@ -13,8 +13,8 @@
 
 namespace attend::test {
 
-/// Counts what tensors on the CPU allocate and free, on all threads, until the end of the scope. What was there before
-/// does not count, not even when it is freed.
+/// Counts the memory that CPU tensors allocate and free, on all threads, until the end of the scope. Memory allocated
+/// before does not count, not even when it is freed.
 ///
 /// Example:
 ///   attend::test::AllocatorPeak memory;

@@ -16,11 +16,11 @@
 
 namespace attend::test {
 
-/// What a function of float64 tensors returns, its derivatives, and their derivatives: of random weighted sums, with
-/// the same weights for every function whose inputs and results have these shapes.
+/// The results of a function of float64 tensors, its first and second derivatives. They are derivatives of random
+/// weighted sums, with the same weights for every function whose inputs and results have these shapes.
 struct Derivatives {
   std::vector<torch::Tensor> results, first, second;
-  /// The first derivatives as they are where no second ones may follow: a kernel has its own way to them.
+  /// The first derivatives without create_graph, for which a kernel has its own backward pass.
   std::vector<torch::Tensor> last;
 
   Derivatives(const TensorFunction& function, const std::vector<torch::Tensor>& inputs) {

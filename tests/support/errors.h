@@ -11,8 +11,7 @@
 
 namespace attend::test {
 
-/// The message with which `action` throws exactly an Error; a failed check, and an empty message, if it does anything
-/// else.
+/// The message of the exception if `action` throws exactly an Error. Otherwise a check fails and the message is empty.
 template <class Error, class Action>
 std::string message_of(Action&& action) {
   try {

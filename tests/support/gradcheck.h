@@ -17,11 +17,11 @@
 
 namespace attend::test {
 
-/// Some float64 tensors as a function of others. −∞ in a result counts as a constant.
+/// A function from float64 tensors to float64 tensors. −∞ in a result counts as a constant.
 using TensorFunction = std::function<std::vector<torch::Tensor>(const std::vector<torch::Tensor>&)>;
 
-/// One thread for ATen, until the end of the scope: thousands of calls on a few numbers would mostly wait for the
-/// other.
+/// Sets one thread for ATen until the end of the scope. In thousands of calls on a few numbers, two threads would
+/// mostly wait for each other.
 struct OneThread {
   OneThread() : before_(at::get_num_threads()) { at::set_num_threads(1); }
   ~OneThread() { at::set_num_threads(before_); }
@@ -34,8 +34,8 @@ struct OneThread {
 
 /// Checks the gradients of a random weighted sum of all results against central differences, element by element.
 ///
-/// The step is 1e-5: the error of a difference is then some 1e-10 for values and derivatives about 1, so 1e-7 is far
-/// above it and far below a wrong gradient. A function that draws random numbers must seed the generator itself.
+/// The step is 1e-5. The error of a difference is then about 1e-10 for values and derivatives near 1, so a tolerance of
+/// 1e-7 is far above it and far below a wrong gradient. A function that draws random numbers must seed the generator.
 inline void gradcheck(const TensorFunction& function, const std::vector<torch::Tensor>& inputs) {
   const OneThread one_thread;
   const auto leaves = [&] {
@@ -76,8 +76,7 @@ inline void gradcheck(const TensorFunction& function, const std::vector<torch::T
   }
 }
 
-/// Checks the second derivatives: gradcheck() of the gradients, as a function of the inputs and of what is given for
-/// the results.
+/// Checks the second derivatives: gradcheck() of the gradients as a function of the inputs and the output gradients.
 inline void gradgradcheck(const TensorFunction& function, const std::vector<torch::Tensor>& inputs) {
   std::vector<torch::Tensor> inputs_and_given = inputs;
   for (const torch::Tensor& result : function(inputs))

@@ -7,12 +7,12 @@
 
 namespace attend::test {
 
-/// The numbers of an attend::Coordinate for all scores (N, H, L, S) at once, as tensors that broadcast: what a
-/// score_mod or mask_mod says, written with torch's operators. No code of the library is in it.
+/// The fields of an attend::Coordinate for all scores (N, H, L, S) at once, as tensors that broadcast. With it a
+/// score_mod or mask_mod is written in torch's operators. It uses no code of the library.
 struct Grid {
   torch::Tensor batch, head, query, key;  // (N, 1, 1, 1), (H, 1, 1), (L, 1), (S)
-  torch::Tensor position;                 // (L, 1); of the query among the keys: the last query stands at the last key
-  torch::Tensor ahead;                    // (L, S); how far the key lies ahead of the query
+  torch::Tensor position;                 // (L, 1); of the query: the last one is aligned with the last key
+  torch::Tensor ahead;                    // (L, S); key − query position
 
   Grid(std::int64_t batch_size, std::int64_t heads, std::int64_t queries, std::int64_t keys,
        at::ScalarType dtype = torch::kDouble)

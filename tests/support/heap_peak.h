@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Replaces the global operator new and delete of the program: to be included by one source file only.
+// Replaces the global operator new and delete of the program, so only one source file may include it.
 
 #include <malloc.h>
 
@@ -13,8 +13,8 @@
 
 namespace attend::test {
 
-/// Counts what operator new gives and operator delete takes, on all threads, until the end of the scope: what kernels
-/// use beside tensors, which AllocatorPeak counts.
+/// Counts the memory of operator new and operator delete, on all threads, until the end of the scope. Kernels use it
+/// for everything except tensors, which AllocatorPeak counts.
 ///
 /// Example:
 ///   attend::test::HeapPeak memory;
@@ -57,7 +57,7 @@ class HeapPeak {
 
 }  // namespace attend::test
 
-// All of them, because under a sanitizer those that are missing here would be the sanitizer's own.
+// All forms are replaced, because under a sanitizer the missing ones would be the sanitizer's.
 void* operator new(std::size_t size) { return attend::test::HeapPeak::allocate_or_throw(size); }
 void* operator new[](std::size_t size) { return attend::test::HeapPeak::allocate_or_throw(size); }
 void* operator new(std::size_t size, const std::nothrow_t&) noexcept { return attend::test::HeapPeak::allocate(size); }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 
-// The CPU kernels, optimised. The tests are not: their time goes into compiling. Of an inline function that several
-// objects have, the linker takes the first, and this object comes first.
+// Compiles the CPU kernels with optimization. The tests are compiled without it, because compiling takes most of their
+// time. If several objects have an inline function, the linker uses the first one, and this object comes first.
 
 #include <attend/attention.h>
 
 namespace attend::test {
 
 extern decltype(&attend::attention) optimised;
-decltype(&attend::attention) optimised = &attend::attention;  // or nothing would be compiled here
+decltype(&attend::attention) optimised = &attend::attention;  // otherwise nothing would be compiled here
 
 }  // namespace attend::test

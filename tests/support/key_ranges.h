@@ -15,7 +15,7 @@
 
 namespace attend::test {
 
-/// Calls action(view) with the struct that a kernel calls.
+/// Calls action(view) with the struct that a kernel would call.
 template <class Mask, class Action>
 void with_bound(const Mask& mask, const AttentionSizes& sizes, const Action& action) {
   Binder collecting(sizes, torch::kCPU);
@@ -26,8 +26,8 @@ void with_bound(const Mask& mask, const AttentionSizes& sizes, const Action& act
   action(attend::detail::bound(mask, binder));
 }
 
-/// Checks, for random blocks of queries, that no key which the mask allows lies outside of the range that it states;
-/// and, where it is said to be tight, that the range ends with the outermost keys which it allows.
+/// Checks, for random blocks of queries, that keys() contains every allowed key. If `is_tight`, also checks that the
+/// range begins and ends with an allowed key.
 template <class Mask>
 void check_key_ranges(const Mask& mask, const AttentionSizes& sizes, bool is_tight, std::mt19937& random) {
   const torch::Tensor allowed = materialize(mask, sizes);  // (N, H, L, S)
@@ -41,7 +41,7 @@ void check_key_ranges(const Mask& mask, const AttentionSizes& sizes, bool is_tig
     for (int repeat = 0; repeat < 12; ++repeat) {
       QueryBlock block{below(sizes.batch_size), below(sizes.num_heads), below(queries), 0, queries, keys};
       block.query_end = block.query_begin + 1 + below(queries - block.query_begin);
-      std::int32_t first = keys, end = 0;  // of those that are allowed
+      std::int32_t first = keys, end = 0;  // of the allowed keys
       for (std::int32_t i = block.query_begin; i < block.query_end; ++i)
         for (std::int32_t j = 0; j < keys; ++j)
           if (is_allowed[block.batch][block.head][i][j]) {

@@ -12,7 +12,7 @@
 
 namespace attend::test {
 
-/// Gives a module the parameters that are stored under prefix + name; each one must be there and have its shape.
+/// Copies the parameters stored under prefix + name into a module. Each one must exist and have the right shape.
 inline void copy_parameters(const std::map<std::string, torch::Tensor>& data, const std::string& prefix,
                             torch::nn::Module& module) {
   const torch::NoGradGuard no_grad;

@@ -11,7 +11,7 @@
 
 namespace attend::test {
 
-/// The operators that this thread calls, by name, until the end of the scope.
+/// Records the names of the operators that this thread calls until the end of the scope.
 ///
 /// Example:
 ///   const attend::test::OperatorLog log;

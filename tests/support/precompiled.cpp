@@ -1,3 +1,3 @@
 // SPDX-License-Identifier: MIT
 
-// Nothing: the target attend_precompiled needs a file, and is there for its precompiled header.
+// Empty on purpose: the target attend_precompiled needs a source file, and only its precompiled header is used.

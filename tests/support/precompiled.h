@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What nearly every test needs: LibTorch's tensors, autograd and two modules, doctest, the standard library. Not
-// <torch/torch.h>: in each file g++ instantiates anew what a precompiled header leaves pending, and with that header it
-// takes half as long again. attend's own headers stay out, so that a test includes those that it needs.
+// The headers that nearly every test needs: LibTorch's tensors, autograd and two modules, doctest, the standard
+// library. <torch/torch.h> is left out: g++ repeats pending instantiations of a precompiled header in each file, which
+// would take half as long again. attend's headers are left out, so that a test must include those that it needs.
 
 #include <torch/autograd.h>
 #include <torch/nn/modules/container/sequential.h>
@@ -13,5 +13,5 @@
 #include <string>
 #include <vector>
 
-// After LibTorch, which has a CHECK of its own.
+// After LibTorch, which defines a macro CHECK too.
 #include <doctest/doctest.h>

@@ -9,8 +9,8 @@
 
 namespace attend::test {
 
-/// Whom kAuto takes in float32 for what both can do: our kernels where this processor has the instructions for them
-/// (and LibTorch's variable ATEN_CPU_CAPABILITY allows it to use them), else ATen's.
+/// The backend of kAuto in float32 for a call that kCpu and kSdpa can run. It is kCpu if this processor has the
+/// instructions for our kernels and LibTorch's variable ATEN_CPU_CAPABILITY allows them. Otherwise it is kSdpa.
 inline Backend fastest_backend() {
   const std::string capability = at::get_cpu_capability();
   return capability == "AVX2" || capability == "AVX512" ? Backend::kCpu : Backend::kSdpa;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// A file of its own, because ATTEND_TEST_DATA is a folder of the build tree: ccache would not find a file that knows it
-// after a build in another folder.
+// In a file of its own, because ATTEND_TEST_DATA is a folder of the build tree: ccache cannot reuse the object of a
+// file with this definition in another build folder.
 
 #include "support/reference_data.h"
 
