@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// Our own convolutions for the CPU, through the layer that uses them, against torch's in float64 and in the same dtype.
+// Compares our CPU convolutions, as ConvStack uses them, with torch's in float64 and in the same dtype.
 
 #include <attend/convolution/cpu.h>
 
@@ -53,7 +53,7 @@ ConvStackOptions options_of(const Case& c, Backend backend) {
       .backend(backend);
 }
 
-// Few and many channels, odd ones, as wide as vectors and beyond; even and odd taps, more taps than positions.
+// Few and many channels, odd numbers, multiples of vector widths; even and odd kernel_size, also above the length.
 const Case kCases[] = {
     {1, 64, 1, 5, 5, 100, 6, false},  {1, 64, 64, 2, 5, 100, 4, true},  {64, 64, 1, 2, 5, 100, 4, false},
     {3, 20, 7, 3, 4, 33, 3, false},   {5, 16, 2, 1, 1, 8, 2, true},     {2, 3, 1, 4, 7, 5, 3, false},
@@ -61,7 +61,7 @@ const Case kCases[] = {
     {16, 4, 32, 3, 3, 65, 3, true},   {1, 1, 1, 2, 9, 30, 2, true},     {8, 96, 12, 2, 6, 31, 1, false},
 };
 
-/// Output and gradients of the input and of all parameters, of a stack with these weights.
+/// The output of a stack with these weights, and the gradients of its input and of all parameters.
 Tensors results_of(const Case& c, Backend backend, at::ScalarType dtype, const Tensors& weights, const torch::Tensor& x,
                    const torch::Tensor& output_gradient) {
   ConvStack stack(options_of(c, backend));
@@ -94,7 +94,7 @@ TEST_CASE("ConvStack: float32 and bfloat16 are as accurate as torch's convolutio
       INFO(c);
       CAPTURE(dtype);
       torch::manual_seed(7);
-      // Everything is representable in the dtype, so that all compute the same function.
+      // All numbers are representable in the dtype, so that all backends compute the same function.
       const auto rounded = [&](const torch::Tensor& tensor) { return tensor.to(dtype).to(torch::kDouble); };
       Tensors weights;
       for (const torch::Tensor& parameter : ConvStack(options_of(c, Backend::kReference))->parameters())
@@ -211,7 +211,7 @@ TEST_CASE("ConvStack: the output has infinity where torch's has it; padding chan
   ConvStack ours(ConvStackOptions(1, 20, 7).depth(2).backend(Backend::kCpu).activation_after_last(true));
   {
     const torch::NoGradGuard no_grad;
-    ours->convolutions[0]->weight.abs_().neg_();  // then ReLU makes 0 of it
+    ours->convolutions[0]->weight.abs_().neg_();  // so that ReLU gives 0
   }
   const auto torchs = std::dynamic_pointer_cast<attend::ConvStackImpl>(ours->clone());
   torchs->options.backend(Backend::kReference);
@@ -222,7 +222,7 @@ TEST_CASE("ConvStack: the output has infinity where torch's has it; padding chan
 
 TEST_CASE("ConvStack: tensors of sizes that do not fit together are refused and not read") {
   const torch::Tensor x = torch::randn({4, 1, 30});
-  // An activation that gives twice the channels, and one that gives fewer.
+  // One activation returns twice the channels, the other fewer channels.
   for (const auto& activation : {attend::Activation([](const torch::Tensor& y) {
                                    return torch::cat({y, -y}, 1);
                                  }),

@@ -21,7 +21,7 @@ namespace {
 
 using Tensors = std::vector<torch::Tensor>;
 
-/// Outputs, then gradients of x and of the weights, with given gradients of the outputs.
+/// Outputs, then gradients of x and of the weights, for given output gradients.
 template <class Project>
 Tensors results_of(const Tensors& inputs, const Tensors& output_gradients, at::ScalarType dtype,
                    const Project& project) {
@@ -72,7 +72,7 @@ TEST_CASE("projections: several linear layers of one input equal torch's, forwar
       check_equal_in_float64(in_float64[i], exact[i]);
     }
 
-    // In bfloat16 everything that is given has its numbers; under autocast gradients of weights are float32.
+    // All inputs are representable in bfloat16. Under autocast the gradients of weights are float32.
     for (Tensors* tensors : {&inputs, &gradients})
       for (torch::Tensor& tensor : *tensors) tensor = tensor.to(torch::kBFloat16).to(torch::kFloat);
     const Tensors exact_bfloat16 = results_of(inputs, gradients, torch::kDouble, by_torch),

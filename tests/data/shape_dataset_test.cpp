@@ -44,8 +44,8 @@ std::vector<double> row(const torch::Tensor& signals, std::int64_t index) {
   return {signal.data_ptr<double>(), signal.data_ptr<double>() + signal.numel()};
 }
 
-/// Finds the shapes: they stand at least ten apart, and a triangle of height 5 and more is 0 at its first position
-/// alone.
+/// Finds the shapes. They are at least ten positions apart, and a triangle of height 5 or more is 0 only at its first
+/// position.
 std::vector<Shape> shapes_of(const std::vector<double>& signal) {
   std::vector<Shape> shapes;
   for (int i = 0; i < static_cast<int>(signal.size());) {
@@ -73,7 +73,7 @@ ShapeDatasetOptions clean(std::int64_t samples) {
   return ShapeDatasetOptions().noise_std(0).normalize(Normalization::kNone).max_samples(samples);
 }
 
-/// The probability of each number of shapes in a signal, by the rule itself: the sum over all bases and widths.
+/// The probability of each number of shapes in a signal, computed from the rule: the sum over all bases and widths.
 std::map<int, double> exact_shape_counts(int size) {
   std::vector<std::map<int, double>> from(size + 20);  // from[offset][count]
   for (int offset = size + 19; offset >= 0; --offset) {
@@ -93,7 +93,7 @@ std::map<int, double> exact_shape_counts(int size) {
   return from[0];
 }
 
-/// FNV-1a over the bytes.
+/// The FNV-1a hash of the bytes.
 std::uint64_t hash_of(const torch::Tensor& tensor) {
   std::uint64_t hash = 0xcbf29ce484222325;
   const auto* bytes = static_cast<const unsigned char*>(tensor.const_data_ptr());
@@ -131,7 +131,7 @@ TEST_CASE("ShapeDataset: a sample depends only on seed and index") {
   const torch::Tensor before = torch::rand({1});
   torch::manual_seed(1);
   const ShapeDataset again(ShapeDatasetOptions().max_samples(10).seed(3));
-  CHECK(torch::rand({1}).equal(before));  // torch's own generator is not touched
+  CHECK(torch::rand({1}).equal(before));  // torch's generator does not change
   CHECK(again.inputs().equal(few.inputs()));
 }
 
@@ -174,7 +174,7 @@ TEST_CASE("ShapeDataset: 100,000 samples have the statistics of the notebook's r
     ++first_bases[shapes.front().base];
     ++widths[shapes.front().width];
   }
-  // Within five standard errors of a probability.
+  // Checks that a share is within five standard errors of a probability.
   const auto check_share = [](int hits, int of, double probability) {
     CAPTURE(hits);
     CAPTURE(probability);
@@ -284,7 +284,7 @@ TEST_CASE("ShapeDataset: the options size and max_height take effect") {
   CHECK(smallest.inputs().isfinite().all().item<bool>());
 }
 
-// ---- By location, the shapes themselves, the handout's rule ---------------------------------------------------------
+// ---- group_by(kLocation), shapes(), the handout's rule --------------------------------------------------------------
 
 TEST_CASE("group_by: kLocation gives the left half of the shapes one mean height, and the right half another") {
   const ShapeDataset data(clean(500).group_by(GroupBy::kLocation)), by_kind(clean(500));
@@ -398,7 +398,7 @@ TEST_CASE("kHandout: shapes follow the handout's rules: kinds, ranges, gaps, dif
         CHECK(std::abs(heights_of_triangles[0] - heights_of_triangles[1]) > 4);
       else
         CHECK(std::abs(sums[0] - sums[1]) / 2 > 4);
-      // Four runs of positions above 0, with a gap between any two of them.
+      // The signal has four runs of positions above 0, with a gap between any two of them.
       const std::vector<double> signal = row(data.inputs(), i);
       int runs = 0;
       for (int t = 0; t < 100; ++t) runs += signal[t] > 0 && (t == 0 || signal[t - 1] == 0);

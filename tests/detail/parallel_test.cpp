@@ -30,19 +30,19 @@ using attend::detail::WhoseThreads;
 
 namespace {
 
-/// From now on the pool takes the sections, for two seconds.
+/// Makes sections use the pool for the next two seconds.
 void give_sections_to_the_pool() {
   for (int i = 0; i < 10; ++i) WhoseThreads::a_thread_was_held_up();
 }
 
-/// Gives torch's threads back in its destructor.
+/// Sets the number of torch's threads; the destructor restores it.
 struct NumThreads {
   explicit NumThreads(int threads) { at::set_num_threads(threads); }
   ~NumThreads() { at::set_num_threads(before); }
   int before = at::get_num_threads();
 };
 
-/// How often each piece of a section was done.
+/// Counts how often each piece of a section was run.
 class Counts {
  public:
   explicit Counts(int pieces) : counts_(static_cast<std::size_t>(pieces)) {}
@@ -55,7 +55,7 @@ class Counts {
   std::vector<std::atomic<int>> counts_;
 };
 
-/// Waits until `count` threads have come, for half a minute at most.
+/// Waits until `count` threads have arrived, for at most half a minute.
 class Meeting {
  public:
   explicit Meeting(int count) : missing_(count) {}
@@ -110,7 +110,7 @@ TEST_CASE("ThreadPool::run: it rethrows the exception of a piece, and works afte
     ThreadPool::run(4, 50, [&](int i) { counts.add(i); });
     CHECK(counts.are_all(1));
   }
-  CHECK_THROWS_AS(ThreadPool::run(4, 50, [](int) { throw 1; }), int);  // all throw, one arrives
+  CHECK_THROWS_AS(ThreadPool::run(4, 50, [](int) { throw 1; }), int);  // all throw, the caller gets one
 }
 
 TEST_CASE("ThreadPool::run: within a parallel section it runs on the calling thread") {
@@ -142,9 +142,9 @@ TEST_CASE("ThreadPool::run: several threads of a program may call it at once") {
 }
 
 TEST_CASE("ThreadPool::run: the pieces run in the caller's floating-point environment") {
-  ThreadPool::run(4, 4, [](int) {});  // the workers are there
+  ThreadPool::run(4, 4, [](int) {});  // starts the workers
   for (const bool flushes : {true, false}) {
-    if (!at::globalContext().setFlushDenormal(flushes)) continue;  // torch does not know how to on this processor
+    if (!at::globalContext().setFlushDenormal(flushes)) continue;  // torch does not support it on this processor
     Meeting meeting(4);
     std::atomic<int> right{0};
     ThreadPool::run(4, 4, [&](int) {
@@ -240,7 +240,7 @@ TEST_CASE("ConvStack: results have the same bits on torch's threads and on the p
     for (const at::Tensor& parameter : stack->parameters()) all.push_back(parameter.grad().clone());
     return all;
   };
-  std::this_thread::sleep_for(std::chrono::milliseconds(2100));  // LibTorch's turn
+  std::this_thread::sleep_for(std::chrono::milliseconds(2100));  // LibTorch's threads again
   const std::vector<at::Tensor> first = results();
   for (int round = 0; round < 20; ++round) {
     give_sections_to_the_pool();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// What every layer must do, whatever it computes.
+// Tests the common promises of all layers.
 
 #include <attend/layers/conv_stack.h>
 #include <attend/layers/multihead_attention.h>
@@ -73,7 +73,7 @@ struct MultiheadAttentionCase {
   }
 };
 
-/// What a layer makes of a signal (N, 4, L).
+/// The output of a layer for a signal (N, 4, L).
 template <class Layer>
 torch::Tensor run(Layer& layer, const torch::Tensor& x) {
   return layer.forward(x);
@@ -91,7 +91,7 @@ attend::Explanation explain(Layer& layer, const torch::Tensor& x) {
 
 attend::Explanation explain(attend::MultiheadAttentionImpl& layer, const torch::Tensor& x) {
   const torch::Tensor tokens = x.transpose(1, 2);
-  // Masks of another dtype than the layer's, which forward() converts.
+  // Masks of other dtypes than the layer's. forward() would convert them.
   const torch::Tensor padding = torch::zeros({x.size(0), x.size(2)}, torch::kByte);
   const torch::Tensor added = torch::zeros({x.size(2), x.size(2)}, torch::kDouble);
   return layer.explain(tokens, tokens, tokens, padding, added, /*is_causal=*/true);
@@ -99,7 +99,7 @@ attend::Explanation explain(attend::MultiheadAttentionImpl& layer, const torch::
 
 }  // namespace
 
-// Layers from a signal (N, 4, L) to a signal; and all layers, of whose tensors run() makes signals.
+// Layers from a signal (N, 4, L) to a signal; and all layers, whose inputs and outputs run() converts to signals.
 #define SIGNAL_LAYERS SelfAttentionCase, ConvStackCase
 #define EVERY_LAYER SIGNAL_LAYERS, MultiheadAttentionCase
 
@@ -187,7 +187,7 @@ TEST_CASE_TEMPLATE("every layer: every parameter receives a gradient; reset_para
 }
 
 TEST_CASE_TEMPLATE("every layer: explain() computes nothing and allocates no memory for tensors", Case, EVERY_LAYER) {
-  // What makes another view of a tensor, or another handle.
+  // Operators that make another view or handle of a tensor.
   const std::set<std::string> free_operators{
       "aten::as_strided", "aten::detach",           "aten::empty",     "aten::expand",
       "aten::narrow",     "aten::permute",          "aten::reshape",   "aten::select",
@@ -211,7 +211,7 @@ TEST_CASE_TEMPLATE("every layer: explain() computes nothing and allocates no mem
           const attend::test::OperatorLog log;
           const attend::test::AllocatorPeak memory;
           explain(*layer, x);
-          // The two masks of MultiheadAttention are this test's own.
+          // The test itself allocates two masks for MultiheadAttention.
           const bool has_masks = std::is_same_v<Case, MultiheadAttentionCase>;
           CHECK(memory.peak() == (has_masks ? 3 * length + 8 * length * length : 0));
           for (const std::string& name : log.names()) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// What torch::load says of an archive that was saved with other options.
+// Tests the errors of torch::load for an archive that was saved with other options.
 
 #include <attend/data/standardize.h>
 #include <attend/layers/conv_stack.h>
@@ -44,7 +44,7 @@ std::vector<torch::Tensor> tensors_of(const Layer& module) {
   return tensors;
 }
 
-/// The message of loading `from` into `to`, which must stay as it was.
+/// The error message of loading an archive of `from` into `to`, which must not change.
 template <class Error>
 std::string refusal(const Layer& to, const Layer& from) {
   std::vector<torch::Tensor> before;
@@ -56,7 +56,7 @@ std::string refusal(const Layer& to, const Layer& from) {
   return message;
 }
 
-/// A model around a layer.
+/// A model that contains a layer.
 struct Model : torch::nn::Module {
   explicit Model(const Layer& layer) { register_module("layer", layer); }
 };
@@ -153,7 +153,7 @@ TEST_CASE("torch::load: an archive of other options is refused with the paramete
     const std::string message = refusal<c10::ValueError>(c.to, c.from);
     CAPTURE(message);
     CHECK(message.find(c.expected) != std::string::npos);
-    // As part of a model too.
+    // The same as part of a model.
     const auto model = std::make_shared<Model>(c.to), saved = std::make_shared<Model>(c.from);
     CHECK(refusal<c10::ValueError>(model, saved) == message);
   }

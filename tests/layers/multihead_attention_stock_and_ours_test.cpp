@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 
-// docs/torch_nn_defects.md: what torch::nn::MultiheadAttention of 2.11 to 2.15 does, and what attend::MultiheadAttention
-// does. If LibTorch mends its module, the test says so, and the row is taken out of that page and of README.
+// Tests docs/torch_nn_defects.md: the behaviour of torch::nn::MultiheadAttention of 2.11 to 2.15 and that of
+// attend::MultiheadAttention. If LibTorch fixes a defect, the test says so; then remove the row from that page and
+// README.
 
 #include <attend/layers/multihead_attention.h>
 
@@ -31,7 +32,7 @@ constexpr const char* kMended =
 
 using Results = std::tuple<torch::Tensor, torch::Tensor>;
 
-/// Both modules with the same parameters: width 16, 4 heads.
+/// Both modules with the same parameters: embed_dim 16, 4 heads.
 struct Pair {
   torch::nn::MultiheadAttention stock{nullptr};
   attend::MultiheadAttention ours{nullptr};
@@ -57,15 +58,15 @@ torch::Tensor sequence() {
   return torch::randn({4, 2, 16});
 }
 
-/// True above the diagonal: what a query must not see of a sequence of 4.
+/// A causal mask for 4 tokens: true above the diagonal, for the keys that a query must not attend to.
 torch::Tensor later_keys() { return torch::ones({4, 4}, torch::kBool).triu(1); }
 
-/// The mask as what is added.
+/// The mask as a float mask.
 torch::Tensor added(const torch::Tensor& ignored) {
   return torch::zeros(ignored.sizes()).masked_fill(ignored, -std::numeric_limits<float>::infinity());
 }
 
-/// By how much the first output changes if the last token does: not at all in causal attention.
+/// The change of the first output if the last token changes. It is 0 in causal attention.
 template <class Layer>
 double change_of_the_past(const Layer& output_of, const torch::Tensor& x) {
   torch::Tensor changed = x.clone();
@@ -91,7 +92,7 @@ TEST_CASE("bool and uint8 attn_mask: torch::nn adds 1 to the scores of ignored k
                                                            << weight_of_the_ignored(ours));
     CHECK_MESSAGE(weight_of_the_ignored(stock) > 0.4, kMended);
     CHECK(weight_of_the_ignored(ours) == 0);
-    // What is meant is what stock gives for the same mask in floating-point numbers.
+    // The right result is that of torch::nn for the same mask as a float mask.
     const Results meant = self_attention(pair.stock, x, {}, added(later_keys()));
     CHECK_MESSAGE(max_difference(std::get<0>(stock), std::get<0>(meant)) > 0.1, kMended);
     CHECK(max_difference(std::get<0>(ours), std::get<0>(meant)) < 1e-6);
@@ -159,7 +160,7 @@ TEST_CASE("kdim and vdim that differ: torch::nn has the options and throws, atte
             pair.stock(x, key, value);
           }).find("key.sizes() == value.sizes() INTERNAL ASSERT FAILED") != std::string::npos);
   }
-  // Keys widened by zeros, to the width of the values, are what stock takes.
+  // torch::nn accepts keys padded with zeros to the width of the values.
   torch::nn::MultiheadAttention wider(torch::nn::MultiheadAttentionOptions(16, 4).kdim(7).vdim(7));
   const auto widened = [](const torch::Tensor& tensor) { return torch::constant_pad_nd(tensor, {0, 2}); };
   wider->q_proj_weight = pair.ours->q_proj_weight;
@@ -177,7 +178,7 @@ TEST_CASE("key_padding_mask in bfloat16, in float16 and under autocast: torch::n
   struct Case {
     torch::Dtype dtype;
     bool is_autocast;
-    std::string name;  // of the dtype in stock's message
+    std::string name;  // of the dtype in torch::nn's message
   };
   for (const Case& c : {Case{torch::kBFloat16, false, "BFloat16"}, Case{torch::kHalf, false, "Half"},
                         Case{torch::kFloat, true, "BFloat16"}}) {
@@ -216,7 +217,7 @@ TEST_CASE("key_padding_mask of a fully padded batch entry: torch::nn gives NaN, 
   CHECK_MESSAGE(stock.isnan().all().item<bool>(), kMended);
   CHECK_MESSAGE(stock_gradient.isnan().all().item<bool>(), kMended);
   CHECK_MESSAGE(stock_weight_gradient.isnan().any().item<bool>(), kMended);
-  CHECK(ours.eq(0).all().item<bool>());  // the output projection's bias is zero at the start
+  CHECK(ours.eq(0).all().item<bool>());  // the bias of the output projection is initialized with zeros
   CHECK(our_gradient.eq(0).all().item<bool>());
   CHECK(our_weight_gradient.isfinite().all().item<bool>());
 }
@@ -234,7 +235,7 @@ TEST_CASE("memory without need_weights: torch::nn holds several L × L matrices 
     return static_cast<double>(memory.peak());
   };
   const int threads = at::get_num_threads();
-  at::set_num_threads(1);  // each has a buffer of its own
+  at::set_num_threads(1);  // each thread has its own buffer
   const double stock = peak(pair.stock), ours = peak(pair.ours), mebibyte = 1 << 20;
   at::set_num_threads(threads);
   const double matrices = kHeads * kLength * kLength * sizeof(float);

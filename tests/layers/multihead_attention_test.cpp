@@ -52,7 +52,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 const torch::Tensor& output_of(const Results& results) { return std::get<0>(results); }
 const torch::Tensor& weights_of(const Results& results) { return std::get<1>(results); }
 
-/// Options that torch's module has as well, to be given to both.
+/// Options that both modules have.
 struct SharedOptions {
   std::string name;
   bool bias = true, add_bias_kv = false, add_zero_attn = false;
@@ -67,7 +67,7 @@ struct SharedOptions {
         .kdim(key_width)
         .vdim(value_width);
   }
-  /// Torch's module can be made with two widths, but not called.
+  /// Torch's module can be constructed with two different widths, but not called.
   bool torch_can_compute() const { return key_width == value_width; }
   torch::nn::MultiheadAttention torchs() const {
     return torch::nn::MultiheadAttention(make<torch::nn::MultiheadAttentionOptions>());
@@ -87,7 +87,7 @@ const SharedOptions kSharedOptions[] = {
     {"value width", true, true, false, 12, 5},
 };
 
-/// Gives `ours` torch's parameters, after making them all different from zero.
+/// Randomizes torch's parameters and copies them into `ours`.
 void share_parameters(torch::nn::MultiheadAttention& torchs, MultiheadAttention& ours) {
   const torch::NoGradGuard no_grad;
   std::map<std::string, torch::Tensor> parameters;
@@ -98,12 +98,12 @@ void share_parameters(torch::nn::MultiheadAttention& torchs, MultiheadAttention&
   copy_parameters(parameters, "", *ours);
 }
 
-/// A call of either module, which have the same forward.
+/// A call that either module can run.
 struct Call {
   torch::Tensor query, key, value;
   torch::Tensor key_padding_mask = {}, attn_mask = {};
   bool need_weights = true, average_attn_weights = true;
-  bool is_causal = false;  // the argument, which only ours has
+  bool is_causal = false;  // the argument, which only attend's module has
 
   template <class Module>
   Results run(Module& module) const {
@@ -114,7 +114,7 @@ struct Call {
       return module->forward(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights);
   }
 
-  /// The same with tensors of its own that collect gradients. What was one tensor stays one.
+  /// The same call with its own leaves. Arguments that were one tensor stay one tensor.
   Call with_leaves() const {
     Call call = *this;
     call.query = query.detach().clone().requires_grad_();
@@ -134,7 +134,7 @@ struct Call {
 
 torch::Tensor normal(torch::IntArrayRef sizes) { return torch::randn(sizes, torch::kDouble); }
 
-/// A weighted sum of everything that a call returns; the same weights for the same sizes.
+/// A weighted sum of all results of a call, with the same weights for the same sizes.
 torch::Tensor weighted_sum(const Results& results) {
   const auto weighted = [](const torch::Tensor& tensor) {
     return (tensor * torch::arange(1, tensor.numel() + 1, tensor.options()).view_as(tensor).cos()).sum();
@@ -143,19 +143,19 @@ torch::Tensor weighted_sum(const Results& results) {
   return weights_of(results).defined() ? sum + weighted(weights_of(results)) : sum;
 }
 
-/// True = ignore (N, S): the last entries of every batch entry but the first, more and more of them.
+/// A padding mask (N, S), true = ignore. Batch entry n ignores its last 2n keys.
 torch::Tensor padding(std::int64_t batch, std::int64_t keys) {
   return torch::arange(keys).unsqueeze(0) >= (keys - 2 * torch::arange(batch)).unsqueeze(1);
 }
 
-/// The mask as what is added: −∞ where it is true.
+/// The mask as a float mask: −∞ where it is true.
 torch::Tensor added(const torch::Tensor& ignored, torch::Dtype dtype) {
   return torch::zeros(ignored.sizes(), dtype).masked_fill(ignored, -kInfinity);
 }
 
 }  // namespace
 
-// ---- In the place of torch::nn::MultiheadAttention ------------------------------------------------------------------
+// ---- As a replacement of torch::nn::MultiheadAttention --------------------------------------------------------------
 
 TEST_CASE("MultiheadAttention: attn_mask (S), (1, S) or (L, 1) is broadcast as in torch, also with added keys") {
   for (const bool with_added_keys : {false, true}) {
@@ -171,7 +171,7 @@ TEST_CASE("MultiheadAttention: attn_mask (S), (1, S) or (L, 1) is broadcast as i
       const torch::Tensor query = torch::randn({5, 2, 12}, torch::kDouble),
                           key = torch::randn({7, 2, 12}, torch::kDouble);
       const torch::Tensor mask = torch::randn(sizes, torch::kDouble), full = mask.expand({5, 7});
-      // With added keys torch's module appends a column to what it is given, so it is given the whole mask.
+      // With added keys torch's module appends a column to its mask, so it gets the whole mask.
       const Results expected = torchs(query, key, key, torch::Tensor(), true, with_added_keys ? full : mask);
       const Results results = ours(query, key, key, torch::Tensor(), true, mask);
       CHECK(max_difference(output_of(results), output_of(expected)) < 1e-12);
@@ -322,7 +322,7 @@ TEST_CASE("MultiheadAttention: a state dict loads from torch's C++ module and in
     const auto clone = std::dynamic_pointer_cast<attend::MultiheadAttentionImpl>(ours->clone());
     CHECK(output_of(clone->forward(query, key, key)).equal(output_of(ours(query, key, key))));
     const torch::NoGradGuard no_grad;
-    const torch::Tensor output = output_of(ours(query, key, key));  // by another kernel, maybe, without gradients
+    const torch::Tensor output = output_of(ours(query, key, key));  // without gradients another kernel may run
     for (torch::Tensor& parameter : clone->parameters()) parameter.zero_();
     CHECK(output_of(ours(query, key, key)).equal(output));
     CHECK(output_of(clone->forward(query, key, key)).eq(0).all().item<bool>());
@@ -365,7 +365,7 @@ TEST_CASE("MultiheadAttention: results and all gradients equal those of Python's
   const std::map<std::string, torch::Tensor> data = reference_data("multihead_attention");
   struct Case {
     std::string name;
-    Backend backend;  // that kAuto takes in float64
+    Backend backend;  // of kAuto in float64
     MultiheadAttentionOptions options = options_of();
     bool is_causal = false, has_attn_mask = true;
 
@@ -412,7 +412,7 @@ TEST_CASE("MultiheadAttention: results and all gradients equal those of Python's
       {"bias_kv_bool_masks", kSdpa, options().add_bias_kv(true)},
       {"zero_attn_float_masks", kSdpa, options().add_zero_attn(true)},
       {"causal", kSdpa, options().is_causal(true)},
-      // The argument is_causal needs no mask, changes nothing of a causal mask, and does what the option does.
+      // The argument is_causal needs no mask, does not change a causal mask, and has the effect of the option.
       {"causal", kSdpa, options(), /*is_causal=*/true},
       {"causal_hint", kSdpa, options(), true, /*has_attn_mask=*/true},
       {"causal_hint", kSdpa, options(), true, false},
@@ -453,7 +453,7 @@ TEST_CASE("MultiheadAttention: results and all gradients equal those of Python's
       layer->eval();
       copy_parameters(data, prefix, *layer);
 
-      std::map<std::string, torch::Tensor> leaves;  // name to tensor, of those that collect a gradient
+      std::map<std::string, torch::Tensor> leaves;  // tensors with a gradient, by name
       const auto tensor = [&](const std::string& name, const torch::Tensor& otherwise) {
         if (data.count(prefix + name) == 0) return otherwise;
         torch::Tensor copy = data.at(prefix + name).clone();
@@ -616,7 +616,7 @@ TEST_CASE("MultiheadAttention: queries without keys give the output projection's
   CHECK(is_bias(output_of(layer(query, torch::randn({0, 2, 12}), torch::randn({0, 2, 12})))));
   const torch::Tensor few = torch::randn({3, 2, 12});
   const Results results = layer(query, few, few);
-  CHECK(is_bias(output_of(results).slice(0, 0, 2)));  // query 2 stands at the first key
+  CHECK(is_bias(output_of(results).slice(0, 0, 2)));  // query 2 is aligned with the first key
   CHECK(weights_of(results).sum(-1).sub(torch::tensor({0, 0, 1, 1, 1})).abs().max().item<double>() < 1e-6);
   CHECK(output_of(layer(torch::randn({0, 2, 12}), few, few)).sizes() == torch::IntArrayRef{0, 2, 12});
   CHECK(weights_of(layer(torch::randn({5, 0, 12}), few.slice(1, 0, 0), few.slice(1, 0, 0))).sizes() ==
@@ -630,7 +630,7 @@ TEST_CASE("MultiheadAttention: uint8 masks act like bool masks, and float masks 
   const torch::Tensor ignored = padding(2, 7);
   for (const torch::Tensor& mask : {torch::ones({7, 7}, torch::kBool).triu(1), (torch::rand({6, 7, 7}) < 0.4)}) {
     const Results expected = Call{x, x, x, ignored, mask}.run(layer);
-    const torch::Tensor two = mask.to(torch::kByte) * 2;  // not 0 is true
+    const torch::Tensor two = mask.to(torch::kByte) * 2;  // every value except 0 is true
     CHECK(output_of(Call{x, x, x, ignored.to(torch::kByte), two}.run(layer)).equal(output_of(expected)));
     CHECK(weights_of(Call{x, x, x, ignored.to(torch::kByte), two}.run(layer)).equal(weights_of(expected)));
     for (const auto dtype : {torch::kFloat, torch::kBFloat16, torch::kHalf}) {
@@ -643,7 +643,7 @@ TEST_CASE("MultiheadAttention: uint8 masks act like bool masks, and float masks 
 
 TEST_CASE("key_padding_mask: bfloat16, float16 and autocast are as accurate as the dense formula in them") {
   torch::manual_seed(9);
-  // Torch's module takes no padding there, but one batch entry at a time the same can be said as a float mask.
+  // Torch's module accepts no padding there. For one batch entry at a time, a float mask has the same effect.
   const auto torchs_output = [](torch::nn::MultiheadAttention& torchs, const torch::Tensor& x,
                                 const torch::Tensor& ignored, const torch::Tensor& mask) {
     std::vector<torch::Tensor> outputs;
@@ -713,7 +713,7 @@ TEST_CASE("MultiheadAttention: need_weights does not change the output, which st
       CHECK(output(true).equal(without));
       CHECK(log.count("aten::_scaled_dot_product_flash_attention_for_cpu") == (taken == Backend::kSdpa ? 1 : 0));
     }
-    // The others round in another way, so that equality to the bit means something.
+    // The other backends round differently, so that equality to the bit is significant.
     for (const Backend other : {Backend::kReference, Backend::kCpu, Backend::kSdpa}) {
       CAPTURE(other);
       const attend::BackendGuard other_guard(other);
@@ -772,7 +772,7 @@ TEST_CASE("MultiheadAttention: explain() names the backend that forward() uses, 
       {"window", options().window({2, 1})},
       {"dropout", options().dropout(0.5)},
   };
-  /// What forward() hands to attention(), from the definition of the layer.
+  /// The call of attention() by forward(), from the definition of the layer.
   const auto by_hand = [](const MultiheadAttention& layer, const Call& call) {
     const auto& given = layer->options;
     const std::int64_t width = given.num_heads() * layer->head_dim,
@@ -888,7 +888,7 @@ TEST_CASE("MultiheadAttention: dropout only in training mode, new in each call; 
   torch::manual_seed(11);
   CHECK(output_of(layer(x, x, x)).equal(seeded));
 
-  constexpr int kCopies = 2000;  // which are dropped from independently
+  constexpr int kCopies = 2000;  // with independent dropout
   const torch::NoGradGuard no_grad;
   const torch::Tensor copies = x.narrow(1, 0, 1).repeat({1, kCopies, 1});
   const torch::Tensor outputs = output_of(layer->forward(copies, copies, copies, {}, /*need_weights=*/false));
@@ -914,7 +914,7 @@ TEST_CASE("MultiheadAttention: self-attention is detected by tensor handles, not
   const Results expected = torchs(x, x, x);
   struct Case {
     Call call;
-    int more_projections;  // than self-attention needs
+    int more_projections;  // more than self-attention needs
   };
   std::ptrdiff_t projections_of_self = 0;
   for (const Case& c :
@@ -923,7 +923,7 @@ TEST_CASE("MultiheadAttention: self-attention is detected by tensor handles, not
     {
       const OperatorLog log;
       c.call.run(torchs);
-      CHECK(log.count("aten::equal") > 0);  // the log would show it
+      CHECK(log.count("aten::equal") > 0);  // the log records it
     }
     const OperatorLog log;
     const Results results = c.call.run(ours);
@@ -1000,9 +1000,9 @@ TEST_CASE("MultiheadAttention: every parameter gets a gradient; reset_parameters
     for (const auto& parameter : layer->named_parameters()) {
       CAPTURE(parameter.key());
       const torch::Tensor& before = initial.at(parameter.key());
-      const bool is_zero = before.eq(0).all().item<bool>();  // as in_proj_bias is at the start
+      const bool is_zero = before.eq(0).all().item<bool>();  // in_proj_bias is initialized with zeros
       CHECK(parameter->eq(0).all().item<bool>() == is_zero);
-      // Of the same uniform or normal distribution, from numbers of its own.
+      // The new values have the same distribution and differ from the old ones.
       if (!is_zero) CHECK_FALSE(parameter->equal(before));
       CHECK(parameter->abs().mean().item<double>() ==
             doctest::Approx(before.abs().mean().item<double>()).epsilon(before.numel() < 60 ? 0.6 : 0.2));

@@ -30,7 +30,7 @@ using attend::test::reference_data;
 
 namespace {
 
-/// The notebook's layer, as anyone would write it.
+/// The notebook's layer in torch's operators.
 torch::Tensor notebook_layer(const torch::Tensor& x, const SelfAttention1d& layer) {
   const auto project = [&x](const torch::Tensor& weight) { return torch::conv1d(x, weight); };
   const torch::Tensor q = project(layer->query->weight), k = project(layer->key->weight);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// What every layer of positions/ must do, whatever its numbers.
+// Tests the common promises of all layers in positions/.
 
 #include <attend/positions/binary.h>
 #include <attend/positions/combine.h>

@@ -19,13 +19,13 @@ TEST_CASE("GaussianStream: a million numbers have the moments and distribution f
   for (const double x : numbers)
     for (int power = 1; power <= 4; ++power) moments[power] += std::pow(x, power) / kCount;
   const double error =
-      5 / std::sqrt(static_cast<double>(kCount));  // five standard errors, times each moment's deviation
+      5 / std::sqrt(static_cast<double>(kCount));  // five standard errors; times the deviation of each moment
   CHECK(std::abs(moments[1]) < error);
   CHECK(std::abs(moments[2] - 1) < error * std::sqrt(2.0));
   CHECK(std::abs(moments[3]) < error * std::sqrt(15.0));
   CHECK(std::abs(moments[4] - 3) < error * std::sqrt(96.0));
 
-  // Kolmogorov-Smirnov: the largest distance from the normal distribution function; 1.95 is passed once in a thousand.
+  // Kolmogorov-Smirnov: the largest distance from the normal distribution function exceeds 1.95 once in a thousand.
   std::sort(numbers.begin(), numbers.end());
   double distance = 0;
   for (int i = 0; i < kCount; ++i)
@@ -35,7 +35,7 @@ TEST_CASE("GaussianStream: a million numbers have the moments and distribution f
 
 TEST_CASE("GaussianStream: both tails are those of the normal distribution") {
   constexpr int kCount = 4'000'000;
-  const double limits[] = {2.5, 3.5, 3.6542, 4.0, 4.5};  // the lowest layer's tail begins at 3.65415
+  const double limits[] = {2.5, 3.5, 3.6542, 4.0, 4.5};  // the tail of the lowest layer begins at 3.65415
   int beyond[2][5] = {};
   GaussianStream stream(/*seed=*/5, /*first_counter=*/0, /*sample=*/1);
   std::vector<float> numbers(kCount);

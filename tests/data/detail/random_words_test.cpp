@@ -11,7 +11,7 @@ using attend::detail::RandomWords;
 TEST_CASE("RandomWords: the words are those of Philox, block after block, for each seed, counter and sample") {
   const std::uint64_t large = 0xfedcba9876543210;
   for (const std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{7}, large}) {
-    for (const std::uint64_t first : {std::uint64_t{0}, std::uint64_t{0xfffffffd}, large}) {  // carries, too
+    for (const std::uint64_t first : {std::uint64_t{0}, std::uint64_t{0xfffffffd}, large}) {  // also with carries
       for (const std::int64_t sample : {std::int64_t{0}, std::int64_t{1} << 40, std::int64_t{-1}}) {
         CAPTURE(seed);
         CAPTURE(first);
