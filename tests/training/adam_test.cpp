@@ -88,8 +88,8 @@ Tensors copies(const Tensors& tensors) {
   return result;
 }
 
-/// Gives each parameter its gradient for a step: the same for every optimizer, and smaller with time, so that amsgrad
-/// matters.
+/// Sets the gradient of each parameter for a step. It is the same for every optimizer and becomes smaller with time, so
+/// that amsgrad has an effect.
 void set_gradients(const Tensors& parameters, int step) {
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     const torch::Tensor& parameter = parameters[i];
@@ -100,7 +100,7 @@ void set_gradients(const Tensors& parameters, int step) {
 
 using SetGradients = std::function<void(const Tensors&, int step)>;
 
-/// Steps first … last − 1.
+/// Takes the steps first … last − 1.
 void run(torch::optim::Optimizer& optimizer, const Tensors& parameters, int first, int last,
          const SetGradients& set = set_gradients) {
   for (int step = first; step < last; ++step) {
@@ -122,7 +122,7 @@ double largest_difference(const Tensors& a, const Tensors& b) {
 
 constexpr double kEqual = 1e-12;
 
-/// How far our optimizer and torch's are apart after the same 50 steps from copies of these parameters.
+/// The largest difference between our optimizer and torch's after 50 equal steps from copies of these parameters.
 template <class Kind>
 double difference_from_torch(const Tensors& initial, const Options<Kind>& options,
                              const SetGradients& set = set_gradients) {
@@ -163,7 +163,7 @@ TEST_CASE_TEMPLATE("Adam: fifty steps in float32 are as close to float64 as thos
     const Tensors ours = copies(initial), theirs = copies(initial);
     Ours<Kind> our_optimizer(ours, row.options);
     Theirs<Kind> their_optimizer(theirs, row.options), double_optimizer(in_double, row.options);
-    // All three see the gradients that float32 can hold.
+    // All three optimizers get gradients that float32 can represent.
     const SetGradients set = [](const Tensors& tensors, int step) {
       set_gradients(tensors, step);
       for (const torch::Tensor& tensor : tensors)
@@ -244,7 +244,7 @@ TEST_CASE_TEMPLATE("Adam: a parameter that is listed twice, in one group or in t
   CHECK(largest_difference(twice, once) == 0);
   CHECK(largest_difference(in_two_groups, once) == 0);
 
-  // In a group that comes later, and through an archive.
+  // The same for a group added later, and after an archive.
   const Tensors later = copies(once);
   Ours<Kind> with_later_group(later, Options<Kind>(0.1));
   with_later_group.add_param_group(OptimizerParamGroup({later[2]}, std::make_unique<Options<Kind>>(0.1)));
@@ -550,7 +550,7 @@ TEST_CASE_TEMPLATE("Adam: a state on another device than its parameter is refuse
   const Tensors here = {normal({3}, 1).requires_grad_()};
   Ours<Kind> optimizer(here);
   run(optimizer, here, 0, 1);
-  // The state of the parameter here becomes that of one elsewhere, as in model->to(elsewhere).
+  // Moves the parameter to another device and not its state, as model->to(device) does.
   const torch::Tensor there = torch::empty({3}, torch::device(torch::kMeta).dtype(torch::kDouble)).requires_grad_();
   there.mutable_grad() = torch::empty_like(there).detach();
   optimizer.param_groups()[0].params() = {there};
@@ -571,8 +571,8 @@ TEST_CASE_TEMPLATE("Adam: an optimizer read from its archive continues with the 
     uninterrupted.param_groups()[0].options().set_lr(0.0625);
 
     const Tensors resumed = copies(whole);
-    Ours<Kind> optimizer(resumed, Options<Kind>(0.75));  // the archive's options win
-    // Steps of its own, which the archive replaces.
+    Ours<Kind> optimizer(resumed, Options<Kind>(0.75));  // the archive's options replace these
+    // The archive replaces the state of these steps.
     run(optimizer, resumed, 90, 93);
     for (std::size_t i = 0; i < whole.size(); ++i) resumed[i].set_data(whole[i].detach().clone());
     copy_by_archive(uninterrupted, optimizer);

@@ -34,8 +34,8 @@ using attend::test::Samples;
 
 namespace {
 
-/// A capture for the CPU: nothing runs while capturing, and a replay runs the body on the gradients of the recording,
-/// whatever the parameters' gradients are by then.
+/// A StepCapture for the CPU. Nothing runs while it captures. A replay runs the body on the recorded gradients, even if
+/// the parameters have other gradients by then.
 class FakeCapture : public attend::StepCapture {
  public:
   std::string name() const override { return "recording"; }
@@ -45,7 +45,7 @@ class FakeCapture : public attend::StepCapture {
     ++captures;
     own.clear();
     if (captures == fails_at) {
-      for (const torch::Tensor& p : parameters) p.mutable_grad() = torch::full_like(p, NAN);  // of a pool that is gone
+      for (const torch::Tensor& p : parameters) p.mutable_grad() = torch::full_like(p, NAN);  // of a freed pool
       return {{}, "no luck"};
     }
     return {[this, body] {
@@ -96,7 +96,7 @@ struct LookAtEnds {
   void on_epoch_end(TrainingState& state) { losses.push_back(state.loss); }
 };
 
-/// Changes something before the second epoch.
+/// Makes a change before the second epoch.
 struct Change {
   std::function<void(torch::nn::Module&)> change;
   void on_epoch_begin(TrainingState& state) {
@@ -215,7 +215,7 @@ TEST_CASE("capture: a step is captured again if a callback changes something bef
 
 namespace {
 
-/// Reads the optimizer's own archive again: other tensors with the same numbers.
+/// Replaces the optimizer's state by that of its own archive: other tensors with the same numbers.
 void restore(torch::optim::Optimizer& optimizer) {
   std::stringstream stream;
   torch::serialize::OutputArchive written;
@@ -232,14 +232,14 @@ struct Restore {
   }
 };
 
-/// After a plain step, just before the capture.
+/// Restores after a plain step, just before the capture.
 struct RestoreInTheFirstSteps {
   void on_batch_end(TrainingState& state) {
     if (state.epoch == 0 && state.batch == 2) restore(state.optimizer);
   }
 };
 
-/// Gives the optimizer a parameter that the model does not have.
+/// Adds a parameter to the optimizer that the model does not have.
 struct AddGroup {
   void on_batch_end(TrainingState& state) {
     if (state.epoch == 1 && state.batch == 4)
@@ -264,7 +264,7 @@ TEST_CASE("capture: a step is captured again if the optimizer gets other or more
 
 namespace {
 
-/// y = w·x·s, where s is no parameter.
+/// y = w·x·s, where s is not a parameter.
 struct ScaledImpl : torch::nn::Module {
   ScaledImpl() {
     weight = register_parameter("weight", torch::ones({3, 2}));
@@ -300,14 +300,14 @@ TEST_CASE("capture: changes by a callback in the first steps delay the capture a
   const Result captured = fitted(capture, 1, RestoreInTheFirstSteps());
   check_same(captured, fitted(nullptr, 1, RestoreInTheFirstSteps()));
   CHECK(capture->captures == 2);  // one for each fit
-  // Ten full batches an epoch. The second fit goes on with epoch 3, so nothing is restored in it.
+  // An epoch has ten full batches. The second fit continues with epoch 3, so nothing is restored in it.
   CHECK(capture->replays == (3 * 10 - 6) + (3 * 10 - 3));
   CHECK(captured.explanation.find("recording of the whole step") != std::string::npos);
 }
 
 TEST_CASE("capture: a fit that a callback stops finishes its update") {
   for (const std::int64_t accumulation_steps : {1, 2, 4}) {
-    for (const std::int64_t at : {0, 4, 10}) {  // the last batch is a small one
+    for (const std::int64_t at : {0, 4, 10}) {  // the last batch is smaller
       CAPTURE(accumulation_steps);
       CAPTURE(at);
       const Result captured = fitted(std::make_shared<FakeCapture>(), accumulation_steps, Stop{at});
@@ -329,7 +329,7 @@ TEST_CASE("capture: a loss that a callback keeps is not overwritten, in every ho
 
 namespace {
 
-/// A model of which one parameter counts in every other forward only.
+/// A model that uses one parameter only in every other forward pass.
 struct EveryOther : torch::nn::Module {
   EveryOther() {
     weight = register_parameter("weight", normal({3, 1}, 1));
@@ -403,7 +403,7 @@ TEST_CASE("capture: the plain loop is used if a step cannot be captured, and no 
 
 namespace {
 
-/// A model that is not on the CPU, on any machine.
+/// A model that is never on the CPU, on any machine.
 struct OnMeta : torch::nn::Module {
   OnMeta() { register_parameter("weight", torch::empty({1}, torch::device(torch::kMeta).dtype(torch::kDouble))); }
   torch::Tensor forward(const torch::Tensor& inputs) { return inputs; }

@@ -48,7 +48,7 @@ struct Doubler : torch::nn::Module {
 
 TEST_CASE("TrainingStep: a step equals a hand-written loop: zero, forward, loss, backward, update") {
   const Samples data = linear_samples(8);
-  const auto options = SGDOptions(0.1).momentum(0.9);  // so that a step that is left out or doubled shows later, too
+  const auto options = SGDOptions(0.1).momentum(0.9);  // with momentum, a missing or doubled step has a later effect
 
   torch::nn::Linear by_hand = linear_model();
   SGD optimizer_by_hand(by_hand->parameters(), options);
@@ -113,7 +113,7 @@ TEST_CASE("TrainingStep: accumulated gradients are those of the weighted sum; th
     step.backward(second.x.to(dtype), second.y.to(dtype));
     step.zero_gradients();
     for (const auto& [data, weight] : {std::pair(first, 0.75), std::pair(second, 0.25)}) {
-      // The weight's dtype need not be the loss's.
+      // The weight may have another dtype than the loss.
       const torch::Tensor loss =
           step.accumulate(data.x.to(dtype), data.y.to(dtype), torch::full({}, weight, torch::kDouble));
       CHECK(torch::equal(loss, mean_square(data)));
@@ -128,7 +128,7 @@ TEST_CASE("TrainingStep: accumulated gradients are those of the weighted sum; th
 
 namespace {
 
-/// What autocast is set to on the CPU.
+/// The settings of autocast on the CPU.
 struct AutocastState {
   bool is_enabled = at::autocast::is_autocast_enabled(at::kCPU);
   at::ScalarType dtype = at::autocast::get_autocast_dtype(at::kCPU);
@@ -182,7 +182,7 @@ TEST_CASE("TrainingStep: changed weights are cast again under autocast, also wit
   SGD optimizer(model->parameters(), SGDOptions(0.1));
   attend::TrainingStep step(model, kMeanSquare, optimizer, torch::kBFloat16);
   const attend::test::Autocast callers;
-  model->forward(x);  // the caller's autocast now keeps a copy of the weights
+  model->forward(x);  // the caller's autocast now caches a cast copy of the weights
   torch::nn::init::zeros_(model->weight);
   torch::nn::init::constant_(model->bias, 2);
   CHECK(step(x, y).item<float>() == 4);

@@ -19,7 +19,7 @@
 
 namespace attend::test {
 
-/// Normally distributed numbers that depend on the seed alone and leave the global generator as it is.
+/// Normally distributed numbers that depend only on the seed and do not change the global generator.
 inline torch::Tensor normal(std::vector<std::int64_t> sizes, std::uint64_t seed,
                             torch::ScalarType dtype = torch::kDouble) {
   return at::randn(sizes, at::make_generator<at::CPUGeneratorImpl>(seed), dtype);
@@ -33,13 +33,13 @@ struct Samples {
   const torch::Tensor& targets() const { return y; }
 };
 
-/// Samples that a linear layer of 3 inputs can learn something about: (count, 3) -> (count, 1), float64.
+/// Float64 samples that a linear layer can partly fit: (count, 3) -> (count, 1).
 inline Samples linear_samples(std::int64_t count, std::uint64_t seed = 1) {
   const torch::Tensor x = normal({count, 3}, seed);
   return {x, x.sum(1, /*keepdim=*/true) + normal({count, 1}, seed + 1)};
 }
 
-/// A linear layer that fits those samples, always with the same weights.
+/// A linear layer for those samples, always with the same initial weights.
 inline torch::nn::Linear linear_model() {
   torch::nn::Linear model(3, 1);
   const c10::NoGradGuard no_grad;
@@ -49,7 +49,7 @@ inline torch::nn::Linear linear_model() {
   return model;
 }
 
-/// The state of a fit that nobody runs: tests call hooks by hand and set what the hooks shall see.
+/// The state of a fit that does not run. Tests call hooks by hand and set the state that the hooks get.
 struct StateByHand {
   torch::nn::Linear model = linear_model();
   torch::optim::SGD optimizer{model->parameters(), torch::optim::SGDOptions(0.1)};
@@ -57,10 +57,10 @@ struct StateByHand {
   TrainingState state{*model, optimizer, history};
 };
 
-/// A folder of the test's own, gone with the object.
+/// A temporary folder, which the destructor removes.
 ///
-/// Without std::filesystem: the wheel's libtorch.so exports its own std::filesystem::remove_all, which a program linked
-/// to it gets instead of the standard library's, and which calls a null pointer (LibTorch 2.11).
+/// It does not use std::filesystem: the wheel's libtorch.so exports std::filesystem::remove_all, a program linked to it
+/// gets that instead of the standard library's, and it calls a null pointer (LibTorch 2.11).
 class TemporaryFolder {
  public:
   TemporaryFolder() {
@@ -77,7 +77,7 @@ class TemporaryFolder {
 
   const std::string& path() const { return path_; }
 
-  /// The path of a file in it, which is removed with the folder.
+  /// The path of a file in the folder. The file is removed with the folder.
   std::string file(const std::string& name) {
     files_.push_back(path_ + '/' + name);
     return files_.back();
@@ -88,7 +88,7 @@ class TemporaryFolder {
   std::vector<std::string> files_;
 };
 
-/// The lines of a file, as they are on the disk now.
+/// The current lines of a file.
 inline std::vector<std::string> lines_of(const std::string& path) {
   std::ifstream file(path);
   std::vector<std::string> lines;

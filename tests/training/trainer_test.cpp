@@ -55,9 +55,9 @@ using Indices = std::vector<std::size_t>;
 
 namespace {
 
-// ---- The same samples, given in the ways of torch::data ----------------------------------------------------------
+// ---- The same samples as different datasets of torch::data -------------------------------------------------------
 
-/// One by one; remembers in which order samples were asked for.
+/// Samples one by one. Records the order of the requests.
 struct OneByOne : torch::data::datasets::Dataset<OneByOne> {
   explicit OneByOne(Samples samples) : samples(std::move(samples)) {}
   Example<> get(std::size_t index) override {
@@ -71,7 +71,7 @@ struct OneByOne : torch::data::datasets::Dataset<OneByOne> {
   std::shared_ptr<Indices> asked = std::make_shared<Indices>();
 };
 
-/// In batches that are tensors already.
+/// Samples in batches of tensors.
 struct InBatches : torch::data::datasets::BatchDataset<InBatches, Example<>> {
   explicit InBatches(Samples samples) : samples(std::move(samples)) {}
   Example<> get_batch(c10::ArrayRef<std::size_t> indices) override {
@@ -83,7 +83,7 @@ struct InBatches : torch::data::datasets::BatchDataset<InBatches, Example<>> {
   Samples samples;
 };
 
-/// As two tensors that are not there before they are asked for.
+/// Samples as two tensors that are made on request.
 struct MadeOnDemand {
   torch::Tensor inputs() { return samples.x; }
   torch::Tensor targets() { return samples.y; }
@@ -100,7 +100,7 @@ struct OfUnknownSize : InBatches {
 
 using Hook = std::function<void(TrainingState&)>;
 
-/// Each hook, for what a single test wants of it.
+/// A callback whose hooks a test sets.
 struct Hooks {
   Hook fit_begin = {}, epoch_begin = {}, before_step = {}, batch_end = {}, epoch_end = {}, fit_end = {};
 
@@ -116,7 +116,7 @@ struct Hooks {
   }
 };
 
-/// Writes down which hook was called; returns true from one of them when it is called for the n-th time.
+/// Records the calls of the hooks. Returns true from one of them at its n-th call.
 struct Recorder {
   std::vector<std::string> calls = {};
   std::string stop_in = {};
@@ -140,7 +140,7 @@ const auto kPlainSgd = [](std::vector<torch::Tensor> parameters, double rate) {
   return torch::optim::SGD(std::move(parameters), torch::optim::SGDOptions(rate));
 };
 
-/// A trainer whose steps are too small to change any weight, so that every loss can be computed beforehand.
+/// A trainer whose steps are too small to change a weight, so that every loss can be computed in advance.
 auto trainer_that_stands_still(torch::nn::Linear model, std::int64_t batch_size, std::int64_t epochs = 1) {
   return Trainer(model, TrainerOptions().epochs(epochs).batch_size(batch_size).learning_rate(1e-300),
                  attend::MeanSquaredError(), kPlainSgd);
@@ -158,7 +158,7 @@ bool same(const std::vector<torch::Tensor>& a, const std::vector<torch::Tensor>&
 
 }  // namespace
 
-// ---- What it is for ----------------------------------------------------------------------------------------------
+// ---- Examples and construction -----------------------------------------------------------------------------------
 
 TEST_CASE("Trainer: the examples in the documentation compile and give the documented results") {
   attend::test::TemporaryFolder folder;
@@ -268,7 +268,7 @@ TEST_CASE("Trainer: the loss may be a function or a module of torch::nn, the opt
     Trainer(model, options, loss, kPlainSgd).fit(data);
     return model->weight.detach().clone();
   };
-  // One batch holds all samples, so the order is of no account but for rounding.
+  // One batch has all samples, so their order changes only rounding errors.
   torch::nn::Linear by_hand = linear_model();
   torch::optim::SGD optimizer(by_hand->parameters(), 0.1);
   for (int epoch = 0; epoch < 3; ++epoch) {
@@ -309,7 +309,7 @@ TEST_CASE("Trainer: the same samples give the same bits, as tensors and as datas
 
 namespace {
 
-/// The samples that each of `epochs` epochs asks for.
+/// The samples that each of `epochs` epochs requests.
 std::vector<Indices> orders(const TrainerOptions& options, std::size_t samples = 12) {
   OneByOne data(linear_samples(samples));
   Trainer(linear_model(), options).fit(data);
@@ -377,7 +377,7 @@ TEST_CASE("Trainer: two fits of two epochs equal one fit of four epochs") {
   CHECK(torch::equal(resumed->weight, model->weight));
   CHECK(epochs == std::vector<std::int64_t>{2, 3});
 
-  // Each fit returns its own epochs; the trainer keeps all.
+  // Each fit returns its own epochs; the trainer keeps all epochs.
   CHECK(first.epochs().size() == 2);
   CHECK(second.epochs().size() == 2);
   std::vector<double> both = first.train_loss();
@@ -410,7 +410,7 @@ TEST_CASE("Trainer::resume(): another trainer with loaded weights and optimizer 
         "attend::Trainer: resume() needs a trainer without recorded epochs; this one has 4");
 }
 
-// ---- Figures -----------------------------------------------------------------------------------------------------
+// ---- Losses and times --------------------------------------------------------------------------------------------
 
 TEST_CASE("train_loss: it is the mean over samples, also if the last batch is smaller") {
   const Samples data = linear_samples(10);
@@ -609,7 +609,7 @@ TEST_CASE("callbacks: a callback may have any hook, static, const or as a functi
 TEST_CASE("callbacks: true from any hook stops the fit after the batch; history and on_fit_end are complete") {
   struct Row {
     std::string hook;
-    int at;  // which call of it returns true
+    int at;  // number of the call that returns true
     int steps, epochs_recorded;
   };
   // Two epochs of three batches.
@@ -754,7 +754,7 @@ TEST_CASE("TrainingState::gradients(): the step uses gradients that a callback h
   CHECK(moved.max().item<double>() == doctest::Approx(0.005).epsilon(1e-12));
 }
 
-// ---- What goes wrong ---------------------------------------------------------------------------------------------
+// ---- Errors ------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -826,7 +826,7 @@ TEST_CASE("Trainer: a missing device is refused, and the model is not moved") {
 
 namespace {
 
-/// A model on "meta", a device that every machine has: shapes without data.
+/// A model on "meta", a device without data that every machine has.
 struct OnMeta : torch::nn::Module {
   OnMeta() {
     weight = register_parameter("weight", torch::empty({3, 1}, torch::device(torch::kMeta).dtype(torch::kDouble)));
@@ -854,7 +854,7 @@ TEST_CASE("Trainer: the device is that of the model unless one is named; data ar
   goes_to_meta(OneByOne(linear_samples(4)));
   goes_to_meta(InBatches(linear_samples(4)));
 
-  // A named device is where the model is moved: torch says that this one cannot be.
+  // The model is moved to a named device. torch refuses to move this model.
   CHECK_THROWS_AS(Trainer(model, TrainerOptions().device(torch::kCPU)), c10::NotImplementedError);
 }
 
@@ -881,7 +881,7 @@ TEST_CASE("Trainer: the order of an epoch is moved to the device of the tensors 
 
 namespace {
 
-/// A model whose backward pass reads the inputs, and that keeps what it was given.
+/// A model whose backward pass reads the inputs, and which keeps its inputs.
 struct KeepsInputs : torch::nn::Module {
   KeepsInputs() { weight = register_parameter("weight", attend::test::normal({3, 1}, 1)); }
   torch::Tensor forward(const torch::Tensor& inputs) {
@@ -985,7 +985,7 @@ TEST_CASE("Trainer: for inputs of another dtype than the parameters, the error n
   CHECK(message_of<c10::Error>([&] { trainer.fit(data); }).find(expected) != std::string::npos);
   CHECK(message_of<c10::Error>([&] { trainer.evaluate(data); }).find(expected) != std::string::npos);
 
-  // Another error of a model whose inputs fit is left alone.
+  // An error of a model with inputs of the right dtype is not changed.
   data = linear_samples(8);
   data.x = data.x.slice(1, 0, 2);
   CHECK(message_of<c10::Error>([&] { trainer.fit(data); }).find("attend::TrainingStep") == std::string::npos);

@@ -159,7 +159,7 @@ TEST_CASE("CsvLog: the constructor throws if the disk is full (Linux)") {
 }
 
 TEST_CASE("CsvLog: a line that cannot be written is an error, and the history keeps the epoch") {
-  // A pipe whose reader goes away after the header.
+  // A pipe whose reader closes it after the header.
   int ends[2];
   REQUIRE(::pipe(ends) == 0);
   const std::string path = "/proc/self/fd/" + std::to_string(ends[1]);

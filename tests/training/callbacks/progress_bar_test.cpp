@@ -23,8 +23,7 @@ using attend::test::StateByHand;
 
 namespace {
 
-/// What a terminal shows of this text: a carriage return goes to the front of the line, and what follows covers what
-/// was there.
+/// The lines that a terminal shows for this text. After a carriage return, text overwrites the line from its beginning.
 std::vector<std::string> screen(const std::string& text) {
   std::vector<std::string> lines(1);
   std::size_t column = 0;
@@ -52,7 +51,7 @@ struct Bar : StateByHand {
     bar.on_fit_begin(state);
   }
 
-  /// A batch ends.
+  /// Ends a batch.
   void batch(std::int64_t epoch, std::int64_t samples, double seconds, double loss) {
     state.epoch = epoch;
     state.samples = samples;
@@ -61,7 +60,7 @@ struct Bar : StateByHand {
     bar.on_batch_end(state);
   }
 
-  /// A batch ends whose loss must not be looked at: it is no tensor.
+  /// Ends a batch whose loss must not be read: it is an undefined tensor.
   void unseen_batch(double seconds) {
     state.seconds = seconds;
     state.loss = torch::Tensor();
@@ -88,7 +87,7 @@ TEST_CASE("ProgressBar: the bar shows the epoch, its progress, the loss, the spe
   // The line of the documentation. 24,352 samples in 11.82 s are 2060 a second; 475,648 are left: 230.9 s.
   bar.batch(2, 4352, 11.82, 0.0061234);
   CHECK(bar.last_line() == "epoch  3/50  [======>       ]  loss 0.00612  2060 samples/s  3:51 left");
-  CHECK(bar.stream.str() == bar.last_line());  // nothing before it, and it stays open for the next
+  CHECK(bar.stream.str() == bar.last_line());  // no text before it, and no line break after it
 
   const std::vector<std::pair<std::int64_t, std::string>> bars = {
       {32, "[>             ]"},   {714, "[>             ]"},  {715, "[=>            ]"},   {5000, "[=======>      ]"},
@@ -114,7 +113,7 @@ TEST_CASE("ProgressBar: the line with the bar fits a terminal of 80 columns") {
 }
 
 TEST_CASE("ProgressBar: the remaining time has hours if there are any") {
-  // After one epoch of 50, 49 times as long is left.
+  // After one of 50 epochs, 49 times its duration is left.
   const std::vector<std::pair<double, std::string>> times = {{1, "0:49 left"},      {2, "1:38 left"},
                                                              {73, "59:37 left"},    {74, "1:00:26 left"},
                                                              {100, "1:21:40 left"}, {4000, "54:26:40 left"}};
@@ -169,8 +168,8 @@ TEST_CASE("ProgressBar: after the bar the terminal shows the same lines, without
   bar.batch(0, 5000, 1, 0.5);
   bar.batch(0, 10000, 2, 0.5);
   bar.epoch(0, 0.0123456, std::nan(""), 2.345);
-  bar.batch(1, 10000, 4, 123456);  // long …
-  bar.batch(1, 10000, 40, 0.5);    // … then shorter
+  bar.batch(1, 10000, 4, 123456);  // a long line …
+  bar.batch(1, 10000, 40, 0.5);    // … then a shorter one
   const std::vector<std::string> lines = screen(bar.stream.str());
   REQUIRE(lines.size() == 2);
   CHECK(lines[0] == "epoch  1/50  loss 0.0123  2.3 s");

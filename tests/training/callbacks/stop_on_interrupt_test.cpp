@@ -41,8 +41,7 @@ bool is_handler_before(int signal) {
   return (action.sa_flags & SA_SIGINFO) != 0 && action.sa_sigaction == &handler_before;
 }
 
-/// For the scope, the action of SIGINT is handler_before, with what it is told about the signal, and SIGTERM is
-/// ignored.
+/// Until the end of the scope, handler_before handles SIGINT and gets the signal's information, and SIGTERM is ignored.
 struct ActionsBefore {
   ActionsBefore() {
     calls_before = 0;
@@ -173,7 +172,7 @@ TEST_CASE("StopOnInterrupt: a second signal ends the program") {
     const pid_t child = ::fork();
     REQUIRE(child >= 0);
     if (child == 0) {
-      ::signal(first, SIG_DFL);  // doctest's own would write a report
+      ::signal(first, SIG_DFL);  // doctest's handler would write a report
       ::signal(second, SIG_DFL);
       const StopOnInterrupt interrupt;
       ::raise(first);
