@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// The random function of device code is that of host code, bit for bit. Without a GPU this is a test that it compiles.
+// Tests that philox() gives the same bits in device code and host code. Without a GPU it tests only that this compiles.
 
 #include <attend/detail/philox.h>
 
@@ -12,7 +12,7 @@
 namespace {
 
 constexpr int kBlocks = 1024;
-constexpr int kSkipped = 77;  // what ctest takes for "skipped"
+constexpr int kSkipped = 77;  // counts as "skipped" for ctest
 
 __global__ void draw(std::uint64_t seed, attend::detail::PhiloxBlock* blocks) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// A score_mod and a mask_mod say in device code what they say in host code: values, derivatives, masks and key ranges.
-// Without a GPU this is a test that they compile for it.
+// Tests that a score_mod and a mask_mod give the same values, derivatives, masks and key ranges in device code and host
+// code. Without a GPU it tests only that they compile.
 
 #include <attend/attention/mask_mod.h>
 #include <attend/attention/score_mod.h>
@@ -20,7 +20,7 @@ using attend::Dual;
 using attend::Real;
 
 constexpr int kQueries = 64, kKeys = 96, kScores = kQueries * kKeys;
-constexpr int kSkipped = 77;  // what ctest takes for "skipped"
+constexpr int kSkipped = 77;  // counts as "skipped" for ctest
 
 struct SoftSign {
   float strength;
@@ -43,7 +43,7 @@ struct EveryFunction {
   }
 };
 
-/// Also reads outside of the tensor: it has one value less than there are keys.
+/// Also reads outside of the tensor, which has one value less than there are keys.
 struct KeyBias {
   attend::TensorView bias;
 
@@ -57,7 +57,7 @@ struct SameParity {
   ATTEND_HOST_DEVICE bool operator()(Coordinate at) const { return (at.query - at.key) % 2 == 0; }
 };
 
-/// What the structs say about one score.
+/// The results of the structs for one score.
 struct Said {
   float value, slope;
   std::int32_t begin, end;  // the range of keys, for the query alone
@@ -80,12 +80,12 @@ __global__ void say_all(Score score_mod, Mask mask_mod, Said* said) {
   if (i < kScores) said[i] = say(score_mod, mask_mod, i);
 }
 
-/// Whether two results of the same formula agree: the GPU contracts a · b + c, and its division rounds alike.
+/// Whether two results of the same formula agree. The GPU contracts a · b + c; its division rounds as the CPU's.
 bool is_near(float a, float b) {
   return std::abs(a - b) <= 1e-5f * (1 + std::abs(b)) || (std::isnan(a) && std::isnan(b));
 }
 
-/// How many scores differ between the GPU, which is given the first score_mod, and the CPU, which calls the second.
+/// The number of scores that differ between the first score_mod on the GPU and the second on the CPU.
 template <class Score, class Mask>
 int differences(const char* name, const Score& on_device, const Score& on_host, const Mask& mask_mod) {
   static Said said[kScores];

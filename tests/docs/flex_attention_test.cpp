@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// The C++ of docs/flex_attention.md and of "Custom scores" in README: it compiles, and gives what torch's
-// operators give for the same formula. tests/readme_test.py sees to it that the pages show what stands here and in
-// examples/flex_attention.
+// The C++ of docs/flex_attention.md and of "Custom scores" in README, compared with the same formula in torch's
+// operators. tests/readme_test.py checks that the pages show the code of this file and of examples/flex_attention.
 
 #include "../../examples/flex_attention/scores.h"
 
@@ -44,7 +43,7 @@ torch::Tensor my_attention(const torch::Tensor& q, const torch::Tensor& k, const
   return attend::flex_attention(q, k, v, SoftSign{0.5f}, SameParity{} & attend::Causal{});
 }
 
-/// softmax(scores) v by torch's operators, where a score that is not allowed counts as −∞.
+/// softmax(scores) v in torch's operators, where a masked score counts as −∞.
 torch::Tensor dense(const torch::Tensor& scores, const torch::Tensor& allowed, const torch::Tensor& v) {
   return scores.masked_fill(allowed.logical_not(), -INFINITY).softmax(-1).matmul(v);
 }
@@ -53,15 +52,15 @@ torch::Tensor scores_of(const torch::Tensor& q, const torch::Tensor& k) {
   return q.matmul(k.mT()) / std::sqrt(static_cast<double>(q.size(-1)));  // (N, H, L, S)
 }
 
-/// key position − query position, (L, S); the last query stands at the last key.
+/// key position − query position, (L, S); the last query is aligned with the last key.
 torch::Tensor distances(std::int64_t query_length, std::int64_t key_length) {
   return torch::arange(key_length) - torch::arange(key_length - query_length, key_length).unsqueeze(1);
 }
 
 torch::Tensor everything(const torch::Tensor& scores) { return torch::ones_like(scores, torch::kBool); }
 
-/// How many scores of `allowed` (L, S) the mask's key range leaves to be computed, 16 queries at a time; checks that it
-/// leaves all that are allowed.
+/// The number of scores (L, S) that are computed for the mask's key ranges, 16 queries at a time. Checks that they
+/// include all allowed scores.
 template <class Mask>
 int computed_scores(const Mask& mask, const torch::Tensor& allowed) {
   const auto query_length = static_cast<std::int32_t>(allowed.size(0)),
@@ -227,6 +226,6 @@ TEST_CASE("README, custom scores: the score_mod equals its formula") {
   const torch::Tensor q = normal({2, 3, 9, 4}, 1), k = normal({2, 3, 9, 4}, 2), v = normal({2, 3, 9, 4}, 3);
   const torch::Tensor scores = scores_of(q, k), distance = distances(9, 9);
   const torch::Tensor changed = scores / (1 + 0.5 * scores.abs()) - 0.01 * distance.abs();
-  // 0.01f is not 0.01
+  // 0.01f differs from 0.01
   CHECK(max_difference(my_attention(q, k, v), dense(changed, distance.le(0) & distance.remainder(2).eq(0), v)) < 1e-7);
 }

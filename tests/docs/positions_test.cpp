@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// The C++ of docs/positions.md, as it is there (readme_test.py compares), and that it does what the page says.
+// The C++ of docs/positions.md. readme_test.py compares it with the page; this test checks its results.
 
 #include <attend/attend.h>
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// The C++ of README, as it stands there (tests/readme_test.py compares), and that it does what README says. The code of
-// "Custom scores" is in flex_attention_test.cpp.
+// The C++ of README. tests/readme_test.py compares it with README; this test checks its results. The code of "Custom
+// scores" is in flex_attention_test.cpp.
 
 #include <attend/attend.h>
 #include <attend/training.h>
@@ -31,7 +31,7 @@ TEST_CASE("README, attention as a function: a window, grouped heads, a padding m
   y = attend::attention(q, k, v, options.attn_mask(keep));
   std::cout << attend::explain(q, k, v, options) << '\n';                 // which backend runs, and why not a faster one
 
-  // What is behind the end of a sequence changes nothing.
+  // Keys beyond the end of a sequence change nothing.
   k[1].slice(1, 300) += 1;
   v[1].slice(1, 300) += 1;
   CHECK(y.equal(attend::attention(q, k, v, options)));

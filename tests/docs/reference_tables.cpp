@@ -36,8 +36,8 @@ struct Call {
   }
 };
 
-/// "fused", "dense" or "not possible". kSdpa has a fourth answer for other devices than the CPU, for which the tensors
-/// here are on the device meta: attend has nothing against the call, and ATen is asked for a kernel.
+/// "fused", "dense" or "not possible". kSdpa has a fourth answer for devices other than the CPU, for which the tensors
+/// here are on the device meta: attend does not refuse the call, and ATen decides whether it has a kernel.
 std::string cell(const Call& call, Backend backend) {
   const bool is_cpu = call.query.is_cpu();
   if (backend == Backend::kAuto && !is_cpu)
@@ -51,13 +51,13 @@ std::string cell(const Call& call, Backend backend) {
   }
 }
 
-/// One answer for all dtypes, or each dtype's.
+/// One answer for all dtypes, or the answer of each dtype.
 std::string cell(const std::function<Call(at::TensorOptions)>& make, Backend backend, at::Device device) {
   const std::pair<std::string, at::ScalarType> dtypes[] = {{"float64", torch::kDouble},
                                                            {"float32", torch::kFloat},
                                                            {"bfloat16", torch::kBFloat16},
                                                            {"float16", torch::kHalf}};
-  std::map<std::string, std::string> names;  // by the answer
+  std::map<std::string, std::string> names;  // dtypes by answer
   for (const auto& [name, dtype] : dtypes) {
     std::string& all = names[cell(make(at::TensorOptions(dtype).device(device)), backend)];
     all += (all.empty() ? "" : ", ") + name;
@@ -162,7 +162,7 @@ int main() {
       std::cout << " | " << cell(make, backend, at::kCPU);
     for (const Backend backend : {Backend::kAuto, Backend::kSdpa}) std::cout << " | " << cell(make, backend, at::kMeta);
     std::cout << " |\n";
-    // These would be columns of one word each, which the page says in a sentence.
+    // These columns would have the same word in every row, so the page states them in a sentence.
     TORCH_CHECK(cell(make, Backend::kReference, at::kCPU) == "dense");
     TORCH_CHECK(cell(make, Backend::kReference, at::kMeta) == "dense");
     TORCH_CHECK(cell(make, Backend::kCpu, at::kMeta) == "not possible");

@@ -50,10 +50,10 @@ Fitted fitted(const TrainerOptions& options, Callbacks&&... callbacks) {
   return {history.train_loss(), model->weight.detach().cpu(), trainer.explain()};
 }
 
-/// Any wait for the device is an error while a batch runs.
+/// Makes every wait for the device an error while a batch runs.
 struct NoWaiting {
-  ~NoWaiting() { set(false); }  // of a fit that threw as well: the other tests wait
-  void on_epoch_begin(attend::TrainingState& state) { set(state.epoch > 0); }  // the first captures, which waits
+  ~NoWaiting() { set(false); }  // also after a fit that threw, because other tests wait
+  void on_epoch_begin(attend::TrainingState& state) { set(state.epoch > 0); }  // the first epoch captures, which waits
   void on_batch_end(attend::TrainingState& state) { set(state.epoch > 0 && state.batch + 1 < state.batches); }
   static void set(bool is_error) {
     c10::cuda::warning_state().set_sync_debug_mode(is_error ? c10::cuda::SyncDebugMode::L_ERROR
@@ -139,7 +139,7 @@ TEST_CASE("cuda_graphs: steps do not synchronize with the GPU") {
   {
     const NoWaiting end_of_scope;
     NoWaiting::set(true);
-    CHECK_THROWS(torch::ones({}, torch::kCUDA).item<double>());  // or the fits below would show nothing
+    CHECK_THROWS(torch::ones({}, torch::kCUDA).item<double>());  // otherwise the fits below would test nothing
   }
   fitted(TrainerOptions(), NoWaiting());
   fitted(TrainerOptions().capture(attend::cuda_graphs()), NoWaiting());

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// What can only be tried on a GPU: the same results there as on the CPU, and the promises that rest on ATen's kernels
-// for CUDA. Without a GPU every test says so, and ctest counts the file as skipped.
+// Tests that need a GPU: the same results as on the CPU, and promises that depend on ATen's CUDA kernels. Without a GPU
+// every test says so, and ctest counts the file as skipped.
 
 #include <attend/attend.h>
 #include <attend/training.h>

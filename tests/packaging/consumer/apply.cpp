@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The second translation unit: what a header defines twice is seen by the linker.
+// The second translation unit. The linker reports every function that a header defines twice.
 #include <attend/attend.h>
 #include <attend/training.h>
 

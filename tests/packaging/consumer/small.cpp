@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Calls attention(), and no more: it compiles in seconds.
+// Calls only attention(), and so compiles in seconds.
 #include <ATen/ops/ones.h>
 #include <attend/attention.h>
 

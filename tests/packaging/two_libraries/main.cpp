@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Loads the two libraries that are its arguments, as a program that is linked to both does. Prints which name each of
-// them gives kReference, and 1 or 0 for whether a BackendGuard of the first reaches the first and the second.
+// Loads the two libraries named by its arguments, as a program linked to both does. Prints the name that each of them
+// gives kReference. Then prints for each library whether a BackendGuard of the first library applies to it: 1 or 0.
 #include <dlfcn.h>
 
 #include <iostream>
