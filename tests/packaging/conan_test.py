@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""packaging/conan: `conan create` packages attend, and its test_package finds LibTorch by CMAKE_PREFIX_PATH."""
+"""Tests packaging/conan: `conan create` packages attend, and test_package finds LibTorch by CMAKE_PREFIX_PATH."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ class Conan(unittest.TestCase):
         self.folder = pathlib.Path(temporary.name)
 
     def conan(self, *arguments):
-        """Everything that conan prints. It keeps all its files in the temporary folder, and uses no network."""
+        """Runs conan and returns its output. All its files are in the temporary folder, and it uses no network."""
         environment = {**os.environ, "CONAN_HOME": str(self.folder / "home"), "CXX": os.environ["ATTEND_COMPILER"],
                        "CMAKE_PREFIX_PATH": os.environ["ATTEND_TORCH_ROOT"]}
         result = subprocess.run(["conan", *arguments], env=environment, stdout=subprocess.PIPE,
@@ -31,7 +31,7 @@ class Conan(unittest.TestCase):
         self.assertEqual(result.returncode, 0, result.stdout)
         return result.stdout
 
-    def test_create_makes_a_package_that_a_program_can_use(self):
+    def test_conan_create_makes_a_package_that_a_program_can_use(self):
         self.conan("profile", "detect")
         settings = ["-s", "compiler.cppstd=20"]
         for option in (f"tools.cmake:cmake_program={os.environ['ATTEND_CMAKE']}",

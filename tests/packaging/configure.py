@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Configures a project of a few lines that includes files of cmake/, for the tests beside this file."""
+"""Configures a small project that includes files of cmake/, for the tests in this folder."""
 
 import os
 import pathlib
@@ -7,15 +7,15 @@ import subprocess
 
 CMAKE_FILES = pathlib.Path(__file__).resolve().parents[2] / "cmake"
 
-# Options with which CMake does not look at the PATH. So it must be told of `make`, though nothing is built.
+# With these options CMake does not search the PATH. It then needs the name of `make`, though nothing is built.
 NO_PATH = ["-DCMAKE_FIND_USE_SYSTEM_ENVIRONMENT_PATH=OFF", "-DCMAKE_MAKE_PROGRAM=make"]
 
-# Options with which CMake finds no Python: it looks nowhere.
+# With these options CMake searches no folder and finds no Python.
 NO_PYTHON = ["-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF", *NO_PATH]
 
 
 def start(folder, lines, *options, **environment):
-    """Starts CMake on a project made of `lines` in `folder`, and returns the process. A value of None unsets."""
+    """Starts CMake on a project of these lines in `folder` and returns the process. None unsets a variable."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.22)\nproject(test LANGUAGES NONE)\n"
@@ -32,7 +32,7 @@ def start(folder, lines, *options, **environment):
 
 
 def finish(process):
-    """Waits, and returns the exit status and everything printed, with CMake's line breaks undone."""
+    """Waits for the process. Returns the exit status and the output, in which every white space is one space."""
     output, _ = process.communicate()
     return process.returncode, " ".join(output.split())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""attendTorch.cmake: which LibTorch is taken, and what is said when there is none that will do."""
+"""Tests attendTorch.cmake: which LibTorch is used, and the error if none is suitable."""
 
 import os
 import pathlib
@@ -29,7 +29,7 @@ class FindTorch(unittest.TestCase):
         self.folder = pathlib.Path(folder.name).resolve()
 
     def torch(self, name, version, lib="lib", package="share/cmake/Torch", libraries=("torch", "torch_cpu", "c10")):
-        """A folder that looks like LibTorch of this version, as the wheel has it or as `lib` and `package` say."""
+        """Makes a folder like LibTorch of this version, with the layout of the wheel or that of `lib` and `package`."""
         root = self.folder / name
         api = root / "include/torch/csrc/api/include/torch"
         for folder in (api, root / lib, root / package):
@@ -42,7 +42,7 @@ class FindTorch(unittest.TestCase):
         return root
 
     def python(self, name, root):
-        """A Python that says that its package torch is in `root`."""
+        """Makes a Python which answers that its package torch is in `root`."""
         path = self.folder / name
         path.write_text(f"#!/bin/sh\necho '{root}'\n")
         path.chmod(0o755)
@@ -51,7 +51,7 @@ class FindTorch(unittest.TestCase):
     def configure(self, *options, lines=PROJECT, **environment):
         return configure(self.folder / "project", lines, *options, **environment)
 
-    def test_each_way_to_name_it_finds_it(self):
+    def test_each_way_to_name_libtorch_finds_it(self):
         root = self.torch("torch", "2.11.1")
         package = f"{root}/share/cmake"
         ways = {
@@ -70,14 +70,14 @@ class FindTorch(unittest.TestCase):
                 self.assertIn(f"{root}/lib/libtorch.so", output)
                 self.assertNotIn("Warning", output)
 
-    def test_each_layout_of_a_distribution_gives_the_libraries(self):
+    def test_libraries_are_found_in_the_layout_of_each_distribution(self):
         for lib in ("lib", "lib64", "lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu"):
             root = self.torch(lib.replace("/", "-"), "2.13.0", lib, f"{lib}/cmake/Torch")
             ways = (f"-DCMAKE_PREFIX_PATH={root}", f"-DCMAKE_PREFIX_PATH={root}/{lib}/cmake",
                     f"-DTorch_DIR={root}/{lib}/cmake/Torch", f"-DCMAKE_SYSTEM_PREFIX_PATH=/nowhere;{root}")
             for number, way in enumerate(ways):
                 with self.subTest(way):
-                    # CMake itself sets CMAKE_SYSTEM_PREFIX_PATH; without a Python, it alone is left.
+                    # CMake itself sets CMAKE_SYSTEM_PREFIX_PATH. Without a Python, it is the only place to search.
                     lines = f'set(CMAKE_SYSTEM_PREFIX_PATH "/nowhere;{root}")\n' if "SYSTEM" in way else ""
                     options = ["-DATTEND_PYTHON=/nowhere/python", *NO_PATH] if lines else [way]
                     status, output = configure(self.folder / f"{root.name}-{number}", lines + PROJECT, *options,
@@ -87,7 +87,7 @@ class FindTorch(unittest.TestCase):
                     for library in ("torch", "torch_cpu", "c10"):
                         self.assertIn(f"{root}/{lib}/lib{library}.so", output)
 
-    def test_the_architecture_of_the_compiler_decides_between_two(self):
+    def test_the_architecture_of_the_compiler_selects_one_of_two_libraries(self):
         root = self.torch("torch", "2.13.0", "lib/aarch64-linux-gnu")
         (root / "lib/x86_64-linux-gnu").mkdir()
         for library in ("torch_cpu", "c10"):
@@ -107,13 +107,13 @@ class FindTorch(unittest.TestCase):
                 self.assert_one_error(status, output, headers)
                 self.assertIn(f"both libtorch_cpu.so and libc10.so: {root}/lib64, {root}/lib.", output)
 
-    def test_what_the_user_names_beats_python(self):
+    def test_cmake_prefix_path_has_priority_over_python(self):
         named = self.torch("named", "2.12.0")
         python = self.python("python3", self.torch("other", "2.11.0"))
         status, output = self.configure(f"-DPython3_EXECUTABLE={python}", f"-DCMAKE_PREFIX_PATH={named}")
         self.assertIn(f"attend: LibTorch 2.12.0 in {named}", output)
 
-    def test_any_python_with_torch_beats_the_system_prefixes(self):
+    def test_a_python_with_torch_has_priority_over_the_system_prefixes(self):
         system = self.torch("system", "2.12.0")
         root = self.torch("torch", "2.13.0")
         lines = f'set(CMAKE_SYSTEM_PREFIX_PATH "{system}")\n' + PROJECT
@@ -124,7 +124,7 @@ class FindTorch(unittest.TestCase):
                 status, output = configure(self.folder / name, lines, *arguments, PATH=path, CMAKE_PREFIX_PATH=None)
                 self.assertIn(f"attend: LibTorch 2.13.0 in {root}", output)
 
-    def test_a_python_without_torch_leaves_it_to_the_system_prefixes_unless_the_user_named_it(self):
+    def test_without_torch_in_python_the_system_prefixes_are_searched_unless_the_user_named_that_python(self):
         system = self.torch("system", "2.12.0")
         python = self.python("snake", "/nowhere")
         lines = f'set(CMAKE_SYSTEM_PREFIX_PATH "{system}")\n'
@@ -141,7 +141,7 @@ class FindTorch(unittest.TestCase):
         status, output = self.configure(f"-DCMAKE_PREFIX_PATH={root}/stow/other", *NO_PYTHON)
         self.assert_one_error(status, output, "found none")
 
-    def test_a_target_named_torch_beats_everything(self):
+    def test_a_target_named_torch_has_priority(self):
         lines = "add_library(torch INTERFACE IMPORTED)\n" + PROJECT
         status, output = self.configure(f"-DCMAKE_PREFIX_PATH={self.torch('torch', '2.11.0')}", lines=lines)
         self.assertEqual(status, 0, output)
@@ -153,7 +153,7 @@ class FindTorch(unittest.TestCase):
         old = "LibTorch 2.7 or newer, but the target `torch` of this build is version 2.3.0"
         self.assert_one_error(status, output, old)
 
-    def test_a_version_newer_than_the_newest_tested_one_is_warned_of_once(self):
+    def test_a_version_newer_than_the_newest_tested_one_gives_one_warning(self):
         def options(version):
             return [f"-DCMAKE_PREFIX_PATH={self.torch(version, version)}"], ""
 
@@ -180,7 +180,7 @@ class FindTorch(unittest.TestCase):
             self.assert_one_error(status, output, old)
 
     def test_the_old_libtorch_of_debian_12_is_refused_with_its_version(self):
-        package = "lib/x86_64-linux-gnu/cmake/Torch"  # its header says 1.13.0, though the release is 1.13.1
+        package = "lib/x86_64-linux-gnu/cmake/Torch"  # its header has 1.13.0, but the release is 1.13.1
         root = self.torch("usr", "1.13.0", "lib/x86_64-linux-gnu", package)
         status, output = self.configure(f"-DTorch_DIR={root}/{package}")
         self.assert_one_error(status, output, f"attend needs LibTorch 2.7 or newer, but found version 1.13.0 in {root}")
@@ -192,33 +192,33 @@ class FindTorch(unittest.TestCase):
             status, output = configure(self.folder / f"project-{number}", PROJECT, f"-DCMAKE_PREFIX_PATH={root}")
             self.assert_one_error(status, output, f"found LibTorch in {root}, but its file version.h gives no version")
 
-    def test_none_found_says_the_three_ways(self):
+    def test_if_none_is_found_the_error_names_three_ways(self):
         status, output = self.configure(*NO_PYTHON, CMAKE_PREFIX_PATH=None)
         for part in ("found none", "-DCMAKE_PREFIX_PATH=", "-DTorch_DIR=", "-DPython3_EXECUTABLE="):
             self.assert_one_error(status, output, part)
 
-    def test_a_hint_that_leads_nowhere_is_an_error(self):
+    def test_a_torch_dir_without_libtorch_is_an_error(self):
         other = f"-DCMAKE_PREFIX_PATH={self.torch('torch', '2.11.0')}"
         status, output = self.configure(other, "-DTorch_DIR=/nowhere/share/cmake/Torch")
         self.assert_one_error(status, output, "there is no LibTorch around it: /nowhere/share/cmake/Torch")
 
-    def test_a_python_without_torch_is_named(self):
+    def test_the_error_names_a_python_without_torch(self):
         python = self.python("python3", "/nowhere")
         status, output = self.configure(f"-DPython3_EXECUTABLE={python}", CMAKE_PREFIX_PATH=None)
         self.assert_one_error(status, output, f"Python was asked, and has no package torch: {python}")
 
-    def test_the_real_one_takes_its_libraries_and_headers_and_nothing_else(self):
+    def test_the_installed_libtorch_gives_its_libraries_and_headers_only(self):
         status, output = self.configure(f"-DCMAKE_PREFIX_PATH={REAL}")
         self.assertIn(f"includes={REAL}/include;{REAL}/include/torch/csrc/api/include", output)
         for library in ("torch", "torch_cpu", "c10"):
             self.assertIn(f"{REAL}/lib/lib{library}.", output)
 
-    def test_the_real_one_is_a_tested_one(self):
+    def test_the_installed_libtorch_is_a_tested_version(self):
         status, output = self.configure(f"-DCMAKE_PREFIX_PATH={REAL}")
         self.assertEqual(status, 0, output)
         self.assertNotIn("Warning", output)
 
-    def test_every_file_gives_the_same_versions(self):
+    def test_all_files_give_the_same_versions(self):
         repository = CMAKE_FILES.parent
 
         def read(file, pattern):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which folder of include/attend may include which, and that the headers keep to it."""
+"""Defines which folder of include/attend may include which, and tests that the headers obey."""
 
 import pathlib
 import re
@@ -11,7 +11,7 @@ HEADERS = pathlib.Path(__file__).resolve().parents[2] / "include"
 # What each room may include besides itself and `common`.
 ARROWS = {
     "common": [],
-    "vocabulary": [],  # of attention and its kernels: coordinates, scores, masks, the checked problem
+    "vocabulary": [],  # shared by attention and its kernels: coordinates, scores, masks, the checked problem
     "kernels": ["vocabulary"],
     "attention": ["vocabulary", "kernels"],
     "convolution": ["vocabulary", "kernels"],
@@ -26,7 +26,7 @@ VOCABULARY = ["backend.h", "coordinate.h", "mask_mod.h", "options.h", "score_mod
 
 
 def room_of(header):
-    """The room of a header, by its path below include/attend; None for an umbrella, which may include everything."""
+    """The room of a header, by its path below include/attend. None for an umbrella, which may include all headers."""
     parts = header.split("/")
     if header in UMBRELLAS:
         return None
@@ -68,10 +68,10 @@ def violations(include):
 
 
 class IncludeArrows(unittest.TestCase):
-    def test_every_include_follows_an_arrow(self):
+    def test_every_include_is_allowed(self):
         self.assertEqual(violations(HEADERS), [])
 
-    def test_a_wrong_include_is_seen(self):
+    def test_wrong_includes_are_reported(self):
         wrong = {
             "attend.h": "#pragma once\nint x;",
             "attention/sdpa.h": "#include <torch/nn/module.h>",

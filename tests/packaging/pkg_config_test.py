@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""attend.pc: installs the headers, moves them, and compiles a program with the flags that pkg-config gives."""
+"""Tests attend.pc: installs the headers, moves them, and compiles a program with the flags of pkg-config."""
 
 import os
 import pathlib
@@ -26,7 +26,7 @@ class PkgConfig(unittest.TestCase):
         self.folder = pathlib.Path(temporary.name).resolve()
 
     def install(self, *options):
-        """Installs without LibTorch into the folder `moved`, by way of another one."""
+        """Installs attend without LibTorch into a folder, and renames the folder to `moved`."""
         build, first, moved = (self.folder / name for name in ("build", "first", "moved"))
         subprocess.run([CMAKE, "-S", PROJECT, "-B", build, "-DATTEND_FIND_TORCH=OFF", "-DCMAKE_PREFIX_PATH=",
                         f"-DCMAKE_CXX_COMPILER={os.environ['ATTEND_COMPILER']}", *options],
@@ -40,7 +40,7 @@ class PkgConfig(unittest.TestCase):
         return subprocess.run(["pkg-config", *options, "attend"], check=True, env=environment, capture_output=True,
                               text=True).stdout.split()
 
-    def test_flags_name_the_headers_of_an_installed_attend_that_was_moved(self):
+    def test_cflags_name_the_headers_after_the_installation_was_moved(self):
         pc = self.install() / "share/pkgconfig/attend.pc"
         (flag,) = self.pkg_config(pc, "--cflags")
         self.assertEqual(flag[:2], "-I")
@@ -58,7 +58,7 @@ class PkgConfig(unittest.TestCase):
                         "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{TORCH}/lib"], check=True)
         subprocess.run([program], check=True, stdout=subprocess.DEVNULL)
 
-    def test_folders_with_other_names(self):
+    def test_cflags_follow_cmake_install_includedir(self):
         moved = self.install("-DCMAKE_INSTALL_INCLUDEDIR=headers/cxx", "-DCMAKE_INSTALL_DATADIR=data")
         (flag,) = self.pkg_config(moved / "data/pkgconfig/attend.pc", "--cflags")
         self.assertTrue((pathlib.Path(flag[2:]) / "attend/attend.h").is_file())

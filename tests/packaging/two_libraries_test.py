@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Two shared libraries that use attend, in one program: what they share, and what each keeps for itself."""
+"""Tests two shared libraries that use attend in one program: what they share, and what each has separately."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ class TwoLibraries(unittest.TestCase):
         cls.folder = pathlib.Path(folder.name)
         cls.compile("main.cpp", "main", "-ldl")
 
-        # Headers of another version, in which a function has another body; and the same without the new version.
+        # "newer" is another version, in which one function differs. "changed" is the same with the old version number.
         shutil.copytree(HEADERS, cls.folder / "newer")
         cls.replace("newer/attend/version.h", "_VERSION_PATCH [0-9]+", "_VERSION_PATCH 999")
         cls.replace("newer/attend/attention/backend.h", '"kReference"', '"newer kReference"')
@@ -54,30 +54,30 @@ class TwoLibraries(unittest.TestCase):
         path.write_text(text)
 
     def run_with(self, first, second):
-        """The names that both give kReference, and whether a BackendGuard of the first reaches each of them."""
+        """The name of kReference in both libraries, and whether a BackendGuard of the first applies to each of them."""
         command = [self.folder / "main", self.folder / f"{first}.so", self.folder / f"{second}.so"]
         lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
         return lines[:2], [line == "1" for line in lines[2:]]
 
-    def test_two_versions_of_attend_keep_their_own_functions(self):
+    def test_two_versions_of_attend_use_their_own_functions(self):
         self.assertEqual(self.run_with("ours", "newer")[0], ["kReference", "newer kReference"])
         self.assertEqual(self.run_with("newer", "ours")[0], ["newer kReference", "kReference"])
-        with self.subTest("without another version they would not, which this test can see"):
+        with self.subTest("with the same version number they would share the function"):
             self.assertEqual(self.run_with("ours", "changed")[0], ["kReference", "kReference"])
 
-    def test_a_backend_guard_reaches_libraries_of_the_same_version_with_default_visibility_only(self):
+    def test_a_backend_guard_applies_only_to_libraries_of_the_same_version_with_default_visibility(self):
         for second, reached in {"changed": True, "hidden": False, "newer": False}.items():
             with self.subTest(second):
                 self.assertEqual(self.run_with("ours", second)[1], [True, reached])
 
-    def test_every_exported_name_of_attend_carries_the_version(self):
+    def test_every_exported_name_of_attend_contains_the_version(self):
         symbols = subprocess.run(["nm", "-DC", "--defined-only", self.folder / "newer.so"], check=True,
                                  capture_output=True, text=True).stdout
         names = re.findall(r"attend::(\w+)", symbols)
         self.assertGreater(len(names), 3)
         self.assertEqual({name for name in names if not re.fullmatch(r"v\d+_\d+_999", name)}, set())
 
-    def test_every_header_opens_the_namespace_with_the_version(self):
+    def test_every_header_opens_the_namespace_of_the_version(self):
         opened = [(header, line) for header in sorted([*HEADERS.rglob("*.h"), *HEADERS.rglob("*.cuh")])
                   for line in header.read_text().splitlines() if re.match(r"\s*(inline )?namespace attend\b", line)]
         self.assertGreater(len(opened), 50)

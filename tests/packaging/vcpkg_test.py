@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""packaging/vcpkg: the port's version, and its portfile with stand-ins for vcpkg's own functions.
+"""Tests packaging/vcpkg: the port's version, and its portfile with stand-ins for vcpkg's functions.
 
-vcpkg itself is not run. The stand-ins do what vcpkg's documentation says of the functions, as far as the port needs it.
+vcpkg itself is not run. The stand-ins implement its documented functions as far as the port needs them.
 """
 
 import json
@@ -69,7 +69,7 @@ class Vcpkg(unittest.TestCase):
         port = json.loads((PORT / "vcpkg.json").read_text())
         self.assertEqual((port["name"], port["version"]), ("attend", ".".join(numbers)))
 
-    def test_what_the_portfile_installs_is_found_by_cmake(self):
+    def test_find_package_finds_the_installation_of_the_portfile(self):
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder).resolve()
             (folder / "run.cmake").write_text(STAND_INS)
