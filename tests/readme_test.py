@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The pages keep their word: their code is compiled, and every link within the project leads somewhere."""
+"""Tests README and docs/: all C++ blocks are compiled, links within the project exist, and versions agree."""
 
 import re
 import unittest
@@ -10,7 +10,7 @@ PROJECT = Path(__file__).parents[1]
 
 
 def is_compiled(block, page):
-    """Whether a block stands, indented or not, in the test of docs/PAGE.md or in the example of that name."""
+    """Whether the test of docs/PAGE.md or the example of that name contains a block, with any indentation."""
     def lines(text):
         return "\n".join(line.strip() for line in text.splitlines())
 
@@ -19,32 +19,32 @@ def is_compiled(block, page):
 
 
 class Pages(unittest.TestCase):
-    def test_readme_is_short_enough_to_read(self):
+    def test_readme_has_at_most_220_lines_of_120_characters(self):
         lines = (PROJECT / "README.md").read_text().splitlines()
         self.assertLessEqual(len(lines), 220)
         for line in lines:
             if not line.startswith("|"):
                 self.assertLessEqual(len(line), 120, line)
 
-    def test_every_block_of_readme_is_compiled(self):
+    def test_every_cpp_block_of_readme_is_compiled(self):
         blocks = re.findall(r"```cpp\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
         self.assertGreaterEqual(len(blocks), 4)
         for block in blocks:
             self.assertTrue(is_compiled(block, "readme") or is_compiled(block, "flex_attention"), block)
 
-    def test_every_block_of_a_page_of_docs_is_compiled(self):
+    def test_every_cpp_block_of_docs_is_compiled(self):
         for page in PROJECT.glob("docs/*.md"):
             for block in re.findall(r"```cpp\n(.*?)```", page.read_text(), re.DOTALL):
                 self.assertTrue(is_compiled(block, page.stem), f"{page}:\n{block}")
 
-    def test_links_within_the_project_lead_somewhere(self):
+    def test_links_within_the_project_exist(self):
         for page in [*PROJECT.glob("*.md"), *PROJECT.glob("examples/*/*.md"), *PROJECT.glob("benchmarks/**/*.md"), *PROJECT.glob("docs/*.md")]:
             text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)  # a lambda looks like a link
             for link in re.findall(r"\]\(([^)#]+)\)", text):
                 if not link.startswith("http"):
                     self.assertTrue((page.parent / link).exists(), f"{page}: {link}")
 
-    def test_the_tables_of_versions_agree_and_have_every_version(self):
+    def test_the_version_tables_of_readme_and_docs_agree_with_versions_txt(self):
         page = (PROJECT / "docs" / "versions.md").read_text()
         table = re.findall(r"(?m)^\| ([0-9.]+) \| (\S+) ([0-9.]+) \| (\w+) \| (\d+) of (\d+) \| 0 \|$", page)
         self.assertGreater(len(table), 10)
@@ -65,12 +65,12 @@ class Pages(unittest.TestCase):
         self.assertEqual(shown, right)
         self.assertEqual({of for *_, of in table}, {re.search(r"one program of (\d+) checks", section)[1]})
 
-    def test_the_version_to_cite_is_the_version(self):
+    def test_citation_cff_has_the_version_of_the_headers(self):
         numbers = re.findall(r"ATTEND_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)",
                              (PROJECT / "include/attend/version.h").read_text())
         self.assertIn(f"\nversion: {'.'.join(numbers)}\n", (PROJECT / "CITATION.cff").read_text())
 
-    def test_the_readme_opens_with_the_two_commands(self):
+    def test_readme_has_the_two_preset_commands(self):
         text = (PROJECT / "README.md").read_text()
         for preset in ("example", "test"):
             self.assertIn(f"    cmake --workflow --preset {preset} ", text)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""benchmarks/gpu.sh, as far as it goes without a GPU: what it packs is enough, and it ends in time and says why.
+"""Tests benchmarks/gpu.sh without a GPU: the packed folder is complete, and the script ends in time with a reason.
 
-Nothing is compiled. ATTEND_TEST_HEADERS names the folders of doctest's and CLI11's headers, with a colon between them.
+Nothing is compiled. ATTEND_TEST_HEADERS names the folders of the headers of doctest and CLI11, separated by a colon.
 """
 
 import os
@@ -20,7 +20,7 @@ STAGES = ["Configure", "Build the tests on the GPU", "Tests on the GPU", "Build 
           "The example, five epochs", "The experiment, five epochs", "Build the rest of the tests",
           "The rest of the tests"]
 
-# Programs that do nothing, in place of those that take minutes. The build lasts as long as $BUILD_SECONDS says.
+# Programs that do nothing, in place of programs that take minutes. The build takes $BUILD_SECONDS.
 FAKE_PROGRAMS = {
     "cmake": """case "$1" in
         -S) mkdir -p "$4/benchmarks"; printf '#!/bin/sh\\n' > "$4/conv_vs_attention"; chmod +x "$4/conv_vs_attention" ;;
@@ -50,14 +50,14 @@ class Gpu(unittest.TestCase):
         self.programs.mkdir()
 
     def fake(self, *names, **programs):
-        """A folder for the PATH with these programs in place of the machine's."""
+        """Writes these programs into a folder at the front of the PATH."""
         for name, text in {**{name: FAKE_PROGRAMS[name] for name in names}, **programs}.items():
             path = self.programs / name
             path.write_text(f"#!/bin/sh\n{text}\n")
             path.chmod(0o755)
 
     def without(self, name):
-        """A PATH with all that this machine has, but for one program."""
+        """A PATH with all programs of this machine except one."""
         folder = self.programs / "all"
         folder.mkdir()
         for path in os.environ["PATH"].split(":"):
@@ -67,7 +67,7 @@ class Gpu(unittest.TestCase):
         return str(folder)
 
     def run_there(self, *options, folder=None, path=None, **environment):
-        """Status, output and seconds of the script that was carried, far from this checkout."""
+        """Runs the packed script outside of this checkout. Returns status, output and seconds."""
         environment = {**os.environ, "PYTHON": sys.executable, "PATH": f"{self.programs}:{path or os.environ['PATH']}",
                        **environment}
         script = self.carried / "source/benchmarks/gpu.sh"
@@ -81,15 +81,15 @@ class Gpu(unittest.TestCase):
                  if line.startswith("==== ") and ", at most" in line]
         self.assertEqual(found, stages, output)
 
-    # ---- What works
+    # ---- Success
 
-    def test_the_carried_folder_is_enough_to_configure_and_all_that_the_stages_name_is_there(self):
+    def test_pack_copies_everything_that_the_stages_need(self):
         status, output, _ = self.run_there("--rehearse", "--check")
         self.assertEqual(status, 0, output)
         self.assertIn("==== Done", output)
         tests = [int(line.split()[-1]) for line in output.splitlines() if line.startswith("Total Tests:")]
         self.assertEqual(len(tests), 2, output)
-        self.assertGreaterEqual(tests[0], 1)  # gpu/gpu, without CUDA's headers and compiler
+        self.assertGreaterEqual(tests[0], 1)  # gpu/gpu, which needs neither CUDA's headers nor its compiler
         self.assertGreaterEqual(tests[1], 60)
         self.assertEqual((self.programs / "out/log.txt").read_text()[-200:], output[-200:])
         cache = (self.folder / "carried-build/CMakeCache.txt").read_text()
@@ -102,20 +102,20 @@ class Gpu(unittest.TestCase):
         return self.run_there("--rehearse", *options, PYTHON=f"{self.programs}/python",
                               BUILD_SECONDS=str(build_seconds), GPU_STATUS=str(gpu_status))
 
-    def test_the_stages_come_in_their_order(self):
+    def test_run_executes_the_stages_in_order(self):
         status, output, _ = self.run_all_stages()
         self.assertEqual(status, 0, output)
         self.assert_stages(output, STAGES)
-        self.assertIn("--exclude-regex ^examples/", output)  # there is no matplotlib
+        self.assertIn("--exclude-regex ^examples/", output)  # matplotlib is missing
 
-    def test_after_a_failure_the_rest_runs_and_the_script_fails(self):
+    def test_after_a_failed_stage_the_others_run_and_the_script_fails(self):
         status, output, _ = self.run_all_stages(gpu_status=8)
         self.assertEqual(status, 1, output)
         self.assert_stages(output, STAGES)
         self.assertTrue(output.endswith("\nTests on the GPU: status 8\n"), output)
 
-    def test_compilers_stop_while_something_is_measured_and_go_on_afterwards(self):
-        # As ninja does it, the compiler has a process group of its own. The example tells in which state it is.
+    def test_compilers_are_stopped_during_measurements_and_continue_afterwards(self):
+        # As under ninja, the compiler has its own process group. The example prints the state of the compiler.
         child = self.programs / "child"
         self.fake("ctest", "ninja", "nvcc", "python", cmake=f"""case "$1" in
             -S) mkdir -p "$4/benchmarks"
@@ -128,9 +128,9 @@ class Gpu(unittest.TestCase):
         self.assertRegex(output, r"==== The example, five epochs, .*\nT\n")
         self.assert_stages(output, STAGES)
 
-    # ---- The time
+    # ---- Time limit
 
-    def test_what_lasts_too_long_is_cut_and_named_and_the_script_ends_in_time(self):
+    def test_seconds_limits_the_run_and_the_output_names_the_stages_that_were_cut(self):
         status, output, seconds = self.run_all_stages("--seconds", "18", build_seconds=100)
         self.assertEqual(status, 1, output)
         self.assertLess(seconds, 18)
@@ -138,7 +138,7 @@ class Gpu(unittest.TestCase):
         self.assertRegex(output, "\nBuild the rest of the tests: cut after [1-7] s\n"
                                  "The rest of the tests: cut before it began\n$")
 
-    # ---- What is missing
+    # ---- Missing programs
 
     def assert_stops_at_once(self, result, sentence):
         status, output, _ = result
@@ -147,11 +147,11 @@ class Gpu(unittest.TestCase):
         self.assertEqual(output.count("benchmarks/gpu.sh:"), 1, output)
         self.assertNotIn("==== Configure", output)
 
-    def test_a_folder_that_was_not_packed(self):
+    def test_a_folder_that_was_not_packed_is_refused(self):
         self.assert_stops_at_once(self.run_there("--rehearse", folder=self.programs),
                                   f"{self.programs} was not made by 'benchmarks/gpu.sh pack'")
 
-    def test_a_program_that_is_missing(self):
+    def test_a_missing_program_is_named(self):
         for name in ("c++", "cmake", "ninja"):
             with self.subTest(name):
                 self.programs = self.folder / f"without_{name}"
@@ -159,16 +159,16 @@ class Gpu(unittest.TestCase):
                 self.assert_stops_at_once(self.run_there("--rehearse", path=self.without(name)),
                                           f"{re.escape(name)} is missing on this machine")
 
-    def test_a_python_that_is_missing(self):
+    def test_a_missing_python_is_named(self):
         self.assert_stops_at_once(self.run_there("--rehearse", PYTHON="/nowhere/python"),
                                   "/nowhere/python is missing on this machine")
 
-    def test_a_python_without_torch(self):
+    def test_a_python_without_torch_is_named(self):
         self.fake(bare=f'exec "{os.path.realpath(sys.executable)}" -S "$@"')
         self.assert_stops_at_once(self.run_there("--rehearse", PYTHON=f"{self.programs}/bare", PYTHONPATH=""),
                                   ".* has no package torch; name another Python by the environment variable PYTHON")
 
-    def test_a_machine_without_a_gpu(self):
+    def test_a_machine_without_a_gpu_is_refused(self):
         self.fake("nvcc")
         self.assert_stops_at_once(self.run_there(CUDA_VISIBLE_DEVICES=""),
                                   "torch .* cannot use a GPU of this machine")

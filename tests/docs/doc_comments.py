@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Writes a program of the @code blocks in the doc comments of the given headers, so that a compiler sees them.
+"""Writes a C++ program from the @code blocks in the doc comments of the given headers, so that they are compiled.
 
 python doc_comments.py INCLUDE OUTPUT HEADER...
 """

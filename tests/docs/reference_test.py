@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The tables of docs/backends_and_errors.md are those of the code.
+"""Tests that the tables of docs/backends_and_errors.md agree with the code.
 
-`reference_test.py --update` writes them anew: the table of calls is what the program ATTEND_REFERENCE_PROGRAM prints
-(tests/docs/reference_tables.cpp), and the tables of messages are the messages of the headers. A message keeps its cause
-and remedy; a message whose wording has changed gets those of the most similar message that is gone.
+`reference_test.py --update` rewrites them. The table of calls is the output of the program ATTEND_REFERENCE_PROGRAM
+(tests/docs/reference_tables.cpp). The tables of messages have the messages of the headers. A message keeps its cause
+and remedy. A changed message gets those of the most similar message that no longer exists.
 """
 
 import difflib
@@ -25,10 +25,10 @@ EXCEPTIONS = {
     "TORCH_CHECK_TYPE": "c10::TypeError",
     "TORCH_CHECK_INDEX": "c10::IndexError",
     "TORCH_CHECK_NOT_IMPLEMENTED": "c10::NotImplementedError",
-    "refused": "",  # a reason of explain(), and of the error for a backend that the caller names
+    "refused": "",  # a reason of explain(), and of the error for a requested backend
 }
 
-# The tables, by the names in the page's markers: which messages they have, by their beginning or by their file.
+# The tables, by the names in the page's markers. Each selects its messages by their beginning or their file.
 TABLES = {
     "reasons of attention": lambda file, text: file in ("attention/cpu.h", "attention/preference.h", "attention/sdpa.h"),
     "reasons of ConvStack": lambda file, text: file == "convolution/cpu.h",
@@ -64,7 +64,7 @@ def arguments(text, begin):
 
 
 def constant_part(argument, constants):
-    """The text of a string literal or of a constant; `…` for what is known at run time only."""
+    """The text of a string literal or of a constant, or `…` for a part that is known only at run time."""
     if re.fullmatch(r'("(?:[^"\\]|\\.)*"\s*)+', argument):
         return "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', argument)).replace('\\"', '"')
     return constants.get(argument, "…")
@@ -93,13 +93,13 @@ def between(name):
 
 
 def rows(table):
-    """What a table of messages in the page says: message → cause and remedy."""
+    """The rows of a table of messages in the page: message → cause and remedy."""
     cells = [re.split(r"(?<!\\)\|", line) for line in table.splitlines() if line.startswith("| `")]
     return {row[1].strip().strip("`").replace("\\|", "|"): row[-2].strip() for row in cells}
 
 
 def with_tables_of_messages(page):
-    """The page, with the tables of messages as they must be."""
+    """The page with updated tables of messages."""
     tables = messages()
     old = {}
     for name in tables:
@@ -126,14 +126,14 @@ def table_of_calls():
 class Reference(unittest.TestCase):
     maxDiff = None
 
-    def test_the_table_of_calls_is_what_explain_says(self):
+    def test_the_table_of_calls_agrees_with_explain(self):
         self.assertEqual(between("calls").search(PAGE.read_text())[1], table_of_calls())
 
     def test_the_page_has_every_message_of_the_headers_and_no_other(self):
         page = PAGE.read_text()
         self.assertEqual(page, with_tables_of_messages(page), "run tests/docs/reference_test.py --update")
 
-    def test_the_messages_are_found(self):
+    def test_the_script_finds_the_messages_of_the_headers(self):
         tables = messages()
         self.assertIn(("attend::attention: scale must be finite, got …", "c10::ValueError"), tables["attention"])
         self.assertIn(("kSdpa does not support softcap.", ""), tables["reasons of attention"])

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Runs the series as a user does: its experiments, its files, going on after a stop, its errors."""
+"""Runs examples/attention_series as a user does: experiments, files, continued runs, errors."""
 
 import csv
 import math
@@ -43,7 +43,7 @@ class AttentionSeries(unittest.TestCase):
         self.addCleanup(temporary.cleanup)
         self.folder = Path(temporary.name) / "new" / "output"
 
-    def test_all_five_experiments_their_files_figures_and_page(self):
+    def test_a_run_of_all_five_experiments_writes_files_figures_and_page(self):
         result = run(*SMALL, "--epochs", "1", "--output", self.folder)
         self.assertEqual(result.returncode, 0, result.stderr)
         parameters = dict(zip(NAMES, ("62,337", "54,081", "54,081", "56,321", "54,081")))
@@ -71,7 +71,7 @@ class AttentionSeries(unittest.TestCase):
             self.assertGreater((self.folder / f"{figure}.png").stat().st_size, 5000, figure)
             self.assertIn(f"]({figure}.png)", page)
 
-    def test_the_held_out_loss_and_the_share_of_attention_are_what_the_files_say(self):
+    def test_held_out_loss_and_own_share_agree_with_samples_and_maps(self):
         self.assertEqual(run(*SMALL, "--epochs", "2", "--experiment", "attention", "--output", self.folder).returncode, 0)
         folder = self.folder / "attention"
         (results,) = rows(folder / "results.csv")
@@ -92,7 +92,7 @@ class AttentionSeries(unittest.TestCase):
                 shares.append(on[queried["kind"]] / sum(on.values()))
         self.assertAlmostEqual(sum(shares) / len(shares), float(results["own_share"]), places=4)
 
-    def test_a_run_in_two_parts_has_the_numbers_of_one(self):
+    def test_a_run_in_two_parts_gives_the_numbers_of_one_run(self):
         options = [*SMALL, "--experiment", "location_positions"]
         self.assertEqual(run(*options, "--epochs", "4", "--output", self.folder / "whole").returncode, 0)
         for epochs in ("2", "4"):
@@ -103,13 +103,13 @@ class AttentionSeries(unittest.TestCase):
             whole, parts = (rows(self.folder / folder / "location_positions" / name) for folder in ("whole", "parts"))
             self.assertEqual(without_seconds(whole), without_seconds(parts))
 
-        again = run(*options, "--epochs", "4", "--output", self.folder / "parts")  # nothing is left to do
+        again = run(*options, "--epochs", "4", "--output", self.folder / "parts")  # all epochs are done
         self.assertEqual(again.returncode, 0, again.stderr)
         self.assertIn("4 epochs trained before", again.stdout)
         self.assertEqual(rows(self.folder / "parts" / "location_positions" / "samples.csv"), parts)
 
     def interrupted_run(self, line_before, *options):
-        """Starts a long run and ends it with Ctrl-C after a line; what it printed to stdout from then on."""
+        """Starts a long run and ends it with Ctrl-C after a line that matches `line_before`."""
         process = subprocess.Popen([PROGRAM, *options, "--epochs", "100000", "--output", self.folder],
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                    # a shell starts background jobs with SIGINT ignored, which is inherited
@@ -122,7 +122,7 @@ class AttentionSeries(unittest.TestCase):
         self.assertEqual(process.returncode, 130)
         self.assertIn("the same command goes on with it", output)
 
-    def test_ctrl_c_keeps_the_whole_epochs_and_the_next_run_goes_on(self):
+    def test_ctrl_c_keeps_complete_epochs_and_the_next_run_continues(self):
         self.interrupted_run("epoch +2/", *SMALL, "--experiment", "conv")
         history = rows(self.folder / "conv" / "history.csv")
         self.assertGreaterEqual(len(history), 2)
@@ -137,11 +137,11 @@ class AttentionSeries(unittest.TestCase):
         self.assertIn(f"{len(history)} epochs trained before", result.stdout)
         self.assertEqual(rows(self.folder / "conv" / "history.csv")[:-1], history)
 
-    def test_ctrl_c_in_the_first_epoch_leaves_nothing_half_done(self):
+    def test_ctrl_c_in_the_first_epoch_leaves_no_files(self):
         self.interrupted_run("conv: ", "--samples", "200000", "--experiment", "conv")
         self.assertEqual(list((self.folder / "conv").iterdir()), [])
 
-    def test_quick_is_six_epochs_of_convolution_and_attention(self):
+    def test_quick_runs_six_epochs_of_conv_and_attention(self):
         result = run(*SMALL, "--quick", "--output", self.folder)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertEqual(sorted(path.name for path in self.folder.iterdir()), ["attention", "conv"])
@@ -150,7 +150,7 @@ class AttentionSeries(unittest.TestCase):
         drawn = subprocess.run([sys.executable, PLOT, self.folder], capture_output=True, text=True)
         self.assertEqual(drawn.returncode, 0, drawn.stderr)
 
-    def test_each_kind_of_positions_trains(self):
+    def test_positions_each_kind_trains_and_another_kind_needs_another_folder(self):
         options = [*SMALL, "--experiment", "location_positions", "--epochs", "1"]
         for positions, parameters in (("linear", "54,401"), ("binary", "56,321"), ("sinusoidal", "56,321"), ("learned", "57,021")):
             with self.subTest(positions):
@@ -172,7 +172,7 @@ class AttentionSeries(unittest.TestCase):
         self.assertIn(f"{checkpoint} is damaged; delete it to begin anew", result.stderr)
         self.assertEqual(checkpoint.read_bytes(), damaged)
 
-    def test_runs_with_other_settings_are_not_mixed(self):
+    def test_a_run_with_other_settings_is_refused_in_the_same_folder(self):
         options = [*SMALL, "--experiment", "conv", "--epochs", "1", "--output", self.folder]
         self.assertEqual(run(*options).returncode, 0)
         before = (self.folder / "conv" / "checkpoint.pt").read_bytes()
@@ -182,7 +182,7 @@ class AttentionSeries(unittest.TestCase):
                                         "Choose another --output, or delete that folder")
         self.assertEqual((self.folder / "conv" / "checkpoint.pt").read_bytes(), before)
 
-    def test_bad_arguments_end_with_status_2_and_name_the_rule_and_the_value(self):
+    def test_invalid_arguments_give_status_2_with_the_rule_and_the_value(self):
         self.folder.parent.mkdir()
         blocked = self.folder.parent / "file"
         blocked.write_text("")
@@ -205,7 +205,7 @@ class AttentionSeries(unittest.TestCase):
                 self.assertEqual(result.returncode, 2)
                 self.assertIn(message, result.stderr)
 
-    def test_plot_says_what_is_missing(self):
+    def test_plot_names_missing_results(self):
         self.folder.mkdir(parents=True)
         result = subprocess.run([sys.executable, PLOT, self.folder], capture_output=True, text=True)
         self.assertEqual(result.returncode, 1)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Runs the example as a user does: its options, its files, its errors, Ctrl-C."""
+"""Runs examples/conv_vs_attention as a user does: options, files, errors, Ctrl-C."""
 
 import csv
 import os
@@ -44,7 +44,7 @@ class ConvVsAttention(unittest.TestCase):
                        "dtype", "threads", "output"):
             self.assertRegex(result.stdout, f"--{option}[ =]")
 
-    def test_a_run_prints_what_the_notebook_prints_and_a_table(self):
+    def test_a_run_prints_the_lines_of_the_notebook_and_a_table(self):
         result = run(*SMALL, "--epochs", "11", "--output", self.folder)
         self.assertEqual(result.returncode, 0, result.stderr)
         for text in ("62,337 and 54,081 parameters", "Training with convolution model", "Training with attention model",
@@ -59,14 +59,14 @@ class ConvVsAttention(unittest.TestCase):
             self.assertAlmostEqual(float(row[2]), float(history[-1]["train_loss"]), places=5)
             self.assertAlmostEqual(float(row[3]), float(history[-1]["validation_loss"]), places=5)
 
-    def test_one_thread_is_one_thread(self):
+    def test_threads_1_uses_one_thread(self):
         begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
         self.assertEqual(run("--samples", "2000", "--device", "cpu", "--threads", "1", "--epochs", "2", "--output", self.folder).returncode, 0)
         seconds, after = time.monotonic() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
         on_processors = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         self.assertLess(on_processors, 1.15 * seconds)
 
-    def test_bfloat16_learns_as_float32_does(self):
+    def test_dtype_bfloat16_learns_as_float32_does(self):
         losses = {}
         for dtype in ("float32", "bfloat16"):
             result = run(*SMALL, "--epochs", "6", "--dtype", dtype, "--output", self.folder)
@@ -78,7 +78,7 @@ class ConvVsAttention(unittest.TestCase):
         for in_float32, in_bfloat16 in zip(*losses.values()):
             self.assertAlmostEqual(in_bfloat16 / in_float32, 1, delta=0.1)
 
-    def test_predictions_and_maps_are_whole_and_can_be_drawn(self):
+    def test_predictions_and_maps_are_complete_and_plot_draws_them(self):
         self.assertEqual(run(*SMALL, "--epochs", "1", "--output", self.folder).returncode, 0)
         samples = rows(self.folder / "samples.csv")
         self.assertEqual(len(samples), 4 * 40)
@@ -95,7 +95,7 @@ class ConvVsAttention(unittest.TestCase):
         for figure in ("loss", "data_example", "predictions", "attention_map", "overview"):
             self.assertGreater((self.folder / f"{figure}.png").stat().st_size, 5000, figure)
 
-    def test_the_same_seed_gives_the_same_numbers(self):
+    def test_seed_determines_the_numbers(self):
         losses = []
         for seed in ("1", "1", "2"):
             run(*SMALL, "--epochs", "2", "--seed", seed, "--output", self.folder)
@@ -103,14 +103,14 @@ class ConvVsAttention(unittest.TestCase):
         self.assertEqual(losses[0], losses[1])
         self.assertNotEqual(losses[0], losses[2])
 
-    def test_a_new_run_leaves_nothing_of_the_run_before(self):
+    def test_a_new_run_removes_the_files_of_the_previous_run(self):
         (self.folder / "attention").mkdir(parents=True)
         (self.folder / "attention" / "map_0.csv").write_text("old")
         self.interrupted_run()
         self.assertFalse((self.folder / "attention" / "map_0.csv").exists())
 
     def interrupted_run(self, epochs=100000, net="convolution"):
-        """Starts a run and ends it with Ctrl-C after the first epoch of a net; what it printed from then on."""
+        """Starts a run and ends it with Ctrl-C after the first epoch of a net. Returns the output from then on."""
         process = subprocess.Popen([PROGRAM, *SMALL, "--epochs", str(epochs), "--output", self.folder],
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                                    # a shell starts background jobs with SIGINT ignored, which is inherited
@@ -125,7 +125,7 @@ class ConvVsAttention(unittest.TestCase):
         self.assertEqual(process.returncode, 130)
         return output
 
-    def test_ctrl_c_ends_the_run_after_the_batch_with_everything_written(self):
+    def test_ctrl_c_ends_the_run_after_the_batch_and_writes_all_files(self):
         output = self.interrupted_run()
         self.assertIn("Stopped by a signal; what was trained so far is in", output)
         self.assertGreaterEqual(len(rows(self.folder / "convolution" / "history.csv")), 1)
@@ -134,7 +134,7 @@ class ConvVsAttention(unittest.TestCase):
         drawn = plot(self.folder)
         self.assertEqual(drawn.returncode, 0, drawn.stderr)
 
-    def test_ctrl_c_in_the_second_net_keeps_both(self):
+    def test_ctrl_c_in_the_second_net_keeps_the_results_of_both(self):
         output = self.interrupted_run(epochs=300, net="attention")
         self.assertIn("Stopped by a signal", output)
         self.assertEqual(len(rows(self.folder / "convolution" / "history.csv")), 300)
@@ -142,18 +142,18 @@ class ConvVsAttention(unittest.TestCase):
         self.assertEqual(list(rows(self.folder / "samples.csv")[0])[-2:], ["convolution", "attention"])
         self.assertTrue((self.folder / "attention" / "map_3.csv").exists())
 
-    def test_the_last_line_is_a_command_that_draws(self):
+    def test_the_last_line_of_the_output_is_the_plot_command(self):
         result = run(*SMALL, "--epochs", "1", "--output", self.folder)
         command = result.stdout.splitlines()[-1]
         self.assertEqual(subprocess.run(command, shell=True, capture_output=True).returncode, 0, command)
 
-    def test_refused_arguments_leave_earlier_results_alone(self):
+    def test_refused_arguments_do_not_change_earlier_results(self):
         self.folder.mkdir(parents=True)
         (self.folder / "samples.csv").write_text("precious")
         self.assertEqual(run("--height", "9999999", "--output", self.folder).returncode, 2)
         self.assertEqual((self.folder / "samples.csv").read_text(), "precious")
 
-    def test_bad_arguments_end_with_status_2_and_name_the_rule_and_the_value(self):
+    def test_invalid_arguments_give_status_2_with_the_rule_and_the_value(self):
         self.folder.parent.mkdir()
         blocked = self.folder.parent / "file"
         blocked.write_text("")
@@ -184,22 +184,22 @@ class ConvVsAttention(unittest.TestCase):
                 result = run(*arguments, folder=self.folder.parent)
                 self.assertEqual(result.returncode, 2)
                 self.assertIn(message, result.stderr)
-                self.assertEqual(result.stderr.count("\n"), 2)  # one line, and where to find the options
+                self.assertEqual(result.stderr.count("\n"), 2)  # the error, and a line about --help
 
-    def test_a_failed_run_ends_with_status_1_before_any_training(self):
+    def test_a_file_that_cannot_be_written_gives_status_1_before_training(self):
         (self.folder / "attention" / "history.csv").mkdir(parents=True)
         result = run(*SMALL, "--epochs", "1", "--output", self.folder)
         self.assertEqual(result.returncode, 1)
         self.assertIn("attend::CsvLog: cannot write", result.stderr)
         self.assertNotIn("Epoch", result.stdout)
 
-    def test_plot_says_what_is_missing(self):
+    def test_plot_names_missing_results(self):
         self.folder.mkdir(parents=True)
         for _ in range(2):
             result = plot(self.folder)
             self.assertEqual(result.returncode, 1)
             self.assertIn(f"{self.folder} has no results in samples.csv", result.stderr)
-            (self.folder / "samples.csv").write_text("")  # what a run that was killed leaves
+            (self.folder / "samples.csv").write_text("")  # as a killed run leaves it
 
 
 if __name__ == "__main__":

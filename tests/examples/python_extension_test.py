@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Compiles examples/python_extension as a user does, and compares it with the dense formula in torch, in float64."""
+"""Compiles examples/python_extension as a user does, and compares it with the dense formula in torch."""
 
 import importlib.util
 import math
@@ -26,7 +26,7 @@ import dilated_attention  # noqa: E402
 
 
 def use_compiler_of_cmake():
-    """torch takes the compiler that CXX names, which may not have a launcher such as ccache in front of it."""
+    """Sets CXX, which torch uses as compiler, to the compiler of this build without a launcher such as ccache."""
     compiler = os.environ["ATTEND_COMPILER"]
     launcher = os.environ.get("CMAKE_CXX_COMPILER_LAUNCHER")
     if launcher:
@@ -39,7 +39,7 @@ def use_compiler_of_cmake():
 
 
 def dense_attention(query, key, value, strength, rate, window, dilation=1):
-    """The same by torch's operators. L is the number of queries and of keys."""
+    """The same in torch's operators. L is the number of queries and of keys."""
     position = torch.arange(query.size(2))
     distance = position[:, None] - position  # (L, L), query − key
     score = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))  # (N, H, L, L)
@@ -62,11 +62,11 @@ class PythonExtension(unittest.TestCase):
         built = list(EXAMPLE.glob("*.so"))
         assert not built, f"setup.py built {built}, which load() would take: delete it and its folder build"
         use_compiler_of_cmake()
-        (BUILD / "dilated_attention_ops" / "lock").unlink(missing_ok=True)  # of a run that was killed
+        (BUILD / "dilated_attention_ops" / "lock").unlink(missing_ok=True)  # a killed run may leave it
         cls.attention = staticmethod(dilated_attention.load())
 
     def compare(self, tensors, exact, tolerance, **options):
-        """Output and gradients, beside those of the dense formula of the tensors `exact`."""
+        """Compares output and gradients with those of the dense formula for the tensors `exact`."""
         weight = torch.randn_like(exact[2])
         actual, expected = self.attention(*tensors, **options), dense_attention(*exact, **options)
         results = [actual, *torch.autograd.grad((actual * weight).sum(), tensors)]
@@ -76,7 +76,7 @@ class PythonExtension(unittest.TestCase):
                 error = (result - want).abs().max() / want.abs().max()
                 self.assertLess(error.item(), tolerance)
 
-    def test_output_and_gradients_are_those_of_the_dense_formula(self):
+    def test_output_and_gradients_equal_the_dense_formula(self):
         for options in ({"window": 70}, {"window": 70, "dilation": 3}, {"window": 10_000}):
             with self.subTest(options):
                 tensors = inputs(2, 3, 130, 16)
@@ -87,13 +87,13 @@ class PythonExtension(unittest.TestCase):
         exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
         self.compare(tensors, exact, 1e-5, window=70, dilation=3)
 
-    def test_gradcheck(self):
+    def test_gradients_pass_gradcheck_and_gradgradcheck(self):
         small = inputs(1, 2, 7, 3)
         for attention in (self.attention, dense_attention):
             self.assertTrue(torch.autograd.gradcheck(lambda *x: attention(*x, window=5, dilation=2), small))
         self.assertTrue(torch.autograd.gradgradcheck(lambda *x: self.attention(*x, window=5, dilation=2), small))
 
-    def test_errors_are_value_errors(self):
+    def test_invalid_arguments_raise_value_error(self):
         *tensors, rate = inputs(1, 2, 7, 3)
         with self.assertRaisesRegex(ValueError, "strength and rate must have 2 values each"):
             self.attention(*tensors, rate[:1], window=5)
@@ -118,8 +118,8 @@ class PythonExtension(unittest.TestCase):
         for value, wanted in zip(eval(strength.split(":")[1]), (0.5, 1.0, 1.5, 2.0)):
             self.assertAlmostEqual(value, wanted, delta=0.1)
 
-    def test_setup_py_builds_what_load_finds(self):
-        # In a copy, because the library is written beside setup.py.
+    def test_setup_py_builds_the_library_that_load_uses(self):
+        # Built in a copy, because the library is written beside setup.py.
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "examples" / "python_extension"
             copy.mkdir(parents=True)

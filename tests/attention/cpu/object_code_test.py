@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What compilers make of the CPU kernels in a user's ordinary build, plain -O2: full-width vectors where it matters, and
-no instruction elsewhere that an older processor lacks."""
+"""Inspects the instructions that compilers generate for the CPU kernels in a user's build with -O2.
+
+The kernels must use full-width vectors. Other code must have no instruction that an older processor lacks.
+"""
 
 import os
 import pathlib
@@ -22,7 +24,7 @@ REGISTER = {"Avx2": "%ymm", "Avx512": "%zmm", "Avx512Bf16": "%zmm"}
 
 
 def compilers():
-    """The compiler of this build, and clang++ besides if there is one."""
+    """The compiler of this build, and clang++ if it is installed."""
     found = [os.environ["ATTEND_COMPILER"], shutil.which("clang++")]
     names = {}
     for path in found:
@@ -32,12 +34,12 @@ def compilers():
 
 
 class Function:
-    """The instructions of one function: (mnemonic, operands)."""
+    """The instructions of one function, as (mnemonic, operands)."""
 
     def __init__(self, name):
         self.name = name
         self.instructions = []
-        self.called = []  # the names, also of functions that it jumps to
+        self.called = []  # names of functions that it calls or jumps to
 
     def count(self, mnemonic, operand=""):
         return sum(1 for m, operands in self.instructions if re.fullmatch(mnemonic, m) and operand in operands)
@@ -48,7 +50,7 @@ def functions_of(object_file):
     command = ["objdump", "--disassemble", "--reloc", "--demangle", "--no-show-raw-insn", "--wide", object_file]
     text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     functions = []
-    for line in re.sub(r"\battend::v\d+_\d+_\d+::", "attend::", text).splitlines():  # without the version's namespace
+    for line in re.sub(r"\battend::v\d+_\d+_\d+::", "attend::", text).splitlines():  # no version namespace
         if match := FUNCTION.match(line):
             functions.append(Function(match[1]))
         elif match := RELOCATION.match(line):
@@ -80,23 +82,23 @@ class ObjectCode(unittest.TestCase):
                 command += [f"-I{HERE.parents[2]}/include", "-isystem", f"{TORCH}/include"]
                 command += ["-isystem", f"{TORCH}/include/torch/csrc/api/include"]
                 run = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-                # One compiler that refuses the kernels must not hide what another makes of them.
+                # An error of one compiler must not hide the results of another.
                 if run.returncode:
                     cls.errors[compiler] = run.stderr[-3000:]
                 else:
                     cls.functions[compiler] = functions_of(object_file)
 
     def kernels(self, instruction_sets, operation=None, number=None):
-        """(compiler, instruction set, function) of every such kernel that there is."""
+        """(compiler, instruction set, function) of every kernel that matches."""
         for compiler, functions in self.functions.items():
             for (instruction_set, name, of), function in kernels_of(functions).items():
                 if instruction_set in instruction_sets and operation in (None, name) and number in (None, of):
                     yield compiler, instruction_set, function
 
-    def test_it_compiles(self):
+    def test_every_compiler_compiles_the_kernels(self):
         self.assertEqual(self.errors, {})
 
-    def test_every_kernel_is_there_for_every_instruction_set(self):
+    def test_every_kernel_exists_for_every_instruction_set(self):
         for compiler, functions in self.functions.items():
             with self.subTest(compiler=compiler):
                 kernels = kernels_of(functions)
@@ -105,34 +107,34 @@ class ObjectCode(unittest.TestCase):
                         self.assertIn((instruction_set, operation, "float"), kernels)
                 self.assertIn(("Avx512Bf16", "PairProduct", None), kernels)
 
-    def test_products_multiply_and_add_whole_registers(self):
+    def test_products_use_fused_multiply_add_on_whole_registers(self):
         for compiler, instruction_set, function in self.kernels(["Avx2", "Avx512"], "Product", "float"):
             with self.subTest(compiler=compiler, instruction_set=instruction_set):
                 panel = 4 * (4 if instruction_set == "Avx512" else 2)
                 self.assertGreaterEqual(function.count(r"vfmadd\d+ps", REGISTER[instruction_set]), panel)
                 self.assertEqual(function.count(r"vfmadd\d+ss"), 0)
 
-    def test_products_of_bfloat16_use_its_instruction(self):
+    def test_products_of_bfloat16_use_vdpbf16ps(self):
         for compiler, _, function in self.kernels(["Avx512Bf16"], "PairProduct"):
             with self.subTest(compiler=compiler):
                 self.assertGreaterEqual(function.count("vdpbf16ps", "%zmm"), 16)
 
-    def test_a_struct_of_the_user_becomes_vectors_with_and_without_its_derivative(self):
+    def test_a_score_mod_is_vectorized_with_and_without_its_derivative(self):
         for compiler, instruction_set, function in self.kernels(["Avx2", "Avx512"], "ApplyModification", "float"):
             with self.subTest(compiler=compiler, instruction_set=instruction_set):
-                # One division for the score alone, and at least one for it with its derivative.
+                # One division for the score alone, and at least one for the score with its derivative.
                 self.assertGreaterEqual(function.count("vdivps", REGISTER[instruction_set]), 2)
                 self.assertEqual(function.count("vdivss"), 0)
 
-    def test_nothing_is_called_from_a_kernel(self):
-        # What is not drawn in is compiled for the oldest processor; but the C library's own choose for themselves.
+    def test_kernels_call_no_function_that_is_not_inlined(self):
+        # A function that is not inlined is compiled for the oldest processor. The C library chooses at run time.
         for compiler, instruction_set, function in self.kernels(["Baseline", *REGISTER]):
             with self.subTest(compiler=compiler, function=function.name[:120]):
                 self.assertEqual([name for name in function.called if name not in ("memset", "memcpy", "memmove")], [])
                 if "Product" in function.name or "ApplyModification" in function.name:
                     self.assertEqual(function.count("callq?"), 0)
 
-    def test_all_else_runs_on_a_processor_without_avx(self):
+    def test_other_functions_run_on_a_processor_without_avx(self):
         for compiler, functions in self.functions.items():
             for function in functions:
                 match = KERNEL.search(function.name)
