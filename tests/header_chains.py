@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Writes few files that check together that every header of attend compiles alone.
+"""Writes a small number of files that together check that every header of attend compiles alone.
 
-A header is checked if nothing of attend's is included before it but what it includes itself, directly or through other
-headers. So one file may include a chain of headers, each of which includes the one before. The chains are made
-greedily.
+A header is checked if only headers that it includes itself, directly or indirectly, are included before it. One file
+may therefore include a chain of headers, each of which includes the previous one. The chains are made greedily.
 
     header_chains.py <include folder> <output folder> <header>...
 """
@@ -39,7 +38,7 @@ def main():
     output.mkdir(parents=True, exist_ok=True)
     files = set()
     for chain in chains:
-        # Named after its last header, so that a new header moves few others into other files.
+        # Named after the last header, so that a new header moves few others into other files.
         file = output / f"{chain[-1].replace('/', '_').removesuffix('.h')}.cpp"
         text = "".join(f"#include <{header}>\n" for header in chain)
         if not file.exists() or file.read_text() != text:  # an unchanged file is not compiled again

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Compiles and runs the conformance program with every LibTorch of versions.txt and every compiler at hand, and prints
-the table that docs/versions.md shows.
+"""Compiles and runs the conformance program with every LibTorch of versions.txt and every installed compiler.
 
-    run.py                        everything
-    run.py --ci                   what CI runs; all of it is required
-    run.py --only 2.15.0 nvcc     some entries; --list names all
+Prints the table that docs/versions.md shows.
 
-The exit status is 0 if everything that ran is right and has no warnings, and everything that was required ran. LibTorch
-is downloaded through pip into attend's cache folder of the user, without its CUDA part: about 500 MB a version.
+    run.py                        all entries
+    run.py --ci                   the entries of CI, all of which are required
+    run.py --only 2.15.0 nvcc     some entries; --list prints all names
+
+The exit status is 0 if every entry that ran is right and has no warnings, and every required entry ran. LibTorch is
+downloaded with pip into the user's cache folder of attend, without its CUDA part: about 500 MB per version.
 """
 
 import argparse
@@ -36,20 +37,20 @@ HOST = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.
 COMPILERS = ["g++-11", "g++-12", "g++-13", "g++-14", "clang++-14", "clang++-15", "clang++-16", "clang++-17",
              "clang++-18", "clang++-19"]
 NEWEST_CLANG = "clang++-19"
-LAST_BEFORE_MANGLING = "2.11.0"  # clang 18 and newer mangle const_data_ptr in another way than this one's compiler
+LAST_BEFORE_MANGLING = "2.11.0"  # clang 18 and newer mangle const_data_ptr differently from its compiler
 
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion"]
-GLIBC = ["2_28", "2_27", "2_26", "2_25", "2_24", "2_17"]  # pip does not know that a newer one has the older ones
+GLIBC = ["2_28", "2_27", "2_26", "2_25", "2_24", "2_17"]  # pip does not know that a newer one includes the older ones
 WHEELS_PYTHON = "3.12"  # a wheel's C++ part is the same for every Python
-SECONDS_TO_RUN = 900  # the program takes 3 seconds, and under an emulator a hundred times that
+SECONDS_TO_RUN = 900  # the program takes 3 seconds, and 100 times as long under an emulator
 
 
 class NotHere(Exception):
-    """Something that this machine lacks; the message says what."""
+    """This machine lacks a program or a package, which the message names."""
 
 
 class Wrong(Exception):
-    """Something of ours that is wrong; the message is for the log."""
+    """A check of attend failed. The message is for the log."""
 
 
 # ---- Commands --------------------------------------------------------------------------------------------------------
@@ -63,7 +64,7 @@ class Finished:
 
 
 def run(command, environment=None, limit=None):
-    """Runs a command to its end."""
+    """Runs a command and waits for its end, or kills it after `limit` seconds."""
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen([str(word) for word in command], stdout=output, stderr=subprocess.STDOUT,
                                    env={**os.environ, **(environment or {})})
@@ -156,7 +157,7 @@ def unpack(archive, name, path):
 
 
 def fill(folder, version, architecture):
-    """Headers, libtorch_cpu, libc10 and what these two need."""
+    """Unpacks the headers, libtorch_cpu, libc10 and the libraries that these two need."""
     temporary, libraries = folder / "temporary", folder / "lib"
     temporary.mkdir(parents=True)
     wheel = download(f"torch=={version}", architecture, temporary)
@@ -191,7 +192,7 @@ def fill(folder, version, architecture):
 
 
 def libtorch(version, architecture, at_hand):
-    """The folder with include/ and lib/ of a LibTorch: one of `at_hand`, or the cache's, downloaded if necessary."""
+    """The folder with include/ and lib/ of a LibTorch: one of `at_hand`, or a downloaded one in the cache."""
     if (version, architecture) in at_hand:
         return at_hand[version, architecture]
     folder = cache_folder() / f"libtorch-{version}-{architecture}"
@@ -209,7 +210,7 @@ def libtorch(version, architecture, at_hand):
 
 
 def version_of(root):
-    """The version that the headers in a folder have."""
+    """The LibTorch version of the headers in a folder."""
     for header in ("torch/headeronly/version.h", "torch/csrc/api/include/torch/version.h"):
         path = root / "include" / header
         if path.exists():
@@ -230,12 +231,12 @@ def by_number(version):
     return tuple(int(part) for part in version.split("."))
 
 
-# ---- Entries: what can be tested -----------------------------------------------------------------------------------
+# ---- Entries of the table -------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
 class Row:
-    """A row of the table, or the reason why there is none."""
+    """A row of the table, or the reason why it was not tested."""
     entry: str
     version: str
     compiler: str
@@ -264,7 +265,7 @@ class Settings:
         return folder
 
     def compile(self, row, command, what):
-        """Compiles, and counts the warnings."""
+        """Compiles and counts the warnings."""
         finished = run(with_ccache(command), COMPILING)
         row.compile_seconds += finished.seconds
         found = len(re.findall(r"\bwarning(?::| #)", finished.output))
@@ -281,7 +282,7 @@ def link_options(root):
 
 
 def what_is_wrong(output):
-    """The wrong checks with their reasons; of a program that ended early, the last lines."""
+    """The wrong checks with their reasons, or the last lines if the program ended early."""
     lines = output.splitlines(keepends=True)
     if not re.search(r"checks are right$", output.strip()):
         return "".join(lines[-10:])
@@ -289,7 +290,7 @@ def what_is_wrong(output):
 
 
 def test_program(row, settings, compiler, runner=None, environment=None):
-    """The conformance program: compiled, linked and run."""
+    """Compiles, links and runs the conformance program."""
     path = find(compiler)
     row.compiler = describe_compiler(path)
     root = libtorch(row.version, row.architecture, settings.at_hand)
@@ -319,8 +320,8 @@ def test_program(row, settings, compiler, runner=None, environment=None):
         raise Wrong(f"the program ended with status {finished.status}")
 
 
-# LibTorch for aarch64 asks Linux which processor it runs on, and gives up without an answer. An emulator of the user's
-# programs has none, so these files are laid over the system's.
+# LibTorch for aarch64 reads the processor type from these files of Linux, and fails without them. A user-mode emulator
+# does not have them, so they are laid over the system's files.
 CPUINFO = "".join(f"""processor\t: {number}
 BogoMIPS\t: 50.00
 Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
@@ -357,7 +358,7 @@ def test_aarch64(row, settings):
 
 
 def umbrellas():
-    """The headers in include/attend that are nothing but a list of includes."""
+    """The headers in include/attend that only include other headers."""
     def rest(path):
         return re.sub(r"//.*|#pragma once|#include <[^>]+>", "", path.read_text()).strip()
     return sorted(path for path in (INCLUDE / "attend").glob("*.h") if not rest(path))
@@ -384,7 +385,7 @@ int main() {{
 
 
 def test_nvcc(row, settings):
-    """Every umbrella in a .cu file that calls attention()."""
+    """Compiles every umbrella header in a .cu file that calls attention()."""
     path = find("nvcc")
     row.compiler = describe_compiler(path)
     root = libtorch(row.version, row.architecture, settings.at_hand)
@@ -413,7 +414,7 @@ def test_nvcc(row, settings):
 
 
 def test_headers(row, settings, jobs):
-    """Every header compiled alone."""
+    """Compiles every header alone."""
     path = find("g++")
     row.compiler = describe_compiler(path)
     root = libtorch(row.version, row.architecture, settings.at_hand)
@@ -470,7 +471,7 @@ def entries_of(versions, settings, jobs):
 
 
 def is_the_default(compiler):
-    """Whether a compiler is the one that the versions are tested with."""
+    """Whether a compiler is g++, with which all versions are tested."""
     default, path = shutil.which("g++"), shutil.which(compiler)
     return bool(default and path) and os.path.samefile(default, path)
 
@@ -494,16 +495,16 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ci", action="store_true", help="oldest and newest LibTorch, the newest clang, aarch64")
     parser.add_argument("--only", nargs="+", metavar="ENTRY", help="only these entries")
-    parser.add_argument("--headers", action="store_true", help="only: every header compiled alone")
-    parser.add_argument("--require", nargs="+", metavar="ENTRY", default=[], help="these must run; default: none")
+    parser.add_argument("--headers", action="store_true", help="compile only every header alone")
+    parser.add_argument("--require", nargs="+", metavar="ENTRY", default=[], help="these entries must run")
     parser.add_argument("--have", nargs="+", metavar="FOLDER", type=Path, default=[],
                         help="folders of LibTorch (with include/ and lib/) that need no download")
     parser.add_argument("--build", metavar="FOLDER", type=Path, default=ROOT / "build/conformance",
-                        help="where programs go; default: build/conformance")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="write the table to this file as well")
+                        help="folder for the programs; default: build/conformance")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="also write the table to this file")
     parser.add_argument("--optimize", metavar="LEVEL", help="default: -O2, and -O1 for --ci")
     parser.add_argument("--jobs", metavar="N", type=int, default=os.cpu_count() or 1, help="default: all cores")
-    parser.add_argument("--list", action="store_true", help="name all entries and end")
+    parser.add_argument("--list", action="store_true", help="print the names of all entries and exit")
     return parser.parse_args()
 
 
@@ -530,7 +531,7 @@ def main():
         chosen = given.only
     unknown = [name for name in chosen + required if name not in entries]
     if unknown:
-        raise SystemExit(f"run.py: no such entry: {', '.join(unknown)}; --list names all")
+        raise SystemExit(f"run.py: no such entry: {', '.join(unknown)}; --list prints all names")
     chosen += [name for name in required if name not in chosen]
 
     printing = threading.Lock()
@@ -545,7 +546,7 @@ def main():
         except Wrong as reason:
             row.is_right = False
             row.log += f"{reason}\n"
-        except Exception as error:  # a fault of this script must not hide the other entries
+        except Exception as error:  # an error of this script must not hide the other entries
             row.is_right = False
             row.log += f"{type(error).__name__}: {error}\n"
         with printing:
@@ -559,7 +560,7 @@ def main():
                     print(row.log.rstrip(), flush=True)
         return row
 
-    # Each of these starts commands of one thread; the headers have workers of their own and come last.
+    # Each of these starts single-threaded commands. The headers use workers of their own and come last.
     with ThreadPoolExecutor(max(1, given.jobs)) as pool:
         names = [name for name in chosen if name != "headers"]
         rows = dict(zip(names, pool.map(test, names)))

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Computes with PyTorch in Python what the C++ tests compare with: python3 make_reference.py FOLDER.
+"""Computes reference results for the C++ tests with PyTorch in Python: python3 make_reference.py FOLDER.
 
 Every file is a plain dictionary from names to tensors, which torch::pickle_load reads.
 """
@@ -18,7 +18,7 @@ import training_reference
 
 
 class NotebookSelfAttention(torch.nn.Module):
-    """The layer of the notebook, with heads: heads share the channels out between them."""
+    """The layer of the notebook with num_heads heads, each of which has its share of the channels."""
 
     def __init__(self, in_channels, out_channels, key_channels, num_heads=1, scale=1.0):
         super().__init__()
@@ -36,9 +36,9 @@ class NotebookSelfAttention(torch.nn.Module):
 
 
 def with_gradients(tensors, output, weight, log_sum_exp=None):
-    """The output, and the gradients of a weighted sum of it for all tensors that need one.
+    """The output, and the gradients of its weighted sum for all tensors that need one.
 
-    With log_sum_exp also that, and in `…_gradient_of_both` the gradients of a weighted sum of both.
+    With log_sum_exp, the result also has the log-sum-exp, and `…_gradient_of_both` for a weighted sum of both.
     """
     leaves = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
     inputs = list(leaves.values())
@@ -55,12 +55,12 @@ def with_gradients(tensors, output, weight, log_sum_exp=None):
 
 
 def distances(L, S):
-    """How far each key stands ahead of each query, the last query standing at the last key: (L, S)."""
+    """Key position − query position, (L, S). The last query is aligned with the last key."""
     return torch.arange(S) - torch.arange(L)[:, None] - (S - L)
 
 
 def within(L, S, is_causal, window):
-    """Which keys causality and the window leave to each query: (L, S)."""
+    """The keys that is_causal and window allow for each query: bool (L, S)."""
     ahead, (left, right) = distances(L, S), window
     allowed = torch.ones(L, S, dtype=torch.bool)
     if is_causal:
@@ -73,7 +73,7 @@ def within(L, S, is_causal, window):
 
 
 def dense_attention(q, k, v, mask=None, slopes=None, is_causal=False, window=(-1, -1), scale=None, softcap=0.0):
-    """Output and log-sum-exp by the formula; the output is torch's own where torch has all the arguments."""
+    """Output and log-sum-exp by the formula. Without softcap the output is that of torch's own function."""
     (N, H, L, D), G, S = q.shape, k.shape[1], k.shape[2]
     scale = D**-0.5 if scale is None else scale
     allowed, bias = within(L, S, is_causal, window).expand(N, H, L, S), torch.zeros(N, H, L, S)
@@ -87,7 +87,7 @@ def dense_attention(q, k, v, mask=None, slopes=None, is_causal=False, window=(-1
     scores = scale * q @ k.repeat_interleave(H // G, 1).transpose(2, 3)
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = (scores + bias).masked_fill(~allowed, -1e300)  # finite, for torch's gradient of an empty row is NaN
+    scores = (scores + bias).masked_fill(~allowed, -1e300)  # finite, because torch's gradient of an empty row is NaN
     weights = scores.softmax(-1).masked_fill(~allowed, 0.0)
     output, log_sum_exp = weights @ v.repeat_interleave(H // G, 1), scores.logsumexp(-1)
     log_sum_exp = log_sum_exp.masked_fill(~allowed.any(-1), -torch.inf)
@@ -100,8 +100,8 @@ def dense_attention(q, k, v, mask=None, slopes=None, is_causal=False, window=(-1
             score = score + mask.expand(N, H, L, S)[n, h, i, j]
         return torch.where(allowed[n, h, i, j], score, -torch.inf)
 
-    # PyTorch's own reading of the formula; on the CPU it has no backward pass. Without the reset, PyTorch 2.15 would make
-    # the numbers that score_mod reads symbols after a few cases, which it then refuses.
+    # PyTorch's implementation of the formula, which has no backward pass on the CPU. Without the reset, PyTorch 2.15
+    # would turn the numbers that score_mod reads into symbols after a few cases, and then refuse them.
     torch.compiler.reset()
     with torch.no_grad():
         theirs, aux = flex_attention(q.detach(), k.detach(), v.detach(), score_mod, scale=scale, enable_gqa=G != H,
@@ -115,10 +115,10 @@ def dense_attention(q, k, v, mask=None, slopes=None, is_causal=False, window=(-1
 
 
 def attention_cases():
-    """attention() and attention_with_lse() in float64: every option alone, and in combination."""
+    """Cases of attention() and attention_with_lse() in float64: every option alone and in combination."""
 
     def case(L=7, S=7, H=4, G=4, D=8, Dv=8, mask=None, slopes=None, lengths=None, **options):
-        """`lengths` are those of the sequences of a packed batch: (of queries, of keys), for each sequence."""
+        """`lengths` has (query length, key length) for each sequence of a packed batch."""
         N = 2
         if lengths is not None:
             N, L, S = 1, sum(l for l, _ in lengths), sum(s for _, s in lengths)
@@ -145,7 +145,7 @@ def attention_cases():
         return with_gradients(tensors, output, torch.randn_like(output), log_sum_exp)
 
     random_mask = torch.rand(7, 9) < 0.6
-    random_mask[2] = False  # a row that may attend to nothing
+    random_mask[2] = False  # a query that may attend to nothing
     learned = lambda *sizes: torch.randn(*sizes).requires_grad_()
     slopes = 2.0 ** -torch.arange(1, 5)
     everything = dict(H=4, G=2, D=8, Dv=5, is_causal=True, window=(4, 1), scale=0.7, softcap=1.5)
@@ -189,7 +189,7 @@ def attention_cases():
 
 
 def causal_lower_right_cases():
-    """The causal diagonal that ends at the last key, written out as a mask."""
+    """Causal masks, given as attn_mask, whose diagonal ends at the last key."""
     result = {}
     for L, S in ((1, 6), (3, 6), (6, 3), (6, 6)):
         mask = torch.ones(L, S, dtype=torch.bool).tril(S - L)
@@ -197,7 +197,7 @@ def causal_lower_right_cases():
         output = F.scaled_dot_product_attention(q, k, v, mask)
         result[f"lower_right_{L}_{S}"] = with_gradients({"query": q, "key": k, "value": v}, output,
                                                         torch.randn_like(output))
-    # The two agree with PyTorch's own class where that is defined.
+    # The mask agrees with PyTorch's causal_lower_right, which is defined for this case.
     q, k, v = torch.randn(1, 1, 3, 4), torch.randn(1, 1, 6, 4), torch.randn(1, 1, 6, 4)
     ours = F.scaled_dot_product_attention(q, k, v, torch.ones(3, 6, dtype=torch.bool).tril(3))
     theirs = F.scaled_dot_product_attention(q, k, v, causal_lower_right(3, 6))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What torch.nn.MultiheadAttention computes for tests/layers: written by make_reference.py, read by reference_data().
+"""Results of torch.nn.MultiheadAttention for tests/layers. make_reference.py writes them, reference_data() reads them.
 
-What torch's module has no option for is put to it in other words: num_kv_heads as repeated rows of the projections, a
-head_dim of one's own as a wider module around zeros, scale as a factor on W_q, is_causal and window as a mask.
+Options that torch's module lacks are expressed by others: num_kv_heads by repeated rows of the projections, head_dim
+by a wider module filled with zeros, scale by a factor on W_q, is_causal and window by a mask.
 """
 
 import pathlib
@@ -20,7 +20,7 @@ def widened(tensor, *sizes):
 
 
 def near(L, S, left, right):
-    """Which keys a query may not see; query i stands at key i + S - L, and infinite means unlimited."""
+    """The keys that a query must not attend to. Query i is aligned with key i + S - L, and infinite means unlimited."""
     distance = torch.arange(S) - (torch.arange(L) + S - L).unsqueeze(1)
     return (distance < -left) | (distance > right)
 
@@ -28,10 +28,10 @@ def near(L, S, left, right):
 def case(L=L, S=S, num_heads=4, num_kv_heads=4, head_dim=3, scale=None, given=("query", "key", "value"), batched=True,
          batch_first=False, attn_mask=None, key_padding_mask=None, forbidden=None, kdim=E, vdim=E, bias=True,
          add_bias_kv=False, is_causal=False, **options):
-    """One call with its parameters, results, and the gradients of a weighted sum of both results for all that has one.
+    """One call: its parameters, its results, and all gradients of a weighted sum of both results.
 
-    What is not in `given` is the tensor before it: ("query",) is self-attention. is_causal is forward's argument, which
-    requires the causal mask as attn_mask.
+    A tensor that is not in `given` is the one before it: ("query",) means self-attention. is_causal is the argument of
+    forward(), which requires the causal mask as attn_mask.
     """
     width, kv_width = num_heads * head_dim, num_kv_heads * head_dim
     same_width = kdim == vdim == E
@@ -46,7 +46,7 @@ def case(L=L, S=S, num_heads=4, num_kv_heads=4, head_dim=3, scale=None, given=("
         shapes |= {"bias_k": (1, 1, kv_width), "bias_v": (1, 1, kv_width)}
     parameters = {name: torch.randn(shape).requires_grad_() for name, shape in shapes.items()}
 
-    # The parameters of torch's module, which has more heads if ours are too narrow to fill E, of zeros alone.
+    # The parameters of torch's module. If our heads are too narrow to fill E, it has more heads, with zeros.
     wide = max(E, width)
     q_factor = 1 if scale is None else scale * head_dim**0.5
 
@@ -73,7 +73,7 @@ def case(L=L, S=S, num_heads=4, num_kv_heads=4, head_dim=3, scale=None, given=("
         else:
             torchs[name] = widened(parameter, wide)
         if name in ("in_proj_weight", "q_proj_weight"):
-            torchs[name] = widened(torchs[name], len(torchs[name]), wide)  # it meets the zeros beside the input
+            torchs[name] = widened(torchs[name], len(torchs[name]), wide)  # for the zeros after the input
     module = torch.nn.MultiheadAttention(
         wide, wide // head_dim, batch_first=batch_first, kdim=wide if same_width else kdim,
         vdim=wide if same_width else vdim, bias=bias, add_bias_kv=add_bias_kv, **options).eval()
@@ -125,7 +125,7 @@ def cases():
     generator = torch.Generator().manual_seed(7)
 
     def ignored(*sizes):
-        """A bool mask; the first key is never ignored, because torch makes NaN of a row without keys."""
+        """A bool mask that never ignores the first key, because torch returns NaN for a row without keys."""
         mask = torch.rand(*sizes, generator=generator) < 0.4
         mask[..., 0] = False
         return mask
@@ -138,7 +138,7 @@ def cases():
                       num_kv_heads=2, head_dim=5, scale=0.3, add_bias_kv=True, add_zero_attn=True)
     causal = near(L, S, torch.inf, 0)
     return {
-        # What torch's module has in Python, and mostly not in C++.
+        # Options of torch's module in Python, most of which its C++ module lacks.
         "plain": case(),
         "self": case(given=["query"]),
         "memory": case(given=["query", "key"]),
@@ -173,7 +173,7 @@ def cases():
         "causal_hint_padding": case(S=L, is_causal=True, attn_mask=near(L, L, torch.inf, 0),
                                     key_padding_mask=torch.arange(L) >= torch.tensor([[5], [3]])),
 
-        # What it has not.
+        # Options that torch's module lacks.
         "longer_keys_causal": case(forbidden=causal),
         "causal_padding": case(S=S, L=S, forbidden=near(S, S, torch.inf, 0), key_padding_mask=padding),
         "causal_masks_padding": case(S=S, L=S, forbidden=near(S, S, torch.inf, 0), attn_mask=ignored(N * 4, S, S),
@@ -203,7 +203,7 @@ STATE_DICTS = {
 
 
 def write(folder):
-    """Writes folder/multihead_attention.pt, and modules as a user of torch saves them for C++."""
+    """Writes folder/multihead_attention.pt, and state dicts as a user of torch saves them for C++."""
     folder = pathlib.Path(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)

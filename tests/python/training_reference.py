@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What Python's PyTorch computes for tests/training: written by make_reference.py, read by reference_data()."""
+"""Results of Python's PyTorch for tests/training. make_reference.py writes them, reference_data() reads them."""
 
 import pathlib
 
@@ -19,7 +19,7 @@ def steps_of(optimizer_class):
     tensors = {}
     for name, shape in SHAPES.items():
         tensors[f"initial.{name}"] = torch.randn(shape, generator=generator, dtype=torch.float64)
-        # Steps that shrink, so that amsgrad's maximum differs from the average.
+        # Shrinking gradients, so that amsgrad's maximum differs from the average.
         shrinking = torch.linspace(2, 0.1, STEPS, dtype=torch.float64).reshape(-1, *[1] * len(shape))
         tensors[f"gradients.{name}"] = shrinking * torch.randn(STEPS, *shape, generator=generator, dtype=torch.float64)
     for case, options in OPTIONS.items():
