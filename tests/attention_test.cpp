@@ -186,7 +186,7 @@ TEST_CASE("attention: float32, bfloat16 and float16 are as accurate as the dense
   }
 }
 
-TEST_CASE("scale: zero and negative, with and without is_causal") {
+TEST_CASE("scale: zero and negative values give the dense formula's result, with and without is_causal") {
   const torch::Tensor x = torch::randn({1, 2, 5, 8}, torch::kDouble);
   for (const double scale : {-1.0, 0.0}) {
     for (const bool is_causal : {false, true}) {

@@ -581,7 +581,7 @@ TEST_CASE("flex_attention: learned attn_mask and alibi_slopes have their gradien
   }
 }
 
-TEST_CASE("flex_attention: lengths and batch sizes of 0 and 1, grouped heads, Dv unlike D") {
+TEST_CASE("flex_attention: lengths of 0 and 1, batch 0, grouped heads and Dv unlike D equal the dense formula") {
   const Sizes sizes[] = {
       {.queries = 1},
       {.keys = 1},

@@ -307,7 +307,7 @@ TEST_CASE("kCpu: results and gradients equal torch's for every pair of head dime
   }
 }
 
-TEST_CASE("kCpu: grouped heads: 8 query heads with 1, 2, 4 or 8 key and value heads") {
+TEST_CASE("kCpu: grouped heads: 8 query heads with 1, 2, 4 or 8 key and value heads match the dense formula") {
   for (const std::int64_t kv_heads : {1, 2, 4, 8}) {
     CAPTURE(kv_heads);
     torch::manual_seed(1);
@@ -427,7 +427,7 @@ TEST_CASE("kCpu: alibi_slopes (N, H) expanded from one row have a gradient for e
   CHECK(gradient_of(row.expand({2, 2})).equal(gradient_of(row.repeat({2, 1}))));
 }
 
-TEST_CASE("kCpu: a learned attn_mask of every shape that broadcasts: results and all gradients, in every dtype") {
+TEST_CASE("kCpu: a learned attn_mask of every shape that broadcasts has the right gradients, in every dtype") {
   constexpr std::int64_t N = 2, H = 4, L = 19, S = 67;
   std::vector<std::vector<std::int64_t>> shapes{{L, S}, {1, S}, {L, 1}, {1, 1}, {H, L, S}, {1, L, S}, {H, 1, S}};
   for (int k = 0; k < 16; ++k) shapes.push_back({k & 1 ? N : 1, k & 2 ? H : 1, k & 4 ? L : 1, k & 8 ? S : 1});
@@ -441,7 +441,7 @@ TEST_CASE("kCpu: a learned attn_mask of every shape that broadcasts: results and
   }
 }
 
-TEST_CASE("kCpu: an attn_mask of any strides, learned and bool") {
+TEST_CASE("kCpu: an attn_mask of any strides, learned or bool, gives the dense formula's results and gradients") {
   constexpr std::int64_t L = 18, S = 66;
   torch::manual_seed(1);
   const Tensors inputs = random_inputs({.queries = L, .keys = S});
@@ -463,7 +463,7 @@ TEST_CASE("kCpu: an attn_mask of any strides, learned and bool") {
   }
 }
 
-TEST_CASE("kCpu: learned alibi_slopes (H) and (N, H), in the dtype of the query and in float32") {
+TEST_CASE("kCpu: learned alibi_slopes (H) and (N, H) get the right gradients, in the query's dtype and float32") {
   constexpr std::int64_t N = 3, H = 4;
   for (const bool is_per_batch : {false, true}) {
     for (const bool is_causal : {false, true}) {
@@ -487,7 +487,7 @@ TEST_CASE("kCpu: learned alibi_slopes (H) and (N, H), in the dtype of the query 
   }
 }
 
-TEST_CASE("kCpu: softcap, window, a bool attn_mask and a negative scale, in every dtype") {
+TEST_CASE("kCpu: softcap, window, a bool attn_mask and a negative scale match the dense formula in every dtype") {
   constexpr std::int64_t L = 130, S = 135;
   torch::manual_seed(1);
   const Tensors inputs =
@@ -836,7 +836,7 @@ TEST_CASE("kCpu: an exception of a score_mod reaches the caller from every threa
 
 // ---- can_run() and explain() ----------------------------------------------------------------------------------------
 
-TEST_CASE("kCpu: can_run gives the reason for another device and for an empty call") {
+TEST_CASE("kCpu: can_run() gives the reason for another device and for an empty call") {
   const auto reason = [](const torch::Tensor& query, const torch::Tensor& key, const AttentionOptions& options) {
     return message_of<c10::NotImplementedError>([&] { attend::explain(query, key, key, options); });
   };
@@ -854,7 +854,7 @@ TEST_CASE("kCpu: can_run gives the reason for another device and for an empty ca
   CHECK(attend::attention(x, x, no_values, on_cpu()).sizes() == no_values.sizes());
 }
 
-TEST_CASE("kAuto: an empty call goes to another backend, and explain() says why") {
+TEST_CASE("kAuto: an empty call uses another backend, and explain() gives the reason") {
   const torch::Tensor x = torch::randn({1, 2, 4, 8});
   const attend::Explanation plan = attend::explain(x.slice(2, 0, 0), x, x);
   CHECK((plan.backend != Backend::kCpu));

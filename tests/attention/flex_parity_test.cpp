@@ -63,8 +63,7 @@ std::ostream& operator<<(std::ostream& stream, const Call& call) {
                 << call.query_offsets << ' ' << call.key_offsets << (call.with_lse ? " with lse" : "");
 }
 
-// ---- What is called
-// ---------------------------------------------------------------------------------------------------
+// ---- The structs ---------------------------------------------------------------------------------------------------
 
 // Structs whose kind is chosen at run time, so that one instantiation covers every combination; and structs composed as
 // a user composes them.

@@ -146,7 +146,7 @@ TEST_CASE("kSdpa: explain() gives no reason against ATen's kernels if they can c
   CHECK_NOTHROW(attend::attention(plain, plain, plain, learned));
 }
 
-TEST_CASE("kSdpa: can_run refuses calls for which ATen would use its math path") {
+TEST_CASE("kSdpa: can_run() refuses calls for which ATen would use its math path") {
   const torch::Tensor y = x({1, 2, 8, 16});
   CHECK(Sdpa::can_run(attention_problem(y, y, y, {})));
   const WithoutFlash without_flash;
@@ -157,7 +157,7 @@ TEST_CASE("kSdpa: can_run refuses calls for which ATen would use its math path")
   }
 }
 
-TEST_CASE("kSdpa: can_run for the log-sum-exp and for other devices") {
+TEST_CASE("kSdpa: can_run() gives the reason for a log-sum-exp with attn_mask and for other devices") {
   const torch::Tensor y = x({1, 2, 8, 16}), meta = y.to(torch::kMeta);
   const AttentionOptions causal = AttentionOptions().is_causal(true);
   const AttentionOptions masked = AttentionOptions().attn_mask(torch::ones({8, 8}, torch::kBool));

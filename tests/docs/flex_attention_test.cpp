@@ -110,7 +110,7 @@ TEST_CASE("docs/flex_attention.md, 2: Near & Causal is a window, and keys() skip
   CHECK(computed_scores(Near{3}, near) < 24 * 64);
 }
 
-TEST_CASE("docs/flex_attention.md, 3: packed documents with and without a shared prompt (Document, FirstKeys)") {
+TEST_CASE("docs/flex_attention.md, 3: Document and FirstKeys separate packed documents and share a prompt") {
   const torch::Tensor q = normal({2, 2, 64, 4}, 1), k = normal({2, 2, 64, 4}, 2), v = normal({2, 2, 64, 4}, 3);
   torch::Tensor document = torch::repeat_interleave(torch::tensor({8, 20, 12, 24}));  // (L): 0 0 … 1 1 … 3 3
   torch::Tensor packed =
