@@ -504,11 +504,11 @@ Case with_options(const std::string& name, const AttentionOptions& options, cons
 
 }  // namespace
 
-TEST_CASE("flex_attention: every built-in score_mod and mask_mod equals the dense formula with both derivatives") {
+TEST_CASE("flex_attention: every built-in score_mod and mask_mod equals the dense formula, with two derivatives") {
   for (const Case& c : built_in_cases()) check_equals_dense(c);
 }
 
-TEST_CASE("flex_attention: a user's score_mod and mask_mod equal the dense formula, with both derivatives") {
+TEST_CASE("flex_attention: a user's score_mod and mask_mod equal the dense formula, with two derivatives") {
   for (const Case& c : user_cases()) check_equals_dense(c);
 }
 
@@ -1115,7 +1115,7 @@ struct EitherOfOneView {
 
 }  // namespace
 
-TEST_CASE("TensorView: a score that reads two values of one tensor has both gradients, of each order") {
+TEST_CASE("TensorView: a score_mod that reads two values of one tensor gets both gradients, of each order") {
   check_equals_dense({"TwoOfOneView",
                       calls_of([](const Tensors& learned) { return TwoOfOneView{learned[0]}; }, EveryKey{}),
                       [](const auto& s, const Grid&, const Tensors& learned) {
@@ -1134,7 +1134,7 @@ TEST_CASE("TensorView: a score that reads two values of one tensor has both grad
                       {random({8})}});
 }
 
-TEST_CASE("TensorView: a learned value for each distance under a causal mask, and a learned number") {
+TEST_CASE("TensorView: a learned table of distances under Causal and a learned number have the right gradients") {
   check_equals_dense({"DistanceTable",
                       calls_of([](const Tensors& learned) { return DistanceTable{learned[0]}; }, attend::Causal{}),
                       [](const auto& s, const Grid& at, const Tensors& learned) {
@@ -1234,7 +1234,7 @@ TEST_CASE("TensorView: a read outside the tensor has no effect for a masked scor
   }
 }
 
-TEST_CASE("flex_attention: the gradients of two views of one tensor both reach it") {
+TEST_CASE("TensorView: a tensor with two views gets the gradients of both") {
   check_equals_dense({"TwoViews",
                       calls_of([](const Tensors& learned) { return TwoViews{learned[0]}; }, attend::Causal{}),
                       [](const auto& s, const Grid&, const Tensors& learned) {

@@ -65,7 +65,7 @@ TEST_CASE("Document: one tensor of documents serves for queries and keys") {
   CHECK(materialize(Document(documents), {1, 1, 6, 6})[0][0].equal(documents.unsqueeze(1) == documents));
 }
 
-TEST_CASE("KeyPadding: the first lengths[n] keys of batch entry n; lengths beyond S count as S, negative ones as 0") {
+TEST_CASE("KeyPadding: allows the first lengths[n] keys of batch entry n; lengths are limited to 0 and S") {
   for (const auto dtype : {torch::kInt, torch::kLong}) {
     const torch::Tensor lengths = torch::tensor({3, 0, 6, 100, -2}).to(dtype);
     const torch::Tensor expected = Grid(5, 2, 4, 6).key < lengths.view({5, 1, 1, 1});
@@ -99,7 +99,7 @@ TEST_CASE("Document: unsigned documents equal int64 documents, and documents bey
             .starts_with("attend::Binder: integers are read as int32, got -1"));
 }
 
-TEST_CASE("Document: a tensor that was changed in place is read as it is at the time of the call") {
+TEST_CASE("Document: keys() uses the current values of documents that were changed in place") {
   const torch::Tensor documents = torch::tensor({0, 0, 1, 1});
   const Document mask(documents);
   documents.copy_(torch::tensor({0, 1, 0, 1}));

@@ -80,7 +80,7 @@ void check_as_torch(const std::vector<torch::Tensor>& inputs, const torch::Tenso
 
 }  // namespace
 
-TEST_CASE("attention: sizes of 1 are broadcast as scaled_dot_product_attention does it, with gradients") {
+TEST_CASE("attention: sizes of 1 are broadcast as in scaled_dot_product_attention, with gradients") {
   struct Case {
     std::vector<std::int64_t> query, key, value;  // N and H, G, G
     std::vector<std::int64_t> mask = {};
@@ -185,7 +185,7 @@ TEST_CASE("attention: an empty batch and a batch of 1 give an empty batch") {
   CHECK(attend::attention(one, none, none).sizes() == torch::IntArrayRef{0, 2, 5, 8});
 }
 
-TEST_CASE("attention: 3-d and 2-d tensors, as scaled_dot_product_attention takes them") {
+TEST_CASE("attention: 3-d and 2-d tensors give the results of scaled_dot_product_attention") {
   const torch::Tensor matrix_mask = random({5, 7}), head_mask = random({2, 5, 7}), full_mask = random({1, 2, 5, 7});
   check_as_torch({random({2, 5, 8}), random({2, 7, 8}), random({2, 7, 8})}, {}, false);
   check_as_torch({random({2, 5, 8}), random({1, 7, 8}), random({1, 7, 8})}, {}, false);
@@ -199,7 +199,7 @@ TEST_CASE("attention: 3-d and 2-d tensors, as scaled_dot_product_attention takes
   CHECK(attend::attention(x, x, x.slice(1, 0, 3)).sizes() == torch::IntArrayRef{5, 3});
 }
 
-TEST_CASE("attention: a 3-d output may be changed in place, and before the backward pass that is an error") {
+TEST_CASE("attention: a fused kernel's 3-d output may be changed in place, but its backward pass then throws") {
   const torch::Tensor x = random({2, 5, 8}).requires_grad_();
   torch::Tensor changed = attend::attention(x, x, x);
   changed.mul_(2.0);
@@ -267,7 +267,7 @@ TEST_CASE("attention: the gradient of an attn_mask has the mask's dtype") {
   }
 }
 
-TEST_CASE("attention: a finite float64 mask beyond float32 rules nothing out, and -inf rules out") {
+TEST_CASE("attn_mask: a finite float64 number beyond float32 masks no key, and -inf masks it") {
   const torch::Tensor mask = torch::zeros({2, 4}, torch::kDouble);
   mask[0].fill_(-1e300);
   mask[1].fill_(-kInfinity);
@@ -285,7 +285,7 @@ TEST_CASE("attention: a finite float64 mask beyond float32 rules nothing out, an
   }
 }
 
-TEST_CASE("attention: under autocast a mask of a float64 query is not rounded") {
+TEST_CASE("attn_mask: under autocast the mask of a float64 query is not rounded") {
   const torch::Tensor x = random({1, 2, 5, 8}), mask = torch::randn({5, 5});
   const torch::Tensor expected = attend::attention(x, x, x, AttentionOptions().attn_mask(mask));
   const attend::test::Autocast autocast;

@@ -266,7 +266,7 @@ TEST_CASE("ShapeDataset: noise is Gaussian with standard deviation noise_std, in
   CHECK(std::abs((input_noise * target_noise).mean().item<double>()) < 0.09 * five_errors);
 }
 
-TEST_CASE("normalize: kMinMax maps each signal to [0, 1], kMaxHeight divides by the largest height") {
+TEST_CASE("normalize: kMinMax maps each signal to [0, 1], kMaxHeight divides by max_height") {
   const ShapeDataset raw(ShapeDatasetOptions().max_samples(20).normalize(Normalization::kNone));
   const ShapeDataset min_max(ShapeDatasetOptions().max_samples(20));
   const ShapeDataset max_height(ShapeDatasetOptions().max_samples(20).normalize(Normalization::kMaxHeight));

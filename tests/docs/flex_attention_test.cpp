@@ -190,7 +190,7 @@ TEST_CASE("docs/flex_attention.md, 4: GridBias refuses a table that does not fit
   CHECK(message.find("GridBias: a table [2, 5, 5] does not fit 2 heads, 12 queries and 12 keys") == 0);
 }
 
-TEST_CASE("docs/flex_attention.md: then(), mask operators, materialize() and explain_flex()") {
+TEST_CASE("docs/flex_attention.md: then(), mask operators, materialize() and explain_flex() work as shown") {
   const torch::Tensor q = normal({1, 8, 64, 4}, 1), k = normal({1, 8, 64, 4}, 2), v = normal({1, 8, 64, 4}, 3);
   const torch::Tensor distance = distances(64, 64), key = torch::arange(64);
   const torch::Tensor penalty = alibi_slopes() * distance.abs();  // (8, L, S)

@@ -103,7 +103,7 @@ attend::Explanation explain(attend::MultiheadAttentionImpl& layer, const torch::
 #define SIGNAL_LAYERS SelfAttentionCase, ConvStackCase
 #define EVERY_LAYER SIGNAL_LAYERS, MultiheadAttentionCase
 
-TEST_CASE_TEMPLATE("every layer: any length from 1 and any batch size from 0", Case, EVERY_LAYER) {
+TEST_CASE_TEMPLATE("every layer: it accepts any length from 1 and any batch size from 0", Case, EVERY_LAYER) {
   auto layer = Case::make();
   for (const std::int64_t batch : {0, 1, 3})
     for (const std::int64_t length : {1, 2, 17})

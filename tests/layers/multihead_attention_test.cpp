@@ -641,7 +641,7 @@ TEST_CASE("MultiheadAttention: uint8 masks act like bool masks, and float masks 
   }
 }
 
-TEST_CASE("key_padding_mask: bfloat16, float16 and autocast are as accurate as the dense formula in them") {
+TEST_CASE("key_padding_mask: in bfloat16, float16 and under autocast as accurate as the dense formula") {
   torch::manual_seed(9);
   // Torch's module accepts no padding there. For one batch entry at a time, a float mask has the same effect.
   const auto torchs_output = [](torch::nn::MultiheadAttention& torchs, const torch::Tensor& x,

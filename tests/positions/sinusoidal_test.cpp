@@ -43,7 +43,7 @@ TEST_CASE("sinusoidal_positions: sine_first gives the order of the paper") {
   CHECK(papers[0][1].item<double>() == doctest::Approx(std::sin(1.0)).epsilon(1e-15));
 }
 
-TEST_CASE("sinusoidal_positions: a step of k positions rotates each pair of channels by the same angle everywhere") {
+TEST_CASE("sinusoidal_positions: a step of k positions rotates a pair of channels by one angle at each position") {
   const torch::Tensor waves = sinusoidal_positions(40, SinusoidalPositionsOptions(8));
   for (std::int64_t pair = 0; pair < 4; ++pair) {
     const double frequency = std::pow(10000.0, -2.0 * static_cast<double>(pair) / 8);
