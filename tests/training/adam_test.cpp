@@ -144,16 +144,16 @@ void copy_by_archive(const From& from, To& to) {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("Adam: fifty steps in float64 equal those of torch's optimizer, with every option", Kind, OfAdam,
-                   OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: fifty steps in float64 equal those of torch's optimizer, with every option", Kind,
+                   OfAdam, OfAdamW) {
   for (const NamedOptions<Kind>& row : kOptions<Kind>) {
     CAPTURE(row.name);
     CHECK(difference_from_torch<Kind>(parameters(), row.options) <= kEqual);
   }
 }
 
-TEST_CASE_TEMPLATE("Adam: fifty steps in float32 are as close to float64 as those of torch's optimizer", Kind, OfAdam,
-                   OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: fifty steps in float32 are as close to float64 as those of torch's optimizer", Kind,
+                   OfAdam, OfAdamW) {
   for (const NamedOptions<Kind>& row : kOptions<Kind>) {
     CAPTURE(row.name);
     const Tensors initial = parameters(torch::kFloat);
@@ -190,7 +190,7 @@ TEST_CASE_TEMPLATE("betas: with beta1 = 0 a small gradient after a large one cou
   CHECK(largest_difference(ours, theirs) < 1e-6);
 }
 
-TEST_CASE_TEMPLATE("Adam: twenty steps in float64 equal those of Python's optimizer", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: twenty steps in float64 equal those of Python's optimizer", Kind, OfAdam, OfAdamW) {
   const std::map<std::string, torch::Tensor> reference = attend::test::reference_data(Kind::kReference);
   const std::vector<std::string> names = {"weight", "bias", "kernel", "scalar"};
   for (const std::string name : {"default", "all"}) {
@@ -211,7 +211,7 @@ TEST_CASE_TEMPLATE("Adam: twenty steps in float64 equal those of Python's optimi
   }
 }
 
-TEST_CASE_TEMPLATE("Adam: each parameter group has its own options", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: each parameter group has its own options", Kind, OfAdam, OfAdamW) {
   const auto groups = [](const Tensors& tensors) {
     std::vector<OptimizerParamGroup> groups;
     groups.emplace_back(Tensors{tensors[0], tensors[1]}, std::make_unique<Options<Kind>>(Options<Kind>(0.1).eps(0.01)));
@@ -227,8 +227,8 @@ TEST_CASE_TEMPLATE("Adam: each parameter group has its own options", Kind, OfAda
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("Adam: a parameter that is listed twice, in one group or in two, takes one step", Kind, OfAdam,
-                   OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: a parameter that is listed twice, in one group or in two, takes one step", Kind,
+                   OfAdam, OfAdamW) {
   const Tensors once = parameters(), twice = copies(once), in_two_groups = copies(once);
   Ours<Kind> expected(once, Options<Kind>(0.1));
   Tensors listed = twice;
@@ -263,7 +263,7 @@ TEST_CASE_TEMPLATE("Adam: a parameter that is listed twice, in one group or in t
   CHECK(largest_difference(later, now) == 0);
 }
 
-TEST_CASE_TEMPLATE("Adam: a gradient may have torch's negative bit", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: a gradient may have torch's negative bit", Kind, OfAdam, OfAdamW) {
   const SetGradients set_negatives = [](const Tensors& tensors, int step) {
     set_gradients(tensors, step);
     for (const torch::Tensor& tensor : tensors) tensor.mutable_grad() = torch::_neg_view(tensor.grad());
@@ -271,8 +271,8 @@ TEST_CASE_TEMPLATE("Adam: a gradient may have torch's negative bit", Kind, OfAda
   CHECK(difference_from_torch<Kind>(parameters(), Options<Kind>(0.1), set_negatives) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("Adam: a gradient may be a zero tensor without memory, as some of torch's derivatives are", Kind,
-                   OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: a gradient may be a zero tensor without memory, as some of torch's derivatives are",
+                   Kind, OfAdam, OfAdamW) {
   const torch::Tensor parameter = torch::ones({3}).requires_grad_(), before = parameter.detach().clone();
   Ours<Kind> optimizer({parameter}, Options<Kind>(0.1).weight_decay(0));
   parameter.mutable_grad() = at::_efficientzerotensor({3});
@@ -280,7 +280,7 @@ TEST_CASE_TEMPLATE("Adam: a gradient may be a zero tensor without memory, as som
   CHECK(parameter.equal(before));
 }
 
-TEST_CASE_TEMPLATE("Adam: an infinite parameter stays infinite without weight decay", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: an infinite parameter stays infinite without weight decay", Kind, OfAdam, OfAdamW) {
   const double infinity = std::numeric_limits<double>::infinity();
   const torch::Tensor parameter = torch::tensor({-infinity, 1.0, 2.0, 3.0, infinity}, torch::kFloat).requires_grad_();
   Ours<Kind> optimizer({parameter}, Options<Kind>(0.1).weight_decay(0));
@@ -291,8 +291,8 @@ TEST_CASE_TEMPLATE("Adam: an infinite parameter stays infinite without weight de
   CHECK_FALSE(parameter.isnan().any().item<bool>());
 }
 
-TEST_CASE_TEMPLATE("Adam: a step is refused if all parameters are frozen, but not if only some are", Kind, OfAdam,
-                   OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: a step is refused if all parameters are frozen, but not if only some are", Kind,
+                   OfAdam, OfAdamW) {
   const torch::Tensor first = torch::ones({2}), second = torch::ones({2});
   Ours<Kind> optimizer({first, second}, Options<Kind>(0.1));
   CHECK(message_of<c10::ValueError>([&] { optimizer.step(); }) ==
@@ -305,7 +305,7 @@ TEST_CASE_TEMPLATE("Adam: a step is refused if all parameters are frozen, but no
   CHECK(second.lt(1.0).all().item<bool>());
 }
 
-TEST_CASE_TEMPLATE("Adam: a parameter without a gradient is unchanged and has its own step count", Kind, OfAdam,
+TEST_CASE_TEMPLATE("Adam, AdamW: a parameter without a gradient is unchanged and has its own step count", Kind, OfAdam,
                    OfAdamW) {
   const SetGradients with_holes = [](const Tensors& tensors, int step) {
     set_gradients(tensors, step);
@@ -324,8 +324,8 @@ TEST_CASE_TEMPLATE("Adam: a parameter without a gradient is unchanged and has it
   CHECK(torch::equal(tensors[3], parameters()[3]));
 }
 
-TEST_CASE_TEMPLATE("Adam: parameters and gradients may have any strides without gaps, each its own", Kind, OfAdam,
-                   OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: parameters and gradients may have any strides without gaps, each its own", Kind,
+                   OfAdam, OfAdamW) {
   const auto layouts = [](const torch::Tensor& tensor) {  // (2, 3, 2, 2), the same values in different orders of memory
     return Tensors{tensor.contiguous(), tensor.contiguous(torch::MemoryFormat::ChannelsLast),
                    tensor.transpose(0, 3).contiguous().transpose(0, 3)};
@@ -344,7 +344,7 @@ TEST_CASE_TEMPLATE("Adam: parameters and gradients may have any strides without 
   }
 }
 
-TEST_CASE_TEMPLATE("Adam: a gradient of any strides is read and never written", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: a gradient of any strides is read and never written", Kind, OfAdam, OfAdamW) {
   const torch::Tensor parameter = normal({3, 4}, 1).requires_grad_();
   for (const torch::Tensor& gradient : {normal({3, 4}, 2), normal({4, 3}, 3).t(), normal({1, 4}, 4).expand({3, 4}),
                                         normal({3, 8}, 5).slice(1, 0, 8, 2)}) {
@@ -362,8 +362,8 @@ TEST_CASE_TEMPLATE("Adam: a gradient of any strides is read and never written", 
   }
 }
 
-TEST_CASE_TEMPLATE("Adam: parameters whose strides change between steps continue as in torch's optimizer", Kind, OfAdam,
-                   OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: parameters whose strides change between steps continue as in torch's optimizer", Kind,
+                   OfAdam, OfAdamW) {
   const torch::Tensor ours = normal({2, 3, 2, 2}, 5).requires_grad_(), theirs = ours.detach().clone().requires_grad_();
   Ours<Kind> our_optimizer(Tensors{ours}, Options<Kind>(0.01).amsgrad(true));
   Theirs<Kind> their_optimizer(Tensors{theirs}, Options<Kind>(0.01).amsgrad(true));
@@ -375,7 +375,7 @@ TEST_CASE_TEMPLATE("Adam: parameters whose strides change between steps continue
   CHECK(largest_difference({ours}, {theirs}) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("Adam: one group may hold parameters of several dtypes", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: one group may hold parameters of several dtypes", Kind, OfAdam, OfAdamW) {
   const Tensors both = {normal({4}, 1).requires_grad_(), normal({4}, 2).to(torch::kFloat).requires_grad_(),
                         normal({2, 2}, 3).requires_grad_(), normal({3}, 4).to(torch::kFloat).requires_grad_()};
   const Tensors ours = copies(both), theirs = copies(both);
@@ -387,8 +387,9 @@ TEST_CASE_TEMPLATE("Adam: one group may hold parameters of several dtypes", Kind
   CHECK(largest_difference({ours[1], ours[3]}, {theirs[1], theirs[3]}) <= 1e-6);
 }
 
-TEST_CASE_TEMPLATE("Adam: a parameter with gaps in memory and a sparse gradient are refused, and nothing has changed",
-                   Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE(
+    "Adam, AdamW: a parameter with gaps in memory and a sparse gradient are refused, and nothing has changed", Kind,
+    OfAdam, OfAdamW) {
   const torch::Tensor gaps = torch::ones({4, 4}).slice(1, 0, 2).detach().requires_grad_();
   gaps.mutable_grad() = torch::ones({4, 2});
   Ours<Kind> optimizer(Tensors{gaps});
@@ -406,8 +407,8 @@ TEST_CASE_TEMPLATE("Adam: a parameter with gaps in memory and a sparse gradient 
   CHECK(torch::equal(embedding->weight, before));
 }
 
-TEST_CASE_TEMPLATE("Adam: gradients and states of other sizes or dtypes are refused, and nothing has changed", Kind,
-                   OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: gradients and states of other sizes or dtypes are refused, and nothing has changed",
+                   Kind, OfAdam, OfAdamW) {
   const Tensors tensors = {normal({2}, 1).requires_grad_(), normal({3}, 2).requires_grad_()};
   const Tensors before = {tensors[0].detach().clone(), tensors[1].detach().clone()};
   std::vector<OptimizerParamGroup> groups;
@@ -432,7 +433,7 @@ TEST_CASE_TEMPLATE("Adam: gradients and states of other sizes or dtypes are refu
   CHECK(message_of<c10::ValueError>([&] { of_larger.step(); }) == Kind::kName + ": the state" + rule + "Double [2]");
 }
 
-TEST_CASE_TEMPLATE("Adam: training continues after an archive that could not be read to its end", Kind, OfAdam,
+TEST_CASE_TEMPLATE("Adam, AdamW: training continues after an archive that could not be read to its end", Kind, OfAdam,
                    OfAdamW) {
   const auto optimizer_of = [](const Tensors& tensors, std::size_t first_group) {
     std::vector<OptimizerParamGroup> groups;
@@ -451,7 +452,7 @@ TEST_CASE_TEMPLATE("Adam: training continues after an archive that could not be 
   for (std::size_t i = 0; i < ours.size(); ++i) CHECK(torch::equal(ours[i], theirs[i]));
 }
 
-TEST_CASE_TEMPLATE("Adam: no state is created while a step is captured", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: no state is created while a step is captured", Kind, OfAdam, OfAdamW) {
   const Tensors tensors = parameters();
   Ours<Kind> optimizer(tensors);
   optimizer.set_capturing(true);
@@ -467,7 +468,7 @@ TEST_CASE_TEMPLATE("Adam: no state is created while a step is captured", Kind, O
   run(optimizer, tensors, 1, 2);
 }
 
-TEST_CASE_TEMPLATE("Adam: options out of range are refused, as in torch's optimizer", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: options out of range are refused, as in torch's optimizer", Kind, OfAdam, OfAdamW) {
   const std::vector<std::pair<Options<Kind>, std::string>> refused = {
       {Options<Kind>(-1), "Invalid learning rate: -1"},
       {Options<Kind>().eps(-1), "Invalid epsilon value: -1"},
@@ -503,7 +504,7 @@ TEST_CASE_TEMPLATE("lr: a learning-rate schedule of torch::optim takes effect, f
   CHECK(our_optimizer.param_groups()[1].options().get_lr() == 0.01 / 64);
 }
 
-TEST_CASE_TEMPLATE("Adam: a learning rate set before the first step takes effect", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: a learning rate set before the first step takes effect", Kind, OfAdam, OfAdamW) {
   const Tensors ours = parameters(), theirs = parameters();
   Ours<Kind> our_optimizer(ours, Options<Kind>(0.5));
   Theirs<Kind> their_optimizer(theirs, Options<Kind>(0.125));
@@ -513,8 +514,9 @@ TEST_CASE_TEMPLATE("Adam: a learning rate set before the first step takes effect
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("Adam: a learning rate set between steps takes effect, also by an earlier reference to the options",
-                   Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE(
+    "Adam, AdamW: a learning rate set between steps takes effect, also by an earlier reference to the options", Kind,
+    OfAdam, OfAdamW) {
   const Tensors ours = parameters(), theirs = parameters();
   Ours<Kind> our_optimizer(ours, Options<Kind>(0.5));
   Theirs<Kind> their_optimizer(theirs, Options<Kind>(0.5));
@@ -530,8 +532,8 @@ TEST_CASE_TEMPLATE("Adam: a learning rate set between steps takes effect, also b
   CHECK(&our_options == &our_optimizer.param_groups()[0].options());
 }
 
-TEST_CASE_TEMPLATE("Adam: references to the options of a group stay valid, also after loading an archive", Kind, OfAdam,
-                   OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: references to the options of a group stay valid, also after loading an archive", Kind,
+                   OfAdam, OfAdamW) {
   const Tensors tensors = parameters();
   std::vector<OptimizerParamGroup> groups;
   groups.emplace_back(Tensors{tensors[0]}, std::make_unique<Options<Kind>>(0.1));
@@ -546,7 +548,7 @@ TEST_CASE_TEMPLATE("Adam: references to the options of a group stay valid, also 
   for (std::size_t i = 0; i < before.size(); ++i) CHECK(&optimizer.param_groups()[i].options() == before[i]);
 }
 
-TEST_CASE_TEMPLATE("Adam: a state on another device than its parameter is refused", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: a state on another device than its parameter is refused", Kind, OfAdam, OfAdamW) {
   const Tensors here = {normal({3}, 1).requires_grad_()};
   Ours<Kind> optimizer(here);
   run(optimizer, here, 0, 1);
@@ -562,7 +564,8 @@ TEST_CASE_TEMPLATE("Adam: a state on another device than its parameter is refuse
         }).find(Kind::kName + ": the state (cpu) must be on the device of its parameter (meta); ") == 0);
 }
 
-TEST_CASE_TEMPLATE("Adam: an optimizer read from its archive continues with the same bits", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: an optimizer read from its archive continues with the same bits", Kind, OfAdam,
+                   OfAdamW) {
   for (const NamedOptions<Kind>& row : kOptions<Kind>) {
     CAPTURE(row.name);
     const Tensors whole = parameters();
@@ -584,7 +587,7 @@ TEST_CASE_TEMPLATE("Adam: an optimizer read from its archive continues with the 
   }
 }
 
-TEST_CASE_TEMPLATE("Adam: archives are exchanged with torch's optimizer, both ways", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: archives are exchanged with torch's optimizer, both ways", Kind, OfAdam, OfAdamW) {
   for (const NamedOptions<Kind>& row : kOptions<Kind>) {
     CAPTURE(row.name);
     const Tensors ours = parameters(), theirs = parameters();
@@ -607,7 +610,7 @@ TEST_CASE_TEMPLATE("Adam: archives are exchanged with torch's optimizer, both wa
   }
 }
 
-TEST_CASE_TEMPLATE("Adam: an archive written before the first step is read", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: an archive written before the first step is read", Kind, OfAdam, OfAdamW) {
   const Tensors ours = parameters(), theirs = parameters();
   Ours<Kind> written(parameters(), Options<Kind>(0.03)), read(ours);
   Theirs<Kind> expected(theirs, Options<Kind>(0.03));
@@ -617,8 +620,8 @@ TEST_CASE_TEMPLATE("Adam: an archive written before the first step is read", Kin
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("Adam: a parameter that is missing in an archive keeps its state, as in torch's optimizer", Kind,
-                   OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: a parameter that is missing in an archive keeps its state, as in torch's optimizer",
+                   Kind, OfAdam, OfAdamW) {
   const auto without_second = [](const Tensors& tensors, int step) {
     set_gradients(tensors, step);
     tensors[1].mutable_grad() = torch::Tensor();
@@ -638,7 +641,8 @@ TEST_CASE_TEMPLATE("Adam: a parameter that is missing in an archive keeps its st
   CHECK(largest_difference(ours, theirs) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("Adam: an archive of contiguous parameters is read for channels-last ones", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: an archive of contiguous parameters is read for channels-last ones", Kind, OfAdam,
+                   OfAdamW) {
   const Tensors contiguous = {normal({2, 3, 2, 2}, 5).requires_grad_()};
   Ours<Kind> optimizer(contiguous, Options<Kind>(0.01).amsgrad(true));
   run(optimizer, contiguous, 0, 10);
@@ -650,7 +654,7 @@ TEST_CASE_TEMPLATE("Adam: an archive of contiguous parameters is read for channe
   CHECK(largest_difference(contiguous, channels_last) <= kEqual);
 }
 
-TEST_CASE_TEMPLATE("Adam: a group that is added later starts with step 0", Kind, OfAdam, OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: a group that is added later starts with step 0", Kind, OfAdam, OfAdamW) {
   const auto trained = [&]<class Optimizer>(const Tensors& tensors) {
     Optimizer optimizer(Tensors{tensors[0], tensors[1]}, Options<Kind>(0.02));
     run(optimizer, tensors, 0, 5);
@@ -685,8 +689,8 @@ TEST_CASE_TEMPLATE("amsgrad: it may be switched on and off between steps; the ma
   CHECK(ours[0].item<double>() == doctest::Approx(third - 0.5 / std::sqrt(0.4)).epsilon(1e-12));
 }
 
-TEST_CASE_TEMPLATE("Adam: step() calls a closure once, with gradients enabled, and returns its loss", Kind, OfAdam,
-                   OfAdamW) {
+TEST_CASE_TEMPLATE("Adam, AdamW: step() calls a closure once, with gradients enabled, and returns its loss", Kind,
+                   OfAdam, OfAdamW) {
   const torch::Tensor parameter = torch::full({}, 2.0, torch::kDouble).requires_grad_();
   Ours<Kind> optimizer(Tensors{parameter}, Options<Kind>(0.5).eps(0).weight_decay(0));
   const torch::NoGradGuard no_grad;
