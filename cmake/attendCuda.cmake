@@ -25,6 +25,10 @@ function(attend_make_cuda)
       if(parts OR NOT root OR NOT runtime OR NOT EXISTS "${header}")
         continue()
       endif()
+      if(NOT EXISTS "${root}/include/crt/host_defines.h") # which the header includes
+        message(STATUS "attend: CUDA's headers in ${root} lack the folder crt; pip install \"cuda-toolkit[crt]\" adds it")
+        continue()
+      endif()
       file(STRINGS "${header}" found REGEX "^#define CUDART_VERSION +${wanted}[0-9][0-9][0-9]") # 13000 is version 13.0
       if(found)
         list(GET runtime 0 parts)

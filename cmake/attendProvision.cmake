@@ -222,6 +222,11 @@ function(attend_provision_python result)
 
   file(READ "${ATTEND_PROVISION_REQUIREMENTS}" requirements)
   string(REPLACE "@ATTEND_PROVISION_TORCH@" "${torch}" requirements "${requirements}")
+  set(cuda "")
+  if(torch VERSION_GREATER_EQUAL 2.11)
+    set(cuda "cuda-toolkit[crt]") # headers that the package of CUDA's runtime includes, and torch does not ask for
+  endif()
+  string(REPLACE "@ATTEND_PROVISION_CUDA@" "${cuda}" requirements "${requirements}")
   string(SHA256 hash "${requirements}${python_VERSION}${python_HOME}")
   string(SUBSTRING "${hash}" 0 8 hash)
   set(folder "${attend_CACHE}/python-${python_VERSION}-${hash}")
