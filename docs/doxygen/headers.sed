@@ -3,8 +3,23 @@
 # The inline namespace with the version is left out of every name.
 s/namespace attend::inline ATTEND_VERSION_NAMESPACE/namespace attend/
 
+# The private members of a class, and the struct View that a bind() returns. Doxygen would link them and show nothing.
+/^ private:$/,/^\};$/{
+  /^\};$/!s/.*//
+}
+/^  struct View /,/^  \};$/s/.*//
+
 # TORCH_ARG(T, name) = default: the setter, which returns the options. The comment above it names the default.
-s/^( *)TORCH_ARG\((.+), ([a-z_0-9]+)\).*;/\1auto\& \3(\2 value);/
+/^struct [A-Za-z0-9]+Options /{
+  h
+  x
+  s/^struct ([A-Za-z0-9]+).*/\1/
+  x
+}
+/^ *TORCH_ARG\(/{
+  G
+  s/^( *)TORCH_ARG\((.+), ([a-z_0-9]+)\).*;\n(.*)/\1\4\& \3(\2 value);/
+}
 
 # TORCH_MODULE(Name): a class of its own, documented as NameImpl is.
 s/^TORCH_MODULE\((.+)\);/\/** A handle of attend::\1Impl, which has the member functions: call them by `->`. @copydetails attend::\1Impl *\/\nclass \1 : public torch::nn::ModuleHolder<\1Impl> {};/

@@ -7,6 +7,8 @@ case $name in
 esac
 awk -v page="$name" '
   /^```/ { is_code = !is_code }
+  # Doxygen shows the tags of code in a title, and in a heading that has a name.
+  !is_code && /^#/ { gsub(/`/, "") }
   # A heading has the name that GitHub gives it, behind that of the page; links within the page use it.
   !is_code && /^##+ / {
     heading = tolower($0)

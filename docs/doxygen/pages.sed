@@ -13,6 +13,7 @@
 }
 
 # A link to a file that is not on the site becomes the name of the file.
+s/(^|[^!])\[`?([^]`]+)`?\]\(\.\.\/\2\)/\1`\2`/g
 s/(^|[^!])\[([^]]+)\]\(\.\.\/([^)]+)\)/\1\2 (`\3`)/g
 
 # An image is found by its name in the folders of IMAGE_PATH.
