@@ -96,33 +96,37 @@ inline Explanation explain(const Problem& problem, Backend asked_for) {
 /// Attention: each query's output is an average of the values, weighted by how well the query matches each key.
 ///
 /// output = softmax(scale · q·kᵀ) v for every batch entry and head. The options change the scores, mask keys and drop
-/// weights. Query head h uses key and value head h · G / H: G < H is grouped-query attention, and G = 1 is multi-query
-/// attention. The softmax is computed in float32, and in float64 for float64 tensors.
+/// weights. Query head h uses key and value head ⌊h · G / H⌋. G < H is grouped-query attention, and G = 1 is
+/// multi-query attention. The softmax is computed in float64 for float64 tensors, and in float32 for all others.
 ///
 /// @param query (N, H, L, D). float64, float32, bfloat16 or float16, with any strides. N and L may be 0.
 /// @param key (N, G, S, D), of the same dtype and device. G divides H. S may be 0.
 /// @param value (N, G, S, Dv), of the same dtype and device.
-/// @param options Masks, windows, scale, softcap, ALiBi, dropout, packed batches and the backend.
-/// @return (N, H, L, Dv). A query that may attend to nothing gives zeros, and so does S = 0; their gradients are zero.
+/// @param options Masks, windows, scale, softcap, ALiBi, dropout, packed batches and the backend. Default: no mask, the
+/// scale 1/√D, no dropout, Backend::kAuto.
+/// @return (N, H, L, Dv), with the dtype of query. A query that may attend to no key gives zeros, also if S = 0. Its
+/// gradients are zero.
 /// @throws c10::ValueError for shapes, devices and options that do not fit.
 /// @throws c10::TypeError for dtypes that do not fit, and for tensors that are sparse, nested, mkldnn or quantized.
 /// @throws c10::NotImplementedError if a backend asked for by name cannot compute the call. The message has the reason.
 ///
-/// Shapes: all three tensors may also be 3-d, (H, L, D), or 2-d, (L, D). Missing sizes are 1, and the output has as
-/// many dimensions as query. Batch sizes and heads of 1 are broadcast without a copy, as in torch, those of query too.
+/// Shapes: all three tensors may also be 3-d, (H, L, D), or 2-d, (L, D). A missing size counts as 1. The output has as
+/// many dimensions as query. A batch size of 1 and a single head are broadcast without a copy, in query as well.
 ///
-/// Autocast: query, key and value are cast first, except float64. A float attn_mask keeps its dtype.
+/// Autocast: query, key and value are cast first, except float64. The output has the dtype of autocast. A float
+/// attn_mask keeps its dtype.
 ///
 /// Gradients: for query, key and value, and for an attn_mask or alibi_slopes that requires one. On the CPU they can be
-/// differentiated any number of times.
+/// differentiated any number of times. A fused call on a GPU has no second derivative.
 ///
-/// Memory: on the CPU the rows of the output are in memory in the order of the rows of query, with every backend. If
-/// the last dimension of query is strided, the order is (N, H, L). On other devices ATen's kernels choose.
+/// Memory layout: on the CPU the dimensions N, H and L of the output are in memory in the order that they have in
+/// query, with every backend. If the last dimension of query is strided, the output is contiguous. On other devices
+/// ATen's kernels choose the layout.
 ///
 /// Differs from torch's scaled_dot_product_attention:
 /// - The causal diagonal ends at the last key, for every L and S.
-/// - A mask may come together with is_causal, on every device.
-/// - explain() tells when the dense formula is used.
+/// - attn_mask and is_causal can be combined, on every device.
+/// - explain() says whether a call uses the dense formula, and why.
 ///
 /// Source: Vaswani et al., "Attention is all you need", 2017; grouped heads: Ainslie et al., "GQA", 2023.
 ///
@@ -134,16 +138,17 @@ inline at::Tensor attention(const at::Tensor& query, const at::Tensor& key, cons
   return detail::run(detail::attention_problem(query, key, value, options), options.backend()).output;
 }
 
-/// attention(), together with the logarithm of the sum of each row's exponentials. Merging two results and some losses
-/// need it.
+/// attention(), together with the log-sum-exp: for each query, the logarithm of the sum of exp(score) over all keys.
+/// Use it to merge two results over different keys, or in a loss.
 ///
 /// @param query As in attention().
 /// @param key As in attention().
 /// @param value As in attention().
 /// @param options As in attention().
 /// @return The output, (N, H, L, Dv), and the log-sum-exp, (N, H, L). Both may be differentiated.
-/// @throws c10::Error of the same kinds as attention(). Fewer backends can compute
-/// the log-sum-exp: pass with_lse = true to explain().
+/// @throws c10::Error of the same kinds as attention().
+///
+/// Fewer backends can compute the log-sum-exp. explain() with with_lse = true names the one that does.
 ///
 /// Example: two halves of the keys, merged.
 /// @code
@@ -159,12 +164,16 @@ inline AttentionResult attention_with_lse(const at::Tensor& query, const at::Ten
   return detail::run(problem, options.backend());
 }
 
-/// The weights of attention(), computed by the dense formula: to look at a map, not to compute with it.
+/// The weights of attention(): for each query, how much of each value its output takes.
+///
+/// weights = softmax(scores). The dense formula computes them and allocates (N, H, L, S). Use this function to look at
+/// the weights, and attention() to compute with them.
 ///
 /// @param query (N, H, L, D), as in attention().
 /// @param key (N, G, S, D), as in attention().
 /// @param options As in attention(). The options dropout and backend have no effect.
-/// @return (N, H, L, S). Each row sums to 1, or to 0 if the query may attend to nothing.
+/// @return (N, H, L, S), with the dtype of query. Each row sums to 1, or to 0 if the query may attend to no key. Its
+/// gradients reach query, key, attn_mask and alibi_slopes.
 /// @throws c10::Error of the same kinds as attention().
 ///
 /// @code
@@ -178,14 +187,14 @@ inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& k
   return detail::as_given(detail::Reference::weights(problem), problem);
 }
 
-/// Which backend attention() takes for these arguments, why not a faster one, and what it copies. Computes nothing.
+/// Says which backend attention() uses for these arguments, why not a faster one, and what it copies. Computes nothing.
 ///
 /// @param query As in attention().
 /// @param key As in attention().
 /// @param value As in attention().
 /// @param options As in attention().
 /// @param with_lse Whether the question is about attention_with_lse(). Default: false.
-/// @return The backend and the reasons. It can be written to a stream.
+/// @return The backend and the reasons, as text for people. Write it to a stream, or read its members.
 /// @throws c10::Error of the same kinds as attention().
 ///
 /// @code

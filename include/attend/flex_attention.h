@@ -56,35 +56,39 @@ Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::T
 /// attention() with a score_mod, a struct that changes each score, and a mask_mod, a struct that says which keys a
 /// query may attend to.
 ///
-/// output = softmax(mask(score_mod(score))) v. `score` is that of attention(), with the options softcap, alibi_slopes
-/// and a float attn_mask applied. A score counts as −∞ where mask_mod, or the options is_causal, window or a bool
-/// attn_mask, rules it out.
+/// output = softmax(mask(score_mod(score))) v. `score` is scale · q·k, after the options softcap, alibi_slopes and a
+/// float attn_mask. A key is attended if mask_mod and the options is_causal, window and a bool attn_mask all allow it.
+/// Otherwise its score counts as −∞.
 ///
-/// Both structs are compiled into the kernel, with the derivative of the score. No (L, S) tensor is allocated.
-/// Exception: with a mask_mod alone and S ≤ 128, the weights are kept for the backward pass.
+/// Both structs are compiled into the kernel, with the derivative of the score. On the CPU no (L, S) tensor is
+/// allocated. Exception: with a mask_mod alone and S ≤ 128, the weights are kept for the backward pass.
 ///
 /// @param query (N, H, L, D), as in attention().
 /// @param key (N, G, S, D), as in attention().
 /// @param value (N, G, S, Dv), as in attention().
-/// @param score_mod A struct as ScoreMod describes, or attend::Unchanged.
-/// @param mask_mod A struct as MaskMod describes. Default: every key.
+/// @param score_mod A struct as ScoreMod describes. Pass attend::Unchanged{} to change no score.
+/// @param mask_mod A struct as MaskMod describes. Default: EveryKey, which allows every key.
 /// @param options As in attention(). In packed batches a Coordinate counts queries and keys through all sequences.
-/// @return (N, H, L, Dv)
-/// @throws c10::Error of the same kinds as attention(); c10::ValueError also if a
-/// struct reads outside of a tensor for a score that is not ruled out.
+/// @return (N, H, L, Dv), as attention() returns it.
+/// @throws c10::Error of the same kinds as attention().
+/// @throws c10::ValueError also if a struct reads outside of a tensor, for a score that no mask rules out.
 ///
-/// Gradients: for query, key, value, all tensors of the options, and those that a score_mod reads; twice.
+/// Gradients: for query, key, value, attn_mask, alibi_slopes, and the tensors that a score_mod reads. They can be
+/// differentiated once more. A mask_mod has no gradient.
 ///
-/// On other devices than the CPU the dense formula is computed, and the structs are called on the CPU.
+/// On a device other than the CPU the dense formula is computed, and the structs are called on the CPU.
 ///
-/// A struct that does not fit ScoreMod or MaskMod does not compile, and one sentence says why.
+/// If a struct does not fit ScoreMod or MaskMod, the program does not compile. The error message says in one sentence
+/// what the struct lacks.
 ///
-/// Differs from PyTorch's flex_attention: it needs no compiler at run time and no block mask, has gradients on the CPU,
-/// and takes options as well.
+/// Differs from PyTorch's flex_attention:
+/// - It needs no compiler at run time and no block mask.
+/// - It has gradients on the CPU.
+/// - It takes the options of attention() as well.
 ///
 /// Source: Dong et al., "Flex Attention: a programming model for generating optimized attention kernels", 2024.
 ///
-/// Example, with the struct outside of a function, because it has a template:
+/// Example. The struct has a template, so it must be outside of a function:
 /// @code
 /// struct Tilted {
 ///   template <class T>
@@ -103,7 +107,7 @@ at::Tensor flex_attention(const at::Tensor& query, const at::Tensor& key, const 
     return detail::run(detail::flex_problem(query, key, value, score_mod, mask_mod, options), options.backend()).output;
 }
 
-/// flex_attention(), together with the log-sum-exp of the changed scores.
+/// flex_attention(), together with the log-sum-exp of the scores that the structs have changed and masked.
 ///
 /// @param query As in flex_attention().
 /// @param key As in flex_attention().
@@ -128,7 +132,7 @@ AttentionResult flex_attention_with_lse(const at::Tensor& query, const at::Tenso
   }
 }
 
-/// Which backend flex_attention() takes for these arguments, why not a faster one, and what it copies. Computes
+/// Says which backend flex_attention() uses for these arguments, why not a faster one, and what it copies. Computes
 /// nothing.
 ///
 /// @param query As in flex_attention().
@@ -137,7 +141,7 @@ AttentionResult flex_attention_with_lse(const at::Tensor& query, const at::Tenso
 /// @param score_mod As in flex_attention().
 /// @param mask_mod As in flex_attention().
 /// @param options As in flex_attention().
-/// @return As explain() returns it.
+/// @return The backend and the reasons, as explain() returns them.
 /// @throws c10::Error of the same kinds as flex_attention().
 ///
 /// @code

@@ -11,13 +11,15 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// The implementations of attention. ConvStack and the projections of SelfAttention1d have two: attend's kernels, which
-/// are used where they can run and are faster, and torch, which kReference asks for.
+/// The implementations of attention.
+///
+/// ConvStack and the projections of SelfAttention1d have two implementations, attend's kernels and torch's. kReference
+/// names torch's. The option backend of each layer says what the other values do.
 enum class Backend {
-  kAuto,       ///< the fastest backend that can do what the call asks for
-  kReference,  ///< the dense formula (attention/reference.h): can do everything, O(L·S) memory
-  kCpu,        ///< our own kernels for the CPU (attention/cpu.h, convolution/cpu.h)
-  kSdpa,  ///< ATen's fused kernels (attention/sdpa.h); asked for by name, it throws rather than go ATen's dense way
+  kAuto,       ///< the backend of the active BackendGuard, or else the fastest one that can compute the call
+  kReference,  ///< the dense formula: computes every call, on every device, and allocates all L · S scores
+  kCpu,        ///< attend's own fused kernels for the CPU
+  kSdpa,       ///< ATen's fused kernels; throws c10::NotImplementedError where ATen would use its dense fallback
 };
 
 /// Writes the name, for example "kCpu".
@@ -35,18 +37,17 @@ inline std::ostream& operator<<(std::ostream& stream, Backend backend) {
   return stream << "Backend(" << static_cast<int>(backend) << ")";
 }
 
-/// Sets the backend of this thread until the end of the scope, for every call that does not ask for one itself.
+/// Sets the backend of this thread until the end of the scope, for every call whose option backend is kAuto.
 ///
-/// A call's own `.backend(…)` comes first, then the innermost guard, then kAuto. BackendGuard(Backend::kAuto) therefore
-/// cancels an outer guard. The backward pass uses the backend of the forward pass. With create_graph = true it uses the
-/// reference instead.
+/// The option backend of a call comes first, then the innermost guard. BackendGuard(Backend::kAuto) cancels an outer
+/// guard. The backward pass uses the backend of the forward pass. With create_graph = true it uses kReference instead.
 ///
-/// A guard reaches all code of its thread that is built with the same version of attend and exports its symbols. It
-/// does not reach:
+/// A guard applies to all code of its thread that is built with the same version of attend and exports its symbols. It
+/// does not apply to:
 /// - a shared library that is built with -fvisibility=hidden, or with another version of attend
 /// - with clang, a library that is loaded with RTLD_LOCAL, as Python loads its modules
 ///
-/// Pass `.backend(…)` to the call there.
+/// Set the option `.backend(…)` of the call there.
 ///
 /// @code
 /// attend::BackendGuard guard(attend::Backend::kReference);
@@ -55,6 +56,8 @@ inline std::ostream& operator<<(std::ostream& stream, Backend backend) {
 class BackendGuard {
  public:
   /// Sets the backend of this thread until the guard is destroyed.
+  ///
+  /// @param backend Any backend. kAuto cancels an outer guard.
   explicit BackendGuard(Backend backend) : outer_(current_) { current_ = backend; }
   ~BackendGuard() { current_ = outer_; }
   BackendGuard(const BackendGuard&) = delete;
@@ -68,30 +71,32 @@ class BackendGuard {
   Backend outer_;
 };
 
-/// The result of attention_with_lse(). Both tensors may be differentiated.
+/// The result of attention_with_lse() and flex_attention_with_lse(). Both tensors may be differentiated.
 struct AttentionResult {
   at::Tensor output;  ///< (N, H, L, Dv), as attention() returns it
 
-  /// (N, H, L), or fewer sizes if query has fewer; float32, and float64 for float64. log Σⱼ exp(scoreⱼ), the natural
-  /// logarithm, before dropout; −∞ for a query that may attend to nothing. It merges two results over different keys
-  /// into the result over all of them.
+  /// log Σⱼ exp(scoreⱼ) over the keys j, the natural logarithm, before dropout. −∞ for a query that may attend to no
+  /// key. The shape is (N, H, L), or (H, L) or (L) if query has fewer dimensions. The dtype is float64 for float64
+  /// tensors, and float32 for all others.
   at::Tensor log_sum_exp;
 };
 
-/// The answer of explain(): which backend computes a call, and why.
+/// The result of explain(): which backend computes a call, and why.
 ///
-/// Except for `backend`, each member holds whole sentences for people. The wording may change in any version.
+/// All members except `backend` are sentences for people. The wording may change in any version: do not parse it.
 struct Explanation {
-  Backend backend;             ///< The backend that computes the call.
+  Backend backend;             ///< The backend that computes the call, never kAuto.
   std::string why_not_faster;  ///< One sentence for each faster backend that was passed over; empty if there is none.
 
-  /// What this backend copies or converts; empty if nothing. Two conversions come before the backend and are not
-  /// listed: the casts of autocast, and the conversion of a float attn_mask to the dtype in which scores are computed.
+  /// What this backend copies or converts; empty if nothing. Two conversions are not listed, because they come before
+  /// the backend:
+  /// - the casts of autocast
+  /// - the conversion of a float attn_mask to another dtype; see AttentionOptions::attn_mask()
   std::string copies;
 
   std::string how;  ///< What this backend runs; for kCpu with the instruction set.
 
-  /// All of it, usually in two to four sentences. operator<< prints the same.
+  /// All members as one text, usually of two to four sentences. operator<< writes the same.
   ///
   /// Example:
   ///   kCpu runs attend's own CPU kernels with AVX-512 instructions. It reads its inputs without a copy.

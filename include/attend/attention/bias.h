@@ -15,14 +15,13 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A score_mod for attention with linear biases: score − slope · |p − j| for key j and the query's position p.
+/// A score_mod for attention with linear biases: it subtracts slope · |p − j| from the score, for key j and the query's
+/// position p = i + S − L.
 ///
-/// slopes has one number for each query head. It is floating-point, and may require a gradient.
+/// `slopes` has one number for each query head. It has any floating-point dtype and may require a gradient.
 ///
-/// The same as AttentionOptions::alibi_slopes, but it can be combined with other score_mods. In packed batches
-/// positions are counted through all sequences; see Coordinate.
-///
-/// @throws c10::ValueError for other shapes, when attention is called.
+/// AttentionOptions::alibi_slopes computes the same. Alibi can be combined with other score_mods. In packed batches it
+/// counts positions through all sequences (see Coordinate), and the option counts within a sequence.
 ///
 /// Source: Press et al., "Train short, test long", 2022.
 ///
@@ -31,7 +30,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @endcode
 class Alibi {
  public:
-  /// @param slopes (H) or (N, H)
+  /// @param slopes (H) or (N, H), floating-point, on the device of query.
   explicit Alibi(at::Tensor slopes) : slopes_(std::move(slopes)) {}
 
   struct View {
@@ -47,6 +46,11 @@ class Alibi {
   };
 
   /// Called by attention: checks the tensor against the sizes of the call.
+  ///
+  /// @param binder Gives the sizes of the call and the view.
+  /// @return The struct that is called for each score.
+  /// @throws c10::ValueError for a wrong shape, and for a tensor that is not on the device of query.
+  /// @throws c10::TypeError for a tensor that is not floating-point.
   View bind(Binder& binder) const {
     const AttentionSizes& sizes = binder.sizes();
     TORCH_CHECK_VALUE(slopes_.defined(), "attend::Alibi: slopes must be a tensor (H) or (N, H), got an undefined one");
@@ -62,12 +66,12 @@ class Alibi {
   at::Tensor slopes_;
 };
 
-/// A score_mod that adds a learned value for each distance: score + table[h][clamp(j − p, −M, M) + M] for key j and the
-/// query's position p, with the largest distance M.
+/// A score_mod that adds a learned value for each distance between key and query.
 ///
-/// The table is (H, 2M + 1), or (1, 2M + 1) for all heads. It is floating-point, and may require a gradient.
+/// score + table[h][clamp(j − p, −M, M) + M] for head h, key j and the query's position p = i + S − L. All distances
+/// beyond M share the value of M.
 ///
-/// @throws c10::ValueError for other shapes, when attention is called.
+/// The table is (H, 2M + 1), or (1, 2M + 1) for all heads. It has any floating-point dtype and may require a gradient.
 ///
 /// Source: Shaw et al., "Self-attention with relative position representations", 2018; as a bias: Raffel et al., "T5",
 /// 2020. Differs from T5, which puts distances into buckets: each distance has its own value.
@@ -77,7 +81,7 @@ class Alibi {
 /// @endcode
 class RelativeBias {
  public:
-  /// @param table (H, 2M + 1) or (1, 2M + 1)
+  /// @param table (H, 2M + 1) or (1, 2M + 1), floating-point, on the device of query.
   explicit RelativeBias(at::Tensor table) : table_(std::move(table)) {}
 
   struct View {
@@ -94,6 +98,11 @@ class RelativeBias {
   };
 
   /// Called by attention: checks the tensor against the sizes of the call.
+  ///
+  /// @param binder Gives the sizes of the call and the view.
+  /// @return The struct that is called for each score.
+  /// @throws c10::ValueError for a wrong shape, and for a tensor that is not on the device of query.
+  /// @throws c10::TypeError for a tensor that is not floating-point.
   View bind(Binder& binder) const {
     const std::int64_t heads = binder.sizes().num_heads;
     TORCH_CHECK_VALUE(table_.defined(),
@@ -110,21 +119,20 @@ class RelativeBias {
 
 /// A score_mod that adds a learned value to each score.
 ///
-/// The bias is (L, S), (H, L, S) or (N, H, L, S). Any size may be 1 and is then broadcast. It is floating-point, and
-/// may require a gradient.
+/// The bias is (L, S), (H, L, S) or (N, H, L, S). Any size may be 1 and is then broadcast. It has any floating-point
+/// dtype and may require a gradient.
 ///
-/// The same as a float AttentionOptions::attn_mask, but it can be combined with other score_mods. Its gradient is added
-/// up in float64, in at most two copies of the bias if the copies are large. An expanded bias counts as the tensor that
-/// was expanded.
+/// A float AttentionOptions::attn_mask computes the same. DenseBias can be combined with other score_mods.
 ///
-/// @throws c10::ValueError for other shapes, when attention is called.
+/// Memory: its gradient is summed in float64. For a bias of more than 2¹⁶ elements this takes at most two float64
+/// buffers of its size. For an expanded bias the size is that of the tensor before expand().
 ///
 /// @code
 /// torch::Tensor y = attend::flex_attention(q, k, v, attend::DenseBias(table));
 /// @endcode
 class DenseBias {
  public:
-  /// @param bias (L, S), (H, L, S) or (N, H, L, S)
+  /// @param bias (L, S), (H, L, S) or (N, H, L, S), floating-point, on the device of query.
   explicit DenseBias(at::Tensor bias) : bias_(std::move(bias)) {}
 
   struct View {
@@ -139,6 +147,11 @@ class DenseBias {
   };
 
   /// Called by attention: checks the tensor against the sizes of the call.
+  ///
+  /// @param binder Gives the sizes of the call and the view.
+  /// @return The struct that is called for each score.
+  /// @throws c10::ValueError for a wrong shape, and for a tensor that is not on the device of query.
+  /// @throws c10::TypeError for a tensor that is not floating-point.
   View bind(Binder& binder) const {
     const AttentionSizes& sizes = binder.sizes();
     const std::int64_t full[4] = {sizes.batch_size, sizes.num_heads, sizes.query_length, sizes.key_length};

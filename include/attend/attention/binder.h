@@ -37,11 +37,11 @@ struct ViewPurpose {
 
 }  // namespace detail
 
-/// Gives a score_mod or mask_mod that holds tensors the views that it reads them through.
+/// Turns the tensors of a score_mod or mask_mod into views, which the struct reads in the kernel.
 ///
-/// Such a struct has `auto bind(attend::Binder& binder) const`. bind checks the tensors against the sizes of the call,
-/// and returns the struct that is called for every score. It is called several times, and must ask for the same tensors
-/// in the same order each time.
+/// A struct that holds tensors has `auto bind(attend::Binder& binder) const`. bind() checks the tensors against
+/// sizes(), asks for a view of each, and returns the struct that is called for every score. attention calls bind()
+/// several times. It must ask for the same tensors in the same order each time.
 ///
 /// @code
 /// struct HeadBias {
@@ -58,16 +58,18 @@ struct ViewPurpose {
 /// @endcode
 class Binder {
  public:
-  /// The sizes of the call that is prepared.
+  /// The sizes of the call that bind() prepares: N, H, L and S.
   const AttentionSizes& sizes() const { return sizes_; }
 
-  /// A view of a floating-point tensor. Gradients go back to the tensor. A mask_mod, which has no T, reads it by
+  /// A view of a floating-point tensor.
+  ///
+  /// If a score_mod reads the view, gradients reach the tensor. A mask_mod has no type T. It reads the view by
   /// `read<attend::Real<float>>`.
   ///
-  /// @param tensor Of up to four sizes, on the device of query.
-  /// @return The view.
-  /// @throws c10::TypeError for another dtype.
-  /// @throws c10::ValueError for more sizes, or for another device.
+  /// @param tensor Floating-point, with at most 4 dimensions, on the device of query.
+  /// @return The view, for a member of the struct that bind() returns.
+  /// @throws c10::TypeError for another dtype, and for a tensor that is sparse, nested, mkldnn or quantized.
+  /// @throws c10::ValueError for an undefined tensor, more dimensions or another device.
   TensorView values(const at::Tensor& tensor) {
     const at::Tensor& bound = next(tensor, "values", at::isFloatingType, "floating-point");
     const auto reads_at = [this](int depth) {
@@ -76,26 +78,27 @@ class Binder {
     return {data_of(bound), shape_of(bound), reads_at(0), reads_at(1), purpose_.outside};
   }
 
-  /// A view of a whole-number or bool tensor.
+  /// A view of an integer or bool tensor, whose elements are read as int32.
   ///
-  /// @param tensor Of up to four sizes, on the device of query.
-  /// @return The view.
-  /// @throws c10::Error of the same kinds as values().
+  /// @param tensor Integers or bool, with at most 4 dimensions, on the device of query.
+  /// @return The view, for a member of the struct that bind() returns.
+  /// @throws c10::TypeError as values().
+  /// @throws c10::ValueError as values(), and for integers beyond int32.
   IntegerView integers(const at::Tensor& tensor) {
     constexpr auto is_whole = [](at::ScalarType dtype) { return at::isIntegralType(dtype, /*includeBool=*/true); };
     const at::Tensor& bound = next(tensor, "integers", is_whole, "whole numbers or bool");
     return {static_cast<const std::int32_t*>(data_of(bound)), shape_of(bound), purpose_.seen_outside, purpose_.outside};
   }
 
-  /// To find out which tensors a struct asks for.
+  /// Used by attention to find out which tensors a struct asks for.
   Binder(const AttentionSizes& sizes, c10::Device device) : sizes_(sizes), device_(device), is_collecting_(true) {}
 
-  /// To bind it to these, which are contiguous (or an expanded view of such), on the CPU, and of the dtype that is
-  /// computed in (or int32).
+  /// Used by attention to bind a struct to tensors on the CPU. They have the dtype of the computation, or int32. They
+  /// are contiguous, or expanded from a contiguous tensor.
   Binder(const AttentionSizes& sizes, std::vector<at::Tensor> tensors, const detail::ViewPurpose& purpose = {})
       : sizes_(sizes), tensors_(std::move(tensors)), purpose_(purpose) {}
 
-  /// All that have been asked for.
+  /// All tensors that the struct has asked for, in order.
   const std::vector<at::Tensor>& tensors() const { return tensors_; }
 
  private:

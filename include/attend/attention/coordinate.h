@@ -8,36 +8,38 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// The place of a score: a query and a key of one head of one batch entry, and the number of queries and keys.
+/// The indices of a score: batch entry, head, query and key, and the number of queries and keys.
 struct Coordinate {
-  std::int32_t batch,         ///< the batch entry
-      head;                   ///< the query head
-  std::int32_t query,         ///< the query, from 0
-      key;                    ///< the key, from 0
+  std::int32_t batch,         ///< the batch entry, 0 … N − 1
+      head;                   ///< the query head, 0 … H − 1
+  std::int32_t query,         ///< the query, 0 … L − 1
+      key;                    ///< the key, 0 … S − 1
   std::int32_t query_length,  ///< the number of queries, L
       key_length;             ///< the number of keys, S
 
-  /// The key position of the query: the last query is at the last key. In packed batches (the options query_offsets and
-  /// key_offsets) it is counted through all sequences, unlike the options is_causal and window.
+  /// The position of the query among the keys, query + S − L: the last query is at the last key. Compare it with `key`.
+  ///
+  /// In packed batches (options query_offsets and key_offsets) it is counted through all sequences. The options
+  /// is_causal and window count within a sequence.
   ATTEND_HOST_DEVICE constexpr std::int32_t query_position() const { return query + key_length - query_length; }
 };
 
-/// Neighbouring queries of one head of one batch entry, at least one.
+/// A block of consecutive queries of one head of one batch entry, at least one query.
 struct QueryBlock {
-  std::int32_t batch,         ///< the batch entry
-      head;                   ///< the query head
+  std::int32_t batch,         ///< the batch entry, 0 … N − 1
+      head;                   ///< the query head, 0 … H − 1
   std::int32_t query_begin,   ///< the first query of the block
       query_end;              ///< one past its last query
   std::int32_t query_length,  ///< the number of queries of the call, L
       key_length;             ///< the number of keys of the call, S
 
-  /// The key position of the first query of the block.
+  /// The position among the keys of the first query of the block; see Coordinate::query_position().
   ATTEND_HOST_DEVICE constexpr std::int32_t first_position() const { return query_begin + key_length - query_length; }
-  /// The key position of the last query of the block.
+  /// The position among the keys of the last query of the block.
   ATTEND_HOST_DEVICE constexpr std::int32_t last_position() const { return query_end - 1 + key_length - query_length; }
 };
 
-/// The keys begin … end − 1. There are none if end ≤ begin.
+/// A range of keys: begin … end − 1. It is empty if end ≤ begin.
 struct KeyRange {
   std::int32_t begin,  ///< the first key
       end;             ///< one past the last key

@@ -35,7 +35,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Our own kernels for the CPU (attention/cpu/): everything that attention() and flex_attention() can ask for.
+/// attend's own kernels for the CPU (attention/cpu/). They compute every call of attention() and flex_attention().
 struct Cpu {
   static constexpr Backend kBackend = Backend::kCpu;
 

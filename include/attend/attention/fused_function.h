@@ -25,7 +25,7 @@ inline std::vector<at::Tensor*> inputs_of(Problem& problem) {
   return inputs;
 }
 
-/// What an attention kernel's forward pass gives.
+/// The result of an attention kernel's forward pass.
 struct FusedResult : AttentionResult {
   std::vector<at::Tensor> kept;  // what its backward pass wants to see again besides
 };

@@ -55,25 +55,29 @@ ATTEND_HOST_DEVICE constexpr std::int32_t larger(std::int32_t a, std::int32_t b)
 /// };
 /// @endcode
 ///
-/// It may add `KeyRange keys(attend::QueryBlock block) const`. Keys outside of that range are not computed. The range
-/// may be too large, but not too small. The masks of attend have it, and the operators & and | keep it. A mask with !
-/// computes all keys.
+/// The struct may also have `attend::KeyRange keys(attend::QueryBlock block) const`, which saves time: scores of keys
+/// outside of the returned range are not computed. The range may be larger than necessary, but not smaller. The masks
+/// of attend have this function (except EveryKey), and the operators & and | keep it. The operator ! drops it.
 ///
-/// A struct that holds tensors has `bind` instead, as a score_mod does; see Binder.
+/// A struct that holds tensors has `bind` instead of operator(), as a score_mod does; see Binder.
 template <class Mod>
 concept MaskMod = std::is_trivially_copyable_v<detail::Bound<Mod>> && detail::MaskFunction<detail::Bound<Mod>>;
 
-/// A mask_mod that allows every key.
+/// A mask_mod that allows every key. It is the default of flex_attention().
 struct EveryKey : detail::MaskOperators {
   /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate) const { return true; }
 };
 
-/// A mask_mod that allows the keys up to the query's own position.
+/// A mask_mod that allows the keys up to the query's own position: j ≤ p = i + S − L for query i and key j.
+///
+/// @code
+/// torch::Tensor y = attend::flex_attention(q, k, v, attend::Unchanged{}, attend::Causal{});
+/// @endcode
 struct Causal : detail::MaskOperators {
   /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const { return at.key <= at.query_position(); }
-  /// Called by attention for a block of queries: the keys outside of which none of them may attend.
+  /// Called by attention for a block of queries: a range of keys outside of which no query of the block attends.
   ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const { return {0, block.last_position() + 1}; }
 };
 
@@ -86,9 +90,11 @@ struct Causal : detail::MaskOperators {
 /// torch::Tensor y = attend::flex_attention(q, k, v, attend::Unchanged{}, attend::SlidingWindow(256, 0));
 /// @endcode
 struct SlidingWindow : detail::MaskOperators {
-  std::int32_t left,  ///< keys before the query's position; negative = unlimited
-      right;          ///< keys after it; negative = unlimited
+  std::int32_t left,  ///< the number of keys before the query's position; negative = unlimited
+      right;          ///< the number of keys after it; negative = unlimited
 
+  /// A window of these sizes.
+  ///
   /// @param keys_left Keys before the query's position; negative = unlimited.
   /// @param keys_right Keys after it; negative = unlimited.
   ATTEND_HOST_DEVICE constexpr SlidingWindow(std::int32_t keys_left, std::int32_t keys_right)
@@ -98,7 +104,7 @@ struct SlidingWindow : detail::MaskOperators {
     const std::int32_t distance = at.key - at.query_position();
     return (left < 0 || distance >= -left) && (right < 0 || distance <= right);
   }
-  /// Called by attention for a block of queries: the keys outside of which none of them may attend.
+  /// Called by attention for a block of queries: a range of keys outside of which no query of the block attends.
   ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const {
     const std::int64_t begin = std::int64_t{block.first_position()} - left,
                        end = std::int64_t{block.last_position()} + right + 1;
@@ -107,20 +113,28 @@ struct SlidingWindow : detail::MaskOperators {
   }
 };
 
-/// A mask_mod that allows the keys of a prefix, and the keys up to the query's own position.
+/// A mask_mod that allows the first keys (the prefix) to every query, and the keys up to the query's own position.
+///
+/// j < prefix_length or j ≤ p = i + S − L, for query i and key j.
 ///
 /// Source: Raffel et al., "T5", 2020.
+///
+/// @code
+/// torch::Tensor y = attend::flex_attention(q, k, v, attend::Unchanged{}, attend::PrefixLM(16));
+/// @endcode
 struct PrefixLM : detail::MaskOperators {
-  /// The number of keys that every query sees.
+  /// The number of keys that every query may attend to.
   std::int32_t prefix_length;
 
-  /// @param length The number of keys that every query sees.
+  /// A prefix of this length.
+  ///
+  /// @param length The number of keys that every query may attend to.
   ATTEND_HOST_DEVICE constexpr explicit PrefixLM(std::int32_t length) : prefix_length(length) {}
   /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const {
     return at.key < prefix_length || at.key <= at.query_position();
   }
-  /// Called by attention for a block of queries: the keys outside of which none of them may attend.
+  /// Called by attention for a block of queries: a range of keys outside of which no query of the block attends.
   ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const {
     return {0, detail::larger(prefix_length, block.last_position() + 1)};
   }
@@ -141,7 +155,7 @@ struct And : detail::MaskOperators {
       Coordinate at) const requires detail::MaskFunction<A> && detail::MaskFunction<B> {
     return a(at) && b(at);
   }
-  /// Called by attention for a block of queries: the keys outside of which none of them may attend.
+  /// Called by attention for a block of queries: a range of keys outside of which no query of the block attends.
   ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const {
     const KeyRange x = detail::key_range(a, block), y = detail::key_range(b, block);
     return {detail::larger(x.begin, y.begin), detail::smaller(x.end, y.end)};
@@ -169,7 +183,7 @@ struct Or : detail::MaskOperators {
       Coordinate at) const requires detail::MaskFunction<A> && detail::MaskFunction<B> {
     return a(at) || b(at);
   }
-  /// Called by attention for a block of queries: the keys outside of which none of them may attend.
+  /// Called by attention for a block of queries: a range of keys outside of which no query of the block attends.
   ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const {
     const KeyRange x = detail::key_range(a, block), y = detail::key_range(b, block);
     if (x.end <= x.begin) return y;
@@ -201,8 +215,13 @@ struct Not : detail::MaskOperators {
   }
 };
 
-/// The keys that two masks allow. The operators &, | and ! do the same as all_of(), any_of() and not_() if an operand
-/// is a mask of attend.
+/// The keys that both masks allow.
+///
+/// The operators &, | and ! do the same as all_of(), any_of() and not_() if an operand is a mask of attend.
+///
+/// @param a A mask_mod.
+/// @param b A mask_mod.
+/// @return A mask_mod.
 ///
 /// @code
 /// attend::all_of(SameParity{}, attend::Causal{})
@@ -211,22 +230,39 @@ template <MaskMod A, MaskMod B>
 constexpr And<A, B> all_of(const A& a, const B& b) {
   return {a, b};
 }
-/// The keys that all of several masks allow.
+/// The keys that all masks allow, for three or more masks.
+///
+/// @param a A mask_mod.
+/// @param b A mask_mod.
+/// @param rest More of them.
+/// @return A mask_mod.
 template <MaskMod A, MaskMod B, MaskMod... Rest>
 requires(sizeof...(Rest) > 0) constexpr auto all_of(const A& a, const B& b, const Rest&... rest) {
   return all_of(all_of(a, b), rest...);
 }
 /// The keys that at least one of two masks allows.
+///
+/// @param a A mask_mod.
+/// @param b A mask_mod.
+/// @return A mask_mod.
 template <MaskMod A, MaskMod B>
 constexpr Or<A, B> any_of(const A& a, const B& b) {
   return {a, b};
 }
-/// The keys that at least one of several masks allows.
+/// The keys that at least one mask allows, for three or more masks.
+///
+/// @param a A mask_mod.
+/// @param b A mask_mod.
+/// @param rest More of them.
+/// @return A mask_mod.
 template <MaskMod A, MaskMod B, MaskMod... Rest>
 requires(sizeof...(Rest) > 0) constexpr auto any_of(const A& a, const B& b, const Rest&... rest) {
   return any_of(any_of(a, b), rest...);
 }
 /// The keys that a mask does not allow.
+///
+/// @param a A mask_mod.
+/// @return A mask_mod.
 template <MaskMod A>
 constexpr Not<A> not_(const A& a) {
   return Not<A>(a);

@@ -13,12 +13,12 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A mask_mod as a tensor, for tests and pictures.
+/// Evaluates a mask_mod for all queries and keys. Use the tensor in tests and pictures.
 ///
-/// @param mask_mod A struct as MaskMod describes.
+/// @param mask_mod A struct as MaskMod describes. Its tensors must be on the CPU.
 /// @param sizes {N, H, L, S}
-/// @return bool (N, H, L, S), true = attend.
-/// @throws c10::ValueError for a negative size.
+/// @return bool (N, H, L, S) on the CPU, true = attend.
+/// @throws c10::ValueError for a negative size, and for tensors of the mask_mod that do not fit the sizes.
 ///
 /// @code
 /// torch::Tensor allowed = attend::materialize(attend::Causal{}, {1, 1, 8, 8})[0][0];  // (8, 8)
@@ -32,13 +32,13 @@ at::Tensor materialize(const Mask& mask_mod, const AttentionSizes& sizes) {
   return modification.mask(sizes, modification.tensors(sizes, c10::kCPU));
 }
 
-/// Scores as a score_mod changes them, for tests and pictures.
+/// Applies a score_mod to a tensor of scores. Use the result in tests and pictures.
 ///
-/// @param score_mod A struct as ScoreMod describes.
+/// @param score_mod A struct as ScoreMod describes. Its tensors must be on the device of the scores.
 /// @param scores (N, H, L, S), float32 or float64.
 /// @return (N, H, L, S), of the same dtype. It may be differentiated twice, with respect to the scores and to the
 /// tensors that the score_mod reads.
-/// @throws c10::ValueError for scores that are not 4-d.
+/// @throws c10::ValueError for scores that are not 4-d, and for tensors of the score_mod that do not fit them.
 /// @throws c10::TypeError for another dtype.
 ///
 /// @code

@@ -43,10 +43,10 @@ inline at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType dtype) {
   return in_memory(tensor.to(at::kCPU, tensor.is_floating_point() ? dtype : at::kInt).contiguous());
 }
 
-/// A caller's score_mod and mask_mod, as the backends see them: what is compiled for these types stands behind this
-/// face, and all else is compiled once.
+/// The interface by which backends call a score_mod and a mask_mod. Only its implementation is compiled for their
+/// types; the code that calls it is compiled once.
 ///
-/// The tensors that they hold are in Problem::modification_tensors, those of the score_mod first.
+/// The tensors of both are in Problem::modification_tensors, those of the score_mod first.
 class Modification {
  public:
   virtual ~Modification() = default;
@@ -57,8 +57,8 @@ class Modification {
   /// Which scores the mask_mod allows: bool (N, H, L, S).
   virtual at::Tensor mask(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors) const = 0;
 
-  /// The tensors as modified_scores() wants them: those of the score_mod in the dtype that is computed in, those of the
-  /// mask_mod, which is not told of any, in float32.
+  /// The tensors as modified_scores() needs them. Those of the score_mod get the dtype of the computation. Those of the
+  /// mask_mod get float32, because a mask_mod has no type parameter.
   std::vector<at::Tensor> on_cpu(const std::vector<at::Tensor>& tensors, at::ScalarType dtype) const {
     std::vector<at::Tensor> results;
     for (std::size_t k = 0; k < tensors.size(); ++k)
@@ -66,8 +66,8 @@ class Modification {
     return results;
   }
 
-  /// Throws c10::ValueError if, for a score that `allows` and the mask_mod let through, a tensor is read outside.
-  /// Called where a result shows that it may be so: where it is NaN, or an IntegerView was read outside of its tensor.
+  /// Throws c10::ValueError if a struct reads outside of a tensor, for a score that both `allows` and the mask_mod
+  /// allow. Call it if the output has a NaN, or if an IntegerView was read outside of its tensor.
   virtual void check_reads(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors,
                            const std::function<bool(const Coordinate&)>& allows) const = 0;
 

@@ -16,25 +16,31 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// The type of kInverseSqrt.
 struct InverseSqrt {};
 
-/// The scale 1/√D, D being the width of one head: the usual choice, after Vaswani et al. 2017.
+/// The scale 1/√D, where D is the width of one head (head_dim): the usual choice.
+///
+/// Source: Vaswani et al., "Attention is all you need", 2017.
 inline constexpr InverseSqrt kInverseSqrt;
 
-/// The factor before q·k: a number, or kInverseSqrt.
+/// The factor by which q·k is multiplied: a number, or kInverseSqrt. Both convert to a Scale, so `.scale(0.5)` and
+/// `.scale(attend::kInverseSqrt)` are right.
 class Scale {
  public:
-  /// @param factor The scale as a number.
+  /// A number as the scale.
+  ///
+  /// @param factor The number. attention() throws c10::ValueError if it is not finite.
   Scale(double factor) : factor_(factor) {}
-  /// The scale 1/√D.
+  /// The scale 1/√D, by attend::kInverseSqrt.
   Scale(InverseSqrt) : is_inverse_sqrt_(true) {}
 
-  /// The number itself.
+  /// The scale for heads of this width.
   ///
-  /// @param head_width The width D of one head.
+  /// @param head_width The width D of one head, at least 1.
   /// @return The number, or 1/√D for kInverseSqrt.
   double factor(std::int64_t head_width) const {
     return is_inverse_sqrt_ ? 1.0 / std::sqrt(static_cast<double>(head_width)) : factor_;
   }
 
+  /// Writes the number, or "kInverseSqrt".
   friend std::ostream& operator<<(std::ostream& stream, const Scale& scale) {
     return scale.is_inverse_sqrt_ ? stream << "kInverseSqrt" : stream << scale.factor_;
   }
@@ -44,21 +50,23 @@ class Scale {
   bool is_inverse_sqrt_ = false;
 };
 
-/// The keys that a query sees, counted from its own position. Both ends are inclusive, and −1 means unlimited.
+/// The keys that a query may attend to, counted from its own position. Both ends are inclusive, and −1 means unlimited.
 ///
-/// Query i is at key position p = i + S − L, and sees the keys p − left … p + right.
+/// Query i is at key position p = i + S − L, and may attend to the keys p − left … p + right. attention() throws
+/// c10::ValueError for a side below −1.
 struct Window {
-  /// Keys before the query's position. Default: −1, unlimited.
+  /// The number of keys before the query's position. Default: −1, unlimited.
   std::int64_t left = -1;
-  /// Keys after the query's position. Default: −1, unlimited.
+  /// The number of keys after the query's position. Default: −1, unlimited.
   std::int64_t right = -1;
 
+  /// Writes "Window{left, right}".
   friend std::ostream& operator<<(std::ostream& stream, const Window& window) {
     return stream << "Window{" << window.left << ", " << window.right << "}";
   }
 };
 
-/// Options of attention(). All of them apply together.
+/// Options of attention(). They can be combined without exception.
 ///
 /// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
 ///
@@ -67,7 +75,7 @@ struct Window {
 /// 2. softcap
 /// 3. alibi_slopes
 /// 4. a float attn_mask
-/// 5. is_causal, window, a bool attn_mask, and the end of a packed sequence: scores that they rule out count as −∞
+/// 5. is_causal, window, a bool attn_mask and the bounds of a packed sequence: the scores of ruled out keys count as −∞
 /// 6. softmax
 /// 7. dropout
 ///
@@ -75,65 +83,77 @@ struct Window {
 /// attend::attention(q, k, v, attend::AttentionOptions().is_causal(true).window({256, 0}).scale(1.0));
 /// @endcode
 struct AttentionOptions {
-  /// Whether a query attends to no later key. Query i is at key position i + S − L. Default: false.
+  /// Whether a query attends only to the keys up to its own position. Query i is at key position i + S − L. Default:
+  /// false.
   ///
-  /// Differs from torch for L ≠ S. SDPA counts from the first key; here the last query is at the last key, so a query
-  /// that continues a longer row of keys sees all keys before it.
+  /// Differs from torch for L ≠ S. Torch aligns the first query with the first key. attend aligns the last query with
+  /// the last key, as decoding with cached keys needs it.
   TORCH_ARG(bool, is_causal) = false;
 
-  /// Limits a query to keys near it: `.window({left, right})`. Together with is_causal, no keys on the right. Default:
-  /// unlimited.
+  /// Limits a query to the keys near its position: `.window({left, right})`, −1 = unlimited. With is_causal, `right`
+  /// counts as 0. Default: unlimited.
   ///
-  /// Source: Beltagy et al., "Longformer", 2020; the convention is FlashAttention's.
+  /// Source: Beltagy et al., "Longformer", 2020. The two numbers mean what they mean in FlashAttention.
   TORCH_ARG(Window, window) = {};
 
   /// A mask, (L, S), (H, L, S) or (N, H, L, S). Any size may be 1 and is then broadcast. Default: none.
   ///
   /// - bool: true = attend.
-  /// - float64, float32, bfloat16 or float16: added to the scaled scores. It may require a gradient, which has the
-  ///   mask's dtype. A mask of another dtype than the query's is read in float32, and in float64 for a float64 query. A
-  ///   finite number of float64 stays finite.
+  /// - float64, float32, bfloat16 or float16: added to the scaled scores; −∞ rules a key out. It may require a
+  /// gradient,
+  ///   which has the mask's dtype.
   ///
-  /// Differs from torch, which takes only float32 and the query's dtype.
+  /// A float mask whose dtype differs from the query's is converted to float32, and to float64 for a float64 query. A
+  /// finite float64 value beyond float32's range becomes the largest value of float32.
+  ///
+  /// Differs from torch, which accepts only float32 and the query's dtype.
   TORCH_ARG(at::Tensor, attn_mask);
 
-  /// The factor before q·k: a number or kInverseSqrt. Default: kInverseSqrt.
+  /// The factor by which q·k is multiplied: a finite number, or kInverseSqrt. Default: kInverseSqrt, 1/√D.
   TORCH_ARG(Scale, scale) = kInverseSqrt;
 
-  /// Keeps scores within ±softcap: softcap · tanh(score / softcap). Default: 0, no softcap.
+  /// Keeps scores within ±softcap: softcap · tanh(score / softcap). Positive and finite, or 0 for no softcap. Default:
+  /// 0.
   ///
   /// Source: Gemma Team, "Gemma 2", 2024.
   TORCH_ARG(double, softcap) = 0.0;
 
-  /// Attention with linear biases: adds −slope · |p − j| for key j and the query's position p = i + S − L. One slope
-  /// for each query head, (H) or (N, H), in float32 or the query's dtype. Default: none.
+  /// Attention with linear biases: adds −slope · |p − j| for key j and the query's position p = i + S − L. The tensor
+  /// has one slope for each query head, (H) or (N, H), in float32 or the query's dtype. It may require a gradient.
+  /// Default: none.
   ///
   /// Source: Press et al., "Train short, test long", 2022.
   TORCH_ARG(at::Tensor, alibi_slopes);
 
-  /// The probability with which a weight is set to 0. The others are multiplied by 1 / (1 − dropout). Default: 0.
+  /// The probability with which a weight is set to 0, from 0 to 1. The other weights are multiplied by 1 / (1 −
+  /// dropout). Default: 0.
   ///
-  /// It applies to every call: pass 0 for evaluation. (Layers do so by themselves.)
+  /// It applies to every call: pass 0 for evaluation. Layers pass 0 in evaluation mode.
   ///
-  /// One random number is drawn from the device's generator for each call. It and the place of a weight decide whether
-  /// the weight is dropped, so every backend drops the same weights. Differs from torch, whose kernels drop other
-  /// weights for the same seed.
+  /// Each call draws one random number from the device's generator. This number and the index of a weight decide
+  /// whether the weight is dropped, so every backend drops the same weights.
+  ///
+  /// Differs from torch, which drops other weights for the same seed.
   TORCH_ARG(double, dropout) = 0.0;
 
   /// Packed batches: sequences of any lengths one after the other, in tensors with N = 1. A query attends within its
   /// own sequence. Default: none.
   ///
-  /// Sequence b has the queries query_offsets[b] … query_offsets[b + 1] − 1 and the keys key_offsets[b] … key_offsets[b
-  /// + 1] − 1. Set both options or neither. Each is 1-d, int32, one longer than the number of sequences, never
-  /// decreasing, from 0 to L and from 0 to S. is_causal, window and alibi_slopes count positions within a sequence.
+  /// Sequence b has the queries query_offsets[b] … query_offsets[b + 1] − 1. It has the keys key_offsets[b] …
+  /// key_offsets[b + 1] − 1. Set both options or neither. is_causal, window and alibi_slopes count positions within a
+  /// sequence.
   ///
-  /// Other libraries call them cu_seqlens. Their values are checked on the CPU only, because reading them would stall a
-  /// GPU.
+  /// - Both are 1-d int32 tensors with B + 1 elements for B sequences.
+  /// - query_offsets goes from 0 to L, key_offsets from 0 to S. Neither decreases.
+  /// - The values are checked on the CPU only. Reading them on a GPU would wait for it.
+  ///
+  /// Other libraries call such a tensor cu_seqlens.
   TORCH_ARG(at::Tensor, query_offsets);
-  /// The offsets of the keys; see query_offsets(). Default: none.
+  /// The offsets of the keys in a packed batch, int32 (B + 1); see query_offsets(). Default: none.
   TORCH_ARG(at::Tensor, key_offsets);
 
-  /// Which backend computes. A backend asked for by name runs or throws. Default: kAuto, or that of a BackendGuard.
+  /// Which backend computes the call. kAuto follows the active BackendGuard, and without one takes the fastest backend.
+  /// Any other backend computes the call or throws c10::NotImplementedError. Default: kAuto.
   TORCH_ARG(Backend, backend) = Backend::kAuto;
 };
 

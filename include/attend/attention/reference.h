@@ -23,8 +23,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Attention by its definition: dense, a few lines, differentiable any number of times. It is the specification that
-/// every kernel is held against, and what runs where no kernel can.
+/// Attention by its definition: the dense formula, in a few lines, differentiable any number of times. Tests compare
+/// every kernel with it. It computes the calls that no kernel can.
 ///
 /// float64 is computed in float64, everything else in float32; results have the query's dtype.
 struct Reference {
@@ -98,7 +98,7 @@ struct Reference {
     return is_watched ? scores.masked_fill(scores.eq(kNever), kNever) : scores;  // −∞ has no gradient
   }
 
-  /// Where queries stand among the keys, and, in packed batches, which sequence each belongs to.
+  /// The positions of queries and keys, and, in packed batches, the sequence that each belongs to.
   struct Positions {
     at::Tensor query, key;                    // (L, 1), (S)
     at::Tensor query_sequence, key_sequence;  // (L, 1), (S)

@@ -61,19 +61,24 @@ using Bound = std::remove_cvref_t<decltype(bound(std::declval<const Mod&>(), std
 /// };
 /// @endcode
 ///
-/// T is a number type of attend. It has + - * /, comparisons, and abs exp log pow sqrt sin cos tan tanh sigmoid erf
-/// floor round max min select, written without a namespace. The derivative comes from calling the same function with
-/// another T.
+/// T is a number type of attend, and T(i) converts an integer. The same function, called with another T, gives the
+/// derivative. T has these operations; call the functions without a namespace:
+/// - + - * / and comparisons
+/// - abs exp log pow sqrt sin cos tan tanh sigmoid erf floor round max min select
 ///
 /// A struct that holds tensors has `auto bind(attend::Binder& binder) const` instead of operator(). It returns a struct
 /// as above that reads them through views; see Binder.
 ///
-/// Source of the idea: Dong et al., "Flex Attention", 2024. Differs from PyTorch's: a score_mod is compiled with your
-/// program, has gradients on the CPU, and measures positions by at.query_position().
+/// Differs from a score_mod of PyTorch:
+/// - It is compiled with your program.
+/// - It has gradients on the CPU.
+/// - at.query_position() is the position of the query. It is not at.query if L ≠ S.
+///
+/// Source of the idea: Dong et al., "Flex Attention", 2024.
 template <class Mod>
 concept ScoreMod = std::is_trivially_copyable_v<detail::Bound<Mod>> && detail::ScoreFunction<detail::Bound<Mod>>;
 
-/// A score_mod that returns the score as it is.
+/// A score_mod that changes nothing: pass it to flex_attention() for a mask_mod alone.
 struct Unchanged {
   /// Called by attention for each score: the changed score.
   template <class T>
@@ -82,11 +87,15 @@ struct Unchanged {
   }
 };
 
-/// A score_mod that keeps scores within ±limit: limit · tanh(score / limit). The limit must be positive.
+/// A score_mod that keeps scores within ±limit: limit · tanh(score / limit).
 ///
 /// Source: Gemma Team, "Gemma 2", 2024.
+///
+/// @code
+/// torch::Tensor y = attend::flex_attention(q, k, v, attend::Softcap{30});
+/// @endcode
 struct Softcap {
-  /// The largest absolute value of a score; positive.
+  /// The bound of the absolute value of a score. It must be positive, which is not checked; it has no default.
   float limit;
 
   /// Called by attention for each score: the changed score.
@@ -132,7 +141,12 @@ template <class First, class Second>
 Then<First, Second> then(const First& first, const Second& second) {
   return {first, second};
 }
-/// Several changes of the score, one after the other.
+/// Three or more score_mods, one after the other.
+///
+/// @param first The score_mod that is applied first.
+/// @param second The score_mod that is applied to its result.
+/// @param rest More of them, in this order.
+/// @return All as one score_mod.
 template <class First, class Second, class... Rest>
 auto then(const First& first, const Second& second, const Rest&... rest) {
   return then(then(first, second), rest...);

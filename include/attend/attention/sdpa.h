@@ -29,18 +29,22 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// ATen's fused kernels, for what they compute exactly as attention() promises.
+/// ATen's fused kernels, for the calls that they compute exactly as attention() promises.
 ///
-/// ATen falls back to a dense path of its own in silence; here that is a reason not to run, so whoever asks for kSdpa
-/// gets a fused kernel or an error. On the CPU the kernel is called itself, which takes a mask together with is_causal,
-/// gives the log-sum-exp and can be differentiated any number of times. Elsewhere the call goes through
-/// scaled_dot_product_attention with ATen's own backward pass, which has no second derivative. On the CPU, gradients in
-/// float32 may have about four times the largest error of the dense formula (benchmarks/results/accuracy.md), because
-/// ATen computes the scores again with other rounding, unless the scale is a power of two.
+/// scaled_dot_product_attention() falls back to a dense path without a message. Here this is a reason not to run: kSdpa
+/// gives a fused kernel or an error.
 ///
-/// ATen's kernel for the CPU gives zeros where all scores of a query are NaN, and lets a NaN or an infinity through
-/// where a mask rules it out. Calls in which that may have happened are computed again by kCpu. Elsewhere both stay
-/// ATen's.
+/// On the CPU the kernel is called directly. It accepts a mask together with is_causal, returns the log-sum-exp, and
+/// can be differentiated any number of times. On other devices scaled_dot_product_attention() is called. Its backward
+/// pass has no second derivative.
+///
+/// Accuracy on the CPU: gradients in float32 may have about four times the largest error of the dense formula
+/// (benchmarks/results/accuracy.md). ATen computes the scores a second time with other rounding, unless the scale is a
+/// power of two.
+///
+/// NaN on the CPU: ATen's kernel returns zeros if all scores of a query are NaN. A NaN or an infinity that a mask rules
+/// out changes its result. Calls in which one of the two may have happened are computed again by kCpu. On other devices
+/// ATen's results are returned.
 struct Sdpa {
   static constexpr Backend kBackend = Backend::kSdpa;
   /// For so many queries a causal mask for unequal lengths is made as a tensor; see masks_causally().

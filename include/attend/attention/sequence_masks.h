@@ -20,10 +20,11 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// A mask_mod for several documents in one sequence: a query attends to the keys of its own document.
 ///
-/// Document numbers are whole numbers, (L) and (S), or (N, L) and (N, S) if batch entries differ. One tensor serves for
-/// both in self-attention. If the numbers never decrease along the keys, keys of other documents are not computed.
+/// Each position has the number of its document, an integer within int32. The tensors are (L) for the queries and (S)
+/// for the keys, or (N, L) and (N, S) if batch entries differ. In self-attention one tensor is enough. If the numbers
+/// never decrease along the keys, scores of keys in other documents are not computed.
 ///
-/// @throws c10::ValueError for other shapes and for numbers beyond int32, when attention is called.
+/// The tensors are checked when attention is called; see bind().
 ///
 /// @code
 /// torch::Tensor document = torch::tensor({0, 0, 0, 1, 1}, torch::kInt);  // of each position
@@ -31,10 +32,14 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @endcode
 class Document : public detail::MaskOperators {
  public:
-  /// @param documents The document of each position, (L) or (N, L), for queries and keys alike.
+  /// The same documents for queries and keys, which needs L = S.
+  ///
+  /// @param documents The document of each position, (L) or (N, L). Integers, on the device of query.
   explicit Document(const at::Tensor& documents) : Document(documents, documents) {}
-  /// @param query_documents The document of each query, (L) or (N, L).
-  /// @param key_documents The document of each key, (S) or (N, S).
+  /// Documents of queries and keys.
+  ///
+  /// @param query_documents The document of each query, (L) or (N, L). Integers, on the device of query.
+  /// @param key_documents The document of each key, (S) or (N, S). Integers, on the device of query.
   Document(at::Tensor query_documents, at::Tensor key_documents)
       : query_documents_(std::move(query_documents)), key_documents_(std::move(key_documents)) {}
 
@@ -76,6 +81,11 @@ class Document : public detail::MaskOperators {
   };
 
   /// Called by attention: checks the tensors against the sizes of the call.
+  ///
+  /// @param binder Gives the sizes of the call and the views.
+  /// @return The struct that is called for each query and key.
+  /// @throws c10::ValueError for a wrong shape, and for a tensor that is not on the device of query.
+  /// @throws c10::TypeError for a floating-point tensor.
   View bind(Binder& binder) const {
     const AttentionSizes& sizes = binder.sizes();
     View view;
@@ -108,12 +118,11 @@ class Document : public detail::MaskOperators {
   at::Tensor query_documents_, key_documents_;
 };
 
-/// A mask_mod for sequences of unequal length: the first `lengths[n]` keys of batch entry n may be attended, the rest
-/// is padding.
+/// A mask_mod for padded batches: the first lengths[n] keys of batch entry n may be attended, the rest is padding.
 ///
-/// lengths has whole numbers, (N). A length beyond S counts as S.
+/// A length below 0 counts as 0, a length above S counts as S.
 ///
-/// @throws c10::ValueError for other shapes, when attention is called.
+/// The tensor is checked when attention is called; see bind().
 ///
 /// @code
 /// torch::Tensor lengths = torch::tensor({5, 3});
@@ -121,7 +130,9 @@ class Document : public detail::MaskOperators {
 /// @endcode
 class KeyPadding : public detail::MaskOperators {
  public:
-  /// @param lengths The number of keys of each batch entry, (N).
+  /// The lengths of the batch entries.
+  ///
+  /// @param lengths The number of keys of each batch entry, (N). Integers, on the device of query.
   explicit KeyPadding(at::Tensor lengths) : lengths_(std::move(lengths)) {}
 
   struct View : detail::MaskOperators {
@@ -132,6 +143,11 @@ class KeyPadding : public detail::MaskOperators {
   };
 
   /// Called by attention: checks the tensors against the sizes of the call.
+  ///
+  /// @param binder Gives the sizes of the call and the views.
+  /// @return The struct that is called for each query and key.
+  /// @throws c10::ValueError for a wrong shape, and for a tensor that is not on the device of query.
+  /// @throws c10::TypeError for a floating-point tensor.
   View bind(Binder& binder) const {
     TORCH_CHECK_VALUE(lengths_.defined() && lengths_.dim() == 1 && lengths_.size(0) == binder.sizes().batch_size,
                       "attend::KeyPadding: lengths must be (N), with N ", binder.sizes().batch_size, ", got ",

@@ -57,19 +57,27 @@ struct OutsideRead {
 
 }  // namespace detail
 
-/// The values of a floating-point tensor of up to four sizes, as a score_mod reads them. Binder::values() makes it.
+/// A view of a floating-point tensor with at most 4 dimensions, for a score_mod or mask_mod. Binder::values() returns
+/// it.
 ///
-/// Gradients reach the tensor through it. A score may read any number of its values.
+/// A score_mod may read any number of values for a score. Gradients reach the tensor.
 ///
-/// A read outside of the tensor touches no memory and gives NaN. It has no effect where a mask rules the score out.
-/// Elsewhere the call throws c10::ValueError.
+/// A read outside of the tensor touches no memory and gives NaN. If a mask rules the score out, the read has no effect.
+/// Otherwise attention throws c10::ValueError.
 ///
 /// @code
 /// T bias = slopes.read<T>(at.head);
 /// @endcode
 class TensorView {
  public:
-  /// The value at these indices. T is what the score_mod is called with.
+  /// The value at these indices.
+  ///
+  /// @tparam T The type that the score_mod is called with; attend::Real<float> in a mask_mod.
+  /// @param i The index of the first dimension. Default: 0.
+  /// @param j The index of the second dimension. Default: 0.
+  /// @param k The index of the third dimension. Default: 0.
+  /// @param l The index of the fourth dimension. Default: 0.
+  /// @return The value, or NaN outside of the tensor.
   template <class T>
   ATTEND_HOST_DEVICE T read(std::int64_t i = 0, std::int64_t j = 0, std::int64_t k = 0, std::int64_t l = 0) const {
     const bool is_inside = shape_.has(i, j, k, l);
@@ -79,7 +87,7 @@ class TensorView {
     return value_at(is_inside, is_inside ? place : 0, detail::Type<T>());
   }
 
-  /// The same for indices that are known to be inside.
+  /// The same as read() without the check: the indices must be inside of the tensor. It is faster.
   template <class T>
   ATTEND_HOST_DEVICE T read_unchecked(std::int64_t i, std::int64_t j = 0, std::int64_t k = 0,
                                       std::int64_t l = 0) const {
@@ -88,9 +96,7 @@ class TensorView {
 
   TensorView() = default;
 
-  /// Of numbers at `data`, float or double as T has them. `reads`: for each depth of Dual, null or the reads of this
-  /// tensor, if the derivative at that depth is by one of its values. `outside`: null, or where a check notes what it
-  /// finds.
+  /// Used by Binder, with internal types.
   ATTEND_HOST_DEVICE TensorView(const void* data, const detail::ViewShape& shape,
                                 detail::TensorReads* inner_reads = nullptr, detail::TensorReads* outer_reads = nullptr,
                                 detail::OutsideRead* outside = nullptr)
@@ -123,14 +129,33 @@ class TensorView {
   detail::OutsideRead* outside_ = nullptr;
 };
 
-/// The whole numbers of a tensor of up to four sizes, as a score_mod or mask_mod reads them. Binder::integers() makes
-/// it.
+/// A view of an integer or bool tensor with at most 4 dimensions, for a score_mod or mask_mod. Binder::integers()
+/// returns it.
 ///
-/// A read outside of the tensor touches no memory and gives 0. It has no effect where a mask rules the score out.
-/// Elsewhere the call throws c10::ValueError.
+/// A read outside of the tensor touches no memory and gives 0. If a mask rules the score out, the read has no effect.
+/// Otherwise attention throws c10::ValueError.
+///
+/// @code
+/// struct SameGroup {
+///   torch::Tensor group;  // (L), integers, for self-attention: L = S
+///   struct View {
+///     attend::IntegerView group;
+///     ATTEND_HOST_DEVICE bool operator()(attend::Coordinate at) const {
+///       return group.read(at.query) == group.read(at.key);
+///     }
+///   };
+///   View bind(attend::Binder& binder) const { return {binder.integers(group)}; }
+/// };
+/// @endcode
 class IntegerView {
  public:
   /// The number at these indices.
+  ///
+  /// @param i The index of the first dimension. Default: 0.
+  /// @param j The index of the second dimension. Default: 0.
+  /// @param k The index of the third dimension. Default: 0.
+  /// @param l The index of the fourth dimension. Default: 0.
+  /// @return The number, or 0 outside of the tensor. A bool is 0 or 1.
   ATTEND_HOST_DEVICE std::int32_t read(std::int64_t i = 0, std::int64_t j = 0, std::int64_t k = 0,
                                        std::int64_t l = 0) const {
     const bool is_inside = shape_.has(i, j, k, l);
@@ -142,14 +167,14 @@ class IntegerView {
     return 0;
   }
 
-  /// The same for indices that are known to be inside.
+  /// The same as read() without the check, for a tensor with 1 or 2 dimensions: the indices must be inside of it.
   ATTEND_HOST_DEVICE std::int32_t read_unchecked(std::int64_t i, std::int64_t j = 0) const {
     return data_[i * shape_.strides[0] + j * shape_.strides[1]];
   }
 
   IntegerView() = default;
 
-  /// `seen_outside`: null, or what becomes 1 with the first read outside. `outside`: as for a TensorView.
+  /// Used by Binder, with internal types.
   ATTEND_HOST_DEVICE IntegerView(const std::int32_t* data, const detail::ViewShape& shape, int* seen_outside = nullptr,
                                  detail::OutsideRead* outside = nullptr)
       : data_(data), shape_(shape), seen_outside_(seen_outside), outside_(outside) {}
