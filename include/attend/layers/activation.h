@@ -17,7 +17,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// The type of kGELUTanh.
+/// The type of attend::kGELUTanh.
 struct GELUTanh {};
 
 /// GELU in its tanh form, as `torch.nn.GELU(approximate="tanh")`; `torch::kGELU` is the exact one.
@@ -29,8 +29,8 @@ struct SiLU {};
 /// x · sigmoid(x). `torch::kSiLU` is declared by LibTorch 2.11 but missing from its libraries.
 inline constexpr SiLU kSiLU;
 
-/// An activation, applied to every element: torch::kReLU, torch::kGELU, attend::kGELUTanh, attend::kSiLU, torch::kTanh,
-/// or any function from tensor to tensor.
+/// An activation: torch::kReLU, torch::kGELU, attend::kGELUTanh, attend::kSiLU, torch::kTanh, or any function from
+/// tensor to tensor. All of them convert to an Activation.
 ///
 /// @code
 /// attend::Activation leaky([](const torch::Tensor& x) { return torch::leaky_relu(x, 0.1); });
@@ -50,6 +50,7 @@ class Activation {
 
   /// Any function from tensor to tensor, or a module without parameters.
   ///
+  /// @param function Called with x, returns a tensor of the same shape. A copy of it is kept.
   /// @throws c10::ValueError for an empty function, and for a module with parameters, which would not be trained.
   template <class F>
   requires(!std::same_as<std::remove_cvref_t<F>, Activation> &&
@@ -61,12 +62,16 @@ class Activation {
                         function->name(), ") would neither be trained nor moved; register it in a module of your own");
   }
 
-  /// The activation of every element of x.
+  /// Applies the activation.
+  ///
+  /// @param x Of any shape.
+  /// @return A tensor of the same shape.
   torch::Tensor operator()(const torch::Tensor& x) const { return function_(x); }
 
   /// Whether it is torch::kReLU.
   bool is_relu() const { return name_ == "ReLU"; }
 
+  /// Writes the name, for example "ReLU", or "a function".
   friend std::ostream& operator<<(std::ostream& stream, const Activation& activation) {
     return stream << activation.name_;
   }

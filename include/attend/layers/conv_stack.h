@@ -32,45 +32,53 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @endcode
 struct ConvStackOptions {
   /// Sets the three options that have no default.
+  ///
+  /// @param in_channels As the option in_channels.
+  /// @param hidden_channels As the option hidden_channels.
+  /// @param out_channels As the option out_channels.
   ConvStackOptions(std::int64_t in_channels, std::int64_t hidden_channels, std::int64_t out_channels)
       : in_channels_(in_channels), hidden_channels_(hidden_channels), out_channels_(out_channels) {}
 
-  /// Channels of x.
+  /// The number of channels of the input x. No default.
   TORCH_ARG(std::int64_t, in_channels);
-  /// Channels between the convolutions.
+  /// The number of channels between the convolutions. No default.
   TORCH_ARG(std::int64_t, hidden_channels);
-  /// Channels of y.
+  /// The number of channels of the output y. No default.
   TORCH_ARG(std::int64_t, out_channels);
   /// The number of convolutions. Default: 5.
   TORCH_ARG(std::int64_t, depth) = 5;
-  /// The kernel size of each convolution in positions, odd or even. Default: 5.
+  /// The kernel_size of each convolution, in positions. It may be odd or even. Default: 5.
   TORCH_ARG(std::int64_t, kernel_size) = 5;
   /// The activation after each convolution but the last. Default: torch::kReLU.
   TORCH_ARG(Activation, activation) = torch::kReLU;
   /// Whether the activation follows the last convolution as well. Default: false.
   TORCH_ARG(bool, activation_after_last) = false;
-  /// Which implementation computes: kReference is torch's convolutions, kCpu is attend's kernels. kAuto follows the
-  /// active BackendGuard. Without a guard, or under a kSdpa guard, the faster implementation is used. Default: kAuto.
+  /// Which implementation computes the layer. kReference means torch's convolutions, kCpu means attend's kernels. kAuto
+  /// follows the active BackendGuard. Without a guard, or under a kSdpa guard, the faster implementation is used. kSdpa
+  /// is refused. Default: kAuto.
   TORCH_ARG(Backend, backend) = Backend::kAuto;
 };
 
-/// Convolutions of a 1-d signal, one after the other, with an activation between them.
+/// A stack of convolutions of a 1-d signal, with an activation between them.
 ///
 /// x → Conv1d(in → hidden) → activation → Conv1d(hidden → hidden) → … → Conv1d(hidden → out). Each convolution has a
-/// bias and pads with zeros to keep the length. An even kernel_size pads one position more on the right. An output sees
-/// depth · (kernel_size − 1) + 1 positions of the input.
+/// bias and pads with zeros to keep the length. An even kernel_size pads one position more on the right. An output
+/// position depends on depth · (kernel_size − 1) + 1 positions of the input.
 ///
 /// Parameters: `0.weight`, `0.bias`, `2.weight`, `2.bias`, …. These are the names in a `torch.nn.Sequential` of
-/// convolutions and activations, so its state dict fits.
+/// convolutions and activations, so the layer loads the state dict of such a Sequential.
 ///
-/// Shapes: x (N, in_channels, L) → (N, out_channels, L). L ≥ 1; N may be 0. The result of kCpu has its channels side by
-/// side in memory, as y.transpose(1, 2).contiguous().transpose(1, 2) has. The next layer reads it without a copy.
+/// Shapes: x (N, in_channels, L) → (N, out_channels, L). L ≥ 1; N may be 0.
 ///
-/// On the CPU, attend's kernels compute float32 and bfloat16, also under autocast. They compute the whole stack at a
-/// time if the activation is torch::kReLU. The results differ from those of torch by rounding only. torch computes the
-/// rest.
+/// Memory layout: the result of kCpu is channels-last, as y.transpose(1, 2).contiguous().transpose(1, 2) is. The next
+/// layer of attend reads it without a copy.
 ///
-/// @throws c10::ValueError or c10::TypeError if x is not 3-d, or differs from the weights in channels, dtype or device.
+/// On the CPU, attend's kernels compute float32 and bfloat16, also under autocast. If the activation is torch::kReLU,
+/// they compute the whole stack in one pass. Their results differ from those of torch by rounding only. torch computes
+/// all other calls.
+///
+/// @throws c10::ValueError if x is not 3-d, or its channels or device are not those of the weights.
+/// @throws c10::TypeError if the dtype of x is not that of the weights.
 /// @throws c10::NotImplementedError if kCpu was asked for by name and cannot compute the call. The message has the
 /// reason.
 ///
@@ -85,9 +93,14 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
       : ConvStackImpl(ConvStackOptions(in_channels, hidden_channels, out_channels)) {}
 
   /// The layer with these options.
+  ///
+  /// @param options_ The options.
+  /// @throws c10::ValueError for options out of range.
   explicit ConvStackImpl(const ConvStackOptions& options_) : options(options_) { reset(); }
 
-  /// Makes the convolutions anew from the options. Throws c10::ValueError for options out of range.
+  /// Creates new convolutions according to the options, with initial weights. Constructors call it.
+  ///
+  /// @throws c10::ValueError for options out of range.
   void reset() override {
     detail::check_positive("attend::ConvStack", "in_channels", options.in_channels());
     detail::check_positive("attend::ConvStack", "hidden_channels", options.hidden_channels());
@@ -106,16 +119,16 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     }
   }
 
-  /// Draws new weights, as Conv1d does.
+  /// Draws new initial weights, of the same distribution as those of torch::nn::Conv1d.
   void reset_parameters() {
     for (auto& convolution : convolutions) convolution->reset_parameters();
   }
 
-  /// Loads the weights.
+  /// Loads the parameters, and checks that they have the shapes of this layer.
   ///
   /// @param archive The archive, as torch::load opens it.
-  /// @throws c10::ValueError or c10::TypeError if the archive was saved with other options or another dtype. The layer
-  /// is then unchanged.
+  /// @throws c10::ValueError if the archive was saved with other options. The layer is then unchanged.
+  /// @throws c10::TypeError if it was saved with another dtype. The layer is then unchanged.
   void load(torch::serialize::InputArchive& archive) override {
     std::vector<detail::ParameterOptions> parameters;
     for (std::int64_t i = 0; i < options.depth(); ++i) {
@@ -137,6 +150,8 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
            << ", activation_after_last=" << options.activation_after_last() << ")";
   }
 
+  /// Applies the stack to a signal.
+  ///
   /// @param x (N, in_channels, L)
   /// @return (N, out_channels, L)
   torch::Tensor forward(const torch::Tensor& x) {
@@ -155,11 +170,12 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     return y;
   }
 
-  /// Which implementation forward() takes, kReference (torch) or kCpu, and why not kCpu. Computes nothing and allocates
-  /// no tensor.
+  /// Says whether forward() uses kReference (torch) or kCpu, and why not kCpu. Computes nothing and allocates no
+  /// tensor.
   ///
-  /// Unless the activation is ReLU, forward() chooses for each convolution. The answer is then kReference if torch
-  /// computes one of them, provided that the activation keeps the dtype.
+  /// If the activation is torch::kReLU, there is one choice for the stack. With another activation there is one for
+  /// each convolution: the answer is kReference if torch computes at least one of them. It is assumed that the
+  /// activation keeps the dtype.
   ///
   /// @param x (N, in_channels, L)
   /// @return The implementation and the reason.
@@ -187,7 +203,7 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
   /// The options that the layer was made with.
   ConvStackOptions options;
 
-  /// The convolutions in order; also the children "0", "2", "4", ….
+  /// The convolutions in order. Their names as submodules are "0", "2", "4", ….
   std::vector<torch::nn::Conv1d> convolutions;
 
  private:

@@ -36,51 +36,58 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @endcode
 struct MultiheadAttentionOptions {
   /// Sets the two options that have no default.
+  ///
+  /// @param embed_dim As the option embed_dim.
+  /// @param num_heads As the option num_heads.
   MultiheadAttentionOptions(std::int64_t embed_dim, std::int64_t num_heads)
       : embed_dim_(embed_dim), num_heads_(num_heads), kdim_(embed_dim), vdim_(embed_dim) {}
 
-  /// Width E of the query and of the output.
+  /// Width E of the query and of the output. No default.
   TORCH_ARG(std::int64_t, embed_dim);
-  /// Query heads; must divide embed_dim, unless head_dim is given.
+  /// The number of query heads. It must divide embed_dim, unless head_dim is given. No default.
   TORCH_ARG(std::int64_t, num_heads);
-  /// The probability with which a weight is dropped while training. Default: 0.
+  /// The probability with which a weight is set to 0 in training mode, from 0 to 1. Default: 0.
   TORCH_ARG(double, dropout) = 0.0;
   /// Whether the projections have a bias. Default: true.
   TORCH_ARG(bool, bias) = true;
-  /// One more key and value, both learned, that every query may attend to. Default: false.
+  /// Whether to append one learned key and value, which every query may attend to. Default: false.
   TORCH_ARG(bool, add_bias_kv) = false;
-  /// One more key and value, both zero, that every query may attend to. Default: false.
+  /// Whether to append one key and value of zeros, which every query may attend to. Default: false.
   TORCH_ARG(bool, add_zero_attn) = false;
   /// Width of the keys. Default: embed_dim.
   TORCH_ARG(std::int64_t, kdim);
   /// Width of the values. Default: embed_dim.
   TORCH_ARG(std::int64_t, vdim);
 
-  /// Whether tensors are (N, L, E) instead of (L, N, E). Default: false, as in torch.
+  /// Whether query, key, value and output are (N, L, E). Otherwise they are (L, N, E). Default: false, as in torch.
   TORCH_ARG(bool, batch_first) = false;
-  /// Key and value heads. They must divide num_heads; each serves num_heads / num_kv_heads query heads. Default:
-  /// num_heads.
+  /// The number of key and value heads G. It must divide num_heads. num_heads / num_kv_heads query heads share one of
+  /// them. Default: num_heads.
   TORCH_ARG(std::optional<std::int64_t>, num_kv_heads);
-  /// Width of one head. Default: embed_dim / num_heads.
+  /// Width of one head of queries, keys and values. Default: embed_dim / num_heads.
   TORCH_ARG(std::optional<std::int64_t>, head_dim);
-  /// Whether a query attends to no later key. The last query is at the last key. Default: false.
+  /// Whether a query attends only to the keys up to its own position. The last query is at the last key. Default:
+  /// false.
   TORCH_ARG(bool, is_causal) = false;
-  /// Limits a query to keys near it: `.window({left, right})`, −1 = unlimited. Default: unlimited.
+  /// Limits a query to the keys near its position: `.window({left, right})`, −1 = unlimited. Default: unlimited.
   TORCH_ARG(Window, window) = {};
-  /// The factor before q·k. Default: kInverseSqrt, 1/√head_dim.
+  /// The factor by which q·k is multiplied: a number or kInverseSqrt. Default: kInverseSqrt, 1/√head_dim.
   TORCH_ARG(Scale, scale) = kInverseSqrt;
-  /// Which backend computes the attention. Default: kAuto.
+  /// Which backend computes the attention; see AttentionOptions::backend(). Default: kAuto.
   TORCH_ARG(Backend, backend) = Backend::kAuto;
 };
 
-/// Multi-head attention: each head projects query, key and value and attends; the outputs of the heads are mixed.
+/// Multi-head attention: each head projects query, key and value and computes attention. A last projection mixes the
+/// outputs of the heads.
 ///
-/// y = W_o · concat(head₁ … head_H) + b_o with head = softmax(scale · (W_q q)(W_k k)ᵀ) (W_v v), biases added.
+/// y = W_o · concat(head₁ … head_H) + b_o with head = softmax(scale · QKᵀ) V and Q = W_q q + b_q, K = W_k k + b_k, V =
+/// W_v v + b_v.
 ///
-/// A drop-in for torch::nn::MultiheadAttention. Options, forward(), masks, results, parameter names and shapes are the
-/// same, and so are the initial weights after the same torch::manual_seed. State dicts of either load into the other.
+/// Replaces torch::nn::MultiheadAttention. Options, forward(), masks, results, names and shapes of parameters are the
+/// same. After the same torch::manual_seed the initial weights are the same. With the same options, each of the two
+/// layers loads what torch::save wrote of the other.
 ///
-/// Shapes: H heads, G key and value heads.
+/// Shapes: N batch entries, L queries, S keys, E = embed_dim, H = num_heads, G = num_kv_heads.
 ///
 /// | Tensor | Shape | with batch_first | without a batch |
 /// | --- | --- | --- | --- |
@@ -95,8 +102,8 @@ struct MultiheadAttentionOptions {
 ///
 /// With add_bias_kv and add_zero_attn the weights have S + 1 or S + 2 columns.
 ///
-/// Masks: true (bool, uint8) means ignore. A floating-point mask is added to the scores. Both masks, is_causal and
-/// window apply together.
+/// Masks: in a bool or uint8 mask, true means ignore. A floating-point mask is added to the scores. Both masks,
+/// is_causal and window can be combined.
 ///
 /// | Parameter | Shape |
 /// | --- | --- |
@@ -110,12 +117,14 @@ struct MultiheadAttentionOptions {
 ///
 /// Differs from torch::nn::MultiheadAttention:
 /// - A bool mask masks. torch adds it as 0 and 1.
-/// - Masks may be 3-d, bfloat16 or float16, or under autocast.
+/// - attn_mask may have a mask for each head. Masks may be bfloat16 or float16, and used under autocast.
 /// - kdim and vdim may differ.
-/// - A query that may attend to nothing gives W_o · 0 + b_o and no gradient, not NaN.
-/// - The fused kernels are used. If the weights are asked for, the dense formula computes them in addition, before
-///   dropout; torch returns them after it.
-/// - Whether query, key and value are one tensor is seen from the handles, not by comparing their contents.
+/// - A query that may attend to no key gives b_o, and zeros as the gradients of query, key and value. torch
+///   gives NaN.
+/// - The fastest backend computes the output, even if the weights are asked for. The dense formula computes the
+/// weights.
+/// - The weights are those before dropout. torch returns them after dropout.
+/// - Arguments share a projection if they are the same tensor object. torch compares the contents of the tensors.
 ///
 /// @throws c10::ValueError if options or sizes do not fit.
 /// @throws c10::TypeError if dtypes do not fit.
@@ -123,7 +132,8 @@ struct MultiheadAttentionOptions {
 /// Source: Vaswani et al., "Attention is all you need", 2017.
 ///
 /// @code
-/// attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(512, 8).batch_first(true).is_causal(true));
+/// auto options = attend::MultiheadAttentionOptions(512, 8).batch_first(true).is_causal(true);
+/// attend::MultiheadAttention layer(options);
 /// auto [y, weights] = layer->forward(x, x, x, key_padding_mask, /*need_weights=*/false);
 /// @endcode
 class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImpl> {
@@ -133,9 +143,14 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
       : MultiheadAttentionImpl(MultiheadAttentionOptions(embed_dim, num_heads)) {}
 
   /// The layer with these options.
+  ///
+  /// @param options_ The options.
+  /// @throws c10::ValueError for options out of range.
   explicit MultiheadAttentionImpl(const MultiheadAttentionOptions& options_) : options(options_) { reset(); }
 
-  /// Makes the parameters anew from the options. Throws c10::ValueError for options out of range.
+  /// Creates new parameters according to the options, with initial weights. Constructors call it.
+  ///
+  /// @throws c10::ValueError for options out of range.
   void reset() override {
     check_options();
     head_dim = options.head_dim().value_or(options.embed_dim() / options.num_heads());
@@ -157,14 +172,14 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     _reset_parameters();
   }
 
-  /// Draws new weights, as torch's module does when it is made.
+  /// Draws new initial weights, of the same distribution as torch's.
   void reset_parameters() {
     out_proj->reset_parameters();
     _reset_parameters();
   }
 
-  /// The same without out_proj->weight, as torch's function of this name. In torch's order, so that the same seed gives
-  /// the same weights.
+  /// Draws new initial weights except out_proj->weight, as torch's function of this name does. The order is torch's, so
+  /// the same seed gives the same weights.
   void _reset_parameters() {
     for (const torch::Tensor& weight : {in_proj_weight, q_proj_weight, k_proj_weight, v_proj_weight})
       if (weight.defined()) torch::nn::init::xavier_uniform_(weight);
@@ -176,11 +191,12 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
       if (bias.defined()) torch::nn::init::xavier_normal_(bias);
   }
 
-  /// Loads the parameters. LibTorch itself would take over the sizes of the archive without an error.
+  /// Loads the parameters, and checks that they have the shapes of this layer. LibTorch itself would take over other
+  /// shapes without an error.
   ///
   /// @param archive The archive, as torch::load opens it.
-  /// @throws c10::ValueError or c10::TypeError if the archive was saved with other options or another dtype. The layer
-  /// is then unchanged.
+  /// @throws c10::ValueError if the archive was saved with other options. The layer is then unchanged.
+  /// @throws c10::TypeError if it was saved with another dtype. The layer is then unchanged.
   void load(torch::serialize::InputArchive& archive) override {
     const std::string all = "num_heads, num_kv_heads or head_dim", keys = "num_kv_heads or head_dim",
                       queries = "num_heads or head_dim", widths = "kdim or vdim";
@@ -208,21 +224,24 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
            << std::noboolalpha << ")";
   }
 
-  /// Attends. The table of the class has the shapes.
+  /// Computes the output, and the attention weights if they are asked for.
   ///
-  /// @param query The queries.
-  /// @param key The keys.
-  /// @param value The values.
-  /// @param key_padding_mask Which keys to ignore, true = ignore. Default: none.
-  /// @param need_weights Whether to return the weights; their gradient flows as well. Default: true, as in torch.
-  /// @param attn_mask Which keys each query ignores, or what is added to the scores. Default: none.
+  /// @param query (L, N, E), with batch_first (N, L, E), or (L, E) without a batch.
+  /// @param key (S, N, kdim), with batch_first (N, S, kdim), or (S, kdim) without a batch.
+  /// @param value (S, N, vdim), with batch_first (N, S, vdim), or (S, vdim) without a batch.
+  /// @param key_padding_mask (N, S), or (S) without a batch. Keys to ignore, true = ignore. Default: none.
+  /// @param need_weights Whether to return the weights, which have a gradient. Default: true, as in torch.
+  /// @param attn_mask (L, S) or (N·H, L, S). Keys that each query ignores, true = ignore, or numbers that are added to
+  /// the scores. Default: none.
   /// @param average_attn_weights Whether the returned weights are averaged over the heads. Default: true.
   /// @param is_causal Applies the causal mask to this call, as the option is_causal does to every call. Default: false.
-  /// @return The output, and the weights, or an undefined tensor without need_weights.
-  /// @throws c10::ValueError or c10::TypeError if the tensors do not fit the options or one another.
+  /// @return The output, of the shape of query. The weights, (N, L, S), or (N, H, L, S) if they are not averaged; an
+  /// undefined tensor without need_weights.
+  /// @throws c10::ValueError if the sizes or devices of the tensors do not fit the options or one another.
+  /// @throws c10::TypeError if their dtypes do not fit.
   ///
-  /// Differs from Python's module, where is_causal is a hint that attn_mask is the causal mask. Here no attn_mask is
-  /// needed, and a given one applies as well. A call that is right for Python gives the same results here.
+  /// Differs from Python's module, where is_causal is a hint that attn_mask is the causal mask. Here is_causal needs no
+  /// attn_mask, and a given attn_mask applies as well. A call that is correct in Python gives the same results here.
   std::tuple<torch::Tensor, torch::Tensor> forward(const torch::Tensor& query, const torch::Tensor& key,
                                                    const torch::Tensor& value,
                                                    const torch::Tensor& key_padding_mask = {}, bool need_weights = true,
@@ -241,7 +260,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     return {output, is_batched ? weights : weights.squeeze(0)};
   }
 
-  /// Which backend forward() takes for these arguments, and why not a faster one. Computes nothing and allocates no
+  /// Says which backend forward() uses for these arguments, and why not a faster one. Computes nothing and allocates no
   /// tensor.
   ///
   /// @param query As in forward().
@@ -250,7 +269,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   /// @param key_padding_mask As in forward().
   /// @param attn_mask As in forward().
   /// @param is_causal As in forward().
-  /// @return As attend::explain() returns it.
+  /// @return The backend and the reasons, as attend::explain() returns them.
   /// @throws c10::Error of the same kinds as forward().
   Explanation explain(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
                       const torch::Tensor& key_padding_mask = {}, const torch::Tensor& attn_mask = {},
@@ -262,17 +281,17 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   /// The options that the layer was made with.
   MultiheadAttentionOptions options;
 
-  /// Whether keys and values are as wide as the query, so that one in_proj_weight holds all three projections.
+  /// Whether kdim and vdim are embed_dim. If so, in_proj_weight holds all three projections. The name is torch's.
   bool _qkv_same_embed_dim = false;
   torch::Tensor in_proj_weight,  ///< the three projections, if kdim and vdim are embed_dim; otherwise undefined
-      in_proj_bias,              ///< their biases; undefined without bias
+      in_proj_bias,              ///< the biases of the three projections; undefined without bias
       bias_k,                    ///< the added key; undefined without add_bias_kv
       bias_v;                    ///< the added value; undefined without add_bias_kv
   /// The projection of the heads' outputs.
   torch::nn::Linear out_proj{nullptr};
   torch::Tensor q_proj_weight,  ///< the projection of the query, if kdim or vdim differs from embed_dim
-      k_proj_weight,            ///< that of the key
-      v_proj_weight;            ///< that of the value
+      k_proj_weight,            ///< the projection of the key, if kdim or vdim differs from embed_dim
+      v_proj_weight;            ///< the projection of the value, if kdim or vdim differs from embed_dim
   /// Width of one head.
   std::int64_t head_dim = 0;
 

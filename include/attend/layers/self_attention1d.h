@@ -29,28 +29,33 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @endcode
 struct SelfAttention1dOptions {
   /// Sets the three options that have no default.
+  ///
+  /// @param in_channels As the option in_channels.
+  /// @param out_channels As the option out_channels.
+  /// @param key_channels As the option key_channels.
   SelfAttention1dOptions(std::int64_t in_channels, std::int64_t out_channels, std::int64_t key_channels)
       : in_channels_(in_channels), out_channels_(out_channels), key_channels_(key_channels) {}
 
-  /// Channels of x.
+  /// The number of channels of the input x. No default.
   TORCH_ARG(std::int64_t, in_channels);
-  /// Channels of the values and of y, all heads together.
+  /// The number of channels of the values and of the output y, all heads together. No default.
   TORCH_ARG(std::int64_t, out_channels);
-  /// Channels of the queries and keys, all heads together.
+  /// The number of channels of the queries and of the keys, all heads together. No default.
   TORCH_ARG(std::int64_t, key_channels);
-  /// Heads; must divide key_channels and out_channels. Default: 1.
+  /// The number of heads H. It must divide key_channels and out_channels. Default: 1.
   TORCH_ARG(std::int64_t, num_heads) = 1;
-  /// The factor before q·k: a number, or kInverseSqrt for 1/√(key_channels / num_heads). Default: 1.
+  /// The factor by which q·k is multiplied: a number, or kInverseSqrt for 1/√(key_channels / num_heads). Default: 1.
   TORCH_ARG(Scale, scale) = 1.0;
-  /// Which backend computes the attention. With kReference torch computes the projections too. Default: kAuto.
+  /// Which backend computes the attention; see AttentionOptions::backend(). With kReference torch computes the
+  /// projections too. With the other values attend's kernels compute them where they are faster. Default: kAuto.
   TORCH_ARG(Backend, backend) = Backend::kAuto;
 };
 
 /// Self-attention over the positions of a 1-d signal: each output position is an average of the values, weighted by how
 /// well its query matches each key.
 ///
-/// y = softmax(scale · QᵀK) Vᵀ with Q = W_q x, K = W_k x, V = W_v x, which are 1×1 convolutions without bias. With
-/// several heads, head h works on the h-th share of the key and value channels.
+/// yᵀ = softmax(scale · QᵀK) Vᵀ with Q = W_q x, K = W_k x, V = W_v x. The three projections are convolutions of
+/// kernel_size 1 without bias. With H heads, head h has the h-th of H equal parts of the channels of Q, K and V.
 ///
 /// | Parameter | Shape |
 /// | --- | --- |
@@ -63,11 +68,11 @@ struct SelfAttention1dOptions {
 /// - Channels come first.
 /// - There is no output projection and no bias.
 /// - scale is 1 by default, because the layer of the experiment is unscaled.
+/// - Permuting the positions of x permutes those of y likewise. Code that reads (N, C, L) as (N, H, L, C / H)
+///   by view() mixes channels with positions, and does not have this property.
 ///
-/// Heads are cut from the channels: if the positions of x are permuted, those of y are permuted likewise. (One of the
-/// notebooks reads (N, C, L) as (N, H, L, C / H), which mixes channels with positions.)
-///
-/// @throws c10::ValueError or c10::TypeError if x is not 3-d, or differs from the weights in channels, dtype or device.
+/// @throws c10::ValueError if x is not 3-d, or its channels or device are not those of the weights.
+/// @throws c10::TypeError if the dtype of x is not that of the weights.
 ///
 /// Source: F. Fleuret, Deep Learning course, handout 13.2.
 ///
@@ -82,9 +87,14 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
       : SelfAttention1dImpl(SelfAttention1dOptions(in_channels, out_channels, key_channels)) {}
 
   /// The layer with these options.
+  ///
+  /// @param options_ The options.
+  /// @throws c10::ValueError for options out of range.
   explicit SelfAttention1dImpl(const SelfAttention1dOptions& options_) : options(options_) { reset(); }
 
-  /// Makes the projections anew from the options. Throws c10::ValueError for options out of range.
+  /// Creates new projections according to the options, with initial weights. Constructors call it.
+  ///
+  /// @throws c10::ValueError for options out of range.
   void reset() override {
     constexpr const char* kName = "attend::SelfAttention1d";
     detail::check_positive(kName, "in_channels", options.in_channels());
@@ -100,18 +110,18 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     value = register_module("value", projection(options.out_channels()));
   }
 
-  /// Draws new weights, as Conv1d does.
+  /// Draws new initial weights, of the same distribution as those of torch::nn::Conv1d.
   void reset_parameters() {
     query->reset_parameters();
     key->reset_parameters();
     value->reset_parameters();
   }
 
-  /// Loads the weights.
+  /// Loads the parameters, and checks that they have the shapes of this layer.
   ///
   /// @param archive The archive, as torch::load opens it.
-  /// @throws c10::ValueError or c10::TypeError if the archive was saved with other options or another dtype. The layer
-  /// is then unchanged.
+  /// @throws c10::ValueError if the archive was saved with other options. The layer is then unchanged.
+  /// @throws c10::TypeError if it was saved with another dtype. The layer is then unchanged.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::SelfAttention1d", *this, archive,
                           {{"query.weight", {"key_channels", "in_channels"}},
@@ -126,6 +136,8 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
            << options.key_channels() << ", num_heads=" << options.num_heads() << ", scale=" << options.scale() << ")";
   }
 
+  /// Applies self-attention to a signal.
+  ///
   /// @param x (N, in_channels, L)
   /// @return (N, out_channels, L)
   torch::Tensor forward(const torch::Tensor& x) {
@@ -146,10 +158,10 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     return attention_weights(projected[0], projected[1], attention_options());
   }
 
-  /// Which backend forward() takes, and why not a faster one. Computes nothing and allocates no tensor.
+  /// Says which backend forward() uses, and why not a faster one. Computes nothing and allocates no tensor.
   ///
   /// @param x (N, in_channels, L)
-  /// @return As attend::explain() returns it.
+  /// @return The backend and the reasons, as attend::explain() returns them.
   /// @throws c10::Error of the same kinds as forward().
   Explanation explain(const torch::Tensor& x) {
     check(x);
@@ -163,10 +175,9 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
   /// The options that the layer was made with.
   SelfAttention1dOptions options;
 
-  /// The projections; 1×1 convolutions, so that the parameters have Conv1d's shapes and start as Conv1d's do.
-  torch::nn::Conv1d query{nullptr},  ///< to queries
-      key{nullptr},                  ///< to keys
-      value{nullptr};                ///< to values
+  torch::nn::Conv1d query{nullptr},  ///< the projection of x to queries, a convolution of kernel_size 1
+      key{nullptr},                  ///< the projection of x to keys
+      value{nullptr};                ///< the projection of x to values
 
  private:
   torch::nn::Conv1d projection(std::int64_t channels) const {
