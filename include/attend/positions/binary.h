@@ -49,10 +49,13 @@ inline torch::Tensor binary_positions(const char* name, std::int64_t length, std
 
 }  // namespace detail
 
-/// Positions as binary numbers: channel c is the c-th bit of t, the least significant bit first.
+/// Positions as binary numbers, one bit in each channel.
+///
+/// Channel c has bit c of the position t = 0 … length − 1. Channel 0 has the least significant bit.
 ///
 /// @param length The number of positions, at least 1.
-/// @param num_channels The number of bits. Default: as few as distinguish all positions, ⌈log2 length⌉ and at least 1.
+/// @param num_channels The number of bits, from 1 to 62. Default: max(1, ⌈log₂ length⌉), the least number that
+/// distinguishes all positions.
 /// @return (num_channels, length) of 0 and 1, float64 on the CPU.
 /// @throws c10::ValueError if length is below 1, or if num_channels is below 1, above 62, or too few to distinguish the
 /// positions.
@@ -67,19 +70,30 @@ inline torch::Tensor binary_positions(std::int64_t length, std::optional<std::in
 }
 
 /// Options of BinaryPositions.
+///
+/// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
+///
+/// @code
+/// attend::BinaryPositionsOptions().combine(attend::Combine::kConcatenate)
+/// @endcode
 struct BinaryPositionsOptions {
-  /// The number of bits. Default: as few as distinguish the positions of x, so the number depends on the length of x.
+  /// The number of bits, from 1 to 62. Default: the least number that distinguishes the positions of x. It depends on
+  /// the length of x.
   TORCH_ARG(std::optional<std::int64_t>, num_channels) = std::nullopt;
   /// How the channels join those of x. Default: kConcatenate.
   TORCH_ARG(Combine, combine) = Combine::kConcatenate;
 };
 
-/// Adds the channels of binary_positions() to a signal. Without parameters.
+/// Appends the channels of binary_positions() to a signal, or adds them to its channels. The layer has no parameters.
 ///
-/// Shapes: x (N, C, L) → (N, C + num_channels, L). With kAdd (N, C, L) → (N, C, L), which needs C = num_channels or one
-/// bit. L ≥ 1, and the bits must distinguish L positions; N may be 0.
+/// Shapes, with L ≥ 1; N may be 0:
+/// - kConcatenate: x (N, C, L) → (N, C + num_channels, L)
+/// - kAdd: x (N, C, L) → (N, C, L). num_channels must be C, or 1, which is added to every channel.
 ///
-/// @throws c10::ValueError if x is not 3-d or too long, or with kAdd if the channels differ.
+/// The output has the dtype of x.
+///
+/// @throws c10::ValueError if x is not 3-d, longer than num_channels bits can count, or with kAdd has other channels.
+/// @throws c10::TypeError if x is not floating-point.
 ///
 /// @code
 /// attend::BinaryPositions positions(attend::BinaryPositionsOptions().num_channels(7));
@@ -88,9 +102,14 @@ struct BinaryPositionsOptions {
 class BinaryPositionsImpl : public torch::nn::Cloneable<BinaryPositionsImpl> {
  public:
   /// The layer with these options.
+  ///
+  /// @param options_ The options.
+  /// @throws c10::ValueError for options out of range.
   explicit BinaryPositionsImpl(const BinaryPositionsOptions& options_ = {}) : options(options_) { reset(); }
 
-  /// Checks the options.
+  /// Checks the options. The constructor calls it.
+  ///
+  /// @throws c10::ValueError for options out of range.
   void reset() override { detail::check_bits("attend::BinaryPositions", options.num_channels().value_or(1)); }
 
   /// Loads nothing, because the layer has no parameters.
@@ -109,6 +128,8 @@ class BinaryPositionsImpl : public torch::nn::Cloneable<BinaryPositionsImpl> {
     stream << "combine=" << options.combine() << ")";
   }
 
+  /// Joins the positions to a signal, as the option combine says.
+  ///
   /// @param x (N, C, L)
   /// @return (N, C + num_channels, L), or (N, C, L) with kAdd
   torch::Tensor forward(const torch::Tensor& x) {

@@ -9,8 +9,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// How a layer of positions combines its channels with those of a signal.
 enum class Combine {
-  kConcatenate,  ///< behind the signal's channels: (N, C, L) → (N, C + channels of the positions, L)
-  kAdd,          ///< to the signal's channels, which must be as many, unless the positions have only one
+  kConcatenate,  ///< appends P channels of positions: (N, C, L) → (N, C + P, L)
+  kAdd,          ///< adds them to the signal's channels, (N, C, L) → (N, C, L); P must be C or 1
 };
 
 /// Writes the name, for example "kAdd".

@@ -41,35 +41,41 @@ inline torch::Tensor learned_positions(const torch::Tensor& table, std::int64_t 
 
 /// Options of LearnedPositions.
 ///
-/// Example:
+/// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
+///
 /// @code
 /// attend::LearnedPositionsOptions(64, 512).combine(attend::Combine::kConcatenate)
 /// @endcode
 struct LearnedPositionsOptions {
   /// Sets the two options that have no default.
+  ///
+  /// @param num_channels As the option num_channels.
+  /// @param max_length As the option max_length.
   LearnedPositionsOptions(std::int64_t num_channels, std::int64_t max_length)
       : num_channels_(num_channels), max_length_(max_length) {}
 
-  /// The number of channels.
+  /// The number of channels, at least 1. No default.
   TORCH_ARG(std::int64_t, num_channels);
-  /// The number of positions in the table. Longer signals are an error.
+  /// The number of positions in the table, at least 1. No default. forward() throws for a longer signal.
   TORCH_ARG(std::int64_t, max_length);
   /// How the channels join those of x. Default: kAdd.
   TORCH_ARG(Combine, combine) = Combine::kAdd;
 };
 
-/// Adds learned numbers to each position of a signal, or puts them beside its channels.
+/// Adds a learned vector for each position to the channels of a signal, or appends it.
 ///
-/// Parameter: `weight` (num_channels, max_length), initially normal with standard deviation 0.02, as in BERT and GPT-2.
+/// Parameter: `weight` (num_channels, max_length). Its initial values are normal with mean 0 and standard deviation
+/// 0.02, as in BERT and GPT-2.
 ///
-/// Shapes: x (N, C, L) → (N, C, L), which needs C = num_channels, or one channel for all. With kConcatenate (N, C +
-/// num_channels, L). L from 1 to max_length; N may be 0.
-///
-/// Differs from torch.nn.Embedding: channels come first, as in signals, and there are no indices.
+/// Shapes, with L from 1 to max_length; N may be 0:
+/// - kAdd: x (N, C, L) → (N, C, L). num_channels must be C, or 1, which is added to every channel.
+/// - kConcatenate: x (N, C, L) → (N, C + num_channels, L)
 ///
 /// @throws c10::ValueError for options out of range, and if x is not 3-d, longer than max_length, on another device
 /// than the weight, or with kAdd has other channels.
 /// @throws c10::TypeError if x has another dtype than the weight.
+///
+/// Differs from torch.nn.Embedding: channels come first, as in signals, and there are no indices.
 ///
 /// @code
 /// attend::LearnedPositions positions(attend::LearnedPositionsOptions(64, 100));
@@ -82,9 +88,14 @@ class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
       : LearnedPositionsImpl(LearnedPositionsOptions(num_channels, max_length)) {}
 
   /// The layer with these options.
+  ///
+  /// @param options_ The options.
+  /// @throws c10::ValueError for options out of range.
   explicit LearnedPositionsImpl(const LearnedPositionsOptions& options_) : options(options_) { reset(); }
 
-  /// Makes the weight anew from the options. Throws c10::ValueError for options out of range.
+  /// Creates a new weight according to the options, with initial values. Constructors call it.
+  ///
+  /// @throws c10::ValueError for options out of range.
   void reset() override {
     detail::check_positive("attend::LearnedPositions", "num_channels", options.num_channels());
     detail::check_positive("attend::LearnedPositions", "max_length", options.max_length());
@@ -92,14 +103,14 @@ class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
     reset_parameters();
   }
 
-  /// Draws new numbers.
+  /// Draws new initial values of the weight.
   void reset_parameters() { torch::nn::init::normal_(weight, 0.0, 0.02); }
 
-  /// Loads the numbers.
+  /// Loads the weight, and checks that it has the shape of this layer.
   ///
   /// @param archive The archive, as torch::load opens it.
-  /// @throws c10::ValueError or c10::TypeError if the archive was saved with other options or another dtype. The layer
-  /// is then unchanged.
+  /// @throws c10::ValueError if the archive was saved with other options. The layer is then unchanged.
+  /// @throws c10::TypeError if it was saved with another dtype. The layer is then unchanged.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::LearnedPositions", *this, archive, {{"weight", {"num_channels", "max_length"}}});
     torch::nn::Module::load(archive);
@@ -111,6 +122,8 @@ class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
            << ", combine=" << options.combine() << ")";
   }
 
+  /// Joins the positions to a signal, as the option combine says.
+  ///
   /// @param x (N, C, L)
   /// @return (N, C, L), or (N, C + num_channels, L) with kConcatenate
   torch::Tensor forward(const torch::Tensor& x) {
@@ -125,7 +138,7 @@ class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
   /// The options that the layer was made with.
   LearnedPositionsOptions options;
 
-  /// The numbers: (num_channels, max_length).
+  /// The learned parameter: (num_channels, max_length).
   torch::Tensor weight;
 };
 

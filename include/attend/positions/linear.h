@@ -19,7 +19,9 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// Positions as one channel that rises from 0 towards 1: t / length for t = 0 … length − 1.
+/// Positions as one channel that rises from 0 towards 1.
+///
+/// t / length for t = 0 … length − 1. The value 1 is not reached.
 ///
 /// @param length The number of positions, at least 1.
 /// @return (1, length), float64 on the CPU.
@@ -34,16 +36,27 @@ inline torch::Tensor linear_positions(std::int64_t length) {
 }
 
 /// Options of LinearPositions.
+///
+/// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
+///
+/// @code
+/// attend::LinearPositionsOptions().combine(attend::Combine::kConcatenate)
+/// @endcode
 struct LinearPositionsOptions {
   /// How the channel joins those of x. Default: kConcatenate.
   TORCH_ARG(Combine, combine) = Combine::kConcatenate;
 };
 
-/// Adds the channel of linear_positions() to a signal. Without parameters.
+/// Appends the channel of linear_positions() to a signal, or adds it to every channel. The layer has no parameters.
 ///
-/// Shapes: x (N, C, L) → (N, C + 1, L), or (N, C, L) with kAdd. L ≥ 1; N may be 0.
+/// Shapes, with L ≥ 1; N may be 0:
+/// - kConcatenate: x (N, C, L) → (N, C + 1, L)
+/// - kAdd: x (N, C, L) → (N, C, L)
+///
+/// The output has the dtype of x.
 ///
 /// @throws c10::ValueError if x is not 3-d.
+/// @throws c10::TypeError if x is not floating-point.
 ///
 /// @code
 /// attend::LinearPositions positions;
@@ -52,6 +65,8 @@ struct LinearPositionsOptions {
 class LinearPositionsImpl : public torch::nn::Cloneable<LinearPositionsImpl> {
  public:
   /// The layer with these options.
+  ///
+  /// @param options_ The options. Default: kConcatenate.
   explicit LinearPositionsImpl(const LinearPositionsOptions& options_ = {}) : options(options_) {}
 
   /// Does nothing: the layer has no parameters.
@@ -71,6 +86,8 @@ class LinearPositionsImpl : public torch::nn::Cloneable<LinearPositionsImpl> {
     stream << "attend::LinearPositions(combine=" << options.combine() << ")";
   }
 
+  /// Joins the positions to a signal, as the option combine says.
+  ///
   /// @param x (N, C, L)
   /// @return (N, C + 1, L), or (N, C, L) with kAdd
   torch::Tensor forward(const torch::Tensor& x) {

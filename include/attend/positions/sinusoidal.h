@@ -24,20 +24,23 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Options of sinusoidal_positions() and SinusoidalPositions.
 ///
-/// Example:
+/// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
+///
 /// @code
 /// attend::SinusoidalPositionsOptions(64).base(1000).sine_first(true)
 /// @endcode
 struct SinusoidalPositionsOptions {
   /// Sets the option that has no default.
+  ///
+  /// @param num_channels As the option num_channels.
   explicit SinusoidalPositionsOptions(std::int64_t num_channels) : num_channels_(num_channels) {}
 
-  /// How many channels, odd or even.
+  /// The number of channels, at least 1. It may be odd or even. No default.
   TORCH_ARG(std::int64_t, num_channels);
-  /// The frequencies go from 1 towards 1/base; above 0. Default: 10,000.
+  /// The frequencies go from 1 in the first channel towards 1/base in the last. Finite and above 0. Default: 10,000.
   TORCH_ARG(double, base) = 10000.0;
-  /// Whether the even channels have the sine and the odd ones the cosine, as in the paper. Default: false, as in the
-  /// notebooks.
+  /// Whether even channels have the sine and odd channels the cosine, as in the paper. Otherwise it is the reverse.
+  /// Default: false.
   TORCH_ARG(bool, sine_first) = false;
   /// How the channels join those of x. Default: kAdd.
   TORCH_ARG(Combine, combine) = Combine::kAdd;
@@ -53,16 +56,17 @@ inline void check_sinusoidal(const char* name, const SinusoidalPositionsOptions&
 
 }  // namespace detail
 
-/// Positions as waves: channel 2i is cos(t · f_i) and channel 2i + 1 is sin(t · f_i), with f_i = base^(−2i / channels).
-/// With an odd number of channels the last cosine has no sine.
+/// Positions as cosines and sines of several frequencies.
+///
+/// Channel 2i is cos(t · f_i) and channel 2i + 1 is sin(t · f_i), with f_i = base^(−2i / num_channels) and t = 0 …
+/// length − 1. If num_channels is odd, the last frequency has only the first of the two.
 ///
 /// @param length The number of positions, at least 1.
 /// @param options num_channels, base and sine_first.
 /// @return (num_channels, length), float64 on the CPU.
 /// @throws c10::ValueError if length or num_channels is below 1, or base is not above 0 and finite.
 ///
-/// Differs from the paper in that the cosine comes first; see SinusoidalPositionsOptions::sine_first(). The notebooks'
-/// min_freq is 1/base.
+/// Differs from the paper: the cosine comes first, unless SinusoidalPositionsOptions::sine_first() is set.
 ///
 /// Source: A. Vaswani et al., "Attention is all you need", 2017, section 3.5.
 ///
@@ -80,12 +84,16 @@ inline torch::Tensor sinusoidal_positions(std::int64_t length, const SinusoidalP
   return at::where(options.sine_first() ? is_odd : is_odd.logical_not(), angle.cos(), angle.sin());
 }
 
-/// Adds the channels of sinusoidal_positions() to a signal, or puts them beside its own. Without parameters.
+/// Adds the channels of sinusoidal_positions() to those of a signal, or appends them. The layer has no parameters.
 ///
-/// Shapes: x (N, C, L) → (N, C, L), which needs C = num_channels, or one channel for all. With kConcatenate (N, C +
-/// num_channels, L). L ≥ 1; N may be 0.
+/// Shapes, with L ≥ 1; N may be 0:
+/// - kAdd: x (N, C, L) → (N, C, L). num_channels must be C, or 1, which is added to every channel.
+/// - kConcatenate: x (N, C, L) → (N, C + num_channels, L)
+///
+/// The output has the dtype of x.
 ///
 /// @throws c10::ValueError for options out of range, if x is not 3-d, and with kAdd if the channels differ.
+/// @throws c10::TypeError if x is not floating-point.
 ///
 /// @code
 /// attend::SinusoidalPositions positions(attend::SinusoidalPositionsOptions(64));
@@ -98,9 +106,14 @@ class SinusoidalPositionsImpl : public torch::nn::Cloneable<SinusoidalPositionsI
       : SinusoidalPositionsImpl(SinusoidalPositionsOptions(num_channels)) {}
 
   /// The layer with these options.
+  ///
+  /// @param options_ The options.
+  /// @throws c10::ValueError for options out of range.
   explicit SinusoidalPositionsImpl(const SinusoidalPositionsOptions& options_) : options(options_) { reset(); }
 
-  /// Checks the options.
+  /// Checks the options. The constructor calls it.
+  ///
+  /// @throws c10::ValueError for options out of range.
   void reset() override { detail::check_sinusoidal("attend::SinusoidalPositions", options); }
 
   /// Loads nothing, because the layer has no parameters.
@@ -118,6 +131,8 @@ class SinusoidalPositionsImpl : public torch::nn::Cloneable<SinusoidalPositionsI
            << ", sine_first=" << options.sine_first() << ", combine=" << options.combine() << ")";
   }
 
+  /// Joins the positions to a signal, as the option combine says.
+  ///
   /// @param x (N, C, L)
   /// @return (N, C, L), or (N, C + num_channels, L) with kConcatenate
   torch::Tensor forward(const torch::Tensor& x) {
