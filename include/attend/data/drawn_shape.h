@@ -7,22 +7,28 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// What a shape of ShapeDataset is.
-enum class ShapeKind { kTriangle, kRectangle };
+/// The kind of a shape in ShapeDataset.
+enum class ShapeKind {
+  kTriangle,   ///< rises to its height and falls to 0
+  kRectangle,  ///< has its height at each of its positions
+};
 
 /// Writes "triangle" or "rectangle".
 inline std::ostream& operator<<(std::ostream& stream, ShapeKind kind) {
   return stream << (kind == ShapeKind::kTriangle ? "triangle" : "rectangle");
 }
 
-/// One shape of an input of ShapeDataset, in positions and in units of height before noise and normalization.
+/// One shape of a sample of ShapeDataset, as it was drawn, before noise and normalization.
 struct DrawnShape {
   /// Triangle or rectangle.
   ShapeKind kind = ShapeKind::kTriangle;
-  double centre = 0;         ///< the position of its middle, from 0; not always a whole number
-  double width = 0;          ///< it has the positions t with |t − centre| < width / 2, a handout's triangle 1/2 more
-  double height = 0;         ///< of its top, in the input
-  double target_height = 0;  ///< of its top, in the target
+  double centre = 0;  ///< the position of its middle, from 0; it may lie between two positions
+
+  /// Its width in positions: the shape covers the positions t with |t − centre| < width / 2. A triangle of
+  /// ShapeGenerator::kHandout covers those with |t − centre| < (width + 1) / 2.
+  double width = 0;
+  double height = 0;         ///< its largest value in the input
+  double target_height = 0;  ///< its largest value in the target: the mean height of its group
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -46,77 +46,89 @@ class Samples : public torch::data::datasets::Dataset<Samples<Data>> {
 
 }  // namespace detail
 
-/// Whose rule ShapeDataset draws by.
+/// The rule by which ShapeDataset draws shapes and noise.
 enum class ShapeGenerator {
-  kNotebook,  ///< four to six shapes from integers, Gaussian noise
-  kHandout,   ///< two triangles and two rectangles from real numbers, uniform noise
+  kNotebook,  ///< of the notebook: shapes from left to right (four to six in 100 positions), with integer heights and
+              ///< widths; Gaussian noise
+  kHandout,  ///< of the handout: two triangles and two rectangles, with real heights and widths; uniform noise
 };
 
-/// Which shapes of a signal get their mean height.
+/// The groups of shapes whose heights are averaged in the target.
 enum class GroupBy {
   kKind,      ///< the triangles, and the rectangles
   kLocation,  ///< the left half of the shapes, and the right half; the middle one of an odd number is in the right half
 };
 
-/// How ShapeDataset brings a signal to a common range.
+/// How ShapeDataset scales a signal.
 enum class Normalization {
-  kMinMax,     ///< each signal by its own minimum and maximum, to [0, 1]
-  kMaxHeight,  ///< divided by max_height
-  kNone,       ///< as drawn
+  kMinMax,     ///< to [0, 1], by the minimum and maximum of each signal
+  kMaxHeight,  ///< divides by max_height
+  kNone,       ///< does not scale
 };
 
-/// Options of ShapeDataset. The defaults are the notebook's; with `.generator(ShapeGenerator::kHandout)`, the
-/// handout's.
+/// Options of ShapeDataset. The defaults depend on the option generator.
+///
+/// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
+///
+/// @code
+/// attend::ShapeDatasetOptions().generator(attend::ShapeGenerator::kHandout).max_samples(2000).seed(7)
+/// @endcode
 struct ShapeDatasetOptions {
-  /// Whose rule the shapes and the noise are drawn by. Default: kNotebook.
+  /// The rule by which shapes and noise are drawn. Default: kNotebook.
   TORCH_ARG(ShapeGenerator, generator) = ShapeGenerator::kNotebook;
-  /// Which shapes of a signal get their mean height. Default: kKind.
+  /// The groups of shapes whose heights are averaged in the target. Default: kKind.
   TORCH_ARG(GroupBy, group_by) = GroupBy::kKind;
-  /// Length of a signal in positions; at least 18, so that a shape fits, and at most 2²⁰. Default: 100.
+  /// Length of a signal in positions, from 18 to 2²⁰. Default: 100.
   TORCH_ARG(std::int64_t, size) = 100;
-  /// Heights are drawn from the integers 5 … max_height − 1 (notebook) or between 1 and max_height (handout); at
-  /// least 6. Default: 50 (notebook), 25 (handout).
+  /// Upper limit of the heights, from 6 to 2²⁰. kNotebook draws from the integers 5 … max_height − 1, kHandout from the
+  /// real numbers between 1 and max_height. Default: 50 (kNotebook), 25 (kHandout).
   TORCH_ARG(std::optional<std::int64_t>, max_height) = std::nullopt;
-  /// Standard deviation of the noise, in units of height, before normalization. Default: 0.3 (notebook), 0.15/√3
-  /// (handout: uniform noise between −0.15 and 0.15).
+  /// Standard deviation of the noise, in the unit of the heights, before normalization. From 0 to 10⁹. Default: 0.3
+  /// (kNotebook); 0.15/√3, for uniform noise between −0.15 and 0.15 (kHandout).
   TORCH_ARG(std::optional<double>, noise_std) = std::nullopt;
-  /// How many samples. Default: 10,000.
+  /// The number of samples, at least 1. Default: 10,000.
   TORCH_ARG(std::int64_t, max_samples) = 10000;
-  /// Sample i depends on the seed and i alone. Default: 0.
+  /// The seed of all random numbers. Sample i depends on the seed and on i alone. Default: 0.
   TORCH_ARG(std::uint64_t, seed) = 0;
-  /// How a signal is brought to a common range. Default: kMinMax (notebook), kNone (handout).
+  /// How a signal is scaled. Default: kMinMax (kNotebook), kNone (kHandout).
   TORCH_ARG(std::optional<Normalization>, normalize) = std::nullopt;
 };
 
-/// Triangles and rectangles of random heights; the task is to give every shape the mean height of its kind, or of its
-/// half of the signal.
+/// A data set of signals with triangles and rectangles of random heights. In the target, each shape has the mean height
+/// of its group in this signal: of its kind, or of its half of the signal.
 ///
-/// The notebook's rule: a signal is filled from the left: a shape begins 0 to 9 positions after `offset`, is 3 to 9
-/// wide, a triangle or a rectangle with equal chance, and `offset` moves to 10 after its end; the first shape that does
-/// not fit ends the signal.
+/// A network must relate distant shapes, which a stack of small convolutions cannot. With GroupBy::kLocation it must
+/// also know the positions of the shapes, which attention alone does not.
 ///
-/// The handout's rule: two triangles and two rectangles with real centres between 5.5 and size − 5.5, heights between 1
-/// and max_height and widths between 5 and 11, drawn anew until there is a position between any two of them, and until
-/// what is averaged differs: by kind the two triangles' heights, by location the two means, by more than 4.
+/// ShapeGenerator::kNotebook fills a signal from the left:
+/// 1. A shape begins 0 to 9 positions after `offset`, which is 0 at first. It is 3 to 9 positions wide, and a triangle
+///    or a rectangle with equal probability.
+/// 2. `offset` moves to 10 positions after the end of the shape.
+/// 3. The first shape that does not fit ends the signal.
 ///
-/// The target has the same shapes, each with the mean height of all shapes of its group in this signal. Input and
-/// target get independent noise and are normalized each for itself. To solve it a network must relate shapes that
-/// stand far apart, which a stack of small convolutions cannot; to solve it by location, a network must know where they
-/// stand as well, which attention alone does not.
+/// ShapeGenerator::kHandout draws two triangles and two rectangles. Centres are real numbers between 5.5 and size −
+/// 5.5, widths are between 5 and 11, heights between 1 and max_height. All four are drawn again until both are true:
+/// - There is at least one position between any two of them.
+/// - With GroupBy::kKind the heights of the triangles differ by more than 4. With GroupBy::kLocation the mean heights
+/// of
+///   the two halves differ by more than 4.
 ///
-/// Sample i is drawn by Philox from (seed, i) with correctly rounded arithmetic only: the same bits on every machine
-/// with IEEE 754 arithmetic, whatever the compiler (but for -ffast-math) and the thread count; and the first samples do
-/// not depend on max_samples.
+/// Input and target have independent noise, and each of them is normalized by itself.
 ///
 /// Shapes: inputs() and targets() (max_samples, 1, size), float32, on the CPU.
 ///
-/// @throws c10::ValueError for options out of range, and if the handout's rule does not find a sample in 10,000 draws
-/// (with a size of 40 or less, say); c10::IndexError for an index out of range.
+/// Sample i is drawn by the generator Philox from (seed, i). Its bits are the same on every machine with IEEE 754
+/// arithmetic, for every number of threads, and with every compiler without -ffast-math. They do not depend on
+/// max_samples.
 ///
-/// Source: the notebook "Attention intuition", after F. Fleuret, Deep Learning course, handout 13.2. (The notebook's
-/// class ignores its arguments and always uses the defaults; here they count.)
+/// @throws c10::ValueError for options out of range, and if kHandout finds no sample in 10,000 draws, for example with
+/// a size of 40.
+/// @throws c10::IndexError for an index out of range.
 ///
-/// Example:
+/// Differs from the notebook, whose class ignores its arguments and always uses the defaults.
+///
+/// Source: the notebook "Attention intuition", after F. Fleuret, Deep Learning course, handout 13.2.
+///
 /// @code
 /// attend::ShapeDataset data(attend::ShapeDatasetOptions().max_samples(2000).seed(7));
 /// torch::Tensor x = data.inputs();                             // (2000, 1, 100)
@@ -126,6 +138,9 @@ struct ShapeDatasetOptions {
 class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, torch::data::Example<>> {
  public:
   /// Draws all samples.
+  ///
+  /// @param options The options. Default: those of ShapeGenerator::kNotebook.
+  /// @throws c10::ValueError as the class says.
   explicit ShapeDataset(const ShapeDatasetOptions& options = {}) : options_(with_defaults(options)) {
     check();
     inputs_ = torch::empty({options_.max_samples(), 1, options_.size()}, torch::kFloat);
@@ -133,13 +148,17 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
     by_generator([this](const auto& generator) { draw(generator); });
   }
 
-  /// All inputs: (max_samples, 1, size).
+  /// All inputs: (max_samples, 1, size), float32.
   const torch::Tensor& inputs() const { return inputs_; }
 
-  /// All targets: (max_samples, 1, size).
+  /// All targets: (max_samples, 1, size), float32.
   const torch::Tensor& targets() const { return targets_; }
 
-  /// The shapes of a sample from left to right, drawn again.
+  /// The shapes of a sample, from left to right. They are not stored: the function draws them again.
+  ///
+  /// @param index The sample, from 0.
+  /// @return The shapes, before noise and normalization.
+  /// @throws c10::IndexError for an index that is not below size().
   std::vector<DrawnShape> shapes(std::size_t index) const {
     check_index(index);
     detail::Drawing drawing;
@@ -151,14 +170,22 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
   /// The number of samples.
   std::optional<std::size_t> size() const override { return static_cast<std::size_t>(options_.max_samples()); }
 
-  /// One sample: data and target, (1, size) each.
+  /// One sample.
+  ///
+  /// @param index The sample, from 0.
+  /// @return Data and target, (1, size) each: views of inputs() and targets().
+  /// @throws c10::IndexError for an index that is not below size().
   torch::data::Example<> get(std::size_t index) const {
     check_index(index);
     const auto i = static_cast<std::int64_t>(index);
     return {inputs_[i], targets_[i]};
   }
 
-  /// A batch by one gather: data and target, (indices.size(), 1, size) each.
+  /// A batch of samples.
+  ///
+  /// @param indices The samples, in any order.
+  /// @return Data and target, (indices.size(), 1, size) each.
+  /// @throws c10::IndexError for an index that is not below size().
   torch::data::Example<> get_batch(c10::ArrayRef<std::size_t> indices) override {
     for (const std::size_t index : indices) check_index(index);
     const torch::Tensor rows =
@@ -166,8 +193,11 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
     return {inputs_.index_select(0, rows), targets_.index_select(0, rows)};
   }
 
-  /// The data set with a transform of torch applied to it: one of whole batches as get_batch() gives them, or one of
-  /// single samples, such as torch::data::transforms::Stack<>, which makes these batches of them again.
+  /// The data set with a transform of torch applied to it.
+  ///
+  /// @param transform A transform of batches as get_batch() returns them, or one of vectors of single samples, such as
+  /// torch::data::transforms::Stack<>.
+  /// @return A data set of torch. It holds a copy of this one, which shares its tensors.
   template <class Transform>
   auto map(Transform transform) const {
     if constexpr (std::is_same_v<typename Transform::InputBatchType, BatchType>)
@@ -176,7 +206,7 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
       return torch::data::datasets::map(detail::Samples<ShapeDataset>(*this), std::move(transform));
   }
 
-  /// The options that the data was made with, the generator's defaults filled in.
+  /// The options of the constructor. Options that were not set have the default of their generator.
   const ShapeDatasetOptions& options() const { return options_; }
 
  private:

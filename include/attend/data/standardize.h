@@ -17,13 +17,21 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Options of Standardize.
+///
+/// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
+///
+/// @code
+/// attend::StandardizeOptions().mean(0.5).deviation(0.25)
+/// @endcode
 struct StandardizeOptions {
   StandardizeOptions() = default;
 
-  /// The mean and the standard deviation (with N − 1) of all elements of some data, in float64.
+  /// Sets both options from data: the mean and the standard deviation of all elements, computed in float64. The
+  /// variance of n elements is divided by n − 1.
   ///
-  /// @throws c10::ValueError if they have less than two elements. (Data that are all the same or not finite the layer
-  /// refuses.)
+  /// @param data Of any shape, with at least 2 elements.
+  /// @throws c10::ValueError for fewer elements. If all elements are equal, or one is not finite, the constructor of
+  /// the layer throws.
   explicit StandardizeOptions(const torch::Tensor& data) {
     TORCH_CHECK_VALUE(data.defined() && data.numel() >= 2, "attend::Standardize: data (",
                       data.defined() ? data.numel() : 0, " elements) must have at least 2 elements");
@@ -32,22 +40,23 @@ struct StandardizeOptions {
     deviation_ = values.std().item<double>();
   }
 
-  /// What becomes 0. Default: 0.
+  /// The value that is mapped to 0. Default: 0.
   TORCH_ARG(double, mean) = 0.0;
-  /// What becomes 1 above it; above 0. Default: 1.
+  /// The standard deviation: mean + deviation is mapped to 1. It must be above 0. Default: 1.
   TORCH_ARG(double, deviation) = 1.0;
 };
 
-/// Brings data to mean 0 and standard deviation 1: y = (x − mean) / deviation, with the mean and the deviation of the
-/// data that a model is trained with.
+/// Scales data to mean 0 and standard deviation 1.
+///
+/// y = (x − mean) / deviation, with the mean and the standard deviation of the data that a model is trained with.
 ///
 /// Buffers: `mean` and `deviation`, 0-d float32. They are saved, loaded and moved with the model, and are not trained.
 /// One pair of numbers serves all channels and positions.
 ///
 /// Shapes: x of any shape → the same shape.
 ///
-/// @throws c10::ValueError if, in float32, mean or deviation is not finite or deviation is not above 0, and if x is not
-/// on the device of the buffers, unless the buffers are on the CPU.
+/// @throws c10::ValueError for options out of range: in float32, mean and deviation must be finite, and deviation above
+/// 0. Also if x is on another device than the buffers. (Buffers on the CPU serve every device.)
 ///
 /// @code
 /// attend::Standardize standardize(train_set.inputs());
@@ -56,16 +65,21 @@ struct StandardizeOptions {
 /// @endcode
 class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
  public:
-  /// The mean and the deviation of all elements of data.
+  /// The layer with the mean and the standard deviation of all elements of data.
   ///
   /// @param data Of any shape, with at least 2 elements.
-  /// @throws c10::ValueError for fewer elements, and for data that are all the same or not finite.
+  /// @throws c10::ValueError for fewer elements, if all elements are equal, and if one is not finite.
   explicit StandardizeImpl(const torch::Tensor& data) : StandardizeImpl(StandardizeOptions(data)) {}
 
   /// The layer with these options.
+  ///
+  /// @param options_ The options. Default: mean 0 and deviation 1, which change nothing.
+  /// @throws c10::ValueError for options out of range.
   explicit StandardizeImpl(const StandardizeOptions& options_ = {}) : options(options_) { reset(); }
 
-  /// Makes the buffers from the options. Throws c10::ValueError for options out of range.
+  /// Creates the buffers with the values of the options. Constructors call it.
+  ///
+  /// @throws c10::ValueError for options out of range.
   void reset() override {
     const auto mean_of_data = static_cast<float>(options.mean());
     const auto deviation_of_data = static_cast<float>(options.deviation());
@@ -80,8 +94,8 @@ class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
   /// Loads the buffers.
   ///
   /// @param archive The archive, as torch::load opens it.
-  /// @throws c10::ValueError or c10::TypeError if another layer saved the archive, or it has another dtype. The layer
-  /// is then unchanged.
+  /// @throws c10::ValueError if another layer saved the archive. The layer is then unchanged.
+  /// @throws c10::TypeError if it was saved with another dtype. The layer is then unchanged.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::Standardize", *this, archive);
     torch::nn::Module::load(archive);
@@ -92,6 +106,8 @@ class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
     stream << "attend::Standardize(mean=" << mean.item<double>() << ", deviation=" << deviation.item<double>() << ")";
   }
 
+  /// Scales a tensor.
+  ///
   /// @param x Of any shape.
   /// @return (x − mean) / deviation, of the same shape.
   torch::Tensor forward(const torch::Tensor& x) {
@@ -111,8 +127,8 @@ class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
   /// The options that the layer was made with. Loading changes the buffers and not the options.
   StandardizeOptions options;
 
-  torch::Tensor mean,  ///< the buffer that is subtracted
-      deviation;       ///< the buffer that the difference is divided by
+  torch::Tensor mean,  ///< the buffer with the mean, 0-d float32
+      deviation;       ///< the buffer with the standard deviation, 0-d float32
 
  private:
   /// Any dtype will do. Buffers on the CPU serve tensors on every device, because they have no size.
