@@ -43,24 +43,26 @@ struct AdamWTraits {
 
 }  // namespace detail
 
-/// Adam in one fused call for all parameters. Everything that changes from step to step is kept on the device.
+/// The optimizer Adam, as one fused call for all parameters.
 ///
-/// m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²,  p ← p − lr · (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)
+/// m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²,  p ← p − lr · (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε), for a
+/// parameter p with the gradient g in step t.
 ///
 /// Options, state and archive are those of torch::optim::Adam. The update is the same up to rounding.
 ///
-/// Differs from torch::optim::Adam:
-/// - About eight calls for each parameter become one call for all.
-/// - t and the learning rate are tensors on the device of the parameters, so a step can be captured in a CUDA graph.
-///
 /// The learning rate may be changed between steps by `options().set_lr(rate)`, as schedulers do, or by
-/// `AdamOptions::lr(rate)`. Replays of a captured step see the change after before_replay(), which Trainer calls. They
-/// do not see other options that change after the capture.
+/// `AdamOptions::lr(rate)`. Replays of a captured step use the new rate after before_replay(), which Trainer calls.
+/// They ignore changes of other options.
 ///
 /// @throws c10::Error for options out of range.
-/// @throws c10::NotImplementedError for a sparse gradient, and for a parameter that is a view with gaps.
-/// @throws c10::ValueError for a parameter that has left the device of its state, and for a step if all parameters are
+/// @throws c10::NotImplementedError for a sparse gradient, and for a parameter that is not dense in memory.
+/// @throws c10::ValueError if a parameter is on another device than its state, and if its gradient has
+/// another dtype or other sizes. Also for a step if all parameters are
 /// frozen and have no gradient.
+///
+/// Differs from torch::optim::Adam:
+/// - One call updates all parameters of a device and dtype. torch makes about eight calls for each parameter.
+/// - t and the learning rate are tensors on the device of the parameters, so a step can be captured in a CUDA graph.
 ///
 /// Source: D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015.
 ///
@@ -72,10 +74,13 @@ class Adam : public detail::FusedAdam<detail::AdamTraits> {
   using FusedAdam::FusedAdam;
 };
 
-/// AdamW: Adam with weight decay apart from the gradient.
+/// The optimizer AdamW: Adam with decoupled weight decay, as one fused call for all parameters.
 ///
-/// p ← p − lr · weight_decay · p, then the update of attend::Adam without weight decay. weight_decay is 0.01 by
-/// default, as in torch. Differs from torch::optim::AdamW, and throws, as attend::Adam does.
+/// p ← p − lr · weight_decay · p, then the update of attend::Adam without weight decay. The default of weight_decay is
+/// 0.01, as in torch.
+///
+/// It throws what attend::Adam throws. It differs from torch::optim::AdamW as attend::Adam differs from
+/// torch::optim::Adam.
 ///
 /// Source: I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", 2019.
 ///

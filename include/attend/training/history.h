@@ -10,16 +10,16 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// The losses and the time of one epoch.
 struct EpochRecord {
-  double train_loss = kUnknown;       ///< mean over the samples of the epoch
-  double last_batch_loss = kUnknown;  ///< of the last batch alone, which is what the notebook records
-  double validation_loss = kUnknown;  ///< after the epoch; NaN without a validation set
-  double seconds = kUnknown;          ///< that the epoch took, validation included
+  double train_loss = kUnknown;       ///< mean loss over the samples of the epoch, while the weights changed
+  double last_batch_loss = kUnknown;  ///< loss of the last batch
+  double validation_loss = kUnknown;  ///< mean loss over the validation set after the epoch; NaN without one
+  double seconds = kUnknown;          ///< time of the epoch in seconds, validation included
 
-  /// NaN: not measured.
+  /// The value of a loss or time that was not measured: NaN.
   static constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 };
 
-/// The record of a fit: one entry for each epoch.
+/// The record of a fit: losses and time of each epoch.
 ///
 /// @code
 /// attend::History history = trainer.fit(train_set, validation_set);
@@ -28,21 +28,23 @@ struct EpochRecord {
 class History {
  public:
   /// Appends an epoch.
+  ///
+  /// @param record Its losses and time.
   void add(const EpochRecord& record) { epochs_.push_back(record); }
 
   /// The records themselves.
   const std::vector<EpochRecord>& epochs() const { return epochs_; }
 
-  /// Mean loss over each epoch's samples, while the weights were changing.
+  /// For each epoch: the mean loss over its samples, while the weights changed.
   std::vector<double> train_loss() const { return column(&EpochRecord::train_loss); }
 
-  /// Loss of each epoch's last batch.
+  /// For each epoch: the loss of its last batch.
   std::vector<double> last_batch_loss() const { return column(&EpochRecord::last_batch_loss); }
 
-  /// Mean loss over the validation set after each epoch; NaN without one.
+  /// For each epoch: the mean loss over the validation set after it; NaN without a validation set.
   std::vector<double> validation_loss() const { return column(&EpochRecord::validation_loss); }
 
-  /// Seconds that each epoch took, validation included.
+  /// For each epoch: its time in seconds, validation included.
   std::vector<double> seconds() const { return column(&EpochRecord::seconds); }
 
  private:

@@ -35,16 +35,18 @@ torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, con
 
 }  // namespace detail
 
-/// One training step: zero the gradients, forward, loss, backward, update.
+/// One training step: set the gradients to zero, compute forward pass, loss and backward pass, update the parameters.
 ///
-/// A step reads no host value that changes, and waits for nothing, if the model, the loss and the optimizer do neither.
-/// (attend::Adam does not.) So a plain loop, accumulation, autocast and a CUDA graph can all wrap it. backward() and
-/// update() are its two halves, for what happens between gradients and update, such as clipping.
+/// backward() and update() are the two halves of a step. Call them in place of operator() to change gradients before
+/// the update, for example to clip them.
 ///
-/// Only forward and loss run under autocast. backward follows the dtypes that they used, as PyTorch advises.
+/// A step can be captured in a CUDA graph if model, loss and optimizer neither wait for the device nor read numbers on
+/// the host that change. attend::Adam and attend::AdamW do neither.
 ///
-/// @tparam Model `model->forward(inputs)` gives the outputs.
-/// @tparam Loss `loss(outputs, targets)` gives a 0-d tensor.
+/// Autocast: only forward pass and loss run under it. The backward pass uses the dtypes that they used.
+///
+/// @tparam Model A module holder or a shared_ptr of a module. `model->forward(inputs)` returns the outputs.
+/// @tparam Loss `loss(outputs, targets)` returns a 0-d tensor.
 /// @throws c10::ValueError for a loss that is not 0-d, and for a loss without a gradient. The message has the reason:
 /// NoGradGuard or InferenceMode, frozen parameters, or a loss that does not depend on a parameter.
 ///
@@ -55,6 +57,8 @@ torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, con
 template <class Model, class Loss>
 class TrainingStep {
  public:
+  /// A step of this model, loss and optimizer.
+  ///
   /// @param model A module holder or shared_ptr of a module. It is shared, not copied.
   /// @param loss The loss function.
   /// @param optimizer It must outlive the step.
@@ -63,7 +67,7 @@ class TrainingStep {
                std::optional<at::ScalarType> autocast = std::nullopt)
       : model_(std::move(model)), loss_(std::move(loss)), optimizer_(&optimizer), autocast_(autocast) {}
 
-  /// Replaces the gradients by those of this loss.
+  /// Computes the loss of a batch, and replaces the gradients of the parameters by those of this loss.
   ///
   /// @param inputs The inputs of the model, on its device.
   /// @param targets What the loss compares the outputs with.
@@ -75,11 +79,13 @@ class TrainingStep {
     return loss.detach();
   }
 
-  /// Adds the gradient of weight · loss to the gradients, for updates that several batches share.
+  /// Computes the loss of a batch, and adds the gradients of weight · loss to those of the parameters. Use it if
+  /// several batches share one update.
   ///
   /// @param inputs The inputs of the model, on its device.
   /// @param targets What the loss compares the outputs with.
-  /// @param weight 0-d, on the device of the loss. It is a tensor, so that the call reads no number from the host.
+  /// @param weight The factor of the loss, a 0-d tensor on the device of the loss. A tensor can change between replays
+  /// of a captured step.
   /// @return The loss itself, detached: a 0-d tensor.
   torch::Tensor accumulate(const torch::Tensor& inputs, const torch::Tensor& targets, const torch::Tensor& weight) {
     const torch::Tensor loss = loss_of(inputs, targets);
@@ -87,13 +93,13 @@ class TrainingStep {
     return loss.detach();
   }
 
-  /// Forgets all gradients.
+  /// Resets the gradients of all parameters, as `optimizer.zero_grad()` does.
   void zero_gradients() { optimizer_->zero_grad(); }
 
-  /// Moves the parameters by their gradients.
+  /// Updates the parameters by their gradients, as `optimizer.step()` does.
   void update() { optimizer_->step(); }
 
-  /// backward() and update().
+  /// The whole step: backward(), then update().
   ///
   /// @param inputs The inputs of the model, on its device.
   /// @param targets What the loss compares the outputs with.

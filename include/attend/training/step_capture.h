@@ -14,16 +14,16 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// The interface behind TrainerOptions::capture: records once what a training step does to the device, and does it
-/// again at the cost of one launch. attend::cuda_graphs() of `attend/training/cuda_graph.h` makes one with CUDA graphs.
+/// The interface behind TrainerOptions::capture. It records the work of one training step on the device, and replays it
+/// with one launch. attend::cuda_graphs() of `attend/training/cuda_graph.h` implements it by CUDA graphs.
 ///
-/// A replay works on the tensors of the recording. The inputs of the step are written where they were, and its results
-/// appear where they were.
+/// A replay uses the tensors of the recording: the caller writes new inputs into the recorded input tensors, and finds
+/// the results in the recorded result tensors.
 class StepCapture {
  public:
   /// The result of capture().
   struct Recording {
-    /// Does what was recorded; empty if nothing could be recorded.
+    /// Replays the recorded work; empty if nothing could be recorded.
     std::function<void()> replay = {};
     /// Why nothing could be recorded; otherwise empty.
     std::string error = {};
@@ -31,46 +31,49 @@ class StepCapture {
 
   virtual ~StepCapture() = default;
 
-  /// The name in explain(), for example "CUDA graph".
+  /// The name in Trainer::explain(), for example "CUDA graph".
   virtual std::string name() const = 0;
 
-  /// Why nothing can be captured on a device.
+  /// Says whether steps can be captured on a device, and if not, why.
   ///
   /// @param device The device to train on.
   /// @return The reason, or nothing if steps can be captured.
   virtual std::optional<std::string> why_not(c10::Device device) const = 0;
 
-  /// Runs all work of this thread where it can be captured, until the returned object is destroyed. The work comes
-  /// after all earlier work, and before all later work.
+  /// Prepares this thread for captures, for example by a CUDA stream of its own, until the returned object is
+  /// destroyed. Work in between comes after all earlier work of the thread and before all later work.
   ///
   /// @param device The device to train on.
-  /// @return The object to keep.
+  /// @return An object that ends this state when it is destroyed.
   virtual std::shared_ptr<void> enter(c10::Device device) = 0;
 
-  /// Records what `body` does, without doing it.
+  /// Records the work of `body` on the device without executing it.
   ///
-  /// An exception of `body` is not passed on: it becomes Recording::error, and the device's numbers are as they were
-  /// before. Tensors that `body` makes, gradients among them, hold nothing before the first replay.
+  /// If `body` throws, the exception is not passed on. Its message becomes Recording::error, and no value on the device
+  /// has changed. Tensors that `body` makes, gradients included, have no contents before the first replay.
   ///
-  /// @param body The step.
-  /// @return What replays the step, or the error.
+  /// @param body The training step.
+  /// @return The replay, or the error.
   virtual Recording capture(const std::function<void()>& body) = 0;
 };
 
-/// An optimizer whose step() may be captured: all numbers that change from step to step are on the device. Derive from
-/// it and from torch::optim::Optimizer.
+/// An interface of optimizers whose step() can be captured: all numbers that change from step to step are on the
+/// device. An optimizer derives from it and from torch::optim::Optimizer.
 class CapturableOptimizer {
  public:
   virtual ~CapturableOptimizer() = default;
 
-  /// Copies to the device what was changed on the host, such as the learning rate. Called before each replay of a step.
+  /// Copies to the device the numbers that have changed on the host, such as the learning rate. Trainer calls it before
+  /// each replay.
   virtual void before_replay() = 0;
 
-  /// All tensors, other than parameters and gradients, that step() reads or writes. A recording is valid as long as
-  /// they are the same.
+  /// All tensors that step() reads or writes, except parameters and gradients. A recording is valid while these tensors
+  /// are the same objects.
   virtual std::vector<torch::Tensor> state_tensors() const = 0;
 
-  /// @param is_capturing While true, step() throws instead of making a tensor of its state.
+  /// Begins or ends a capture. During a capture step() must throw if it would have to create a tensor of its state.
+  ///
+  /// @param is_capturing True begins a capture, false ends it.
   virtual void set_capturing(bool is_capturing) = 0;
 };
 

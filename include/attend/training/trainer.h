@@ -40,10 +40,12 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// The mean of the squared differences, Trainer's default loss.
+/// The mean of the squared differences: the default loss of Trainer.
 struct MeanSquaredError {
-  /// @param outputs What the model gave, of any shape.
-  /// @param targets What it should have given, of the same shape.
+  /// Computes the loss.
+  ///
+  /// @param outputs The outputs of the model, of any shape.
+  /// @param targets The targets, of the same shape.
   /// @return The mean: a 0-d tensor.
   /// @throws c10::ValueError if the shapes differ.
   torch::Tensor operator()(const torch::Tensor& outputs, const torch::Tensor& targets) const {
@@ -53,9 +55,13 @@ struct MeanSquaredError {
   }
 };
 
-/// Makes attend::Adam, Trainer's default optimizer.
+/// Makes the default optimizer of Trainer, attend::Adam.
 struct MakeAdam {
-  /// attend::Adam with this learning rate and default options.
+  /// Makes attend::Adam with default options.
+  ///
+  /// @param parameters The parameters of the model.
+  /// @param learning_rate The learning rate.
+  /// @return The optimizer.
   Adam operator()(std::vector<torch::Tensor> parameters, double learning_rate) const {
     return Adam(std::move(parameters), torch::optim::AdamOptions(learning_rate));
   }
@@ -63,21 +69,23 @@ struct MakeAdam {
 
 /// Trains a model.
 ///
-/// fit() goes through the training set in a new order every epoch, in batches. After each epoch it measures the loss on
-/// the validation set, if there is one. It returns what it recorded. Calling it again continues: the optimizer keeps
-/// its state, and epochs count on. The trainer prints nothing; progress, logs and early ends are callbacks.
+/// In every epoch fit() goes through the training set in batches, in a new order. After the epoch it computes the loss
+/// on the validation set, if there is one. fit() returns the record of its epochs. A second call continues the
+/// training: the optimizer keeps its state, and the numbers of epochs continue. The trainer prints nothing: progress,
+/// logs and early stopping are callbacks.
 ///
 /// @tparam Model A module holder, a torch::nn::Sequential or a shared_ptr of a module, with `forward(inputs)`. It is
 /// shared, not copied.
-/// @tparam Loss `loss(outputs, targets)` gives a 0-d tensor, the mean over the batch. Default: MeanSquaredError.
-/// @tparam MakeOptimizer `make(parameters, learning_rate)` gives a torch::optim::Optimizer. Default: MakeAdam. It
+/// @tparam Loss `loss(outputs, targets)` returns a 0-d tensor, the mean over the batch. Default: MeanSquaredError.
+/// @tparam MakeOptimizer `make(parameters, learning_rate)` returns a torch::optim::Optimizer. Default: MakeAdam. It
 /// cannot be LBFGS, whose step needs a closure.
 ///
-/// Data: an object with inputs() and targets(), samples first, which are moved to the device as a whole; or a
-/// torch::data dataset of known size, not const, whose batches are fetched one by one. Batches of tensors are written
-/// to the same memory again and again, so code that keeps a batch must copy it.
+/// Data is one of these:
+/// - An object with inputs() and targets(), two tensors whose first dimension is the samples. Both are moved to the
+///   device as a whole. All batches use the same memory, so code that keeps a batch must copy it.
+/// - A torch::data dataset that knows its size() and is not const. Its batches are fetched one by one.
 ///
-/// Callbacks: objects with some of these hooks. Each takes TrainingState& and returns nothing or a bool.
+/// Callbacks are objects with at least one of these hooks. A hook takes TrainingState& and returns nothing or a bool.
 ///
 /// | Hook | When |
 /// | --- | --- |
@@ -88,17 +96,22 @@ struct MakeAdam {
 /// | on_epoch_end | after each epoch that has a batch |
 /// | on_fit_end | always, at the end |
 ///
-/// True ends the fit. A batch that has begun is finished, and so are the update and the epoch, with its figures so far.
-/// An epoch without a batch is not recorded. A callback that is passed as an lvalue keeps its state.
+/// A hook that returns true ends the fit. First the current batch and its update are finished, the epoch is recorded
+/// with the batches so far, and on_epoch_end and on_fit_end are called. An epoch without a batch is not recorded. A
+/// callback that is passed as an lvalue is not copied, so its state can be read afterwards.
 ///
-/// Modes: fit() puts the model in training mode once, before on_fit_begin, where a callback may freeze parts, and
-/// leaves it in training mode. Validation and evaluate() restore the mode of each submodule.
+/// Modes: fit() sets the model to training mode once, before on_fit_begin. A callback may freeze parts of the model
+/// there. After fit() the model is in training mode. Validation and evaluate() restore the mode of each submodule.
 ///
-/// @throws c10::ValueError for options, data or a loss out of range, for a device that does not exist, for a fit under
-/// NoGradGuard or InferenceMode, and if all parameters are frozen after on_fit_begin.
+/// @throws c10::ValueError in these cases:
+/// - options out of range, or a device that does not exist
+/// - data without samples, or with different numbers of inputs and targets
+/// - a loss that is not 0-d or has no gradient
+/// - a fit under NoGradGuard or InferenceMode
+/// - all parameters are frozen after on_fit_begin
 ///
-/// Errors of a model, a loss or a callback pass through. The model keeps what it has learnt, and history() what was
-/// recorded.
+/// Exceptions of a model, a loss or a callback pass through fit(). The model keeps its current weights, and history()
+/// the epochs recorded before.
 ///
 /// @code
 /// attend::Trainer trainer(model, attend::TrainerOptions().epochs(50));
@@ -110,9 +123,10 @@ class Trainer {
   /// Moves the model to `options.device()` and makes the optimizer.
   ///
   /// @param model A module holder or shared_ptr of a module.
-  /// @param options Epochs, batch size, device and the rest.
-  /// @param loss `loss(outputs, targets)` gives a 0-d tensor.
-  /// @param make_optimizer `make_optimizer(parameters, learning_rate)` gives a torch::optim::Optimizer.
+  /// @param options Epochs, batch size, device and so on. Default: as TrainerOptions.
+  /// @param loss `loss(outputs, targets)` returns a 0-d tensor. Default: Loss{}.
+  /// @param make_optimizer `make_optimizer(parameters, learning_rate)` returns a torch::optim::Optimizer. Default:
+  /// MakeOptimizer{}.
   /// @throws c10::ValueError for options out of range, a device that does not exist, and a model without parameters.
   explicit Trainer(Model model, const TrainerOptions& options = {}, Loss loss = {}, MakeOptimizer make_optimizer = {})
       : options_(detail::checked(options)),
@@ -124,12 +138,12 @@ class Trainer {
     how_ = reason ? "plain loop: " + *reason : options_.capture()->name() + " if the step can be captured";
   }
 
-  /// Trains for options().epochs() epochs.
+  /// Trains for options().epochs() epochs. A callback may end the fit earlier.
   ///
-  /// @param train_set The training set; see the class.
-  /// @param validation_set_and_callbacks A validation set first, if any, then callbacks.
-  /// @return The record of each epoch of this fit.
-  /// @throws c10::ValueError as the class says.
+  /// @param train_set The training data; the class says which types are possible.
+  /// @param validation_set_and_callbacks The validation data, if any, then any number of callbacks.
+  /// @return The record of the epochs of this fit.
+  /// @throws c10::ValueError in the cases that the class lists.
   ///
   /// @code
   /// trainer.fit(train_set, validation_set, attend::ProgressBar());
@@ -146,11 +160,11 @@ class Trainer {
     return split_validation_set(train, validation_set_and_callbacks...);
   }
 
-  /// Continues a run of an earlier trainer: its history counts as recorded here, so epochs, and with them the orders of
-  /// the batches, count on.
+  /// Continues the training of an earlier trainer. Its history becomes the history of this one, so the next fit() uses
+  /// the next numbers of epochs, and with them the next orders of the samples.
   ///
-  /// Load model and optimizer before, with torch::load, which takes a device. Dropout and everything else that draws
-  /// from torch's generator draws other numbers.
+  /// Call torch::load for model and optimizer before, with the device as its third argument. Dropout draws other random
+  /// numbers than an uninterrupted training would.
   ///
   /// @param history The history() of the earlier trainer.
   /// @throws c10::ValueError if this trainer has recorded epochs of its own.
@@ -162,11 +176,11 @@ class Trainer {
     history_ = history;
   }
 
-  /// The mean loss over a data set, in evaluation mode, without gradients.
+  /// Computes the mean loss over a data set, in evaluation mode, without gradients.
   ///
-  /// @param data A data set; see the class.
-  /// @return The mean over the samples.
-  /// @throws c10::ValueError if the data do not fit.
+  /// @param data The data; the class says which types are possible.
+  /// @return The mean of the loss over the samples.
+  /// @throws c10::ValueError if the data has no samples, or different numbers of inputs and targets.
   template <class Data>
   double evaluate(Data&& data) {
     static_assert(detail::TrainingData<Data>,
@@ -176,16 +190,16 @@ class Trainer {
     return mean_loss(batches);
   }
 
-  /// What all fits of this trainer recorded so far.
+  /// The record of all epochs of this trainer, and of the history that resume() was called with.
   const History& history() const { return history_; }
 
   /// The options that the trainer was made with.
   const TrainerOptions& options() const { return options_; }
 
-  /// How the steps of the last fit ran, or how those of the first will run as far as that is known.
+  /// Says how the steps of the last fit ran. Before the first fit it says how they will run, as far as that is known.
   ///
-  /// @return One line for people, whose words may change: the dtypes, whether steps are a plain loop or replays of a
-  /// recording, and why they are not replays.
+  /// @return One line for people: the dtypes, and whether the steps are a plain loop or replays of a captured step. For
+  /// a plain loop it has the reason. The wording may change in any version.
   std::string explain() const {
     std::string text = c10::toString(model_->parameters().front().scalar_type());
     if (options_.autocast()) {

@@ -26,34 +26,39 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// attend::TrainerOptions().epochs(50).batch_size(32).learning_rate(1e-3).device(torch::kCPU).seed(7)
 /// @endcode
 struct TrainerOptions {
-  /// The number of epochs of one fit(). Default: 10.
+  /// The number of epochs of one fit(), at least 1. Default: 10.
   TORCH_ARG(std::int64_t, epochs) = 10;
-  /// Samples in a batch; the last batch of an epoch may be smaller. Default: 32.
+  /// The number of samples in a batch, at least 1. The last batch of an epoch may be smaller. Default: 32.
   TORCH_ARG(std::int64_t, batch_size) = 32;
-  /// The learning rate that is passed to the optimizer. Default: 1e-3.
+  /// The learning rate that is passed to the optimizer, positive and finite. Default: 1e-3.
   TORCH_ARG(double, learning_rate) = 1e-3;
   /// The device to train on; the model is moved there. Default: the device of the model.
   TORCH_ARG(std::optional<torch::Device>, device) = std::nullopt;
-  /// Orders the batches and nothing else: the order of epoch e is a function of (seed, e). Weights and dropout follow
-  /// torch::manual_seed. Default: 0.
+  /// The seed of the order of samples and of nothing else: the order in epoch e depends on (seed, e) alone. Initial
+  /// weights and dropout depend on torch::manual_seed. Default: 0.
   TORCH_ARG(std::uint64_t, seed) = 0;
-  /// The dtype of autocast for forward and loss, in training and validation. The weights keep their dtype. Only
-  /// torch::kBFloat16 is possible; float16 would need gradient scaling. Default: none.
+  /// The dtype of autocast for forward pass and loss, in training and validation. The weights keep their dtype. The
+  /// only possible dtype is torch::kBFloat16, because float16 needs scaled gradients. Default: no autocast.
   TORCH_ARG(std::optional<at::ScalarType>, autocast) = std::nullopt;
-  /// The number of batches that share one update, by the mean gradient over their samples, as if they were one batch.
-  /// Default: 1.
+  /// The number of batches that share one update, at least 1. The update uses the mean gradient over their samples, as
+  /// if they were one batch. Default: 1.
   TORCH_ARG(std::int64_t, accumulation_steps) = 1;
-  /// Captures steps: attend::cuda_graphs(). Full batches of dense tensors are then replays of one recording, if the
-  /// optimizer is a CapturableOptimizer. Otherwise, and where capturing fails, the plain loop runs and explain() says
-  /// why. Default: the plain loop.
+  /// Captures training steps: set it to attend::cuda_graphs(). Default: none, steps run as a plain loop.
   ///
-  /// Host code of model and loss then runs once, and not for each batch. Changes by callbacks take effect:
+  /// The trainer records one step and replays it for every batch, if:
+  /// - the batch is full and its tensors are dense
+  /// - the optimizer is a CapturableOptimizer, as attend::Adam and attend::AdamW are
+  /// - the capture succeeds
   ///
-  /// | Change | From |
+  /// Otherwise the plain loop runs, and Trainer::explain() says why.
+  ///
+  /// In a replay the C++ code of model and loss does not run. Changes by callbacks take effect as follows:
+  ///
+  /// | Change | Takes effect |
   /// | --- | --- |
   /// | values of tensors, the learning rate | at once |
-  /// | training modes, frozen parameters, replaced tensors | the next epoch |
-  /// | other numbers on the host, such as weight_decay or a dropout rate | the next fit |
+  /// | training modes, frozen parameters, replaced tensors | from the next epoch |
+  /// | other numbers on the host, such as weight_decay or a dropout rate | from the next fit |
   TORCH_ARG(std::shared_ptr<StepCapture>, capture) = nullptr;
 };
 
@@ -69,11 +74,11 @@ inline const TrainerOptions& checked(const TrainerOptions& options) {
                     options.accumulation_steps(), ") must be at least 1");
   TORCH_CHECK_VALUE(!options.autocast() || *options.autocast() == torch::kBFloat16, "attend::Trainer: autocast (",
                     c10::toString(options.autocast().value_or(torch::kBFloat16)),
-                    ") must be BFloat16; float16 would need gradient scaling");
+                    ") must be BFloat16; float16 would need its gradients scaled");
   if (options.device() && options.device()->is_cuda()) {
     const auto devices = static_cast<std::int64_t>(torch::cuda::device_count());
     TORCH_CHECK_VALUE(std::max<std::int64_t>(options.device()->index(), 0) < devices, "attend::Trainer: device (",
-                      *options.device(), ") does not exist: this machine has ", devices, " CUDA devices");
+                      *options.device(), ") is not there: this machine has ", devices, " CUDA devices");
   }
   return options;
 }

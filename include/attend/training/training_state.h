@@ -27,31 +27,35 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 struct TrainingState {
   /// The model that is trained.
   torch::nn::Module& model;
-  /// The optimizer, whose learning rate may be changed.
+  /// The optimizer. A callback may change its learning rate.
   torch::optim::Optimizer& optimizer;
-  const History& history;  ///< the epochs that are over, this one included in on_epoch_end
+  /// The record of the finished epochs, of earlier fits too. In on_epoch_end it includes the current epoch.
+  const History& history;
 
-  std::int64_t epoch = 0;              ///< the current one, from 0; in on_fit_end the number of epochs done
-  std::int64_t epochs = 0;             ///< the number of epochs at which this fit ends
-  std::int64_t batch = 0;              ///< the current one, from 0; in on_epoch_end the number of batches done
-  std::int64_t batches = 0;            ///< batches in an epoch
-  std::int64_t samples = 0;            ///< samples seen in this epoch, the current batch included
-  std::int64_t samples_per_epoch = 0;  ///< samples in an epoch
-  double seconds = 0.0;                ///< since the fit began
+  std::int64_t epoch = 0;    ///< index of the current epoch, from 0; in on_fit_end the number of finished epochs
+  std::int64_t epochs = 0;   ///< number of epochs at which this fit ends, those of earlier fits included
+  std::int64_t batch = 0;    ///< index of the current batch, from 0; in on_epoch_end the number of finished ones
+  std::int64_t batches = 0;  ///< number of batches in an epoch
+  std::int64_t samples = 0;  ///< number of samples used in this epoch, the current batch included
+  std::int64_t samples_per_epoch = 0;  ///< number of samples in an epoch
+  double seconds = 0.0;                ///< time since the fit began, in seconds
 
-  /// The loss of the current batch: a 0-d tensor on the training device, undefined before the first batch. Reading its
-  /// number waits for the device, so do not read it after every batch.
+  /// The loss of the current batch: a 0-d tensor on the training device. It is undefined before the first batch.
+  ///
+  /// `loss.item()` waits for the device. On a GPU do not call it after every batch.
   torch::Tensor loss = {};
 
-  /// The learning rate of the first parameter group; read from the host, so it waits for nothing.
+  /// The learning rate of the first parameter group. Reading it does not wait for the device.
   double learning_rate() const { return optimizer.param_groups().at(0).options().get_lr(); }
 
-  /// Sets the learning rate of every parameter group, from the next step on.
+  /// Sets the learning rate of every parameter group, from the next update on.
+  ///
+  /// @param learning_rate The new rate.
   void set_learning_rate(double learning_rate) {
     for (auto& group : optimizer.param_groups()) group.options().set_lr(learning_rate);
   }
 
-  /// The gradients of all parameters that have one, each once, to look at or to change in on_before_step.
+  /// The gradients of all parameters that have one, each once. on_before_step may read them and change them in place.
   std::vector<torch::Tensor> gradients() const {
     std::vector<torch::Tensor> gradients;
     for (const auto& group : optimizer.param_groups()) {

@@ -17,11 +17,11 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A callback that writes a line of comma-separated values after each epoch. Each line is written at once, so an
-/// interrupted run loses nothing.
+/// A callback that writes a line of comma-separated values after each epoch. Each line is flushed, so an interrupted
+/// run loses no finished epoch.
 ///
-/// Columns: epoch (from 0), train_loss, last_batch_loss, validation_loss (nan without a validation set), learning_rate,
-/// seconds.
+/// The first line names the columns: epoch (from 0), train_loss, last_batch_loss, validation_loss (nan without a
+/// validation set), learning_rate, seconds. EpochRecord explains them.
 ///
 /// @throws c10::ValueError from the constructor if the file cannot be opened.
 /// @throws c10::Error if a line cannot be written.
@@ -31,7 +31,10 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @endcode
 class CsvLog {
  public:
-  /// Opens the file and replaces what is in it.
+  /// Opens the file, and replaces its contents by the names of the columns.
+  ///
+  /// @param path The path of the file. Its folder must exist.
+  /// @throws c10::ValueError if the file cannot be opened.
   explicit CsvLog(std::string path) : path_(std::move(path)), file_(path_) {
     TORCH_CHECK_VALUE(file_.is_open(), "attend::CsvLog: cannot write \"", path_, "\": ", std::strerror(errno));
     file_.imbue(std::locale::classic());  // a point in numbers, wherever the program runs
@@ -40,7 +43,7 @@ class CsvLog {
     check_written();
   }
 
-  /// Writes the line of the epoch that is over.
+  /// Writes the line of the finished epoch.
   void on_epoch_end(TrainingState& state) {
     const EpochRecord& record = state.history.epochs().back();
     file_ << state.epoch;

@@ -23,18 +23,22 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 ///     epoch  3/50  [======>       ]  loss 0.00612  2060 samples/s  3:51 left
 ///
-/// It fits a terminal of 80 columns. The bar is drawn at most five times a second, and only then is the loss read from
-/// the device. Losses are in the unit of the loss function. The time left is that of the whole fit.
+/// The line fits a terminal of 80 columns. The bar is drawn, and the loss read from the device, at most five times a
+/// second. The loss of the bar is that of the current batch, the loss of an epoch is the mean over its samples. The
+/// time left is that of the whole fit, as minutes:seconds or hours:minutes:seconds.
 ///
 /// @code
 /// trainer.fit(train_set, validation_set, attend::ProgressBar());
 /// @endcode
 class ProgressBar {
  public:
-  /// To the standard error stream; with a bar if that is a terminal.
+  /// Writes to std::cerr, with the bar if that is a terminal.
   ProgressBar() : ProgressBar(std::cerr, error_stream_is_a_terminal()) {}
 
-  /// To any stream, with or without the bar. The stream must outlive the callback.
+  /// Writes to any stream.
+  ///
+  /// @param stream The stream. It must outlive the callback.
+  /// @param with_bar Whether to show the moving bar. It needs a terminal.
   ProgressBar(std::ostream& stream, bool with_bar) : stream_(&stream), with_bar_(with_bar) {}
 
   /// Notes the epoch at which the fit begins.
@@ -61,7 +65,7 @@ class ProgressBar {
             clock(state.seconds / epochs_done * epochs_left) + " left");
   }
 
-  /// Writes the line of the epoch that is over.
+  /// Writes the line of the finished epoch.
   void on_epoch_end(TrainingState& state) {
     const EpochRecord& record = state.history.epochs().back();
     std::string line = title(state) + "  loss " + number(record.train_loss);

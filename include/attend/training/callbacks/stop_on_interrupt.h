@@ -12,9 +12,12 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// A callback: Ctrl-C ends the fit after the current batch, instead of ending the program.
 ///
-/// While the object exists, the first SIGINT or SIGTERM is remembered. A second one has the effect that it had before,
-/// so a program that hangs can still be ended. A signal that the program ignores stays ignored. The destructor restores
-/// the handlers. There may be one object at a time. For POSIX systems only, because a second signal needs sigaction.
+/// - The first SIGINT or SIGTERM ends the fit after the current batch.
+/// - A second signal has its usual effect, so a program that hangs can still be ended.
+/// - A signal that the program ignores stays ignored.
+/// - The destructor restores the handlers of the signals.
+///
+/// Only one object may exist at a time. It needs a POSIX system.
 ///
 /// @code
 /// attend::StopOnInterrupt interrupt;
@@ -23,6 +26,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @endcode
 class StopOnInterrupt {
  public:
+  /// Replaces the handlers of SIGINT and SIGTERM, and forgets earlier signals.
   StopOnInterrupt() {
     signal_received_ = 0;
     struct sigaction action = {};
@@ -37,18 +41,19 @@ class StopOnInterrupt {
     set([&](const Replaced&) { return &action; });
   }
 
+  /// Restores the handlers.
   ~StopOnInterrupt() { restore(); }
 
   StopOnInterrupt(const StopOnInterrupt&) = delete;
   StopOnInterrupt& operator=(const StopOnInterrupt&) = delete;
 
-  /// Whether a signal came.
+  /// Whether a signal has come since the object was made.
   bool happened() const { return signal_received_ != 0; }
 
   /// Returns true, which ends the fit, after a signal.
   bool on_batch_end(TrainingState&) { return happened(); }
 
-  /// For a signal that came after the last batch, in validation.
+  /// Returns true, which ends the fit, after a signal during validation.
   bool on_epoch_end(TrainingState&) { return happened(); }
 
  private:
