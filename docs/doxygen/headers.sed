@@ -9,6 +9,9 @@ s/namespace attend::inline ATTEND_VERSION_NAMESPACE/namespace attend/
 }
 /^  struct View /,/^  \};$/s/.*//
 
+# The macros that version.h makes the name of the namespace with.
+s/^#define ATTEND_(JOIN|MAKE)_VERSION.*//
+
 # TORCH_ARG(T, name) = default: the setter, which returns the options. The comment above it names the default.
 /^struct [A-Za-z0-9]+Options /{
   h
