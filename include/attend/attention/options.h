@@ -99,9 +99,8 @@ struct AttentionOptions {
   /// A mask, (L, S), (H, L, S) or (N, H, L, S). Any size may be 1 and is then broadcast. Default: none.
   ///
   /// - bool: true = attend.
-  /// - float64, float32, bfloat16 or float16: added to the scaled scores; −∞ rules a key out. It may require a
-  /// gradient,
-  ///   which has the mask's dtype.
+  /// - float64, float32, bfloat16 or float16: added to the scaled scores. −∞ rules a key out. The mask may require a
+  ///   gradient, which has the mask's dtype.
   ///
   /// A float mask whose dtype differs from the query's is converted to float32, and to float64 for a float64 query. A
   /// finite float64 value beyond float32's range becomes the largest value of float32.

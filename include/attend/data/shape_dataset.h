@@ -46,11 +46,11 @@ class Samples : public torch::data::datasets::Dataset<Samples<Data>> {
 
 }  // namespace detail
 
-/// The rule by which ShapeDataset draws shapes and noise.
+/// The rule by which ShapeDataset draws shapes and noise. ShapeDataset explains both rules, and names the notebook and
+/// the handout.
 enum class ShapeGenerator {
-  kNotebook,  ///< of the notebook: shapes from left to right (four to six in 100 positions), with integer heights and
-              ///< widths; Gaussian noise
-  kHandout,  ///< of the handout: two triangles and two rectangles, with real heights and widths; uniform noise
+  kNotebook,  ///< the notebook's: shapes from left to right, integer heights and widths, Gaussian noise
+  kHandout,   ///< the handout's: two triangles and two rectangles, real heights and widths, uniform noise
 };
 
 /// The groups of shapes whose heights are averaged in the target.
@@ -109,9 +109,8 @@ struct ShapeDatasetOptions {
 /// ShapeGenerator::kHandout draws two triangles and two rectangles. Centres are real numbers between 5.5 and size −
 /// 5.5, widths are between 5 and 11, heights between 1 and max_height. All four are drawn again until both are true:
 /// - There is at least one position between any two of them.
-/// - With GroupBy::kKind the heights of the triangles differ by more than 4. With GroupBy::kLocation the mean heights
-/// of
-///   the two halves differ by more than 4.
+/// - With GroupBy::kKind the heights of the triangles differ by more than 4.
+///   With GroupBy::kLocation the mean heights of the two halves differ by more than 4.
 ///
 /// Input and target have independent noise, and each of them is normalized by itself.
 ///

@@ -119,10 +119,9 @@ struct MultiheadAttentionOptions {
 /// - A bool mask masks. torch adds it as 0 and 1.
 /// - attn_mask may have a mask for each head. Masks may be bfloat16 or float16, and used under autocast.
 /// - kdim and vdim may differ.
-/// - A query that may attend to no key gives b_o, and zeros as the gradients of query, key and value. torch
-///   gives NaN.
-/// - The fastest backend computes the output, even if the weights are asked for. The dense formula computes the
-/// weights.
+/// - A query that may attend to no key gives b_o, and adds zeros to the gradients of query, key and value. torch gives
+///   NaN.
+/// - The fastest backend computes the output, even if the weights are asked for. The dense formula computes them.
 /// - The weights are those before dropout. torch returns them after dropout.
 /// - Arguments share a projection if they are the same tensor object. torch compares the contents of the tensors.
 ///

@@ -56,9 +56,8 @@ struct AdamWTraits {
 ///
 /// @throws c10::Error for options out of range.
 /// @throws c10::NotImplementedError for a sparse gradient, and for a parameter that is not dense in memory.
-/// @throws c10::ValueError if a parameter is on another device than its state, and if its gradient has
-/// another dtype or other sizes. Also for a step if all parameters are
-/// frozen and have no gradient.
+/// @throws c10::ValueError if a parameter is on another device than its state, and if its gradient has another dtype or
+/// other sizes. Also for a step if all parameters are frozen and have no gradient.
 ///
 /// Differs from torch::optim::Adam:
 /// - One call updates all parameters of a device and dtype. torch makes about eight calls for each parameter.

@@ -109,14 +109,13 @@ class SideStream {
 /// Captures training steps as CUDA graphs, which need one launch for a whole step. This makes models with many small
 /// kernels faster, because their launches take longer than the kernels.
 ///
-/// - Memory: the memory of a captured step stays allocated until the fit ends, in addition to the memory of plain
-/// steps.
+/// - Memory: that of a captured step stays allocated until the fit ends, in addition to that of plain steps.
 /// - Random numbers: each replay draws new ones, from torch's generator.
 /// - Restriction: a model that reads a number from the device (`.item()`, a mask as an index) cannot be captured. The
 ///   trainer then continues with the plain loop.
 /// - Threads: no other thread of the program may use CUDA during a capture, as in torch.cuda.graph. The trainer
-/// captures
-///   once or twice in a fit, and again at an epoch that begins with other modes, frozen parameters or tensors.
+///   captures once or twice in a fit. It captures again at an epoch that begins with other modes, frozen parameters or
+///   tensors.
 class CudaGraphs : public StepCapture {
  public:
   std::string name() const override { return "CUDA graph"; }

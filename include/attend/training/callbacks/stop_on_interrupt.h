@@ -12,7 +12,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// A callback: Ctrl-C ends the fit after the current batch, instead of ending the program.
 ///
-/// - The first SIGINT or SIGTERM ends the fit after the current batch.
+/// - SIGTERM does the same as Ctrl-C, which is SIGINT.
 /// - A second signal has its usual effect, so a program that hangs can still be ended.
 /// - A signal that the program ignores stays ignored.
 /// - The destructor restores the handlers of the signals.
