@@ -66,7 +66,7 @@ struct Window {
   }
 };
 
-/// Options of attention(). They can be combined without exception.
+/// Options of attention(). All of them can be combined.
 ///
 /// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
 ///
