@@ -19,9 +19,9 @@ endif()
 
 set(ATTEND_DOCS_FOLDER "${PROJECT_BINARY_DIR}")
 
-# The public headers: all but the folders detail/, cpu/ and convolution/.
+# The public headers: all but the folders detail/, simd/, cpu/ and convolution/.
 file(GLOB_RECURSE inputs RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS include/*.h)
-list(FILTER inputs EXCLUDE REGEX "/(detail|cpu|convolution)/")
+list(FILTER inputs EXCLUDE REGEX "/(detail|cpu|convolution|simd)/")
 file(GLOB pages RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS docs/*.md docs/doxygen/*.dox)
 list(APPEND inputs ${pages})
 set(ATTEND_DOCS_INPUT "${inputs}")

@@ -3,6 +3,7 @@
 // Tests the two umbrella headers and the example in the comment of attend.h.
 
 #include <attend/attend.h>
+#include <attend/data.h>
 #include <attend/training.h>
 
 #include "support/accuracy.h"

@@ -90,7 +90,7 @@ TEST_CASE("attention: float64 results and gradients equal PyTorch's for options 
       {"plain", kBoth},
       {"unscaled", kBoth, AttentionOptions().scale(1.0)},
       {"lengths", kBoth},
-      {"value_width", kNothing},
+      {"value_dim", kNothing},
       {"grouped", kBoth},
       {"causal", kBoth, causal},
       {"bool_mask", kOutput},
@@ -291,11 +291,11 @@ TEST_CASE("kAuto: results equal those of the backend that explain() names, to th
   std::set<Backend> taken;
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
     for (const std::int64_t length : {40, 0}) {
-      for (const std::int64_t value_width : {8, 5}) {
+      for (const std::int64_t value_dim : {8, 5}) {
         CAPTURE(dtype);
         CAPTURE(length);
-        CAPTURE(value_width);
-        const torch::Tensor x = torch::randn({2, 4, length, 8}).to(dtype), value = x.slice(3, 0, value_width);
+        CAPTURE(value_dim);
+        const torch::Tensor x = torch::randn({2, 4, length, 8}).to(dtype), value = x.slice(3, 0, value_dim);
         const Backend backend = attend::explain(x, x, value).backend;
         CHECK(
             attend::attention(x, x, value).equal(attend::attention(x, x, value, AttentionOptions().backend(backend))));

@@ -38,7 +38,7 @@ constexpr Backend kFlexBackends[] = {Backend::kReference, Backend::kAuto};
 
 using Tensors = std::vector<torch::Tensor>;
 
-constexpr double kNever = -std::numeric_limits<double>::infinity();
+constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
 
 // ---- Structs as a user writes them ----------------------------------------------------------------------------------
 
@@ -214,14 +214,14 @@ void check_throws(const std::string& expected, const Call& call) {
 // ---- The dense formula in torch's operators -------------------------------------------------------------------------
 
 struct Sizes {
-  std::int64_t batch = 2, heads = 4, kv_heads = 2, queries = 5, keys = 7, width = 3, value_width = 2;
+  std::int64_t batch = 2, heads = 4, kv_heads = 2, queries = 5, keys = 7, width = 3, value_dim = 2;
 };
 
 /// Random query, key and value.
 Tensors random_inputs(const Sizes& n) {
   return {torch::randn({n.batch, n.heads, n.queries, n.width}, torch::kDouble),
           torch::randn({n.batch, n.kv_heads, n.keys, n.width}, torch::kDouble),
-          torch::randn({n.batch, n.kv_heads, n.keys, n.value_width}, torch::kDouble)};
+          torch::randn({n.batch, n.kv_heads, n.keys, n.value_dim}, torch::kDouble)};
 }
 
 /// Changes scores (N, H, L, S), given their coordinates and the learned tensors.
@@ -245,7 +245,7 @@ AttentionResult dense(const Tensors& inputs, double scale, const DenseScore& sco
                                                              : -3e38;
   const torch::Tensor masked = changed.masked_fill(ruled_out, never);
   const torch::Tensor weights = masked.softmax(-1).masked_fill(ruled_out, 0.0);
-  return {weights.matmul(value), masked.logsumexp(-1).masked_fill(ruled_out.all(-1), kNever)};
+  return {weights.matmul(value), masked.logsumexp(-1).masked_fill(ruled_out.all(-1), kNegativeInfinity)};
 }
 
 torch::Tensor same(const torch::Tensor& scores, const Grid&, const Tensors&) { return scores; }
@@ -593,10 +593,10 @@ TEST_CASE("flex_attention: lengths of 0 and 1, batch 0, grouped heads and Dv unl
       {.heads = 1, .kv_heads = 1},
       {.heads = 4, .kv_heads = 1},
       {.heads = 3, .kv_heads = 3},
-      {.width = 1, .value_width = 1},
-      {.width = 2, .value_width = 19},
-      {.width = 33, .value_width = 1},
-      {.batch = 1, .heads = 2, .kv_heads = 1, .queries = 40, .keys = 33, .width = 8, .value_width = 8},
+      {.width = 1, .value_dim = 1},
+      {.width = 2, .value_dim = 19},
+      {.width = 33, .value_dim = 1},
+      {.batch = 1, .heads = 2, .kv_heads = 1, .queries = 40, .keys = 33, .width = 8, .value_dim = 8},
   };
   for (const Sizes& n : sizes) {
     CAPTURE(n.batch);
@@ -605,13 +605,13 @@ TEST_CASE("flex_attention: lengths of 0 and 1, batch 0, grouped heads and Dv unl
     CAPTURE(n.queries);
     CAPTURE(n.keys);
     CAPTURE(n.width);
-    CAPTURE(n.value_width);
+    CAPTURE(n.value_dim);
     check_equals_dense(with_options("sizes", {}, same, everywhere, n));
   }
 }
 
 TEST_CASE("flex_attention: with many blocks, masked keys far from the diagonal change nothing") {
-  const Sizes n{.batch = 1, .heads = 2, .kv_heads = 1, .queries = 300, .keys = 413, .width = 16, .value_width = 8};
+  const Sizes n{.batch = 1, .heads = 2, .kv_heads = 1, .queries = 300, .keys = 413, .width = 16, .value_dim = 8};
   const torch::Tensor documents = torch::arange(413, torch::kInt).div(100, "floor");
   const torch::Tensor query_documents = documents.slice(0, 413 - 300);
   const Case cases[] = {
@@ -935,7 +935,7 @@ TEST_CASE("explain_flex: it names the backend and why no faster one is used; kAu
 }
 
 TEST_CASE("flex_attention: kSdpa requested by name throws with the reason") {
-  const Tensors inputs = random_inputs({.value_width = 3});
+  const Tensors inputs = random_inputs({.value_dim = 3});
   const Calls calls = fixed(Unchanged{});
   const auto options = AttentionOptions().backend(Backend::kSdpa);
   const auto throws_the_reason = [](const auto& call) {

@@ -43,7 +43,7 @@ constexpr const char* kUsage =
     "  --threads N   threads (what LibTorch takes by itself)\n"
     "  --quick       every 29th call of the list, four draws of a call with few queries\n";
 
-constexpr double kNever = -std::numeric_limits<double>::infinity();
+constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
 
 struct Settings {
   int draws = 0;    // 0: not given
@@ -190,7 +190,7 @@ AttentionResult dense(const Call& call, const Inputs& inputs, const Grid& grid, 
   // A large finite number instead of −∞: a query that may attend to nothing must not become NaN.
   const at::Tensor masked = scores.masked_fill(grid.ruled_out, query.scalar_type() == at::kHalf ? -65504.0 : -3e38);
   return {masked.softmax(-1).masked_fill(grid.ruled_out, 0.0).matmul(value),
-          masked.logsumexp(-1).masked_fill(grid.ruled_out.all(-1), kNever)};
+          masked.logsumexp(-1).masked_fill(grid.ruled_out.all(-1), kNegativeInfinity)};
 }
 
 /// The largest and the root mean square error. Throws if −∞ is in other places, or anything else is not finite.

@@ -5,7 +5,7 @@
 // versions of attend tell what a change costs; measure.py runs two in turn, and the experiment beside busy processes.
 
 #include <attend/attention.h>
-#include <attend/detail/parallel.h>
+#include <attend/detail/torch/parallel.h>
 #include <attend/layers/conv_stack.h>
 
 #include "support/program.h"

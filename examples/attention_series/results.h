@@ -5,6 +5,7 @@
 #include "support/shape_net.h"
 
 #include <attend/attend.h>
+#include <attend/data.h>
 
 #include <algorithm>
 #include <cmath>

@@ -10,6 +10,7 @@
 #include "support/shape_net.h"
 
 #include <attend/attend.h>
+#include <attend/data.h>
 #include <attend/training.h>
 #ifdef EXAMPLE_WITH_CUDA_GRAPHS
 #include <attend/training/cuda_graph.h>

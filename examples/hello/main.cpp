@@ -1,4 +1,5 @@
 #include <attend/attend.h>
+#include <attend/data.h>
 #include <attend/training.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <iostream>

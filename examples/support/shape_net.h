@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/attend.h>
+#include <attend/data.h>
 
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/container/sequential.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// All of attend but the trainer: attention, positions, layers, data.
+// Attention, positions and layers. The trainer is in attend/training.h, the data of the experiment in attend/data.h.
 
 // The version
 #include <attend/version.h>
@@ -22,8 +22,3 @@
 #include <attend/layers/conv_stack.h>
 #include <attend/layers/multihead_attention.h>
 #include <attend/layers/self_attention1d.h>
-
-// Data
-#include <attend/data/drawn_shape.h>
-#include <attend/data/shape_dataset.h>
-#include <attend/data/standardize.h>

@@ -2,14 +2,12 @@
 #pragma once
 
 #include <attend/attention/backend.h>
-#include <attend/attention/cpu.h>
+#include <attend/attention/backends.h>
 #include <attend/attention/detail/option_mask.h>
 #include <attend/attention/detail/problem.h>
-#include <attend/attention/modification.h>
+#include <attend/attention/variant.h>
 #include <attend/attention/options.h>
-#include <attend/attention/preference.h>
 #include <attend/attention/reference.h>
-#include <attend/attention/sdpa.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
@@ -22,55 +20,16 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 namespace detail {
 
-/// One backend, as the choice sees it.
-struct BackendEntry {
-  Backend backend;
-  bool (*can_run)(const Problem&, std::string* reason);  // if not, with a sentence that says why, unless that is null
-  std::string (*copies)(const Problem&);
-  std::string (*how)(const Problem&);
-  AttentionResult (*run)(const Problem&);
-};
-
-template <class B>
-inline constexpr BackendEntry kEntry{B::kBackend, &B::can_run, &B::copies, &B::how, &B::run};
-
-/// All backends, the fastest first. The last one can do everything.
-inline constexpr BackendEntry kBackends[] = {kEntry<Cpu>, kEntry<Sdpa>, kEntry<Reference>};
-
-/// The backend for a call. Adds to `why_not_faster`, unless that is null, why not one of those before it. Throws
-/// c10::NotImplementedError if a backend asked for by name cannot run.
-inline const BackendEntry& choose(const Problem& problem, Backend asked_for, std::string* why_not_faster = nullptr) {
-  const Backend wanted = asked_for == Backend::kAuto ? BackendGuard::current() : asked_for;
-  bool sdpa_can_run = false;
-  for (const BackendEntry& entry : kBackends) {
-    if (wanted == entry.backend) {
-      if (entry.can_run(problem, nullptr)) return entry;
-      std::string reason;
-      entry.can_run(problem, &reason);
-      TORCH_CHECK_NOT_IMPLEMENTED(false, "attend::attention: the requested backend cannot run. ", reason);
-    }
-    if (wanted != Backend::kAuto) continue;
-    std::string reason;
-    std::string* const sentence = why_not_faster == nullptr ? nullptr : &reason;
-    if (sdpa_can_run || entry.can_run(problem, sentence)) {
-      sdpa_can_run = entry.backend == Backend::kCpu && is_sdpa_faster(problem, sentence);
-      if (!sdpa_can_run) return entry;
-    }
-    if (sentence != nullptr) *why_not_faster += (why_not_faster->empty() ? "" : " ") + reason;
-  }
-  TORCH_CHECK_VALUE(false, "attend::attention: there is no ", c10::str(wanted));
-}
-
 /// @throws c10::ValueError if a score_mod or mask_mod read outside of a tensor for a score that is allowed. Looks for
 /// it where the result shows that it may be so: a TensorView gives NaN there, and an IntegerView leaves a mark.
 inline void check_reads(const Problem& problem, Backend backend, const at::Tensor& output) {
   const auto is_whole = [](const at::Tensor& tensor) { return !tensor.is_floating_point(); };
-  const std::vector<at::Tensor>& tensors = problem.modification_tensors;
+  const std::vector<at::Tensor>& tensors = problem.variant_tensors;
   if (tensors.empty()) return;
   const bool has_nan = output.numel() > 0 && output.detach().select(3, 0).isnan().any().item<bool>();
   const bool leaves_no_mark = backend == Backend::kReference && std::any_of(tensors.begin(), tensors.end(), is_whole);
-  if (has_nan || leaves_no_mark || problem.modification->has_seen_outside())
-    problem.modification->check_reads(
+  if (has_nan || leaves_no_mark || problem.variant->has_seen_outside())
+    problem.variant->check_reads(
         {problem.batch_size(), problem.num_heads(), problem.query_length(), problem.key_length()}, tensors,
         OptionMask(problem));
 }
@@ -81,7 +40,7 @@ inline AttentionResult run(Problem problem, Backend asked_for) {
   const BackendEntry& entry = choose(problem, asked_for);
   if (problem.dropout > 0.0) problem.dropout_seed = draw_dropout_seed(problem.query);
   const AttentionResult result = entry.run(problem);
-  if (problem.modification != nullptr) check_reads(problem, entry.backend, result.output);
+  if (problem.variant != nullptr) check_reads(problem, entry.backend, result.output);
   return {as_given(result.output, problem), as_given(result.log_sum_exp, problem)};
 }
 

@@ -5,11 +5,12 @@
 #include <attend/attention/backend.h>
 #include <attend/attention/bias.h>
 #include <attend/attention/binder.h>
-#include <attend/attention/mask_mod.h>
+#include <attend/attention/detail/cpu_variant.h>
+#include <attend/score/mask_mod.h>
 #include <attend/attention/materialize.h>
-#include <attend/attention/modification.h>
+#include <attend/attention/variant.h>
 #include <attend/attention/options.h>
-#include <attend/attention/score_mod.h>
+#include <attend/score/score_mod.h>
 #include <attend/attention/sequence_masks.h>
 #include <attend/version.h>
 
@@ -23,19 +24,19 @@ namespace detail {
 
 /// One sentence for each way in which a type can fail to be a score_mod or mask_mod.
 template <class Score, class Mask>
-constexpr bool check_modification() {
+constexpr bool check_variant() {
   static_assert(std::is_trivially_copyable_v<Bound<Score>>,
                 "attend::flex_attention: a score_mod must be trivially copyable; one that holds tensors needs "
                 "`auto bind(attend::Binder& binder) const` (see attend/attention/binder.h)");
   static_assert(ScoreFunction<Bound<Score>>,
                 "attend::flex_attention: a score_mod needs `template <class T> T operator()(T score, "
-                "attend::Coordinate at) const` (see attend/attention/score_mod.h)");
+                "attend::Coordinate at) const` (see attend/score/score_mod.h)");
   static_assert(std::is_trivially_copyable_v<Bound<Mask>>,
                 "attend::flex_attention: a mask_mod must be trivially copyable; one that holds tensors needs "
                 "`auto bind(attend::Binder& binder) const` (see attend/attention/binder.h)");
   static_assert(MaskFunction<Bound<Mask>>,
                 "attend::flex_attention: a mask_mod needs `bool operator()(attend::Coordinate at) const` "
-                "(see attend/attention/mask_mod.h)");
+                "(see attend/score/mask_mod.h)");
   return ScoreMod<Score> && MaskMod<Mask>;
 }
 
@@ -43,11 +44,12 @@ template <class Score, class Mask>
 Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const Score& score_mod,
                      const Mask& mask_mod, const AttentionOptions& options, Purpose purpose = Purpose::kCompute) {
   Problem problem = attention_problem(query, key, value, options, purpose);
-  const auto modification = std::make_shared<ModificationBy<Score, Mask>>(score_mod, mask_mod);
-  problem.modification_tensors =
-      modification->tensors({problem.batch_size(), problem.num_heads(), problem.query_length(), problem.key_length()},
+  const auto variant = std::make_shared<TypedVariant<Score, Mask>>(score_mod, mask_mod);
+  problem.variant_tensors =
+      variant->tensors({problem.batch_size(), problem.num_heads(), problem.query_length(), problem.key_length()},
                             problem.query.device());
-  problem.modification = modification;
+  problem.variant = variant;
+  problem.cpu_variant = std::make_shared<TypedCpuVariantMaker<Score, Mask>>(variant);
   return problem;
 }
 
@@ -103,7 +105,7 @@ Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::T
 template <class Score, class Mask = EveryKey>
 at::Tensor flex_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const Score& score_mod, const Mask& mask_mod = {}, const AttentionOptions& options = {}) {
-  if constexpr (detail::check_modification<Score, Mask>())
+  if constexpr (detail::check_variant<Score, Mask>())
     return detail::run(detail::flex_problem(query, key, value, score_mod, mask_mod, options), options.backend()).output;
 }
 
@@ -125,7 +127,7 @@ template <class Score, class Mask = EveryKey>
 AttentionResult flex_attention_with_lse(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                         const Score& score_mod, const Mask& mask_mod = {},
                                         const AttentionOptions& options = {}) {
-  if constexpr (detail::check_modification<Score, Mask>()) {
+  if constexpr (detail::check_variant<Score, Mask>()) {
     detail::Problem problem = detail::flex_problem(query, key, value, score_mod, mask_mod, options);
     problem.needs_log_sum_exp = true;
     return detail::run(problem, options.backend());
@@ -150,7 +152,7 @@ AttentionResult flex_attention_with_lse(const at::Tensor& query, const at::Tenso
 template <class Score, class Mask = EveryKey>
 Explanation explain_flex(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                          const Score& score_mod, const Mask& mask_mod = {}, const AttentionOptions& options = {}) {
-  if constexpr (detail::check_modification<Score, Mask>())
+  if constexpr (detail::check_variant<Score, Mask>())
     return detail::explain(
         detail::flex_problem(query, key, value, score_mod, mask_mod, options, detail::Purpose::kExplain),
         options.backend());

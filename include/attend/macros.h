@@ -9,3 +9,17 @@
 #else
 #define ATTEND_HOST_DEVICE
 #endif
+
+/// Marks a function that is always inlined. A function that is not inlined would be compiled for the baseline instruction
+/// set of the build.
+#define ATTEND_ALWAYS_INLINE inline __attribute__((always_inline))
+
+/// Stands before a loop with a constant number of steps, up to 16, that is unrolled.
+#if defined(__clang__)
+#define ATTEND_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)  // nvcc passes the pragma on to g++, and warns that it does not know it
+#define ATTEND_UNROLL \
+  _Pragma("nv_diagnostic push") _Pragma("nv_diag_suppress 1675") _Pragma("GCC unroll 16") _Pragma("nv_diagnostic pop")
+#else
+#define ATTEND_UNROLL _Pragma("GCC unroll 16")
+#endif

@@ -2,7 +2,7 @@
 
 // Tests the gradients of tensors made by expand(): an attn_mask or a tensor of a score_mod.
 
-#include <attend/detail/expanded.h>
+#include <attend/detail/torch/expanded.h>
 
 #include <attend/attention.h>
 #include <attend/flex_attention.h>

@@ -43,7 +43,7 @@ struct Call {
   at::ScalarType dtype;
   std::size_t structs = 0;  // index in kStructs
   int score = 0, mask = 0;  // the kinds of AnyScore and AnyMask
-  std::int64_t batch, heads, kv_heads, length, keys, width, value_width;
+  std::int64_t batch, heads, kv_heads, length, keys, width, value_dim;
   bool is_causal = false;
   attend::Window window = {};
   double scale = 0.0;  // 0 for kInverseSqrt
@@ -57,7 +57,7 @@ std::ostream& operator<<(std::ostream& stream, const Call& call) {
   return stream << "call " << call.number << ": " << call.dtype << " structs " << call.structs << " score "
                 << call.score << " mask " << call.mask << " N " << call.batch << " H " << call.heads << " G "
                 << call.kv_heads << " L " << call.length << " S " << call.keys << " D " << call.width << " Dv "
-                << call.value_width << (call.is_causal ? " causal " : " ") << call.window << " scale " << call.scale
+                << call.value_dim << (call.is_causal ? " causal " : " ") << call.window << " scale " << call.scale
                 << " softcap " << call.softcap << (call.has_bool_mask ? " bool mask" : "")
                 << (call.has_float_mask ? " float mask" : "") << (call.has_slopes ? " slopes" : "") << " packed "
                 << call.query_offsets << ' ' << call.key_offsets << (call.with_lse ? " with lse" : "");
@@ -230,13 +230,13 @@ Structs structs(const MakeScore& make_score, const MakeMask& make_mask) {
 
     auto score_mod = make_score(call, in);
     auto mask_mod = make_mask(call, fixed);
-    attend::detail::ModificationBy<decltype(score_mod), decltype(mask_mod)> modification(score_mod, mask_mod);
+    attend::detail::TypedVariant<decltype(score_mod), decltype(mask_mod)> variant(score_mod, mask_mod);
     const attend::AttentionSizes sizes{call.batch, call.heads, call.length, call.keys};
-    const Tensors tensors = modification.tensors(sizes, torch::kCPU);
+    const Tensors tensors = variant.tensors(sizes, torch::kCPU);
     const auto computed = dtype == torch::kDouble ? torch::kDouble : torch::kFloat;
-    scores = modification.change(scores.to(computed), tensors).to(dtype);
+    scores = variant.change(scores.to(computed), tensors).to(dtype);
     const torch::Tensor ruled_out =
-        modification.mask(sizes, tensors).logical_and(option_allowed(call, fixed, ahead)).logical_not();
+        variant.mask(sizes, tensors).logical_and(option_allowed(call, fixed, ahead)).logical_not();
     const double never = dtype == torch::kDouble ? -1e300 : dtype == torch::kHalf ? -65504.0 : -3e38;
     scores = scores.masked_fill(ruled_out, never);
     const torch::Tensor log_sum_exp =
@@ -298,9 +298,9 @@ Call random_call(std::uint32_t number) {
             .length = one_in(3) ? one_of(Sizes{1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65}) : 1 + below(70),
             .keys = one_in(3) ? one_of(Sizes{1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65}) : 1 + below(70),
             .width = 1 + below(40),
-            .value_width = 1 + below(40)};
+            .value_dim = 1 + below(40)};
   if (one_in(3)) call.keys = call.length;
-  if (one_in(3)) call.value_width = call.width;
+  if (one_in(3)) call.value_dim = call.width;
   if (call.heads * call.length * call.keys > 1 << 13) call.batch = 1;
   if (one_in(3)) call.structs = static_cast<std::size_t>(1 + below(std::size(kStructs) - 1));
   call.score = static_cast<int>(below(kScoreKinds));
@@ -338,7 +338,7 @@ Tensors leaves_of(const Call& call) {
   };
   leaves[kQuery] = rounded({call.batch, call.heads, call.length, call.width});
   leaves[kKey] = rounded({call.batch, call.kv_heads, call.keys, call.width});
-  leaves[kValue] = rounded({call.batch, call.kv_heads, call.keys, call.value_width});
+  leaves[kValue] = rounded({call.batch, call.kv_heads, call.keys, call.value_dim});
   leaves[kSlopes] = (rounded({call.heads}) / 8).to(call.dtype).to(torch::kDouble);
   leaves[kTable] = rounded({call.heads, 2 * (call.length / 3) + 1});
   leaves[kBias] = rounded({call.heads, call.length, call.keys});

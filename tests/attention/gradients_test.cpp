@@ -22,7 +22,7 @@ using attend::test::TensorFunction;
 namespace {
 
 struct Sizes {
-  std::int64_t batch = 1, heads = 2, kv_heads = 2, length = 3, keys = 4, width = 3, value_width = 3;
+  std::int64_t batch = 1, heads = 2, kv_heads = 2, length = 3, keys = 4, width = 3, value_dim = 3;
 };
 
 /// The differentiated tensors: query, key, value, and the learned mask and slopes if the variant has them.
@@ -38,7 +38,7 @@ struct Variant {
     const Sizes& n = sizes;
     std::vector<torch::Tensor> tensors{torch::randn({n.batch, n.heads, n.length, n.width}, torch::kDouble),
                                        torch::randn({n.batch, n.kv_heads, n.keys, n.width}, torch::kDouble),
-                                       torch::randn({n.batch, n.kv_heads, n.keys, n.value_width}, torch::kDouble)};
+                                       torch::randn({n.batch, n.kv_heads, n.keys, n.value_dim}, torch::kDouble)};
     for (const torch::Tensor& learned : {learned_mask, learned_slopes})
       if (learned.defined()) tensors.push_back(learned);
     for (torch::Tensor& tensor : tensors) tensor.requires_grad_();
@@ -77,8 +77,8 @@ std::vector<Variant> variants() {
       {"batch", true, batch},
       {"one query", true, {.length = 1}},
       {"one key, with lse", true, {.keys = 1}, {}, kLse},
-      {"width 1", true, {.width = 1, .value_width = 1}},
-      {"value width", false, {.value_width = 2}},
+      {"width 1", true, {.width = 1, .value_dim = 1}},
+      {"value width", false, {.value_dim = 2}},
       {"scale", true, {}, options().scale(1.7)},
       {"scale, with lse", true, {}, options().scale(1.7), kLse},
       {"negative scale, with lse", false, {}, options().scale(-0.7), kLse},
@@ -108,14 +108,14 @@ std::vector<Variant> variants() {
       {"dropout, grouped, with lse", false, grouped, options().dropout(0.4), kLse},
       {"everything, with lse",
        false,
-       {.heads = 4, .value_width = 2},
+       {.heads = 4, .value_dim = 2},
        AttentionOptions(everything).dropout(0.2),
        kLse,
        normal({3, 4}),
        normal({4})},
       {"everything, packed",
        false,
-       {.value_width = 2},
+       {.value_dim = 2},
        AttentionOptions(everything).query_offsets(packed.query_offsets()).key_offsets(packed.key_offsets()),
        false,
        normal({1, 2, 1, 4}),

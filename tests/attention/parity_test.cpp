@@ -46,7 +46,7 @@ enum class Slopes { kNone, kFixed, kLearned };
 struct Call {
   std::uint32_t number;
   at::ScalarType dtype;
-  std::int64_t batch = 1, heads = 1, kv_heads = 1, length, keys, width, value_width;
+  std::int64_t batch = 1, heads = 1, kv_heads = 1, length, keys, width, value_dim;
   Layout layouts[3] = {};  // of query, key and value
   bool is_causal = false;
   Window window = {};
@@ -64,7 +64,7 @@ struct Call {
 std::ostream& operator<<(std::ostream& stream, const Call& call) {
   stream << "call " << call.number << ": " << call.dtype << " N " << call.batch << " H " << call.heads << " G "
          << call.kv_heads << " L " << call.length << " S " << call.keys << " D " << call.width << " Dv "
-         << call.value_width << " layouts";
+         << call.value_dim << " layouts";
   for (const Layout layout : call.layouts) stream << ' ' << static_cast<int>(layout);
   return stream << (call.is_causal ? " causal " : " ") << call.window << " scale " << call.scale << " softcap "
                 << call.softcap << " mask " << static_cast<int>(call.mask) << ' ' << at::IntArrayRef(call.mask_sizes)
@@ -87,8 +87,8 @@ Call random_call(std::uint32_t number) {
             .length = one_of(lengths),
             .keys = one_of(lengths),
             .width = one_of(Sizes{1, 8, 16, 33, 64, 80, 128}),
-            .value_width = 0};
-  call.value_width = call.width;
+            .value_dim = 0};
+  call.value_dim = call.width;
   call.is_causal = one_in(3);
   if (call.is_causal && one_in(2)) call.keys = call.length;
   // Limits the numbers of heads and batch entries so that N · H · L · S stays small.
@@ -119,7 +119,7 @@ Call random_call(std::uint32_t number) {
   }
   if (one_in(2)) return call;  // half of the calls have no option that ATen's kernels lack
 
-  if (one_in(4)) call.value_width = 1 + below(40);
+  if (one_in(4)) call.value_dim = 1 + below(40);
   if (one_in(3)) call.window = {below(call.keys + 2) - 1, below(call.length + 2) - 1};
   if (one_in(3)) call.softcap = 0.5 + 0.25 * static_cast<double>(below(8));
   if (one_in(8)) call.scale = -0.1;
@@ -153,7 +153,7 @@ struct Inputs {
   explicit Inputs(const Call& call) {
     const Sizes sizes[] = {{call.batch, call.heads, call.length, call.width},
                            {call.batch, call.kv_heads, call.keys, call.width},
-                           {call.batch, call.kv_heads, call.keys, call.value_width}};
+                           {call.batch, call.kv_heads, call.keys, call.value_dim}};
     const auto rounded = [&](const Sizes& of) {
       return torch::randn(of, torch::kDouble).to(call.dtype).to(torch::kDouble);
     };
@@ -309,7 +309,7 @@ TEST_CASE("attention: 500 random calls are as accurate as torch's dense operatio
     torch::manual_seed(number);
     const Inputs inputs(call);
     const auto rounded = [&](const Sizes& sizes) { return torch::randn(sizes, torch::kDouble).to(call.dtype); };
-    const Results output_gradients{rounded({call.batch, call.heads, call.length, call.value_width}),
+    const Results output_gradients{rounded({call.batch, call.heads, call.length, call.value_dim}),
                                    rounded({call.batch, call.heads, call.length})};
     const auto formula = [&](const auto&... arguments) { return dense(call, arguments...); };
     const Results exact = with_gradients(call, inputs, torch::kDouble, output_gradients, formula);

@@ -40,7 +40,7 @@ struct Evaluated {
 struct Case {
   std::string name;
   AttentionOptions options = {};  // without tensors
-  std::int64_t batch = 2, heads = 4, kv_heads = 4, length = 24, keys = 24, width = 16, value_width = 16;
+  std::int64_t batch = 2, heads = 4, kv_heads = 4, length = 24, keys = 24, width = 16, value_dim = 16;
   std::vector<std::int64_t> mask_sizes = {};
   bool mask_is_bool = false, mask_is_learned = false, mask_has_infinity = false;
   std::vector<std::int64_t> slopes_sizes = {};
@@ -57,13 +57,13 @@ inline Inputs inputs_of(const Case& c, at::ScalarType dtype) {
   Inputs inputs;
   inputs.query = random_numbers({c.batch, c.heads, c.length, c.width}, dtype);
   inputs.key = random_numbers({c.batch, c.kv_heads, c.keys, c.width}, dtype);
-  inputs.value = random_numbers({c.batch, c.kv_heads, c.keys, c.value_width}, dtype);
+  inputs.value = random_numbers({c.batch, c.kv_heads, c.keys, c.value_dim}, dtype);
   if (!c.mask_sizes.empty()) {
     inputs.mask = random_numbers(c.mask_sizes, dtype);
     if (c.mask_is_bool)
       inputs.mask = inputs.mask > -0.5;
     else if (c.mask_has_infinity)
-      inputs.mask = inputs.mask.masked_fill(inputs.mask < -0.5, kNever);
+      inputs.mask = inputs.mask.masked_fill(inputs.mask < -0.5, kNegativeInfinity);
   }
   if (!c.slopes_sizes.empty()) inputs.slopes = torch::rand(c.slopes_sizes, torch::kDouble).to(dtype).to(torch::kDouble);
   return inputs;
@@ -199,10 +199,10 @@ inline std::vector<Case> attention_cases() {
   };
   add("no options", none, [](Case& c) { c.sdpa_can = true; });
   add("more keys than a tile, head_dim 33", none,
-      [](Case& c) { c.length = 70, c.keys = 150, c.width = c.value_width = 33, c.sdpa_can = true; });
+      [](Case& c) { c.length = 70, c.keys = 150, c.width = c.value_dim = 33, c.sdpa_can = true; });
   add("one query", none, [](Case& c) { c.length = 1, c.keys = 200, c.sdpa_can = true; });
   add("heads last in memory", causal, [](Case& c) { c.heads_last = c.sdpa_can = true; });
-  add("head_dim of value differs", none, [](Case& c) { c.value_width = 24; });
+  add("head_dim of value differs", none, [](Case& c) { c.value_dim = 24; });
   add("scale", AttentionOptions().scale(0.5), [](Case& c) { c.sdpa_can = true; });
   add("negative scale", AttentionOptions().scale(-0.3));
   add("softcap", AttentionOptions().softcap(1.5));
@@ -254,7 +254,7 @@ inline std::vector<Case> attention_cases() {
   add("attention_with_lse, queries without keys", causal,
       [](Case& c) { c.with_lse = true, c.length = 40, c.keys = 9; });
   add("all options together", window(30, -1).is_causal(true).softcap(3.0).scale(0.4), [](Case& c) {
-    c.kv_heads = 2, c.length = 50, c.keys = 140, c.value_width = 24, c.with_lse = c.heads_last = true;
+    c.kv_heads = 2, c.length = 50, c.keys = 140, c.value_dim = 24, c.with_lse = c.heads_last = true;
     c.slopes_sizes = {4}, c.slopes_are_learned = true;
     c.mask_sizes = {2, 1, 50, 140}, c.mask_is_learned = c.mask_has_infinity = true;
   });

@@ -18,7 +18,7 @@ namespace conformance {
 
 using Tensors = std::vector<torch::Tensor>;
 
-inline constexpr double kNever = -std::numeric_limits<double>::infinity();
+inline constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
 
 /// Which keys a query may attend to, and how far a key is from the query's position: (L, S) each.
 struct Geometry {
@@ -92,13 +92,13 @@ inline DenseResult dense_attention(const Inputs& inputs, const attend::Attention
 
   // A query that may attend to nothing gives zeros. Its scores stay finite until its weights are set to 0.
   const torch::Tensor is_empty = allowed.any(3, /*keepdim=*/true).logical_not();  // (N, H, L, 1)
-  const torch::Tensor masked = scores.masked_fill(allowed.logical_or(is_empty).logical_not(), kNever);
+  const torch::Tensor masked = scores.masked_fill(allowed.logical_or(is_empty).logical_not(), kNegativeInfinity);
   DenseResult result;
   result.weights = torch::softmax(masked, 3).masked_fill(is_empty, 0.0);
   if (S == 0)
-    result.log_sum_exp = torch::full({N, H, L}, kNever, scores.options());
+    result.log_sum_exp = torch::full({N, H, L}, kNegativeInfinity, scores.options());
   else
-    result.log_sum_exp = torch::logsumexp(masked, 3).masked_fill(is_empty.squeeze(3), kNever);
+    result.log_sum_exp = torch::logsumexp(masked, 3).masked_fill(is_empty.squeeze(3), kNegativeInfinity);
   torch::Tensor kept = result.weights;
   if (keep.defined()) kept = kept * keep.to(kept.scalar_type()) / (1.0 - options.dropout());
   result.output =

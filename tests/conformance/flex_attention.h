@@ -91,7 +91,7 @@ inline void flex_attention_checks(Checks& checks) {
   c.kv_heads = 2;
   c.length = 60;
   c.keys = 150;
-  c.value_width = 24;
+  c.value_dim = 24;
   c.with_lse = true;
   c.mask_sizes = {2, 1, 60, 150};
   c.mask_is_learned = true;

@@ -185,7 +185,7 @@ inline void graph_checks(Checks& checks) {
   checks.check("attention_with_lse: second derivatives with all options equal the dense formula's", [] {
     Case all;
     all.options = AttentionOptions().window({9, -1}).is_causal(true).softcap(3.0).scale(0.4);
-    all.kv_heads = 2, all.length = 14, all.value_width = 24, all.with_lse = true;
+    all.kv_heads = 2, all.length = 14, all.value_dim = 24, all.with_lse = true;
     all.slopes_sizes = {4}, all.mask_sizes = {2, 1, 14, 24};
     for (const Backend backend : {Backend::kReference, Backend::kCpu})
       require_second_derivatives(all, backend, attend_to, dense_results);

@@ -4,6 +4,7 @@
 #include "attention.h"
 
 #include <attend/attend.h>
+#include <attend/data.h>
 
 #include <torch/nn/cloneable.h>
 #include <torch/nn/functional/activation.h>

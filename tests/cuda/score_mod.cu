@@ -3,9 +3,9 @@
 // Tests that a score_mod and a mask_mod give the same values, derivatives, masks and key ranges in device code and host
 // code. Without a GPU it tests only that they compile.
 
-#include <attend/attention/mask_mod.h>
-#include <attend/attention/score_mod.h>
-#include <attend/attention/tensor_view.h>
+#include <attend/score/mask_mod.h>
+#include <attend/score/score_mod.h>
+#include <attend/score/tensor_view.h>
 
 #include <cuda_runtime.h>
 

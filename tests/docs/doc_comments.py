@@ -11,6 +11,7 @@ from pathlib import Path
 BEGIN = """\
 // Written by doc_comments.py.
 #include <attend/attend.h>
+#include <attend/data.h>
 #include <attend/training.h>
 
 #include <torch/nn/modules/container/sequential.h>

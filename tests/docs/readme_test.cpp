@@ -4,6 +4,7 @@
 // scores" is in flex_attention_test.cpp.
 
 #include <attend/attend.h>
+#include <attend/data.h>
 #include <attend/training.h>
 
 #include "support/accuracy.h"

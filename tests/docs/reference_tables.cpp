@@ -69,9 +69,9 @@ std::string cell(const std::function<Call(at::TensorOptions)>& make, Backend bac
 }
 
 Call call(at::TensorOptions options, std::int64_t queries = 64, std::int64_t keys = 64, std::int64_t kv_heads = 4,
-          std::int64_t value_width = 16) {
+          std::int64_t value_dim = 16) {
   return {torch::empty({2, 4, queries, 16}, options), torch::empty({2, kv_heads, keys, 16}, options),
-          torch::empty({2, kv_heads, keys, value_width}, options)};
+          torch::empty({2, kv_heads, keys, value_dim}, options)};
 }
 
 Call with(Call call, const AttentionOptions& options) {

@@ -31,9 +31,9 @@ EXCEPTIONS = {
 # The tables, by the names in the page's markers. Each selects its messages by their beginning or their file.
 TABLES = {
     "reasons of attention": lambda file, text: file in ("attention/cpu.h", "attention/preference.h", "attention/sdpa.h"),
-    "reasons of ConvStack": lambda file, text: file == "convolution/cpu.h",
+    "reasons of ConvStack": lambda file, text: file == "layers/detail/cpu_convolution.h",
     "attention": lambda file, text: text.startswith("attend::attention:"),
-    "flex_attention": lambda file, text: file.startswith("attention/"),
+    "flex_attention": lambda file, text: file.startswith(("attention/", "score/")),
     "MultiheadAttention": lambda file, text: file in ("layers/multihead_attention.h", "layers/detail/ignore_masks.h"),
     "layers": lambda file, text: file.startswith(("layers/", "positions/", "data/standardize")),
     "data": lambda file, text: file.startswith("data/"),

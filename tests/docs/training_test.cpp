@@ -3,6 +3,7 @@
 // The C++ of docs/training.md. readme_test.py compares it with the page; this test checks its results.
 
 #include <attend/attend.h>
+#include <attend/data.h>
 #include <attend/training.h>
 
 #include "training/support.h"

@@ -4,6 +4,7 @@
 // every test says so, and ctest counts the file as skipped.
 
 #include <attend/attend.h>
+#include <attend/data.h>
 #include <attend/training.h>
 
 #include "support/accuracy.h"

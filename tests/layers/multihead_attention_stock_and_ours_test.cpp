@@ -37,13 +37,13 @@ struct Pair {
   torch::nn::MultiheadAttention stock{nullptr};
   attend::MultiheadAttention ours{nullptr};
 
-  explicit Pair(std::int64_t key_width = 16, std::int64_t value_width = 16, double dropout = 0.0) {
+  explicit Pair(std::int64_t key_width = 16, std::int64_t value_dim = 16, double dropout = 0.0) {
     torch::manual_seed(0);
     stock = torch::nn::MultiheadAttention(
-        torch::nn::MultiheadAttentionOptions(16, 4).kdim(key_width).vdim(value_width).dropout(dropout));
+        torch::nn::MultiheadAttentionOptions(16, 4).kdim(key_width).vdim(value_dim).dropout(dropout));
     torch::manual_seed(0);
     ours = attend::MultiheadAttention(
-        attend::MultiheadAttentionOptions(16, 4).kdim(key_width).vdim(value_width).dropout(dropout));
+        attend::MultiheadAttentionOptions(16, 4).kdim(key_width).vdim(value_dim).dropout(dropout));
   }
 };
 
@@ -152,7 +152,7 @@ TEST_CASE("input without a batch, (L, E): torch::nn throws, attend treats it as 
 }
 
 TEST_CASE("kdim and vdim that differ: torch::nn has the options and throws, attend computes") {
-  Pair pair(/*key_width=*/5, /*value_width=*/7);
+  Pair pair(/*key_width=*/5, /*value_dim=*/7);
   const torch::Tensor x = sequence(), key = torch::randn({3, 2, 5}), value = torch::randn({3, 2, 7});
   {
     INFO(kMended);

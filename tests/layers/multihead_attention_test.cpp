@@ -56,7 +56,7 @@ const torch::Tensor& weights_of(const Results& results) { return std::get<1>(res
 struct SharedOptions {
   std::string name;
   bool bias = true, add_bias_kv = false, add_zero_attn = false;
-  std::int64_t key_width = 12, value_width = 12;
+  std::int64_t key_width = 12, value_dim = 12;
 
   template <class Options>
   Options make() const {
@@ -65,10 +65,10 @@ struct SharedOptions {
         .add_bias_kv(add_bias_kv)
         .add_zero_attn(add_zero_attn)
         .kdim(key_width)
-        .vdim(value_width);
+        .vdim(value_dim);
   }
   /// Torch's module can be constructed with two different widths, but not called.
-  bool torch_can_compute() const { return key_width == value_width; }
+  bool torch_can_compute() const { return key_width == value_dim; }
   torch::nn::MultiheadAttention torchs() const {
     return torch::nn::MultiheadAttention(make<torch::nn::MultiheadAttentionOptions>());
   }

@@ -8,37 +8,33 @@ import unittest
 
 HEADERS = pathlib.Path(__file__).resolve().parents[2] / "include"
 
-# What each room may include besides itself and `common`.
+# What each folder of include/attend may include besides itself. A header's folder alone says it: headers in the root
+# are umbrellas, which only list includes, or belong to the folder in ROOT. A subfolder counts as its folder.
 ARROWS = {
-    "common": [],
-    "vocabulary": [],  # shared by attention and its kernels: coordinates, scores, masks, the checked problem
-    "kernels": ["vocabulary"],
-    "attention": ["vocabulary", "kernels"],
-    "convolution": ["vocabulary", "kernels"],
-    "positions": ["vocabulary", "attention"],
-    "layers": ["vocabulary", "attention", "convolution", "positions"],
-    "data": [],
-    "io": [],
-    "training": ["io"],
+    "base": [],  # version.h and macros.h
+    "detail": ["base"],  # small parts without LibTorch
+    "detail/torch": ["base", "detail"],  # small parts with LibTorch
+    "detail/nn": ["base", "detail", "detail/torch"],  # small parts of modules
+    "simd": ["base"],
+    "score": ["base", "detail", "simd"],
+    "kernels": ["base", "detail", "simd", "score"],
+    "attention": ["base", "detail", "detail/torch", "simd", "score", "kernels"],
+    "positions": ["base", "detail", "detail/torch", "detail/nn", "attention"],
+    "layers": ["base", "detail", "detail/torch", "detail/nn", "simd", "score", "kernels", "attention", "positions"],
+    "data": ["base", "detail", "detail/torch", "detail/nn"],
+    "io": ["base", "detail", "detail/torch"],
+    "training": ["base", "detail", "detail/torch", "detail/nn", "io"],
 }
-UMBRELLAS = ["attend.h", "training.h", "io.h", "cuda.cuh"]
-VOCABULARY = ["backend.h", "coordinate.h", "mask_mod.h", "options.h", "score_mod.h", "tensor_view.h"]
+ROOT = {"version.h": "base", "macros.h": "base", "attention.h": "attention", "flex_attention.h": "attention"}
+WITHOUT_TORCH = ["base", "detail", "simd", "score", "kernels"]
 
 
-def room_of(header):
-    """The room of a header, by its path below include/attend. None for an umbrella, which may include all headers."""
-    parts = header.split("/")
-    if header in UMBRELLAS:
-        return None
-    if header in ("attention.h", "flex_attention.h"):
-        return "attention"
-    if len(parts) == 1 or parts[0] == "detail":
-        return "common"
-    if parts[0] == "attention" and parts[1] in ("cpu", "cuda"):
-        return "kernels"
-    if parts[0] == "attention" and (parts[1] == "detail" or parts[1] in VOCABULARY):
-        return "vocabulary"
-    return parts[0]
+def folder_of(header):
+    """The folder of a header, by its path below include/attend; None for an umbrella."""
+    if "/" not in header:
+        return ROOT.get(header)
+    match = re.match("detail/(torch|nn)/", header)
+    return match[0].rstrip("/") if match else header.split("/")[0]
 
 
 def violations(include):
@@ -46,24 +42,30 @@ def violations(include):
     found = []
     for path in sorted(include.rglob("*.h")) + sorted(include.rglob("*.cuh")):
         header = path.relative_to(include / "attend").as_posix()
-        room = room_of(header)
+        folder = folder_of(header)
         text = path.read_text()
-        if room is None:
+        if folder is None:
             rest = re.sub(r"//.*|#pragma once|#include <[^>]+>", "", text).strip()
             if rest:
                 found.append(f"{header} is a list of includes, but also has: {rest.splitlines()[0]}")
-        elif room not in ARROWS:
-            found.append(f"{header} is in a room that nobody has described: {room}")
+        elif folder not in ARROWS:
+            found.append(f"{header} is in a folder without a rule: {folder}")
             continue
         for included in re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', text, re.MULTILINE):
             if included == "torch/torch.h":
                 found.append(f"{header} includes torch/torch.h, which costs every user seconds")
-            if included.startswith("torch/nn") and room in ("vocabulary", "kernels", "attention", "convolution"):
+            if included.startswith("torch/nn") and folder in (*WITHOUT_TORCH, "detail/torch", "attention"):
                 found.append(f"{header} includes {included}, but attention knows no modules")
-            if included.startswith("attend/") and room is not None:
-                other = room_of(included.removeprefix("attend/"))
-                if other not in ("common", room, *ARROWS[room]):
-                    found.append(f"{header} ({room}) includes {included} ({other or 'an umbrella'})")
+            if re.match("(ATen|c10|torch)/", included) and folder in WITHOUT_TORCH:
+                found.append(f"{header} includes {included}, but {folder}/ must compile without LibTorch")
+            if included.startswith("attend/") and folder is not None:
+                other = folder_of(included.removeprefix("attend/"))
+                if other not in (folder, *ARROWS[folder]):
+                    found.append(f"{header} ({folder}) includes {included} ({other or 'an umbrella'})")
+            if re.match(r"attention/(cpu|sdpa|reference)\.h", header) and re.match(
+                r"attend/attention/(cpu|sdpa|backends|preference)\.h", included
+            ):
+                found.append(f"{header} includes {included}, but a backend knows no other backend")
     return found
 
 
@@ -75,7 +77,9 @@ class IncludeArrows(unittest.TestCase):
         wrong = {
             "attend.h": "#pragma once\nint x;",
             "attention/sdpa.h": "#include <torch/nn/module.h>",
-            "attention/cpu/forward.h": "#include <attend/attention.h>",
+            "kernels/cpu/forward.h": "#include <ATen/core/Tensor.h>",
+            "score/e.h": "#include <attend/kernels/executor.h>",
+            "attention/reference.h": "#include <attend/attention/cpu.h>",
             "data/a.h": "#include <attend/training/trainer.h>",
             "layers/b.h": "#include <attend/attend.h>",
             "training/c.h": "#include <torch/torch.h>",

@@ -153,7 +153,7 @@ def attention_cases():
         "plain": case(),
         "unscaled": case(scale=1.0),
         "lengths": case(5, 9),
-        "value_width": case(Dv=3),
+        "value_dim": case(Dv=3),
         "grouped": case(H=6, G=2),
         "causal": case(is_causal=True),
         "bool_mask": case(7, 9, mask=random_mask),

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <attend/attention/binder.h>
-#include <attend/attention/mask_mod.h>
+#include <attend/score/mask_mod.h>
 #include <attend/attention/materialize.h>
 
 #include <doctest/doctest.h>

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <attend/attention/binder.h>
-#include <attend/attention/mask_mod.h>
-#include <attend/attention/modification.h>
-#include <attend/attention/score_mod.h>
-#include <attend/detail/check_dense.h>
+#include <attend/score/mask_mod.h>
+#include <attend/attention/variant.h>
+#include <attend/score/score_mod.h>
+#include <attend/detail/torch/check_dense.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
@@ -28,8 +28,8 @@ at::Tensor materialize(const Mask& mask_mod, const AttentionSizes& sizes) {
   TORCH_CHECK_VALUE(sizes.batch_size >= 0 && sizes.num_heads >= 0 && sizes.query_length >= 0 && sizes.key_length >= 0,
                     "attend::materialize: sizes must not be negative, got (", sizes.batch_size, ", ", sizes.num_heads,
                     ", ", sizes.query_length, ", ", sizes.key_length, ")");
-  detail::ModificationBy<Unchanged, Mask> modification({}, mask_mod);
-  return modification.mask(sizes, modification.tensors(sizes, c10::kCPU));
+  detail::TypedVariant<Unchanged, Mask> variant({}, mask_mod);
+  return variant.mask(sizes, variant.tensors(sizes, c10::kCPU));
 }
 
 /// Applies a score_mod to a tensor of scores. Use the result in tests and pictures.
@@ -52,8 +52,8 @@ at::Tensor materialize(const Score& score_mod, const at::Tensor& scores) {
   TORCH_CHECK_VALUE(!scores.is_meta(), "attend::materialize: scores must have data, got a tensor on the device meta");
   TORCH_CHECK_TYPE(scores.scalar_type() == at::kFloat || scores.scalar_type() == at::kDouble,
                    "attend::materialize: scores must be float32 or float64, got ", scores.scalar_type());
-  detail::ModificationBy<Score, EveryKey> modification(score_mod, {});
-  return modification.change(scores, modification.tensors(detail::sizes_of(scores), scores.device()));
+  detail::TypedVariant<Score, EveryKey> variant(score_mod, {});
+  return variant.change(scores, variant.tensors(detail::sizes_of(scores), scores.device()));
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -34,10 +34,10 @@ class Scale {
 
   /// The scale for heads of this width.
   ///
-  /// @param head_width The width D of one head, at least 1.
+  /// @param head_dim The width D of one head, at least 1.
   /// @return The number, or 1/√D for kInverseSqrt.
-  double factor(std::int64_t head_width) const {
-    return is_inverse_sqrt_ ? 1.0 / std::sqrt(static_cast<double>(head_width)) : factor_;
+  double factor(std::int64_t head_dim) const {
+    return is_inverse_sqrt_ ? 1.0 / std::sqrt(static_cast<double>(head_dim)) : factor_;
   }
 
   /// Writes the number, or "kInverseSqrt".

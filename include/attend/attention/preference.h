@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/attention/cpu.h>
-#include <attend/attention/cpu/available_instruction_set.h>
+#include <attend/attention/detail/instruction_set.h>
 #include <attend/attention/detail/problem.h>
-#include <attend/attention/sdpa.h>
-#include <attend/detail/refused.h>
+#include <attend/detail/torch/refused.h>
+#include <attend/simd/dispatch.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
@@ -24,25 +23,26 @@ inline bool has_few_queries(const Problem& problem) {
     return dtype == at::kFloat && (queries == 1 ? keys >= 64 : queries <= 4 && rows * keys >= 1 << 14);
   }
   if (dtype == at::kFloat) return queries <= 8 || (queries <= 12 && keys >= 512);
-  if (dtype == at::kBFloat16) return Cpu::has_pairs() && queries == 2 && keys >= 512;  // ATen is slow for one query
+  if (dtype == at::kBFloat16)  // ATen is slow for one query
+    return simd::has_bf16_dot(available_instruction_set()) && queries == 2 && keys >= 512;
   if (dtype != at::kHalf || problem.key.numel() < 1 << 22) return false;
-  // Our kernels convert all keys and values to float32 first.
+  // attend's kernels convert all keys and values to float32 first.
   const bool is_grouped = problem.num_kv_heads() != problem.num_heads();
   return queries <= 32 && !(is_grouped && problem.key.numel() <= 1 << 23);
 }
 
-/// Whether to pass over kCpu, which could run, because ATen's kernels can run too and are faster; with the reason. That
-/// is so in float64; without AVX2 or AVX-512; and for few queries, because our kernels compute blocks of 64 queries.
-/// Measured in benchmarks/results/backends.md and backends_zen.md.
-inline bool is_sdpa_faster(const Problem& problem, std::string* reason = nullptr) {
-  const bool is_double = problem.query.scalar_type() == at::kDouble;
-  const bool is_portable = available_instruction_set() == cpu::InstructionSet::kBaseline;
-  const bool is_short = has_few_queries(problem);
-  if (!(is_double || is_portable || is_short) || !Sdpa::can_run(problem)) return false;
-  if (is_short)
+/// Whether kAuto passes over a backend that can run, because the next fused one is faster if it can run too; with the
+/// reason. That is so for kCpu in float64, without AVX2 or AVX-512, and for few queries, because its kernels compute
+/// tiles of 64 queries. Measured in benchmarks/results/backends.md and backends_zen.md.
+inline bool is_next_faster(Backend backend, const Problem& problem, std::string* reason = nullptr) {
+  if (backend != Backend::kCpu) return false;
+  if (has_few_queries(problem))
     return !refused(reason, "kCpu can run, but kSdpa is faster for so few queries (L = ", problem.query_length(), ").");
-  if (is_double) return !refused(reason, "kCpu can run, but kSdpa is faster in float64.");
-  return !refused(reason, "kCpu can run, but kSdpa is faster without AVX2 or AVX-512.");
+  if (problem.query.scalar_type() == at::kDouble)
+    return !refused(reason, "kCpu can run, but kSdpa is faster in float64.");
+  if (available_instruction_set() == simd::InstructionSet::kPortable)
+    return !refused(reason, "kCpu can run, but kSdpa is faster without AVX2 or AVX-512.");
+  return false;
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -4,7 +4,7 @@
 #include <attend/attention/detail/dropout.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/detail/products.h>
-#include <attend/attention/modification.h>
+#include <attend/attention/variant.h>
 #include <attend/version.h>
 
 #include <ATen/TensorOperators.h>
@@ -54,7 +54,7 @@ struct Reference {
       weights = weights.masked_fill(keep.logical_not(), 0.0);
       if (problem.dropout < 1.0) weights = weights / (1.0 - problem.dropout);
     }
-    const at::Tensor wide = may_rule_out(problem) ? values_product(weights, value) : at::matmul(weights, value);
+    const at::Tensor wide = may_mask(problem) ? values_product(weights, value) : at::matmul(weights, value);
     at::Tensor output = wide.to(problem.query.scalar_type());  // (N, H, L, Dv)
     const std::array<std::int64_t, 4> strides = output_strides(problem);
     if (output.strides() != at::IntArrayRef(strides) && output.numel() > 0)
@@ -68,34 +68,34 @@ struct Reference {
   }
 
  private:
-  static constexpr double kNever = -std::numeric_limits<double>::infinity();
+  static constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
 
   /// Here the sequences of a packed batch are ruled out for each other, too.
-  static bool may_rule_out(const Problem& problem) { return problem.may_rule_out() || problem.is_packed(); }
+  static bool may_mask(const Problem& problem) { return problem.may_mask() || problem.is_packed(); }
 
   static at::Tensor masked_scores(const Problem& problem) {
     const at::Tensor query = converted(problem.query);                            // (N, H, L, D)
     const at::Tensor key = for_each_query_head(converted(problem.key), problem);  // (N, H, S, D)
-    const bool is_dense = !may_rule_out(problem);
+    const bool is_dense = !may_mask(problem);
     at::Tensor scores = is_dense ? at::matmul(query, key.transpose(2, 3)) : scores_product(query, key);  // (N, H, L, S)
     scores = problem.scale * scores;
     const Positions at = positions_of(problem);
-    const at::Tensor ruled_out = ruled_out_by(problem, at, sizes_of(scores));
+    const at::Tensor masked = masked_by(problem, at, sizes_of(scores));
     const at::Tensor& mask = problem.attn_mask;
     const bool is_added_mask = mask.defined() && mask.scalar_type() != at::kBool;
     // No derivative below may see a NaN that is ruled out, and no NaN that comes back may pass: 0 · NaN is NaN.
     const bool is_watched = is_looked_at(scores) && !is_finite(scores);
-    if (ruled_out.defined() && is_watched) scores = scores.masked_fill(ruled_out, 0.0);
-    if (is_added_mask) scores = scores.masked_fill(mask.eq(kNever), 0.0);
+    if (masked.defined() && is_watched) scores = scores.masked_fill(masked, 0.0);
+    if (is_added_mask) scores = scores.masked_fill(mask.eq(kNegativeInfinity), 0.0);
     if (problem.softcap > 0.0) scores = problem.softcap * (scores / problem.softcap).tanh();
     if (problem.alibi_slopes.defined()) {
       const at::Tensor slopes = problem.alibi_slopes.to(scores.dtype()).unsqueeze(2).unsqueeze(3);  // (1 or N, H, 1, 1)
       scores = scores - slopes * (at.key - at.query).abs();
     }
     if (is_added_mask) scores = scores + mask;
-    if (problem.modification != nullptr) scores = problem.modification->change(scores, problem.modification_tensors);
-    if (ruled_out.defined()) scores = scores.masked_fill(ruled_out, kNever);
-    return is_watched ? scores.masked_fill(scores.eq(kNever), kNever) : scores;  // −∞ has no gradient
+    if (problem.variant != nullptr) scores = problem.variant->change(scores, problem.variant_tensors);
+    if (masked.defined()) scores = scores.masked_fill(masked, kNegativeInfinity);
+    return is_watched ? scores.masked_fill(scores.eq(kNegativeInfinity), kNegativeInfinity) : scores;  // −∞ has no gradient
   }
 
   /// The positions of queries and keys, and, in packed batches, the sequence that each belongs to.
@@ -121,10 +121,10 @@ struct Reference {
   }
 
   /// What masks, the window and packed batches rule out: bool, broadcastable to (N, H, L, S); undefined if nothing.
-  static at::Tensor ruled_out_by(const Problem& problem, const Positions& at, const AttentionSizes& sizes) {
-    at::Tensor ruled_out;
-    const auto add = [&ruled_out](const at::Tensor& also) {
-      ruled_out = ruled_out.defined() ? ruled_out.logical_or(also) : also;
+  static at::Tensor masked_by(const Problem& problem, const Positions& at, const AttentionSizes& sizes) {
+    at::Tensor masked;
+    const auto add = [&masked](const at::Tensor& also) {
+      masked = masked.defined() ? masked.logical_or(also) : also;
     };
     const Window& window = problem.window;
     if (window.left >= 0) add(at.key < at.query - window.left);
@@ -132,21 +132,21 @@ struct Reference {
     if (problem.is_packed()) add(at.query_sequence != at.key_sequence);
     const at::Tensor& mask = problem.attn_mask;
     if (mask.defined() && mask.scalar_type() == at::kBool) add(mask.logical_not());
-    if (problem.modification != nullptr)
-      add(problem.modification->mask(sizes, problem.modification_tensors).logical_not().to(problem.query.device()));
-    return ruled_out;
+    if (problem.variant != nullptr)
+      add(problem.variant->mask(sizes, problem.variant_tensors).logical_not().to(problem.query.device()));
+    return masked;
   }
 
   /// A row of nothing but −∞ gives zeros, and zero gradients. In a row with NaN, −∞ gives 0 too.
   static at::Tensor softmax(const at::Tensor& scores) {
     const at::Tensor weights = at::_safe_softmax(scores, -1);
-    return is_looked_at(weights) && !is_finite(weights) ? weights.masked_fill(scores.eq(kNever), 0.0) : weights;
+    return is_looked_at(weights) && !is_finite(weights) ? weights.masked_fill(scores.eq(kNegativeInfinity), 0.0) : weights;
   }
 
   /// A row of nothing but −∞ gives −∞, and zero gradients, where torch's gradient is NaN.
   static at::Tensor log_sum_exp(const at::Tensor& scores) {
-    const at::Tensor is_empty = scores.eq(kNever).all(-1, /*keepdim=*/true);  // (N, H, L, 1)
-    return at::logsumexp(scores.masked_fill(is_empty, 0.0), -1).masked_fill(is_empty.squeeze(-1), kNever);
+    const at::Tensor is_empty = scores.eq(kNegativeInfinity).all(-1, /*keepdim=*/true);  // (N, H, L, 1)
+    return at::logsumexp(scores.masked_fill(is_empty, 0.0), -1).masked_fill(is_empty.squeeze(-1), kNegativeInfinity);
   }
 
   static at::ScalarType compute_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }

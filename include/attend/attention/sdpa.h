@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/attention/cpu.h>
+#include <attend/attention/detail/cpu_call.h>
 #include <attend/attention/detail/finite.h>
 #include <attend/attention/detail/problem.h>
-#include <attend/attention/fused_function.h>
-#include <attend/detail/refused.h>
-#include <attend/detail/without_data.h>
+#include <attend/attention/attention_node.h>
+#include <attend/detail/torch/refused.h>
+#include <attend/detail/torch/without_data.h>
 #include <attend/version.h>
 
 #include <ATen/SDPBackend.h>
@@ -54,10 +54,10 @@ struct Sdpa {
     const bool on_cpu = problem.query.is_cpu();
     if (problem.batch_size() == 0 || problem.query_length() == 0 || problem.key_length() == 0)
       return refused(reason, "kSdpa needs at least one batch entry, one query and one key.");
-    if (problem.value_width() != problem.head_width())
-      return refused(reason, "kSdpa needs the same width for query and value; query has ", problem.head_width(),
-                     " and value has ", problem.value_width(), ".");
-    if (problem.modification != nullptr) return refused(reason, "kSdpa does not support a score_mod or a mask_mod.");
+    if (problem.value_dim() != problem.head_dim())
+      return refused(reason, "kSdpa needs the same width for query and value; query has ", problem.head_dim(),
+                     " and value has ", problem.value_dim(), ".");
+    if (problem.variant != nullptr) return refused(reason, "kSdpa does not support a score_mod or a mask_mod.");
     if (problem.is_packed()) return refused(reason, "kSdpa does not support query_offsets and key_offsets.");
     if (problem.has_window()) return refused(reason, "kSdpa supports a window only as an (L, S) attn_mask.");
     if (problem.softcap > 0.0) return refused(reason, "kSdpa does not support softcap.");
@@ -88,7 +88,7 @@ struct Sdpa {
                               /*dropout_p=*/0.0, is_causal, problem.scale, is_grouped(problem)));
     if (choice == at::SDPBackend::math || choice == at::SDPBackend::error)
       return refused(reason, "kSdpa cannot run, because ATen has no fused kernel for this call (",
-                     problem.query.device().type(), ", ", problem.query.scalar_type(), ", width ", problem.head_width(),
+                     problem.query.device().type(), ", ", problem.query.scalar_type(), ", width ", problem.head_dim(),
                      ").");
     return true;
   }
@@ -122,7 +122,7 @@ struct Sdpa {
     problem.key = readable(given.key);
     problem.value = readable(given.value);
     problem.attn_mask = readable(given.attn_mask, kIsMask);
-    if (problem.query.is_cpu()) return FusedAttention<CpuKernel>::run(problem);
+    if (problem.query.is_cpu()) return AttentionNode<AtenKernel>::run(problem);
     return {
         at::scaled_dot_product_attention(problem.query, problem.key, problem.value, optional(problem.attn_mask),
                                          /*dropout_p=*/0.0, problem.is_causal(), problem.scale, is_grouped(problem)),
@@ -130,24 +130,24 @@ struct Sdpa {
   }
 
  private:
-  struct CpuKernel {
-    static FusedResult forward(const Problem& problem, bool /*with_backward*/) {
+  struct AtenKernel {
+    static KernelResult forward(const Problem& problem, bool /*with_backward*/) {
       auto [output, log_sum_exp] = at::_scaled_dot_product_flash_attention_for_cpu(
           problem.query, problem.key, problem.value, /*dropout_p=*/0.0, aten_is_causal(problem), additive_mask(problem),
           problem.scale);
       // ATen gives 0 as the log-sum-exp of a row of NaN, and of one without a key, which only a mask can make.
       const bool may_hide_nan = holds_zero(log_sum_exp) && (!problem.attn_mask.defined() || !is_finite(problem.key));
-      if (is_finite(problem.query) && !may_hide_nan && (!problem.may_rule_out() || is_finite(output)))
+      if (is_finite(problem.query) && !may_hide_nan && (!problem.may_mask() || is_finite(output)))
         return {{output, log_sum_exp}, {}};
-      Problem again = Cpu::readable(problem);
+      Problem again = CpuKernel::readable(problem);
       again.needs_log_sum_exp = true;
-      const FusedResult result = Cpu::Kernel::forward(again, /*with_backward=*/false);
+      const KernelResult result = CpuKernel::forward(again, /*with_backward=*/false);
       return {{result.output.to(output.scalar_type()), result.log_sum_exp}, {}};
     }
 
     /// In float32 at least: ATen's kernel would round P, dS and, for grouped heads, every partial sum to half
     /// precision.
-    static std::vector<at::Tensor> backward(const Problem& given, const FusedResult& result,
+    static std::vector<at::Tensor> backward(const Problem& given, const KernelResult& result,
                                             const AttentionResult& gradients) {
       const at::ScalarType dtype = given.query.scalar_type(), wide = is_half(given) ? at::kFloat : dtype;
       Problem problem = given;
@@ -174,10 +174,10 @@ struct Sdpa {
         inputs[0] = inputs[0].defined() ? inputs[0] + to_query : to_query;
         inputs[1] = inputs[1].defined() ? inputs[1] + to_key : to_key;
       }
-      if (!is_finite(given.query) || (given.may_rule_out() && !is_finite(inputs[0]))) {
-        const Problem again = Cpu::readable(given);
-        inputs = Cpu::Kernel::backward(
-            again, Cpu::Kernel::forward(again, /*with_backward=*/true),
+      if (!is_finite(given.query) || (given.may_mask() && !is_finite(inputs[0]))) {
+        const Problem again = CpuKernel::readable(given);
+        inputs = CpuKernel::backward(
+            again, CpuKernel::forward(again, /*with_backward=*/true),
             {gradients.output.defined() ? gradients.output.to(again.query.scalar_type()) : gradients.output,
              gradients.log_sum_exp});
       }

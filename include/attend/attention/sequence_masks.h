@@ -2,9 +2,9 @@
 #pragma once
 
 #include <attend/attention/binder.h>
-#include <attend/attention/coordinate.h>
-#include <attend/attention/mask_mod.h>
-#include <attend/attention/tensor_view.h>
+#include <attend/score/coordinate.h>
+#include <attend/score/mask_mod.h>
+#include <attend/score/tensor_view.h>
 #include <attend/macros.h>
 #include <attend/version.h>
 

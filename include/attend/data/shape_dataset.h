@@ -5,7 +5,7 @@
 #include <attend/data/detail/handout_shapes.h>
 #include <attend/data/detail/notebook_shapes.h>
 #include <attend/data/drawn_shape.h>
-#include <attend/detail/parallel.h>
+#include <attend/detail/torch/parallel.h>
 #include <attend/version.h>
 
 #include <c10/util/ArrayRef.h>

@@ -4,6 +4,7 @@
 #include <attend/macros.h>
 #include <attend/version.h>
 
+#include <cmath>
 #include <cstdint>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
@@ -39,6 +40,11 @@ ATTEND_HOST_DEVICE inline PhiloxBlock philox(std::uint64_t seed, std::uint64_t c
     key1 += kPhiloxWeyl1;
   }
   return block;
+}
+
+/// Dropout keeps a weight if its random word is at least this threshold: dropout · 2³², so that 1 keeps none.
+inline std::uint64_t dropout_threshold(double dropout) {
+  return static_cast<std::uint64_t>(std::llround(std::ldexp(dropout, 32)));
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <attend/attention/backend.h>
-#include <attend/convolution/cpu.h>
-#include <attend/convolution/reference.h>
-#include <attend/detail/archive.h>
-#include <attend/detail/checks.h>
+#include <attend/layers/detail/cpu_convolution.h>
+#include <attend/layers/detail/convolution_stack.h>
+#include <attend/detail/nn/archive.h>
+#include <attend/detail/torch/checks.h>
 #include <attend/layers/activation.h>
 #include <attend/version.h>
 

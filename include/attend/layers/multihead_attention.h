@@ -2,9 +2,9 @@
 #pragma once
 
 #include <attend/attention.h>
-#include <attend/detail/archive.h>
-#include <attend/detail/checks.h>
-#include <attend/detail/without_data.h>
+#include <attend/detail/nn/archive.h>
+#include <attend/detail/torch/checks.h>
+#include <attend/detail/torch/without_data.h>
 #include <attend/layers/detail/ignore_masks.h>
 #include <attend/version.h>
 

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <attend/attention.h>
-#include <attend/convolution/projections.h>
-#include <attend/detail/archive.h>
-#include <attend/detail/checks.h>
-#include <attend/detail/without_data.h>
+#include <attend/layers/detail/fused_linear.h>
+#include <attend/detail/nn/archive.h>
+#include <attend/detail/torch/checks.h>
+#include <attend/detail/torch/without_data.h>
 #include <attend/version.h>
 
 #include <torch/arg.h>
@@ -200,7 +200,7 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     std::vector<torch::Tensor> weights;
     for (const torch::nn::Conv1d& layer : layers) weights.push_back(layer->weight.squeeze(2));
     std::vector<torch::Tensor> projected =
-        detail::Projections::run(x.transpose(1, 2).contiguous(), weights, options.backend());
+        detail::FusedLinear::run(x.transpose(1, 2).contiguous(), weights, options.backend());
     for (torch::Tensor& each : projected) each = by_heads(each);
     return projected;
   }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/detail/archive.h>
-#include <attend/detail/checks.h>
+#include <attend/detail/nn/archive.h>
+#include <attend/detail/torch/checks.h>
 #include <attend/positions/combine.h>
 #include <attend/positions/detail/joined.h>
 #include <attend/positions/detail/table_cache.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/detail/const_data.h>
+#include <attend/detail/torch/const_data.h>
 #include <attend/detail/philox.h>
 #include <attend/version.h>
 
@@ -12,7 +12,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
 
-#include <cmath>
 #include <cstdint>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
@@ -24,11 +23,6 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// One random number from the device's generator, left on the device: reading it would stall a GPU.
 inline at::Tensor draw_dropout_seed(const at::Tensor& query) {
   return at::empty({1}, query.options().dtype(at::kLong)).random_();
-}
-
-/// The smallest word that is kept; 2³² for a dropout of 1.
-inline std::uint64_t dropout_threshold(double dropout) {
-  return static_cast<std::uint64_t>(std::llround(std::ldexp(dropout, 32)));
 }
 
 /// Philox on whole tensors, for devices whose memory we cannot touch: (N, H, L, S rounded up to 4) words as int64.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/attention/coordinate.h>
+#include <attend/score/coordinate.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/version.h>
 

@@ -3,11 +3,11 @@
 
 #include <attend/attention/backend.h>
 #include <attend/attention/options.h>
-#include <attend/detail/autocast.h>
-#include <attend/detail/check_dense.h>
-#include <attend/detail/expanded.h>
-#include <attend/detail/in_memory.h>
-#include <attend/detail/without_data.h>
+#include <attend/detail/torch/autocast.h>
+#include <attend/detail/torch/check_dense.h>
+#include <attend/detail/torch/expanded.h>
+#include <attend/detail/torch/in_memory.h>
+#include <attend/detail/torch/without_data.h>
 #include <attend/version.h>
 
 #include <ATen/ExpandUtils.h>
@@ -30,7 +30,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-class Modification;  // attention/modification.h
+class Variant;          // attention/variant.h
+class CpuVariantMaker;  // attention/detail/cpu_variant.h
 
 /// Autocast has done its work when a problem is made; a backend computes in the dtypes that it chooses itself.
 struct WithoutAutocast {
@@ -49,8 +50,9 @@ struct Problem {
   at::Tensor alibi_slopes;  // undefined, or (1 or N, H)
   at::Tensor query_offsets, key_offsets;  // undefined, or int32 (sequences + 1)
   at::Tensor dropout_seed;                // undefined without dropout, or int64 (1) on the device, drawn once per call
-  std::shared_ptr<const Modification> modification;  // of flex_attention(); null without
-  std::vector<at::Tensor> modification_tensors;      // those that it reads
+  std::shared_ptr<const Variant> variant;              // of flex_attention(); null without
+  std::shared_ptr<const CpuVariantMaker> cpu_variant;  // the same for the CPU kernels
+  std::vector<at::Tensor> variant_tensors;      // those that it reads
   Window window;                                     // is_causal is in it; unlimited where it would rule nothing out
   double scale = 1.0;
   double softcap = 0.0;
@@ -63,16 +65,16 @@ struct Problem {
   std::int64_t num_kv_heads() const { return key.size(1); }
   std::int64_t query_length() const { return query.size(2); }
   std::int64_t key_length() const { return key.size(2); }
-  std::int64_t head_width() const { return query.size(3); }
-  std::int64_t value_width() const { return value.size(3); }
+  std::int64_t head_dim() const { return query.size(3); }
+  std::int64_t value_dim() const { return value.size(3); }
 
   bool is_causal() const { return window.left < 0 && window.right == 0; }
   bool has_window() const { return window.left >= 0 || window.right > 0; }
   bool is_packed() const { return query_offsets.defined(); }
 
   /// Whether a key may be ruled out for a query that is computed beside it. Sequences of a packed batch never are.
-  bool may_rule_out() const {
-    return attn_mask.defined() || modification != nullptr || window.left >= 0 || window.right >= 0;
+  bool may_mask() const {
+    return attn_mask.defined() || variant != nullptr || window.left >= 0 || window.right >= 0;
   }
 };
 
@@ -328,7 +330,7 @@ inline bool has_rows(const at::Tensor& tensor) {
 /// whose rows are not there as such, in the order (N, H, L).
 inline std::array<std::int64_t, 4> output_strides(const Problem& problem) {
   const at::Tensor& query = problem.query;
-  const std::int64_t H = problem.num_heads(), L = problem.query_length(), Dv = problem.value_width();
+  const std::int64_t H = problem.num_heads(), L = problem.query_length(), Dv = problem.value_dim();
   std::array<std::int64_t, 4> strides{H * L * Dv, L * Dv, Dv, 1};
   if (query.is_contiguous() || !has_rows(query)) return strides;
   const std::vector<std::int64_t> dense = at::infer_dense_strides(query.sizes(), query.strides());

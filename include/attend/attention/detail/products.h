@@ -2,8 +2,8 @@
 #pragma once
 
 #include <attend/attention/detail/finite.h>
-#include <attend/detail/autograd_node.h>
-#include <attend/detail/in_memory.h>
+#include <attend/detail/torch/autograd_node.h>
+#include <attend/detail/torch/in_memory.h>
 #include <attend/version.h>
 
 #include <ATen/TensorOperators.h>

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <attend/attention/options.h>
-#include <attend/detail/checks.h>
-#include <attend/detail/without_data.h>
+#include <attend/detail/torch/checks.h>
+#include <attend/detail/torch/without_data.h>
 #include <attend/version.h>
 
 #include <ATen/ExpandUtils.h>
@@ -79,9 +79,9 @@ inline torch::Tensor merged(const torch::Tensor& a, const torch::Tensor& b) {
   if (!a.defined() || !b.defined()) return a.defined() ? a : b;
   const bool a_is_bool = a.scalar_type() == torch::kBool, b_is_bool = b.scalar_type() == torch::kBool;
   if (a_is_bool && b_is_bool) return a | b;
-  constexpr double kNever = -std::numeric_limits<double>::infinity();
-  if (a_is_bool) return torch::where(a, kNever, b);
-  if (b_is_bool) return torch::where(b, kNever, a);
+  constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
+  if (a_is_bool) return torch::where(a, kNegativeInfinity, b);
+  if (b_is_bool) return torch::where(b, kNegativeInfinity, a);
   return a + b;
 }
 

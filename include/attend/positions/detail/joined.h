@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/detail/checks.h>
+#include <attend/detail/torch/checks.h>
 #include <attend/positions/combine.h>
 #include <attend/version.h>
 

@@ -4,8 +4,8 @@
 // The update of Adam and AdamW for float32 parameters on the CPU. at::_fused_adam_ starts a parallel section for each
 // parameter, however small; here all parameters of a group share one.
 
-#include <attend/detail/const_data.h>
-#include <attend/detail/parallel.h>
+#include <attend/detail/torch/const_data.h>
+#include <attend/detail/torch/parallel.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/detail/const_data.h>
+#include <attend/detail/torch/const_data.h>
 #include <attend/detail/philox.h>
 #include <attend/version.h>
 

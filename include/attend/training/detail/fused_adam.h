@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/detail/const_data.h>
-#include <attend/detail/in_memory.h>
+#include <attend/detail/torch/const_data.h>
+#include <attend/detail/torch/in_memory.h>
 #include <attend/training/detail/adam_on_cpu.h>
 #include <attend/training/detail/trainable.h>
 #include <attend/training/step_capture.h>

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/detail/torch/autocast.h>
+#include <attend/detail/torch/check_dense.h>
+#include <attend/version.h>
+
+#include <c10/util/Exception.h>
+#include <torch/types.h>
+
+#include <cstdint>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
+
+/// A size that an option gives.
+inline void check_positive(const char* layer, const char* name, std::int64_t value) {
+  TORCH_CHECK_VALUE(value >= 1, layer, ": ", name, " (", value, ") must be at least 1");
+}
+
+/// An input must be a dense tensor.
+inline void check_tensor(const char* layer, const char* name, const torch::Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.defined(), layer, ": ", name, " must be a tensor, got an undefined one");
+  check_dense(layer, name, tensor);
+}
+
+inline void check_device(const char* layer, const char* name, const torch::Tensor& tensor,
+                         const torch::Tensor& weight) {
+  TORCH_CHECK_VALUE(tensor.device() == weight.device(), layer, ": ", name, " (", tensor.device(),
+                    ") must be on the device of the weights (", weight.device(),
+                    "); move one of them with .to(device)");
+}
+
+/// A tensor must have the dtype and device of the layer's weights. Autocast may cast either, but not float64.
+inline void check_fits_weights(const char* layer, const char* name, const torch::Tensor& tensor,
+                               const torch::Tensor& weight) {
+  check_device(layer, name, tensor, weight);
+  TORCH_CHECK_TYPE(dtype_under_autocast(tensor) == dtype_under_autocast(weight), layer, ": ", name, " (",
+                   tensor.scalar_type(), ") must have the dtype of the weights (", weight.scalar_type(),
+                   "); convert one of them with .to(dtype)",
+                   can_be_autocast(tensor) && can_be_autocast(weight) ? ", or turn on autocast" : "");
+}
+
+/// The rules of every layer that takes a channels-first signal of any number of channels, (N, C, L): rank, and L ≥ 1.
+inline void check_signal(const char* layer, const torch::Tensor& x) {
+  TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor (N, C, L), got an undefined one");
+  check_dense(layer, "x", x);
+  TORCH_CHECK_VALUE(x.dim() == 3, layer, ": x must be 3-d (N, C, L), got ", x.dim(), "-d ", x.sizes());
+  TORCH_CHECK_VALUE(x.size(2) >= 1, layer, ": x must have a length of at least 1, got ", x.sizes());
+}
+
+/// The rules of every layer that takes a channels-first signal (N, channels, L): rank, channels, L ≥ 1, and the dtype
+/// and device of the layer's weights.
+inline void check_signal(const char* layer, const torch::Tensor& x, std::int64_t channels,
+                         const torch::Tensor& weight) {
+  TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor (N, ", channels, ", L), got an undefined one");
+  check_dense(layer, "x", x);
+  TORCH_CHECK_VALUE(x.dim() == 3, layer, ": x must be 3-d (N, ", channels, ", L), got ", x.dim(), "-d ", x.sizes());
+  TORCH_CHECK_VALUE(x.size(1) == channels, layer, ": x must have ", channels, " channels (N, ", channels, ", L), got ",
+                    x.sizes());
+  TORCH_CHECK_VALUE(x.size(2) >= 1, layer, ": x must have a length of at least 1, got ", x.sizes());
+  check_fits_weights(layer, "x", x, weight);
+}
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

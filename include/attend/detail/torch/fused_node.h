@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/detail/torch/autograd_node.h>
+#include <attend/detail/torch/expanded.h>
+#include <attend/detail/torch/in_memory.h>
+#include <attend/version.h>
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
+
+/// What a fused forward pass gives.
+struct FusedOutputs {
+  std::vector<at::Tensor> outputs;
+  std::vector<at::Tensor> saved;  // for its backward pass, besides inputs and outputs; some may be undefined
+  bool needs_outputs = true;     // whether it wants to see the outputs again, which then cannot be changed in place
+};
+
+/// The place of a fused kernel in torch's graph: what is saved for the backward pass, and who computes it.
+///
+/// Function is a struct that holds all but the tensors, with
+///   const char* name() const;
+///   FusedOutputs forward(const std::vector<at::Tensor>& inputs, bool with_backward) const;
+///   std::vector<at::Tensor> backward(const std::vector<at::Tensor>& inputs, const FusedOutputs& forward,
+///                                    const std::vector<at::Tensor>& gradients) const;
+///   std::vector<at::Tensor> reference(const std::vector<at::Tensor>& inputs) const;
+/// The first two work on raw tensors and know nothing of autograd; inputs may be undefined. backward returns gradients
+/// in the order of the inputs; those at the end may be missing, and so may those of tensors that require none. Some but
+/// not all of the given gradients may be undefined, which means zeros. reference gives the same outputs by torch's own
+/// differentiable operations: a backward pass that is to be differentiated itself (create_graph) goes through it, so
+/// that the function can be differentiated any number of times; a kernel's own backward would drop the second
+/// derivative without a word.
+///
+/// Function may have
+///   bool sums_copies(std::size_t input) const;
+/// Where it says true and the input is expanded (detail/expanded.h), backward gives the gradient of one_copy(input),
+/// summed over the copies. This gradient takes the short way to what was expanded. If somebody looks at the gradient of
+/// the expanded tensor itself, or there is no short way, backward is given a contiguous copy of the input instead.
+///
+/// A node and not a torch::autograd::Function, whose templates for compiled autograd, which C++ has not, are a third of
+/// the code that a program with one attention layer compiles.
+template <class Function>
+class FusedNode : public torch::autograd::Node {
+ public:
+  using Tensors = std::vector<at::Tensor>;
+
+  static Tensors run(const Function& function, Tensors inputs) {
+    for (at::Tensor& input : inputs) input = in_memory(input);
+    for (const at::Tensor& input : inputs)
+      TORCH_CHECK_NOT_IMPLEMENTED(!input.defined() || !input._fw_grad(/*level=*/0).defined(), function.name(),
+                                  ": fused kernels have no forward-mode derivative; use kReference");
+    const bool is_recorded = torch::autograd::compute_requires_grad(at::TensorList(inputs));
+    FusedOutputs result;
+    {
+      const c10::AutoGradMode no_grad(false);
+      result = function.forward(inputs, is_recorded);
+    }
+    if (!is_recorded) return result.outputs;
+    const auto node = make_node(new FusedNode(function, inputs));
+    node->set_next_edges(torch::autograd::collect_next_edges(at::TensorList(inputs)));
+    for (std::size_t k = 0; k < inputs.size(); ++k) {
+      if (!node->sums_copies(k, inputs[k])) continue;
+      const torch::autograd::Edge edge = edge_past_expand(node->next_edge(k), one_copy(inputs[k]).numel());
+      if (!edge.is_valid()) continue;
+      node->short_ways_.push_back({k, node->num_outputs()});
+      node->add_next_edge(edge);
+    }
+    for (at::Tensor& output : result.outputs) {
+      torch::autograd::set_history(output, node);
+      node->outputs_.emplace_back(result.needs_outputs ? output : at::Tensor(), /*is_output=*/true);
+    }
+    for (const at::Tensor& saved : result.saved) node->saved_.emplace_back(saved, /*is_output=*/false);
+    return result.outputs;
+  }
+
+  std::string name() const override { return function_.name(); }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto* saved : {&inputs_, &outputs_, &saved_})
+      for (torch::autograd::SavedVariable& each : *saved) each.reset_data();
+  }
+
+ protected:
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
+    gradients.resize(outputs_.size());
+    bool has_gradient = false;
+    for (const at::Tensor& gradient : gradients) has_gradient |= gradient.defined();
+    if (!has_gradient) return Tensors(num_outputs());
+    // Everything has its dtype by now, in a backward pass within the scope of autocast too.
+    const c10::impl::ExcludeDispatchKeyGuard without_autocast(c10::autocast_dispatch_keyset);
+    Tensors inputs;
+    FusedOutputs forward;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      for (const torch::autograd::SavedVariable& saved : inputs_) inputs.push_back(saved.unpack());
+      for (const torch::autograd::SavedVariable& saved : outputs_) forward.outputs.push_back(saved.unpack(getptr()));
+      for (const torch::autograd::SavedVariable& saved : saved_) forward.saved.push_back(saved.unpack());
+    }
+    check_kinds(inputs);
+    for (at::Tensor& gradient : gradients) gradient = in_memory(gradient);
+    if (c10::GradMode::is_enabled()) return differentiable_backward(std::move(inputs), gradients);
+    std::vector<ShortWay> short_ways;
+    for (const ShortWay& way : short_ways_)  // a hook for saved tensors may have unpacked all copies
+      if (sums_copies(way.input, inputs[way.input]) &&
+          !is_observed_between(next_edge(way.input), next_edge(way.output)))
+        short_ways.push_back(way);
+    for (std::size_t k = 0; k < inputs.size(); ++k) {
+      const auto is_of_input = [k](const ShortWay& way) { return way.input == k; };
+      if (sums_copies(k, inputs[k]) && std::none_of(short_ways.begin(), short_ways.end(), is_of_input))
+        inputs[k] = inputs[k].contiguous().requires_grad_();
+    }
+    Tensors results = function_.backward(inputs, forward, gradients);
+    results.resize(num_outputs());
+    for (const ShortWay& way : short_ways) {
+      const torch::autograd::Edge& edge = next_edge(way.output);
+      const at::Tensor gradient = std::exchange(results[way.input], at::Tensor());
+      if (gradient.defined())
+        results[way.output] =
+            gradient.reshape_symint(edge.function->input_metadata(edge.input_nr).shape_as_dim_vector());
+    }
+    return results;
+  }
+
+ private:
+  /// The gradient of this input may go to that output of the node instead of its own.
+  struct ShortWay {
+    std::size_t input, output;
+  };
+
+  FusedNode(const Function& function, const Tensors& inputs) : function_(function) {
+    for (const at::Tensor& input : inputs) {
+      inputs_.emplace_back(input, /*is_output=*/false);
+      kinds_.push_back(input.defined() ? Kind{input.scalar_type(), input.sizes().vec()} : Kind{});
+    }
+  }
+
+  /// set_data(), which module->to() calls, replaces what a tensor is without a new version.
+  void check_kinds(const Tensors& inputs) const {
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      const Kind& kind = kinds_[i];
+      TORCH_CHECK(!inputs[i].defined() || (inputs[i].scalar_type() == kind.dtype && inputs[i].sizes() == kind.sizes),
+                  function_.name(), ": a tensor that the backward pass needs was ", kind.dtype, " ",
+                  at::IntArrayRef(kind.sizes), " in the forward pass, and set_data() has made it ",
+                  inputs[i].scalar_type(), " ", inputs[i].sizes());
+    }
+  }
+
+  /// Whether backward sums the gradient of the input over its copies.
+  bool sums_copies(std::size_t k, const at::Tensor& input) const {
+    if constexpr (requires { function_.sums_copies(k); })
+      return function_.sums_copies(k) && input.defined() && input.requires_grad() && input.numel() > 0 &&
+             is_expanded(input);
+    else
+      return false;
+  }
+
+  Tensors differentiable_backward(Tensors inputs, const Tensors& gradients) const {
+    // Fresh views, because the caller may have passed one tensor twice, as query and as key.
+    Tensors differentiated;
+    for (at::Tensor& input : inputs) {
+      if (!input.defined() || !input.requires_grad()) continue;
+      input = input.view_as(input);
+      differentiated.push_back(input);
+    }
+    const Tensors all = function_.reference(inputs);
+    Tensors outputs, output_gradients;
+    for (std::size_t i = 0; i < gradients.size(); ++i) {
+      if (!gradients[i].defined()) continue;
+      outputs.push_back(all[i]);
+      output_gradients.push_back(gradients[i]);
+    }
+    const Tensors computed = torch::autograd::grad(outputs, differentiated, output_gradients, /*retain_graph=*/true,
+                                                   /*create_graph=*/true, /*allow_unused=*/true);
+    Tensors results(num_outputs());
+    auto next = computed.begin();
+    for (std::size_t k = 0; k < inputs.size(); ++k)
+      if (inputs[k].defined() && inputs[k].requires_grad()) results[k] = *next++;
+    return results;
+  }
+
+  struct Kind {
+    at::ScalarType dtype = at::ScalarType::Undefined;
+    std::vector<std::int64_t> sizes;
+  };
+
+  const Function function_;
+  std::vector<Kind> kinds_;  // of the inputs
+  std::vector<torch::autograd::SavedVariable> inputs_, outputs_, saved_;
+  std::vector<ShortWay> short_ways_;
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/version.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
+
+/// The number types of tensors in memory.
+enum class NumberType {
+  kFloat32,   ///< float
+  kBFloat16,  ///< the upper 16 bits of a float; computed in float32
+  kFloat64,   ///< double
+};
+
+/// A tensor (N, H, rows, columns) in memory that is read. Entry (n, h, i, d) is
+/// n · strides[0] + h · strides[1] + i · strides[2] + d · strides[3] numbers after `data`. A stride of 0 broadcasts.
+struct ConstTensorView4d {
+  const void* data = nullptr;     ///< entry (0, 0, 0, 0)
+  std::int64_t strides[4] = {};  ///< in numbers, not bytes
+};
+
+/// A tensor (N, H, rows, columns) in memory that is written. No two entries may share memory.
+struct TensorView4d {
+  void* data = nullptr;           ///< entry (0, 0, 0, 0)
+  std::int64_t strides[4] = {};  ///< in numbers, not bytes
+
+  /// The same tensor, to be read.
+  operator ConstTensorView4d() const { return {data, {strides[0], strides[1], strides[2], strides[3]}}; }
+};
+
+/// What the numbers of a mask are.
+enum class MaskType {
+  kNone,           ///< there is no mask
+  kBool,           ///< one byte each; 0 masks the key
+  kAdded,          ///< added to the scores: float32, or float64 for float64 tensors
+  kAddedBFloat16,  ///< added to the scores: bfloat16, for float32 and bfloat16 tensors
+};
+
+/// One call of attention as plain numbers and pointers. The kernels read nothing else.
+///
+/// The formula and the order of the options are those of attention() (attend/attention.h). All memory must stay valid
+/// until the call returns.
+struct AttentionParams {
+  NumberType dtype = NumberType::kFloat32;  ///< of query, key, value and output
+
+  std::int64_t batch_size = 1,   ///< N
+      num_heads = 1,             ///< H, the heads of query
+      num_kv_heads = 1,          ///< G, the heads of key and value; G divides H
+      query_length = 0,          ///< L
+      key_length = 0,            ///< S
+      head_dim = 0,              ///< D, of query and key
+      value_dim = 0;             ///< Dv, of value and output
+
+  ConstTensorView4d query,  ///< (N, H, L, D)
+      key,                  ///< (N, G, S, D)
+      value;                ///< (N, G, S, Dv)
+
+  std::optional<double> scale;  ///< the factor of q·k; default: 1/√D
+  double softcap = 0;           ///< scores become softcap · tanh(score / softcap); 0: no softcap
+
+  /// ALiBi slopes (N, H) through two strides: float32, or float64 for float64 tensors. Null: no ALiBi.
+  const void* alibi_slopes = nullptr;
+  std::int64_t alibi_strides[2] = {0, 1};  ///< of batch entries and heads; 0 broadcasts
+
+  MaskType mask_type = MaskType::kNone;  ///< what `attn_mask` holds
+  ConstTensorView4d attn_mask;           ///< (N, H, L, S)
+
+  /// Keys that a query sees before and after its own position i + S − L, both inclusive; −1: unlimited. Causal
+  /// attention is window_right = 0.
+  std::int64_t window_left = -1, window_right = -1;
+
+  /// Packed batch: sequence b has the queries query_offsets[b] … query_offsets[b + 1] − 1, and attends to its own keys
+  /// alone. Both have num_sequences + 1 numbers. 0 sequences: no packed batch.
+  const std::int32_t *query_offsets = nullptr, *key_offsets = nullptr;
+  std::int64_t num_sequences = 0;
+
+  double dropout = 0;              ///< the probability that a weight is dropped
+  std::uint64_t dropout_seed = 0;  ///< the same seed drops the same weights
+};
+
+/// What a forward pass writes, and a backward pass reads again.
+struct AttentionOutputs {
+  TensorView4d output;          ///< (N, H, L, Dv)
+  void* log_sum_exp = nullptr;  ///< (N, H, L), contiguous: float32, or float64 for float64 tensors; null: not wanted
+  void* saved = nullptr;        ///< for the backward pass: attention_saved_bytes(); null: there will be none
+};
+
+/// A gradient that is a sum over many scores. It is written in float64.
+struct SummedGradient {
+  double* data = nullptr;  ///< contiguous; null: not wanted
+  std::int64_t size = 0;   ///< how many numbers
+};
+
+/// What a backward pass reads, and what it writes.
+struct AttentionGradients {
+  ConstTensorView4d output;           ///< read: of the output, (N, H, L, Dv)
+  const void* log_sum_exp = nullptr;  ///< read: of the log-sum-exp, (N, H, L), contiguous; null: zeros
+
+  TensorView4d query,  ///< written: (N, H, L, D)
+      key,             ///< written: (N, G, S, D)
+      value;           ///< written: (N, G, S, Dv)
+  /// Written: of an added mask. Sizes whose stride is 0 are 1.
+  SummedGradient attn_mask;
+  /// Written: of the slopes, (N, H), or (1, H) if the stride of batch entries is 0.
+  SummedGradient alibi_slopes;
+  /// Written: of each tensor that a score_mod reads through a TensorView.
+  std::vector<SummedGradient> score_tensors;
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

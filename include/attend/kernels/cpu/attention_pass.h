@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/kernels/attention_params.h>
+#include <attend/kernels/cpu/backward_pass.h>
+#include <attend/kernels/cpu/forward.h>
+#include <attend/kernels/cpu/plan.h>
+#include <attend/kernels/cpu/scores.h>
+#include <attend/kernels/cpu/sums.h>
+#include <attend/kernels/cpu/variant.h>
+#include <attend/kernels/cpu/workspace.h>
+#include <attend/kernels/executor.h>
+#include <attend/version.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
+
+/// One call of attention, forward or backward, on the threads of an executor. T is double for float64, and float
+/// otherwise. The params must be checked.
+template <class T>
+class AttentionPass {
+ public:
+  AttentionPass(const AttentionParams& params, InstructionSet set, CpuVariant<T>* variant = nullptr)
+      : plan_(params, set, variant), scores_(params, variant) {}
+
+  /// The size of AttentionOutputs::saved, in bytes.
+  std::int64_t saved_bytes() const {
+    return AttentionResults<T>::saved_size(plan_) * static_cast<std::int64_t>(sizeof(T));
+  }
+
+  void forward(const AttentionOutputs& outputs, Executor& executor) const {
+    const AttentionResults<T> results(plan_, outputs);
+    const std::int64_t items = plan_.num_items();
+    std::atomic<std::int64_t> next{0};
+    executor.run(threads_of(executor), [&](int) {
+      Workspace<T> memory;
+      // From the end: under a causal mask the last items take longest.
+      for (std::int64_t i; (i = next++) < items;) forward_item(plan_, scores_, results, plan_.item(items - 1 - i), memory);
+    });
+  }
+
+  void backward(const AttentionOutputs& outputs, const AttentionGradients& given, Executor& executor) const {
+    const AttentionResults<T> results(plan_, outputs);
+    const int threads = threads_of(executor);
+    Gradients<T> gradients;
+    gradients.output = {given.output, plan_.is_bfloat16};
+    gradients.log_sum_exp = static_cast<const T*>(given.log_sum_exp);
+    gradients.query = {given.query, plan_.is_bfloat16};
+    gradients.key = {given.key, plan_.is_bfloat16};
+    gradients.value = {given.value, plan_.is_bfloat16};
+
+    // Each query has entries of its own in a mask that is not broadcast: no two threads meet.
+    std::vector<SumRows> rows;
+    rows.reserve(2 + given.score_tensors.size());
+    rows.emplace_back(given.attn_mask, scores_.options.is_mask_full() ? 1 : threads);
+    rows.emplace_back(given.alibi_slopes, threads);
+    for (const SummedGradient& each : given.score_tensors) rows.emplace_back(each, threads);
+    const auto set_to_zero = [&] {
+      for (SumRows& each : rows) each.set_to_zero();
+    };
+    set_to_zero();
+    gradients.mask = rows[0].sums();
+    gradients.slopes = rows[1].sums();
+    for (std::size_t k = 2; k < rows.size(); ++k) gradients.score_tensors.push_back(rows[k].sums());
+    const auto is_wanted = [](const Sums& sums) { return sums.data != nullptr; };
+    if (std::none_of(gradients.score_tensors.begin(), gradients.score_tensors.end(), is_wanted))
+      gradients.score_tensors.clear();
+    else
+      scores_.variant->prepare_gradients(threads);
+
+    BackwardPass<T> pass(plan_, scores_, results, gradients, threads);
+    executor.run(threads, [&](int thread) { pass.work(thread, /*is_careful=*/false); });
+    if (pass.must_begin_again()) {
+      set_to_zero();
+      executor.run(threads, [&](int thread) { pass.work(thread, /*is_careful=*/true); });
+    }
+    executor.run(threads, [&](int thread) { pass.finish(thread); });
+    for (SumRows& each : rows) each.finish();
+  }
+
+ private:
+  int threads_of(const Executor& executor) const {
+    return static_cast<int>(std::clamp<std::int64_t>(plan_.num_items(), 1, std::max(executor.threads(), 1)));
+  }
+
+  AttentionPlan<T> plan_;
+  Scores<T> scores_;
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

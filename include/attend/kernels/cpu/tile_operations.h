@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/simd/product.h>
+#include <attend/kernels/cpu/head_transpose.h>
+#include <attend/kernels/cpu/masked_products.h>
+#include <attend/kernels/cpu/softmax.h>
+#include <attend/kernels/cpu/option_kernels.h>
+#include <attend/simd/transpose.h>
+#include <attend/version.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
+
+/// What the kernels do to tiles, compiled for one instruction set. Each function is described where its struct is.
+template <class T>
+struct TileOperations {
+  InstructionSet set;
+  void (*product)(Strided<T> a, const T* b, std::int64_t b_row, T* c, std::int64_t c_row, int rows, int columns,
+                  int depth, bool add);
+  void (*read_transposed)(HeadView<T> rows, std::int64_t first, int count, int columns, int width, T factor, T* to);
+  void (*write_transposed)(HeadView<T> rows, std::int64_t first, int count, int width, T factor, const T* from);
+  void (*softmax_step)(T* scores, int keys, int columns, T* largest, T* sum, T* rescale);
+  void (*recompute_softmax)(T* scores, const T* gradients, int keys, int columns, const T* log_sum_exp, const T* rest,
+                        T* weight_sum, T* gradient_sum);
+  void (*add_delta_residual)(const T* weights, const T* gradients, int keys, int columns, const T* delta, T* sum);
+  void (*softmax_gradient)(const T* weights, T* gradients, int keys, int columns, const T* delta, const T* rest);
+  void (*scale_columns)(T* values, int rows, int columns, const T* factors);
+  void (*divide_columns)(T* values, int rows, int columns, const T* divisors);
+  void (*multiply)(T* values, const T* factors, int rows);
+  void (*softcap)(T* scores, T* derivatives, int keys, int columns, T softcap);
+  void (*add_alibi)(T* scores, int keys, int columns, T slope, std::int32_t first_distance);
+  void (*apply_band_mask)(T* scores, int keys, int columns, std::int32_t begin, std::int32_t end);
+  void (*dropout_factors)(Coordinate first, int keys, int columns, std::uint64_t seed, std::uint64_t threshold, T kept,
+                          T* factors);
+  bool (*is_finite)(const T* values, std::int64_t row, int rows, int columns);
+  void (*add_columns_of_nonzeros)(Strided<T> a, const T* tile, T* c, int rows, int columns, int keys);
+  void (*add_rows_of_nonzeros)(const T* tile, const T* b, T* c, std::int64_t row, int keys, int columns, int queries);
+  void (*spread_nans)(T* values, const T* scores, int keys, int columns, const T* nans);
+  void (*clear_gradients)(const T* weights, T* gradients, int keys, int columns, T ruled_out);
+};
+
+template <class T, class Isa>
+inline constexpr TileOperations<T> kTileOperations{Isa::kInstructionSet,
+                                                   &CompiledFor<Isa, Product<T>>::call,
+                                                   &CompiledFor<Isa, ReadTransposed<T>>::call,
+                                                   &CompiledFor<Isa, WriteTransposed<T>>::call,
+                                                   &CompiledFor<Isa, SoftmaxStep<T>>::call,
+                                                   &CompiledFor<Isa, RecomputeSoftmax<T>>::call,
+                                                   &CompiledFor<Isa, AddDeltaResidual<T>>::call,
+                                                   &CompiledFor<Isa, SoftmaxGradient<T>>::call,
+                                                   &CompiledFor<Isa, ScaleColumns<T>>::call,
+                                                   &CompiledFor<Isa, DivideColumns<T>>::call,
+                                                   &CompiledFor<Isa, Multiply<T>>::call,
+                                                   &CompiledFor<Isa, SoftcapScores<T>>::call,
+                                                   &CompiledFor<Isa, AddAlibi<T>>::call,
+                                                   &CompiledFor<Isa, ApplyBandMask<T>>::call,
+                                                   &CompiledFor<Isa, DropoutFactors<T>>::call,
+                                                   &CompiledFor<Isa, IsFinite<T>>::call,
+                                                   &CompiledFor<Isa, AddColumnsOfNonzeros<T>>::call,
+                                                   &CompiledFor<Isa, AddRowsOfNonzeros<T>>::call,
+                                                   &CompiledFor<Isa, SpreadNans<T>>::call,
+                                                   &CompiledFor<Isa, ClearGradients<T>>::call};
+
+template <class T>
+const TileOperations<T>& tile_operations(InstructionSet set) {
+  return for_isa(set, [](auto isa) -> const TileOperations<T>& { return kTileOperations<T, decltype(isa)>; });
+}
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

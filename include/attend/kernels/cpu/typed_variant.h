@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/kernels/cpu/option_kernels.h>
+#include <attend/kernels/cpu/sums.h>
+#include <attend/kernels/cpu/tile.h>
+#include <attend/kernels/cpu/variant.h>
+#include <attend/macros.h>
+#include <attend/score/coordinate.h>
+#include <attend/score/dual.h>
+#include <attend/score/mask_mod.h>
+#include <attend/score/score_mod.h>
+#include <attend/score/tensor_view.h>
+#include <attend/simd/dispatch.h>
+#include <attend/version.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
+
+/// A score_mod and a mask_mod applied to every score of a tile, kRun neighbours at a time. All that a run reads and
+/// writes is local, and the mask has a loop of its own: so the compilers make vectors of a caller's struct at -O2.
+///
+/// Padding repeats the last query, because a query that does not exist might read where nothing is.
+template <class T, class Mod>
+struct ApplyVariant {
+  template <class Isa>
+  static ATTEND_ALWAYS_INLINE void run(const Mod& given_mod, const Tile<T>& given_tile, T* derivatives) {
+    const Mod mod = given_mod;
+    const Tile<T> tile = given_tile;
+    const std::int32_t last = tile.first.query + tile.queries - 1;
+    for (int j = 0; j < tile.keys; ++j)
+      for (int begin = 0; begin < tile.columns; begin += kRun) {
+        T* const scores = tile.scores + j * kTileQueries + begin;
+        T before[kRun], after[kRun], slopes[kRun];
+        std::int32_t is_allowed[kRun];
+        Coordinate at = tile.first;
+        at.key += j;
+        const std::int32_t query = tile.first.query + begin;
+        const auto query_at = [&](int i) { return query + i < last ? query + i : last; };
+        for (int i = 0; i < kRun; ++i) before[i] = scores[i];
+        for (int i = 0; i < kRun; ++i) {
+          at.query = query_at(i);
+          is_allowed[i] = mod.mask(at);
+        }
+        if (derivatives == nullptr) {
+          for (int i = 0; i < kRun; ++i) {
+            at.query = query_at(i);
+            const Real<T> changed = mod.score(Real<T>(before[i]), at);
+            after[i] = changed.value;
+          }
+        } else {
+          for (int i = 0; i < kRun; ++i) {
+            at.query = query_at(i);
+            const Dual<T> changed = mod.score(Dual<T>(before[i], T(1)), at);
+            after[i] = changed.value.value;
+            slopes[i] = changed.derivative.value;
+          }
+          for (int i = 0; i < kRun; ++i) derivatives[j * kTileQueries + begin + i] = slopes[i];
+        }
+        for (int i = 0; i < kRun; ++i) scores[i] = is_allowed[i] != 0 ? after[i] : kNegativeInfinity<T>;
+      }
+  }
+};
+
+template <class T, class Score, class Mask>
+class TypedCpuVariant final : public CpuVariant<T> {
+ public:
+  /// A score_mod bound so that its Duals are derivatives by what it reads of tensor k, as `reads` says.
+  using BindBy = std::function<Score(int k, attend::detail::TensorReads* reads)>;
+
+  TypedCpuVariant(const Score& score, const Mask& mask, int tensors, BindBy bind_by, InstructionSet available)
+      : mod_{score, mask}, tensors_(tensors), bind_by_(std::move(bind_by)), apply_(function_for(available)) {}
+
+  KeyRange keys(const QueryBlock& block) const override { return attend::detail::key_range(mod_.mask, block); }
+
+  bool apply(const Tile<T>& tile, T* derivatives) const override {
+    apply_(mod_, tile, changes_scores() ? derivatives : nullptr);
+    return changes_scores() && derivatives != nullptr;
+  }
+
+  bool changes_scores() const override { return !std::is_same_v<Score, Unchanged>; }
+
+  int tensors() const override { return tensors_; }
+
+  void prepare_gradients(int threads) override {
+    for (int i = 0; i < threads * tensors_; ++i) {
+      auto reads = std::make_unique<attend::detail::TensorReads>();
+      Score score = bind_by_(i % tensors_, reads.get());
+      differentiated_.push_back({std::move(reads), score});
+    }
+  }
+
+  void add_gradients(const Tile<T>& tile, const T* gradients, int k, int thread, const Sums::Row& sums) override {
+    const Differentiated& own = differentiated_[static_cast<std::size_t>(thread * tensors_ + k)];
+    attend::detail::TensorReads& reads = *own.reads;
+    using Number = Dual<T, /*kByTensor=*/true>;
+    for (int j = 0; j < tile.keys; ++j)
+      for (int i = 0; i < tile.queries; ++i) {
+        const T gradient = gradients[j * kTileQueries + i];
+        if (gradient == T(0)) continue;  // ruled out: the derivative may be infinite
+        Coordinate at = tile.first;
+        at.key += j;
+        at.query += i;
+        const Number score(tile.scores[j * kTileQueries + i]);
+        for (int turn = 0, turns = 1; turn < turns; ++turn) {  // once for each value that the score_mod reads
+          reads.begin(turn);
+          const Number changed = own.score(score, at);
+          turns = reads.turn;
+          if (turn < turns) sums.add(reads.place, gradient * changed.derivative.value);
+        }
+      }
+  }
+
+ private:
+  struct Mod {
+    Score score;
+    Mask mask;
+  };
+  using Function = void (*)(const Mod&, const Tile<T>&, T*);
+
+  static Function function_for(InstructionSet set) {
+    return for_isa(set, [](auto isa) -> Function { return &CompiledFor<decltype(isa), ApplyVariant<T, Mod>>::call; });
+  }
+
+  struct Differentiated {
+    std::unique_ptr<attend::detail::TensorReads> reads;
+    Score score;
+  };
+
+  Mod mod_;
+  int tensors_;
+  BindBy bind_by_;
+  std::vector<Differentiated> differentiated_;  // of thread 0: by tensor 0, 1, …; of thread 1; …
+  Function apply_;
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/kernels/cpu/sums.h>
+#include <attend/kernels/cpu/tile.h>
+#include <attend/score/coordinate.h>
+#include <attend/version.h>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
+
+/// A caller's score_mod and mask_mod, as the kernels see them.
+template <class T>
+class CpuVariant {
+ public:
+  virtual ~CpuVariant() = default;
+
+  virtual KeyRange keys(const QueryBlock& block) const = 0;
+
+  /// Changes the scores of the tile and masks them. If `derivatives` is not null and the result is true, it was filled;
+  /// otherwise the derivatives are 1.
+  virtual bool apply(const Tile<T>& tile, T* derivatives) const = 0;
+
+  /// False if it only masks.
+  virtual bool changes_scores() const = 0;
+
+  /// The number of tensors that gradients may go back to.
+  virtual int tensors() const = 0;
+
+  /// Call it before add_gradients(), with the number of threads.
+  virtual void prepare_gradients(int threads) = 0;
+
+  /// `gradients` are those of the scores after apply(); the tile has the scores before it. Adds the gradients of the
+  /// values of tensor k.
+  virtual void add_gradients(const Tile<T>& tile, const T* gradients, int k, int thread, const Sums::Row& sums) = 0;
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention/backend.h>
+#include <attend/attention/detail/instruction_set.h>
+#include <attend/kernels/cpu/workspace.h>
+#include <attend/simd/product_bf16.h>
+#include <attend/kernels/cpu/tile_operations.h>
+#include <attend/kernels/convolution/row_operations.h>
+#include <attend/detail/torch/autocast.h>
+#include <attend/detail/torch/fused_node.h>
+#include <attend/detail/torch/parallel.h>
+#include <attend/version.h>
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/linear.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
+
+/// Several linear layers of one input: y_j = x W_jᵀ, with the queries, keys and values of self-attention in mind. On
+/// the CPU in float32 and bfloat16 it is one pass over x forward, and one over x and all gradients backward, where
+/// torch would take a product and two for each weight and add up their gradients of x.
+struct FusedLinear {
+  /// x (N, L, channels), weights (out_j, channels) to tensors (N, L, out_j); by torch if kReference is asked for.
+  static std::vector<at::Tensor> run(const at::Tensor& x, const std::vector<at::Tensor>& weights,
+                                     Backend backend = Backend::kAuto) {
+    std::vector<at::Tensor> inputs{x};
+    inputs.insert(inputs.end(), weights.begin(), weights.end());
+    if (backend == Backend::kAuto) backend = BackendGuard::current();
+    if (backend == Backend::kReference || !is_fused(inputs) || !is_faster_fused(inputs)) return by_torch(inputs);
+    inputs[0] = x.to(dtype_under_autocast(x));
+    return FusedNode<Fused>::run({}, inputs);
+  }
+
+ private:
+  static std::vector<at::Tensor> by_torch(const std::vector<at::Tensor>& inputs) {
+    std::vector<at::Tensor> outputs;
+    for (std::size_t j = 1; j < inputs.size(); ++j) outputs.push_back(at::linear(inputs[0], inputs[j]));
+    return outputs;
+  }
+
+  /// Our speed over torch's, forward / backward, with two threads, three weights (channels, channels); with AVX-512 on
+  /// a Zen 4, 2026-11-24, with AVX2 on a Zen 3, 2026-11-27, where the last three numbers of 96 rows are torch's own:
+  ///
+  ///   channels                  16           32           64          128          256          512
+  ///   AVX-512
+  ///   float32     96 rows    2.8 / 3.0    2.3 / 2.5    1.4 / 1.7    0.8 / 0.9    0.7 / 0.7    0.6 / 0.6
+  ///              800 rows    1.8 / 2.3    1.5 / 1.9    1.3 / 1.5    1.2 / 1.2    1.1 / 1.1    1.1 / 1.0
+  ///            3,200 rows    1.5 / 1.8    1.2 / 1.4    1.3 / 1.5    1.3 / 1.3    1.2 / 1.2    1.2 / 1.0
+  ///   bfloat16    96 rows    6.7 / 5.4    5.1 / 4.6    3.4 / 3.1
+  ///              800 rows    4.5 / 4.2    3.0 / 3.1    1.8 / 1.9    1.2 / 1.3    1.1 / 1.0    1.0 / 0.9
+  ///            3,200 rows    2.5 / 3.0    1.5 / 1.9    1.2 / 1.5    1.1 / 1.1    1.0 / 1.0    1.0 / 1.0
+  ///   AVX2
+  ///   float32     96 rows    3.3 / 3.4    2.2 / 2.7    1.4 / 1.9    1.0 / 1.0    1.0 / 1.0    1.0 / 1.0
+  ///              800 rows    2.0 / 2.6    1.3 / 2.0    1.2 / 1.7    1.0 / 1.2    0.9 / 0.9    0.9 / 0.7
+  ///            3,200 rows    1.8 / 2.5    1.3 / 1.8    1.1 / 1.4    1.2 / 1.3    1.2 / 1.1    0.9 / 0.6
+  static bool is_faster_fused(const std::vector<at::Tensor>& inputs) {
+    std::int64_t widest = 0;
+    for (const at::Tensor& weight : inputs)
+      if (!weight.is_same(inputs[0])) widest = std::max({widest, weight.size(0), weight.size(1)});
+    const bool is_bfloat16 = dtype_under_autocast(inputs[0]) == at::kBFloat16;
+    const bool has_avx512 = available_instruction_set() >= simd::InstructionSet::kAvx512;
+    const std::int64_t widest_of_many_rows = has_avx512 && !is_bfloat16 ? 512 : 256;
+    return widest <= 64 || (widest <= widest_of_many_rows && Fused::threads_for(inputs[0]) == at::get_num_threads());
+  }
+
+  static bool is_fused(const std::vector<at::Tensor>& inputs) {
+    const at::Tensor& x = inputs[0];
+    const at::ScalarType dtype = dtype_under_autocast(x);
+    const simd::InstructionSet set = available_instruction_set();
+    const bool is_fast = dtype == at::kBFloat16 ? simd::has_bf16_dot(set) : set != simd::InstructionSet::kPortable;
+    if (x.dim() != 3 || x.numel() == 0 || !x.is_contiguous() || (dtype != at::kFloat && dtype != at::kBFloat16) ||
+        !is_fast)
+      return false;
+    return std::all_of(inputs.begin(), inputs.end(), [&](const at::Tensor& input) {
+      return input.is_cpu() && dtype_under_autocast(input) == dtype && !input._fw_grad(/*level=*/0).defined() &&
+             !input.is_neg() && input.size(-1) % 16 == 0 && input.size(-1) == x.size(-1) &&
+             (input.is_same(x) || (input.dim() == 2 && input.size(0) % 16 == 0));
+    });
+  }
+
+  /// inputs: x, then the weights, which may be float32 where x is bfloat16.
+  struct Fused {
+    const char* name() const { return "attend::SelfAttention1d"; }
+
+    FusedOutputs forward(const std::vector<at::Tensor>& inputs, bool /*with_backward*/) const {
+      const at::Tensor& x = inputs[0];
+      const int channels = static_cast<int>(x.size(2));
+      const bool has_bf16_dot = x.scalar_type() == at::kBFloat16;
+      FusedOutputs result;
+      result.needs_outputs = false;
+      std::vector<Panel> panels;
+      for (std::size_t j = 1; j < inputs.size(); ++j) {
+        result.outputs.push_back(at::empty({x.size(0), x.size(1), inputs[j].size(0)}, x.options()));
+        add_panels(inputs[j], result.outputs.back(), panels);
+      }
+      each_block(x, kRows * cpu::kTileQueries, [&](const Block& block, float* sums) {
+        for (const Panel& panel : panels) {
+          const std::int64_t begin = block.first * panel.output_row + panel.first_column;
+          if (has_bf16_dot) {
+            bf16_operations().product({words(numbers<BFloat16>(x)) + block.first * channels / 2, channels / 2, 1},
+                                         words(panel.weights.data()), cpu::kTileQueries, sums, cpu::kTileQueries,
+                                         block.rows, panel.columns, channels / 2, /*add=*/false, 1.0f);
+            row_operations().round(sums, cpu::kTileQueries, numbers<BFloat16>(panel.output) + begin, panel.output_row,
+                                   block.rows, panel.columns);
+          } else {
+            operations().product({numbers<float>(x) + block.first * channels, channels, 1}, panel.weights.data(),
+                                 cpu::kTileQueries, numbers<float>(panel.output) + begin, panel.output_row, block.rows,
+                                 panel.columns, channels, /*add=*/false);
+          }
+        }
+      });
+      return result;
+    }
+
+    /// dx = Σ_j dy_j W_j and dW_j = dy_jᵀ x: in float32 every matrix is read as it lies, in bfloat16 two neighbours
+    /// along the direction of the sum are brought together.
+    std::vector<at::Tensor> backward(const std::vector<at::Tensor>& inputs, const FusedOutputs&,
+                                     const std::vector<at::Tensor>& given) const {
+      const at::Tensor& x = inputs[0];
+      const int channels = static_cast<int>(x.size(2));
+      const bool has_bf16_dot = x.scalar_type() == at::kBFloat16;
+      const int threads = threads_for(x);
+      std::vector<at::Tensor> results{x.requires_grad() ? at::empty_like(x) : at::Tensor()};
+      std::vector<Given> all;
+      std::int64_t size_of_sums = 0, widest = 0;
+      for (std::size_t j = 1; j < inputs.size(); ++j) {
+        if (!given[j - 1].defined()) continue;
+        const at::Tensor gradient = given[j - 1].to(x.scalar_type()).contiguous();  // (N, L, out_j)
+        at::Tensor weights = inputs[j].to(x.scalar_type()).contiguous();
+        const std::int64_t out = weights.size(0);
+        if (has_bf16_dot) {
+          const at::Tensor pairs = at::empty({out / 2, channels}, x.options().dtype(at::kFloat));
+          bf16_operations().pack_rows(halves(weights), channels, static_cast<int>(out), channels,
+                                         words(numbers<float>(pairs)), channels);
+          weights = pairs;
+        }
+        all.push_back({gradient, weights, static_cast<int>(out), size_of_sums});
+        size_of_sums += inputs[j].numel();
+        widest = std::max(widest, out);
+      }
+      const at::Tensor sums = at::empty({threads, size_of_sums}, x.options().dtype(at::kFloat));
+      each_block(x, kRows * channels + kRows / 2 * (channels + widest), [&](const Block& block, float* memory) {
+        float* const own_sums = numbers<float>(sums) + block.thread * size_of_sums;
+        if (has_bf16_dot)
+          backward_in_pairs(block, x, all, own_sums, results[0], memory);
+        else
+          backward_in_float32(block, x, all, own_sums, results[0]);
+      });
+      auto next = all.begin();
+      for (std::size_t j = 1; j < inputs.size(); ++j) {
+        results.emplace_back();
+        if (!given[j - 1].defined()) continue;
+        const at::Tensor total = at::empty(inputs[j].sizes(), sums.options());
+        add_sums_of_threads(numbers<float>(sums) + (next++)->sums, size_of_sums, threads, total.numel(),
+                            numbers<float>(total));
+        results.back() = total.to(inputs[j].scalar_type());
+      }
+      return results;
+    }
+
+    std::vector<at::Tensor> reference(std::vector<at::Tensor> inputs) const {
+      for (at::Tensor& input : inputs) input = input.to(inputs[0].scalar_type());
+      return by_torch(inputs);
+    }
+
+    /// Each thread has some blocks of rows.
+    static int threads_for(const at::Tensor& x) {
+      const std::int64_t blocks = (x.size(0) * x.size(1) + kRows - 1) / kRows;
+      return static_cast<int>(std::min<std::int64_t>(at::get_num_threads(), blocks));
+    }
+
+   private:
+    using BFloat16 = cpu::BFloat16;
+    using Bf16x2 = cpu::Bf16x2;
+
+    /// Some rows of x.
+    struct Block {
+      std::int64_t first;
+      int rows, thread;
+      bool is_first_of_thread;
+    };
+
+    /// Some columns of an output, and the weights that they take: (channels, kTileQueries), or as many pairs of two
+    /// neighbouring channels.
+    struct Panel {
+      std::vector<float> weights;
+      at::Tensor output;
+      int output_row, first_column, columns;
+    };
+
+    /// The gradient of an output.
+    struct Given {
+      at::Tensor gradient, weights;  // contiguous; in bfloat16 the weights are pairs (out / 2, channels)
+      int out;
+      std::int64_t sums;  // where those of the weights begin
+    };
+
+    static void add_panels(const at::Tensor& given, const at::Tensor& output, std::vector<Panel>& panels) {
+      const at::Tensor weights = given.to(output.scalar_type()).contiguous();
+      const int outputs = static_cast<int>(weights.size(0)), channels = static_cast<int>(weights.size(1));
+      const bool has_bf16_dot = output.scalar_type() == at::kBFloat16;
+      for (int first = 0; first < outputs; first += cpu::kTileQueries) {
+        const int columns = std::min(outputs - first, cpu::kTileQueries);
+        Panel panel{std::vector<float>(static_cast<std::size_t>(channels / (has_bf16_dot ? 2 : 1) * cpu::kTileQueries)),
+                    output, outputs, first, columns};
+        if (has_bf16_dot)
+          bf16_operations().transpose_words(words(numbers<BFloat16>(weights)) + first * channels / 2, channels / 2,
+                                               columns, columns, channels / 2, words(panel.weights.data()));
+        else
+          operations().read_transposed({reinterpret_cast<char*>(numbers<float>(weights)), channels, 1, false}, first,
+                                       columns, columns, channels, 1.0f, panel.weights.data());
+        panels.push_back(std::move(panel));
+      }
+    }
+
+    static void backward_in_float32(const Block& block, const at::Tensor& x, const std::vector<Given>& all, float* sums,
+                                    const at::Tensor& x_gradient) {
+      const int channels = static_cast<int>(x.size(2));
+      for (const Given& each : all) {
+        const cpu::Strided<float> gradient{numbers<float>(each.gradient) + block.first * each.out, each.out, 1};
+        if (x_gradient.defined())
+          operations().product(gradient, numbers<float>(each.weights), channels,
+                               numbers<float>(x_gradient) + block.first * channels, channels, block.rows, channels,
+                               each.out, /*add=*/&each != all.data());
+        operations().product(gradient.transposed(), numbers<float>(x) + block.first * channels, channels,
+                             sums + each.sums, channels, each.out, channels, block.rows,
+                             /*add=*/!block.is_first_of_thread);
+      }
+    }
+
+    static void backward_in_pairs(const Block& block, const at::Tensor& x, const std::vector<Given>& all, float* sums,
+                                  const at::Tensor& x_gradient, float* memory) {
+      const cpu::Bf16Operations& operations = bf16_operations();
+      const int channels = static_cast<int>(x.size(2));
+      float* const x_sums = memory;
+      Bf16x2 *const x_pairs = words(memory + kRows * channels), *const pairs = x_pairs + kRows / 2 * channels;
+      operations.pack_rows(halves(x) + block.first * channels, channels, block.rows, channels, x_pairs, channels);
+      for (const Given& each : all) {
+        const std::uint16_t* const gradient = halves(each.gradient) + block.first * each.out;
+        if (x_gradient.defined())
+          operations.product({words(gradient), each.out / 2, 1}, words(each.weights.data_ptr()), channels, x_sums,
+                             channels, block.rows, channels, each.out / 2, /*add=*/&each != all.data(), 1.0f);
+        operations.pack_rows(gradient, each.out, block.rows, each.out, pairs, each.out);
+        operations.product({pairs, 1, each.out}, x_pairs, channels, sums + each.sums, channels, each.out, channels,
+                           (block.rows + 1) / 2, /*add=*/!block.is_first_of_thread, 1.0f);
+      }
+      if (x_gradient.defined())
+        row_operations().round(x_sums, channels, numbers<BFloat16>(x_gradient) + block.first * channels, channels,
+                               block.rows, channels);
+    }
+
+    static const cpu::TileOperations<float>& operations() {
+      return cpu::tile_operations<float>(available_instruction_set());
+    }
+    /// Of an instruction set that has_bf16_dot().
+    static const cpu::Bf16Operations& bf16_operations() { return *cpu::bf16_operations(available_instruction_set()); }
+    static const cpu::RowOperations& row_operations() { return cpu::row_operations(available_instruction_set()); }
+
+    template <class T>
+    static T* numbers(const at::Tensor& tensor) {
+      return static_cast<T*>(tensor.data_ptr());
+    }
+    static const std::uint16_t* halves(const at::Tensor& tensor) {
+      return static_cast<const std::uint16_t*>(tensor.const_data_ptr());
+    }
+
+    // The same memory holds numbers, or pairs of them.
+    static Bf16x2* words(void* memory) { return static_cast<Bf16x2*>(memory); }
+    static const Bf16x2* words(const void* memory) { return static_cast<const Bf16x2*>(memory); }
+
+    static constexpr std::int64_t kRows = 96;  // of x and of all gradients, which stay in the second cache
+
+    /// Calls work(block, memory for so many floats) for all rows of x; a thread's share is the same in every call, so
+    /// that sums have the same order.
+    template <class Work>
+    static void each_block(const at::Tensor& x, std::int64_t size, const Work& work) {
+      const std::int64_t rows = x.size(0) * x.size(1), blocks = (rows + kRows - 1) / kRows;
+      const int threads = threads_for(x);
+      parallel(threads, [&](int thread) {
+        cpu::Workspace<float> memory;
+        float* const own = memory.take(size);
+        const std::int64_t begin = blocks * thread / threads, end = blocks * (thread + 1) / threads;
+        for (std::int64_t i = begin; i < end; ++i)
+          work({i * kRows, static_cast<int>(std::min(kRows, rows - i * kRows)), thread, i == begin}, own);
+      });
+    }
+  };
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/score/real.h>
+#include <attend/version.h>
+
+#include <type_traits>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
+
+/// A number and its derivative. V is float or double, or a Dual again, for derivatives of derivatives. kByTensor:
+/// whether the derivative may be by a value that a TensorView reads; if not, what it reads is a constant.
+///
+/// Where a function has no derivative, it is that of torch: 0 for abs at 0. max and min of equals take the first.
+template <class V, bool kByTensor = false>
+struct Dual {
+  using Number = std::conditional_t<std::is_arithmetic_v<V>, Real<V>, V>;
+
+  Number value;
+  Number derivative;
+
+  Dual() = default;
+  template <class Constant, class = std::enable_if_t<std::is_arithmetic_v<Constant>>>
+  ATTEND_NUMBER constexpr Dual(Constant constant) : value(constant), derivative(0) {}
+  ATTEND_NUMBER constexpr Dual(Number number, Number slope) : value(number), derivative(slope) {}
+
+  ATTEND_NUMBER friend constexpr Dual operator+(Dual a, Dual b) {
+    return {a.value + b.value, a.derivative + b.derivative};
+  }
+  ATTEND_NUMBER friend constexpr Dual operator-(Dual a, Dual b) {
+    return {a.value - b.value, a.derivative - b.derivative};
+  }
+  ATTEND_NUMBER friend constexpr Dual operator*(Dual a, Dual b) {
+    return {a.value * b.value, times(a.derivative, b.value) + times(b.derivative, a.value)};
+  }
+  ATTEND_NUMBER friend constexpr Dual operator/(Dual a, Dual b) {
+    const Number quotient = a.value / b.value;
+    return {quotient, times(a.derivative - times(b.derivative, quotient), Number(1) / b.value)};
+  }
+  ATTEND_NUMBER friend constexpr Dual operator-(Dual a) { return {-a.value, -a.derivative}; }
+
+  ATTEND_NUMBER friend constexpr bool operator<(Dual a, Dual b) { return a.value < b.value; }
+  ATTEND_NUMBER friend constexpr bool operator>(Dual a, Dual b) { return a.value > b.value; }
+  ATTEND_NUMBER friend constexpr bool operator<=(Dual a, Dual b) { return a.value <= b.value; }
+  ATTEND_NUMBER friend constexpr bool operator>=(Dual a, Dual b) { return a.value >= b.value; }
+  ATTEND_NUMBER friend constexpr bool operator==(Dual a, Dual b) { return a.value == b.value; }
+  ATTEND_NUMBER friend constexpr bool is_zero(Dual x) { return is_zero(x.value) && is_zero(x.derivative); }
+  ATTEND_NUMBER friend constexpr Dual unless_zero(Dual x, Dual y) { return is_zero(x) ? Dual(0) : y; }
+
+  ATTEND_NUMBER friend constexpr Dual select(bool condition, Dual a, Dual b) { return condition ? a : b; }
+  ATTEND_NUMBER friend constexpr Dual max(Dual a, Dual b) { return a.value < b.value || b != b ? b : a; }
+  ATTEND_NUMBER friend constexpr Dual min(Dual a, Dual b) { return a.value > b.value || b != b ? b : a; }
+  ATTEND_NUMBER friend constexpr Dual abs(Dual x) {
+    const Number sign = x.value < Number(0) ? Number(-1) : x.value > Number(0) ? Number(1) : Number(0);
+    return {abs(x.value), sign * x.derivative};
+  }
+  ATTEND_NUMBER friend Dual exp(Dual x) {
+    const Number power = exp(x.value);
+    return {power, times(x.derivative, power)};
+  }
+  ATTEND_NUMBER friend Dual log(Dual x) { return {log(x.value), times(x.derivative, Number(1) / x.value)}; }
+  ATTEND_NUMBER friend Dual tanh(Dual x) {
+    const Number tangent = tanh(x.value);
+    return {tangent, times(x.derivative, Number(1) - tangent * tangent)};
+  }
+  ATTEND_NUMBER friend Dual sqrt(Dual x) {
+    const Number root = sqrt(x.value);
+    return {root, times(x.derivative, Number(1) / (root + root))};
+  }
+  ATTEND_NUMBER friend Dual sin(Dual x) { return {sin(x.value), times(x.derivative, cos(x.value))}; }
+  ATTEND_NUMBER friend Dual cos(Dual x) { return {cos(x.value), times(x.derivative, -sin(x.value))}; }
+  ATTEND_NUMBER friend Dual tan(Dual x) {
+    const Number tangent = tan(x.value);
+    return {tangent, times(x.derivative, Number(1) + tangent * tangent)};
+  }
+  ATTEND_NUMBER friend Dual erf(Dual x) {
+    const Number slope = Number(1.1283791670955126) * exp(-(x.value * x.value));  // 2 / √π · exp(−x²)
+    return {erf(x.value), times(x.derivative, slope)};
+  }
+  ATTEND_NUMBER friend Dual pow(Dual x, Dual y) {
+    const Number power = pow(x.value, y.value);
+    // As torch: no derivative by x for the exponent 0, and none by y at 0 for an exponent that is not negative.
+    const Number by_x = is_zero(y.value) ? Number(0) : y.value * pow(x.value, y.value - Number(1));
+    const Number by_y = x.value == Number(0) && y.value >= Number(0) ? Number(0) : power * log(x.value);
+    return {power, times(x.derivative, by_x) + times(y.derivative, by_y)};
+  }
+  ATTEND_NUMBER friend Dual floor(Dual x) { return {floor(x.value), Number(0)}; }
+  ATTEND_NUMBER friend Dual round(Dual x) { return {round(x.value), Number(0)}; }
+  ATTEND_NUMBER friend Dual sigmoid(Dual x) {
+    const Number share = sigmoid(x.value);
+    return {share, times(x.derivative, share * (Number(1) - share))};
+  }
+
+ private:
+  /// A constant's derivative is 0, also where that of the function is infinite.
+  ATTEND_NUMBER static constexpr Number times(const Number& derivative, const Number& factor) {
+    return derivative * unless_zero(derivative, factor);
+  }
+};
+
+namespace detail {
+
+template <class T>
+inline constexpr bool kIsNumber = false;
+template <class V>
+inline constexpr bool kIsNumber<Real<V>> = true;
+template <class V, bool kByTensor>
+inline constexpr bool kIsNumber<Dual<V, kByTensor>> = true;
+
+template <class T>
+struct Type {};
+
+/// How many Duals are inside a Dual<V>.
+template <class V>
+inline constexpr int kDepth = 0;
+template <class V, bool kByTensor>
+inline constexpr int kDepth<Dual<V, kByTensor>> = 1 + kDepth<V>;
+
+/// The type that a score_mod is called with to look for reads outside of its tensors: one that no kernel uses.
+template <class T>
+inline constexpr bool kIsChecking = kDepth<T> == 2;
+
+}  // namespace detail
+
+template <class T>
+requires detail::kIsNumber<T> ATTEND_NUMBER constexpr T& operator+=(T& a, const std::type_identity_t<T>& b) {
+  return a = a + b;
+}
+template <class T>
+requires detail::kIsNumber<T> ATTEND_NUMBER constexpr T& operator-=(T& a, const std::type_identity_t<T>& b) {
+  return a = a - b;
+}
+template <class T>
+requires detail::kIsNumber<T> ATTEND_NUMBER constexpr T& operator*=(T& a, const std::type_identity_t<T>& b) {
+  return a = a * b;
+}
+template <class T>
+requires detail::kIsNumber<T> ATTEND_NUMBER constexpr T& operator/=(T& a, const std::type_identity_t<T>& b) {
+  return a = a / b;
+}
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/score/coordinate.h>
+#include <attend/score/dual.h>
+#include <attend/score/tensor_view.h>
+#include <attend/macros.h>
+#include <attend/version.h>
+
+#include <concepts>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
+
+class Binder;  // attention/binder.h
+
+namespace detail {
+
+template <class Mod, class T>
+concept ChangesScore = requires(const Mod& mod, T score, Coordinate at) {
+  { mod(score, at) } -> std::convertible_to<T>;
+};
+
+/// A score_mod as kernels call it.
+template <class Mod>
+concept ScoreFunction = ChangesScore<Mod, Real<float>> && ChangesScore<Mod, Dual<float>> &&
+    ChangesScore<Mod, Real<double>> && ChangesScore<Mod, Dual<double>>;
+
+/// What holds tensors, and gives a struct of views of them.
+template <class Mod>
+concept Bindable = requires(const Mod& mod, Binder& binder) {
+  mod.bind(binder);
+};
+
+template <class Mod>
+const Mod& bound(const Mod& mod, Binder&) {
+  return mod;
+}
+template <Bindable Mod>
+auto bound(const Mod& mod, Binder& binder) {
+  return mod.bind(binder);
+}
+
+template <class Mod>
+using Bound = std::remove_cvref_t<decltype(bound(std::declval<const Mod&>(), std::declval<Binder&>()))>;
+
+}  // namespace detail
+
+/// A score_mod changes the score of a query and a key before the softmax. It is any trivially copyable struct like this
+/// one:
+///
+/// @code
+/// struct Tilted {
+///   float slope;
+///   template <class T>
+///   ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const {
+///     return score - slope * abs(T(at.query - at.key));
+///   }
+/// };
+/// @endcode
+///
+/// T is a number type of attend, and T(i) converts an integer. The same function, called with another T, gives the
+/// derivative. T has these operations; call the functions without a namespace:
+/// - + - * / and comparisons
+/// - abs exp log pow sqrt sin cos tan tanh sigmoid erf floor round max min select
+///
+/// A struct that holds tensors has `auto bind(attend::Binder& binder) const` instead of operator(). It returns a struct
+/// as above that reads them through views; see Binder.
+///
+/// Differs from a score_mod of PyTorch:
+/// - It is compiled with your program.
+/// - It has gradients on the CPU.
+/// - at.query_position() is the position of the query. It is not at.query if L ≠ S.
+///
+/// Source of the idea: Dong et al., "Flex Attention", 2024.
+template <class Mod>
+concept ScoreMod = std::is_trivially_copyable_v<detail::Bound<Mod>> && detail::ScoreFunction<detail::Bound<Mod>>;
+
+/// A score_mod that changes nothing: pass it to flex_attention() for a mask_mod alone.
+struct Unchanged {
+  /// Called by attention for each score: the changed score.
+  template <class T>
+  ATTEND_HOST_DEVICE T operator()(T score, Coordinate) const {
+    return score;
+  }
+};
+
+/// A score_mod that keeps scores within ±limit: limit · tanh(score / limit).
+///
+/// Source: Gemma Team, "Gemma 2", 2024.
+///
+/// @code
+/// torch::Tensor y = attend::flex_attention(q, k, v, attend::Softcap{30});
+/// @endcode
+struct Softcap {
+  /// The bound of the absolute value of a score. It must be positive, which is not checked; it has no default.
+  float limit;
+
+  /// Called by attention for each score: the changed score.
+  template <class T>
+  ATTEND_HOST_DEVICE T operator()(T score, Coordinate) const {
+    return T(limit) * tanh(score / T(limit));
+  }
+};
+
+/// The score_mod that then() returns: the second applied to the result of the first.
+template <class First, class Second>
+struct Then {
+  /// The change that comes first.
+  First first;
+  /// The change that comes second.
+  Second second;
+
+  /// Called by attention for each score: the changed score.
+  template <class T>
+  ATTEND_HOST_DEVICE T
+  operator()(T score, Coordinate at) const requires detail::ChangesScore<First, T> && detail::ChangesScore<Second, T> {
+    return second(T(first(score, at)), at);
+  }
+
+  /// Called by attention: binds the tensors of both.
+  auto bind(Binder& binder) const requires detail::Bindable<First> || detail::Bindable<Second> {
+    auto bound_first = detail::bound(first, binder);
+    auto bound_second = detail::bound(second, binder);
+    return Then<decltype(bound_first), decltype(bound_second)>{bound_first, bound_second};
+  }
+};
+
+/// One score_mod after the other.
+///
+/// @param first The score_mod that is applied first.
+/// @param second The score_mod that is applied to its result.
+/// @return Both as one score_mod.
+///
+/// @code
+/// attend::flex_attention(q, k, v, attend::then(attend::Softcap{50}, attend::Alibi(slopes)));
+/// @endcode
+template <class First, class Second>
+Then<First, Second> then(const First& first, const Second& second) {
+  return {first, second};
+}
+/// Three or more score_mods, one after the other.
+///
+/// @param first The score_mod that is applied first.
+/// @param second The score_mod that is applied to its result.
+/// @param rest More of them, in this order.
+/// @return All as one score_mod.
+template <class First, class Second, class... Rest>
+auto then(const First& first, const Second& second, const Rest&... rest) {
+  return then(then(first, second), rest...);
+}
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

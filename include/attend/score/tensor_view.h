@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/score/dual.h>
+#include <attend/macros.h>
+#include <attend/version.h>
+
+#include <cstdint>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
+
+namespace detail {
+
+/// By which of the values that a score_mod reads of one tensor a derivative is: the one that is read at the turn
+/// `wanted`, from 0. Set anew for each score; each thread has its own.
+struct TensorReads {
+  int wanted = 0;
+  int turn = 0;            // so many values have been read
+  std::int64_t place = 0;  // where the wanted value lies
+
+  void begin(int wanted_turn) {
+    wanted = wanted_turn;
+    turn = 0;
+  }
+};
+
+/// The sizes of a tensor that is viewed, and the steps between its numbers. Sizes that are missing are 1.
+struct ViewShape {
+  std::int64_t sizes[4] = {1, 1, 1, 1};
+  std::int64_t strides[4] = {};
+
+  ATTEND_HOST_DEVICE bool has(std::int64_t i, std::int64_t j, std::int64_t k, std::int64_t l) const {
+    const auto is_within = [](std::int64_t index, std::int64_t size) {  // 1 or 0: && would be a branch
+      return static_cast<int>(static_cast<std::uint64_t>(index) < static_cast<std::uint64_t>(size));
+    };
+    return (is_within(i, sizes[0]) & is_within(j, sizes[1]) & is_within(k, sizes[2]) & is_within(l, sizes[3])) != 0;
+  }
+  ATTEND_HOST_DEVICE std::int64_t place(std::int64_t i, std::int64_t j, std::int64_t k, std::int64_t l) const {
+    return i * strides[0] + j * strides[1] + k * strides[2] + l * strides[3];
+  }
+};
+
+/// A read outside of a tensor, for the message.
+struct OutsideRead {
+  bool is_found = false;
+  std::int64_t index[4] = {}, sizes[4] = {};
+
+  ATTEND_HOST_DEVICE void note(const ViewShape& shape, std::int64_t i, std::int64_t j, std::int64_t k, std::int64_t l) {
+    const std::int64_t read[4] = {i, j, k, l};
+    for (int d = 0; d < 4; ++d) {
+      index[d] = read[d];
+      sizes[d] = shape.sizes[d];
+    }
+    is_found = true;
+  }
+};
+
+}  // namespace detail
+
+/// A view of a floating-point tensor with at most 4 dimensions, for a score_mod or mask_mod. Binder::values() returns
+/// it.
+///
+/// A score_mod may read any number of values for a score. Gradients reach the tensor.
+///
+/// A read outside of the tensor touches no memory and gives NaN. If a mask rules the score out, the read has no effect.
+/// Otherwise attention throws c10::ValueError.
+///
+/// @code
+/// T bias = slopes.read<T>(at.head);
+/// @endcode
+class TensorView {
+ public:
+  /// The value at these indices.
+  ///
+  /// @tparam T The type that the score_mod is called with; attend::Real<float> in a mask_mod.
+  /// @param i The index of the first dimension. Default: 0.
+  /// @param j The index of the second dimension. Default: 0.
+  /// @param k The index of the third dimension. Default: 0.
+  /// @param l The index of the fourth dimension. Default: 0.
+  /// @return The value, or NaN outside of the tensor.
+  template <class T>
+  ATTEND_HOST_DEVICE T read(std::int64_t i = 0, std::int64_t j = 0, std::int64_t k = 0, std::int64_t l = 0) const {
+    const bool is_inside = shape_.has(i, j, k, l);
+    if constexpr (detail::kIsChecking<T>)
+      if (!is_inside && outside_ != nullptr) outside_->note(shape_, i, j, k, l);
+    const std::int64_t place = shape_.place(i, j, k, l);
+    return value_at(is_inside, is_inside ? place : 0, detail::Type<T>());
+  }
+
+  /// The same as read() without the check: the indices must be inside of the tensor. It is faster.
+  template <class T>
+  ATTEND_HOST_DEVICE T read_unchecked(std::int64_t i, std::int64_t j = 0, std::int64_t k = 0,
+                                      std::int64_t l = 0) const {
+    return value_at(true, shape_.place(i, j, k, l), detail::Type<T>());
+  }
+
+  TensorView() = default;
+
+  /// Used by Binder, with internal types.
+  ATTEND_HOST_DEVICE TensorView(const void* data, const detail::ViewShape& shape,
+                                detail::TensorReads* inner_reads = nullptr, detail::TensorReads* outer_reads = nullptr,
+                                detail::OutsideRead* outside = nullptr)
+      : data_(data), shape_(shape), reads_{inner_reads, outer_reads}, outside_(outside) {}
+
+ private:
+  template <class V>
+  ATTEND_HOST_DEVICE Real<V> value_at(bool is_inside, std::int64_t place, detail::Type<Real<V>>) const {
+    const V value = static_cast<const V*>(data_)[place];
+    return is_inside ? value : simd::FloatFormat<V>::kNaN;
+  }
+  template <class V, bool kByTensor>
+  ATTEND_HOST_DEVICE Dual<V, kByTensor> value_at(bool is_inside, std::int64_t place,
+                                                 detail::Type<Dual<V, kByTensor>>) const {
+    using Number = typename Dual<V, kByTensor>::Number;
+    const Number value = value_at(is_inside, place, detail::Type<Number>());
+    if constexpr (kByTensor) {
+      detail::TensorReads* const reads = reads_[detail::kDepth<V>];
+      if (reads == nullptr || !is_inside || reads->turn++ != reads->wanted) return {value, Number(0)};
+      reads->place = place;
+      return {value, Number(1)};
+    } else {
+      return {value, Number(0)};
+    }
+  }
+
+  const void* data_ = nullptr;
+  detail::ViewShape shape_;
+  detail::TensorReads* reads_[2] = {};
+  detail::OutsideRead* outside_ = nullptr;
+};
+
+/// A view of an integer or bool tensor with at most 4 dimensions, for a score_mod or mask_mod. Binder::integers()
+/// returns it.
+///
+/// A read outside of the tensor touches no memory and gives 0. If a mask rules the score out, the read has no effect.
+/// Otherwise attention throws c10::ValueError.
+///
+/// @code
+/// struct SameGroup {
+///   torch::Tensor group;  // (L), integers, for self-attention: L = S
+///   struct View {
+///     attend::IntegerView group;
+///     ATTEND_HOST_DEVICE bool operator()(attend::Coordinate at) const {
+///       return group.read(at.query) == group.read(at.key);
+///     }
+///   };
+///   View bind(attend::Binder& binder) const { return {binder.integers(group)}; }
+/// };
+/// @endcode
+class IntegerView {
+ public:
+  /// The number at these indices.
+  ///
+  /// @param i The index of the first dimension. Default: 0.
+  /// @param j The index of the second dimension. Default: 0.
+  /// @param k The index of the third dimension. Default: 0.
+  /// @param l The index of the fourth dimension. Default: 0.
+  /// @return The number, or 0 outside of the tensor. A bool is 0 or 1.
+  ATTEND_HOST_DEVICE std::int32_t read(std::int64_t i = 0, std::int64_t j = 0, std::int64_t k = 0,
+                                       std::int64_t l = 0) const {
+    const bool is_inside = shape_.has(i, j, k, l);
+    if (is_inside) return data_[shape_.place(i, j, k, l)];
+#if !defined(__CUDA_ARCH__)  // a GPU notes nothing
+    if (outside_ != nullptr) outside_->note(shape_, i, j, k, l);
+    if (seen_outside_ != nullptr) __atomic_store_n(seen_outside_, 1, __ATOMIC_RELAXED);
+#endif
+    return 0;
+  }
+
+  /// The same as read() without the check, for a tensor with 1 or 2 dimensions: the indices must be inside of it.
+  ATTEND_HOST_DEVICE std::int32_t read_unchecked(std::int64_t i, std::int64_t j = 0) const {
+    return data_[i * shape_.strides[0] + j * shape_.strides[1]];
+  }
+
+  IntegerView() = default;
+
+  /// Used by Binder, with internal types.
+  ATTEND_HOST_DEVICE IntegerView(const std::int32_t* data, const detail::ViewShape& shape, int* seen_outside = nullptr,
+                                 detail::OutsideRead* outside = nullptr)
+      : data_(data), shape_(shape), seen_outside_(seen_outside), outside_(outside) {}
+
+ private:
+  const std::int32_t* data_ = nullptr;
+  detail::ViewShape shape_;
+  int* seen_outside_ = nullptr;
+  detail::OutsideRead* outside_ = nullptr;
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

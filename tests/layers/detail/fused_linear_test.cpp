@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT
+#include <attend/layers/detail/fused_linear.h>
+
+#include "support/accuracy.h"
+#include "support/autocast.h"
+
+#include <doctest/doctest.h>
+#include <torch/autograd.h>
+#include <torch/types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+using attend::detail::FusedLinear;
+using attend::test::check_as_accurate_as;
+using attend::test::check_equal_in_float64;
+using attend::test::max_difference;
+
+namespace {
+
+using Tensors = std::vector<torch::Tensor>;
+
+/// Outputs, then gradients of x and of the weights, for given output gradients.
+template <class Project>
+Tensors results_of(const Tensors& inputs, const Tensors& output_gradients, at::ScalarType dtype,
+                   const Project& project) {
+  Tensors leaves, given;
+  for (const torch::Tensor& input : inputs) leaves.push_back(input.to(dtype).clone().requires_grad_());
+  for (const torch::Tensor& gradient : output_gradients)
+    given.push_back(gradient.scalar_type() == torch::kBFloat16 ? gradient : gradient.to(dtype));
+  Tensors results = project(leaves[0], Tensors(leaves.begin() + 1, leaves.end()));
+  const Tensors gradients = torch::autograd::grad(results, leaves, given);
+  results.insert(results.end(), gradients.begin(), gradients.end());
+  return results;
+}
+
+Tensors by_torch(const torch::Tensor& x, const Tensors& weights) {
+  Tensors outputs;
+  for (const torch::Tensor& weight : weights) outputs.push_back(at::linear(x, weight));
+  return outputs;
+}
+
+}  // namespace
+
+TEST_CASE("projections: several linear layers of one input equal torch's, forward and backward, for all sizes") {
+  struct Case {
+    std::int64_t batch, length, channels;
+    std::vector<std::int64_t> outs;
+  };
+  const Case cases[] = {{32, 100, 64, {64, 64, 64}},
+                        {3, 7, 16, {16, 48}},
+                        {1, 1, 32, {16}},
+                        {2, 97, 80, {16, 32, 112}},
+                        {2, 5, 10, {16, 3}}};
+  for (const Case& c : cases) {
+    CAPTURE(c.channels);
+    torch::manual_seed(1);
+    Tensors inputs{torch::randn({c.batch, c.length, c.channels})}, gradients;
+    for (const std::int64_t out : c.outs) {
+      inputs.push_back(torch::randn({out, c.channels}));
+      gradients.push_back(torch::randn({c.batch, c.length, out}));
+    }
+    const Tensors exact = results_of(inputs, gradients, torch::kDouble, by_torch);
+    const Tensors dense = results_of(inputs, gradients, torch::kFloat, by_torch);
+    const auto fused = [](const torch::Tensor& x, const Tensors& weights) { return FusedLinear::run(x, weights); };
+    const Tensors ours = results_of(inputs, gradients, torch::kFloat, fused);
+    const Tensors in_float64 = results_of(inputs, gradients, torch::kDouble, fused);
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      CAPTURE(i);
+      check_as_accurate_as(dense[i], ours[i], exact[i]);
+      check_equal_in_float64(in_float64[i], exact[i]);
+    }
+
+    // All inputs are representable in bfloat16. Under autocast the gradients of weights are float32.
+    for (Tensors* tensors : {&inputs, &gradients})
+      for (torch::Tensor& tensor : *tensors) tensor = tensor.to(torch::kBFloat16).to(torch::kFloat);
+    const Tensors exact_bfloat16 = results_of(inputs, gradients, torch::kDouble, by_torch),
+                  dense_bfloat16 = results_of(inputs, gradients, torch::kBFloat16, by_torch),
+                  our_bfloat16 = results_of(inputs, gradients, torch::kBFloat16, fused);
+    const auto under_autocast = [&](const torch::Tensor& x, const Tensors& weights) {
+      const attend::test::Autocast autocast;
+      return fused(x, weights);
+    };
+    Tensors autocast_gradients;
+    for (const torch::Tensor& gradient : gradients) autocast_gradients.push_back(gradient.to(torch::kBFloat16));
+    const Tensors under = results_of(inputs, autocast_gradients, torch::kFloat, under_autocast);
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      CAPTURE(i);
+      CHECK((our_bfloat16[i].scalar_type() == torch::kBFloat16));
+      check_as_accurate_as(dense_bfloat16[i], our_bfloat16[i], exact_bfloat16[i]);
+      CHECK((under[i].scalar_type() == (i < gradients.size() ? torch::kBFloat16 : torch::kFloat)));
+      check_as_accurate_as(dense_bfloat16[i], under[i].to(torch::kBFloat16), exact_bfloat16[i]);
+    }
+  }
+}
+
+TEST_CASE("projections: unused outputs cost nothing and change nothing; second derivatives equal torch's") {
+  torch::manual_seed(2);
+  const torch::Tensor x = torch::randn({4, 9, 16}).requires_grad_(), a = torch::randn({16, 16}).requires_grad_(),
+                      b = torch::randn({32, 16}).requires_grad_();
+  for (const bool is_second : {false, true}) {
+    const auto derivatives = [&](const Tensors& outputs) {
+      const torch::Tensor first =
+          torch::autograd::grad({outputs[1].pow(3).sum()}, {x}, {}, std::nullopt, /*create_graph=*/is_second)[0];
+      if (!is_second) return Tensors{first};
+      return torch::autograd::grad({first.pow(2).sum()}, {x, b});
+    };
+    const Tensors ours = derivatives(FusedLinear::run(x, {a, b})), expected = derivatives(by_torch(x, {a, b}));
+    for (std::size_t i = 0; i < ours.size(); ++i)
+      CHECK(max_difference(ours[i], expected[i]) < 1e-5 * attend::test::size_of(expected[i]));
+  }
+  const Tensors outputs = FusedLinear::run(x, {a, b});
+  const Tensors gradients =
+      torch::autograd::grad({outputs[1].sum()}, {a, b}, {}, std::nullopt, false, /*allow_unused=*/true);
+  CHECK_FALSE(gradients[0].defined());
+  CHECK(gradients[1].defined());
+}
+
+TEST_CASE("projections: the same call gives the same bits; BackendGuard kReference uses torch's operators") {
+  torch::manual_seed(3);
+  const Tensors inputs{torch::randn({7, 100, 32}), torch::randn({48, 32}), torch::randn({80, 32})};
+  const Tensors gradients{torch::randn({7, 100, 48}), torch::randn({7, 100, 80})};
+  const auto fused = [](const torch::Tensor& x, const Tensors& weights) { return FusedLinear::run(x, weights); };
+  const Tensors first = results_of(inputs, gradients, torch::kFloat, fused),
+                again = results_of(inputs, gradients, torch::kFloat, fused);
+  for (std::size_t i = 0; i < first.size(); ++i) CHECK(torch::equal(first[i], again[i]));
+
+  const attend::BackendGuard guard(attend::Backend::kReference);
+  const Tensors guarded = results_of(inputs, gradients, torch::kFloat, fused),
+                expected = results_of(inputs, gradients, torch::kFloat, by_torch);
+  for (std::size_t i = 0; i < first.size(); ++i) CHECK(torch::equal(guarded[i], expected[i]));
+}
