@@ -326,5 +326,5 @@ TEST_CASE("attention: an unknown value of Backend is refused") {
   const AttentionOptions options = AttentionOptions().backend(static_cast<Backend>(42));
   CHECK(message_of<c10::ValueError>([&] {
           attend::attention(x, x, x, options);
-        }).find("attend::attention: there is no Backend(42)") != std::string::npos);
+        }).find("attend::attention: unknown backend Backend(42)") != std::string::npos);
 }

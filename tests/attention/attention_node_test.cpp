@@ -162,7 +162,7 @@ TEST_CASE("attention: forward-mode differentiation is refused") {
       torch::autograd::ForwardADLevel::get_by_idx(torch::autograd::ForwardADLevel::get_next_idx());
   const torch::Tensor with_tangent = at::_make_dual(x, torch::ones_like(x), 0);
   CHECK(message_of<c10::NotImplementedError>([&] { attend::attention(with_tangent, x, x); }) ==
-        "attend::attention: fused kernels have no forward-mode derivative; use kReference");
+        "attend::attention: fused kernels have no forward-mode derivative; set .backend(kReference)");
   const torch::Tensor y =
       attend::attention(with_tangent, x, x, attend::AttentionOptions().backend(attend::Backend::kReference));
   CHECK(y._fw_grad(0).defined());

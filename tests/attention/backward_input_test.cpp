@@ -95,8 +95,8 @@ TEST_CASE("attention: set_data() with other sizes or another dtype before backwa
         return message_of<c10::Error>([&] { y.sum().backward(); });
       };
       const std::string begin =
-          "attend::attention: a tensor that the backward pass needs was Float [1, 2, 30, 16] in the forward pass, and "
-          "set_data() has made it ";
+          "attend::attention: the backward pass needs a tensor that was Float [1, 2, 30, 16] in the forward pass; "
+          "set_data() has changed it to ";
       CHECK(message(torch::randn({1, 2, 300, 16})) == begin + "Float [1, 2, 300, 16]");
       CHECK(message(torch::randn({1, 2, 3, 16})) == begin + "Float [1, 2, 3, 16]");
       CHECK(message(torch::randn({1, 2, 30, 16}, torch::kDouble)) == begin + "Double [1, 2, 30, 16]");

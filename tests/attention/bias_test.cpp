@@ -108,8 +108,8 @@ TEST_CASE("Alibi, RelativeBias, DenseBias: type and text of errors") {
   };
   const torch::Tensor scores = torch::zeros({2, 3, 4, 5});
   const auto ask = [&](const auto& score_mod) { return [=] { materialize(score_mod, scores); }; };
-  const std::string slopes = "attend::Alibi: slopes must be (H) or (N, H), with N 2 and H 3, got ",
-                    table = "attend::RelativeBias: table must be (H, 2M + 1) or (1, 2M + 1), with H 3, got ",
+  const std::string slopes = "attend::Alibi: slopes must be (H) or (N, H), with N = 2 and H = 3, got ",
+                    table = "attend::RelativeBias: table must be (H, 2M + 1) or (1, 2M + 1), with H = 3, got ",
                     dims = "attend::DenseBias: bias must be 2-d (L, S), 3-d (H, L, S) or 4-d (N, H, L, S), got ";
   const Case cases[] = {
       {slopes + "[2]", false, ask(Alibi(torch::rand({2})))},

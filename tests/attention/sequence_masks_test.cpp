@@ -79,7 +79,7 @@ TEST_CASE("KeyPadding, Document: lengths beyond int32 count as S, documents beyo
   const torch::Tensor documents = torch::tensor({std::int64_t{0}, std::int64_t{1} << 32});
   CHECK(message_of<c10::ValueError>([&] {
           materialize(Document(documents), {1, 1, 2, 2});
-        }) == "attend::Binder: integers are read as int32, got 0 to 4294967296");
+        }) == "attend::Binder: integers must fit into int32, got 0 to 4294967296");
 }
 
 TEST_CASE("Document: unsigned documents equal int64 documents, and documents beyond int32 are an error") {
@@ -93,10 +93,10 @@ TEST_CASE("Document: unsigned documents equal int64 documents, and documents bey
     return message_of<c10::ValueError>([&] { materialize(Document(given), {1, 1, 2, 2}); });
   };
   const torch::Tensor large = torch::tensor({std::int64_t{1}, std::int64_t{4294967295}});
-  CHECK(message(large.to(torch::kUInt32)) == "attend::Binder: integers are read as int32, got 1 to 4294967295");
-  CHECK(message(large.to(torch::kUInt64)) == "attend::Binder: integers are read as int32, got 1 to 4294967295");
+  CHECK(message(large.to(torch::kUInt32)) == "attend::Binder: integers must fit into int32, got 1 to 4294967295");
+  CHECK(message(large.to(torch::kUInt64)) == "attend::Binder: integers must fit into int32, got 1 to 4294967295");
   CHECK(message(torch::tensor({1, -1}, torch::kLong).view(torch::kUInt64))
-            .starts_with("attend::Binder: integers are read as int32, got -1"));
+            .starts_with("attend::Binder: integers must fit into int32, got -1"));
 }
 
 TEST_CASE("Document: keys() uses the current values of documents that were changed in place") {
@@ -145,9 +145,9 @@ TEST_CASE("Document, KeyPadding: type and text of errors") {
   const AttentionSizes sizes{2, 3, 4, 5};
   const torch::Tensor four = torch::arange(4), five = torch::arange(5);
   const auto ask = [&](const auto& mask) { return [=] { materialize(mask, sizes); }; };
-  const std::string of_query =
-                        "attend::Document: the documents of the query must be (L) or (N, L), with N 2 and L 4, got ",
-                    of_key = "attend::Document: the documents of the key must be (S) or (N, S), with N 2 and S 5, got ";
+  const std::string
+      of_query = "attend::Document: the documents of the query must be (L) or (N, L), with N = 2 and L = 4, got ",
+      of_key = "attend::Document: the documents of the key must be (S) or (N, S), with N = 2 and S = 5, got ";
   const Case cases[] = {
       {of_query + "[5]", false, ask(Document(five, five))},
       {of_query + "[3, 4]", false, ask(Document(four.expand({3, 4}), five))},
@@ -163,10 +163,10 @@ TEST_CASE("Document, KeyPadding: type and text of errors") {
        ask(Document(four, five.to(torch::kDouble)))},
       {"attend::Binder: a tensor of a score_mod or mask_mod (meta) must be on the device of query (cpu)", false,
        ask(KeyPadding(torch::empty({2}, torch::TensorOptions(torch::kMeta).dtype(torch::kInt))))},
-      {"attend::KeyPadding: lengths must be (N), with N 2, got [3]", false, ask(KeyPadding(torch::arange(3)))},
-      {"attend::KeyPadding: lengths must be (N), with N 2, got [2, 1]", false, ask(KeyPadding(torch::ones({2, 1})))},
-      {"attend::KeyPadding: lengths must be (N), with N 2, got []", false, ask(KeyPadding(torch::tensor(1)))},
-      {"attend::KeyPadding: lengths must be (N), with N 2, got an undefined tensor", false,
+      {"attend::KeyPadding: lengths must be (N), with N = 2, got [3]", false, ask(KeyPadding(torch::arange(3)))},
+      {"attend::KeyPadding: lengths must be (N), with N = 2, got [2, 1]", false, ask(KeyPadding(torch::ones({2, 1})))},
+      {"attend::KeyPadding: lengths must be (N), with N = 2, got []", false, ask(KeyPadding(torch::tensor(1)))},
+      {"attend::KeyPadding: lengths must be (N), with N = 2, got an undefined tensor", false,
        ask(KeyPadding(torch::Tensor()))},
       {"attend::Binder: integers needs a tensor of whole numbers or bool, got Float", true,
        ask(KeyPadding(torch::ones({2})))},

@@ -51,5 +51,5 @@ TEST_CASE("Activation: a module without parameters is accepted; one with paramet
   const Activation leaky = torch::nn::LeakyReLU(torch::nn::LeakyReLUOptions().negative_slope(0.5));
   CHECK(leaky(torch::full({1}, -2.0)).item<double>() == -1.0);
   const std::string message = message_of<c10::ValueError>([] { Activation activation(torch::nn::PReLU{}); });
-  CHECK(message.find("attend::Activation: a module with parameters (torch::nn::PReLU") != std::string::npos);
+  CHECK(message.find("attend::Activation: the module (torch::nn::PReLU") != std::string::npos);
 }

@@ -82,71 +82,71 @@ TEST_CASE("torch::load: an archive of other options is refused with the paramete
   };
   const Case cases[] = {
       {attention(options()), attention(options().num_kv_heads(2)),
-       "attend::MultiheadAttention: cannot load: in_proj_bias is [32] in the archive and [48] in this layer. The layer "
-       "that was saved has another num_heads, num_kv_heads or head_dim."},
+       "attend::MultiheadAttention: cannot load: in_proj_bias is [32] in the archive and [48] in this layer. The saved "
+       "layer has a different num_heads, num_kv_heads or head_dim."},
       {attention(options().bias(false)), attention(options().bias(false).num_kv_heads(2)),
        "attend::MultiheadAttention: cannot load: in_proj_weight is [32, 16] in the archive and [48, 16] in this layer. "
-       "The layer that was saved has another num_heads, num_kv_heads or head_dim."},
+       "The saved layer has a different num_heads, num_kv_heads or head_dim."},
       {attention(attend::MultiheadAttentionOptions(32, 4).head_dim(4)), attention(options()),
-       "in_proj_weight is [48, 16] in the archive and [48, 32] in this layer. The layer that was saved has another "
+       "in_proj_weight is [48, 16] in the archive and [48, 32] in this layer. The saved layer has a different "
        "embed_dim."},
       {attention(options()), attention(options().bias(false)),
-       "the archive has no in_proj_bias, which this layer has. The layer that was saved has another bias."},
+       "the archive has no in_proj_bias, which this layer has. The saved layer has a different bias."},
       {attention(options().bias(false)), attention(options()),
-       "the archive has in_proj_bias [48], which this layer does not have. The layer that was saved has another bias."},
+       "the archive has in_proj_bias [48], which this layer does not have. The saved layer has a different bias."},
       {attention(options()), attention(options().add_bias_kv(true)),
-       "the archive has bias_k [1, 1, 16], which this layer does not have. The layer that was saved has another "
+       "the archive has bias_k [1, 1, 16], which this layer does not have. The saved layer has a different "
        "add_bias_kv."},
       {attention(options()), attention(options().kdim(5)),
-       "the archive has no in_proj_weight, which this layer has. The layer that was saved has another kdim or vdim."},
+       "the archive has no in_proj_weight, which this layer has. The saved layer has a different kdim or vdim."},
       {attention(options().bias(false).kdim(5)), attention(options().bias(false).kdim(6)),
-       "k_proj_weight is [16, 6] in the archive and [16, 5] in this layer. The layer that was saved has another kdim."},
+       "k_proj_weight is [16, 6] in the archive and [16, 5] in this layer. The saved layer has a different kdim."},
       {attention(options().bias(false).vdim(5)), attention(options().bias(false).vdim(6)),
-       "v_proj_weight is [16, 6] in the archive and [16, 5] in this layer. The layer that was saved has another vdim."},
+       "v_proj_weight is [16, 6] in the archive and [16, 5] in this layer. The saved layer has a different vdim."},
 
       {self_attention(4, 6, 8), self_attention(4, 6, 2),
        "attend::SelfAttention1d: cannot load: key.weight is [2, 4, 1] in the archive and [8, 4, 1] in this layer. The "
-       "layer that was saved has another key_channels."},
+       "saved layer has a different key_channels."},
       {self_attention(4, 6, 8), self_attention(5, 6, 2),
-       "The layer that was saved has another key_channels, and another in_channels."},
+       "The saved layer has a different key_channels, and a different in_channels."},
       {self_attention(4, 6, 8), self_attention(4, 9, 8),
-       "value.weight is [9, 4, 1] in the archive and [6, 4, 1] in this layer. The layer that was saved has another "
+       "value.weight is [9, 4, 1] in the archive and [6, 4, 1] in this layer. The saved layer has a different "
        "out_channels."},
 
       {convolutions({1, 4, 1}), convolutions(ConvStackOptions(1, 4, 1).depth(3)),
-       "attend::ConvStack: cannot load: the archive has no 6.bias, which this layer has. The layer that was saved has "
-       "another depth."},
+       "attend::ConvStack: cannot load: the archive has no 6.bias, which this layer has. The saved layer has a "
+       "different depth."},
       {convolutions(ConvStackOptions(1, 4, 1).depth(3)), convolutions({1, 4, 1}),
-       "attend::ConvStack: cannot load: the archive has 6.bias [4], which this layer does not have. The layer that was "
-       "saved has another depth."},
+       "attend::ConvStack: cannot load: the archive has 6.bias [4], which this layer does not have. The saved layer "
+       "has a different depth."},
       {convolutions({1, 4, 1}), convolutions(ConvStackOptions(1, 4, 1).kernel_size(3)),
-       "0.weight is [4, 1, 3] in the archive and [4, 1, 5] in this layer. The layer that was saved has another "
+       "0.weight is [4, 1, 3] in the archive and [4, 1, 5] in this layer. The saved layer has a different "
        "kernel_size."},
       {convolutions({1, 4, 1}), convolutions({1, 6, 1}),
-       "0.bias is [6] in the archive and [4] in this layer. The layer that was saved has another hidden_channels."},
+       "0.bias is [6] in the archive and [4] in this layer. The saved layer has a different hidden_channels."},
       {convolutions({1, 4, 1}), convolutions({2, 4, 1}),
-       "0.weight is [4, 2, 5] in the archive and [4, 1, 5] in this layer. The layer that was saved has another "
+       "0.weight is [4, 2, 5] in the archive and [4, 1, 5] in this layer. The saved layer has a different "
        "in_channels."},
       {convolutions({1, 4, 1}), convolutions({1, 4, 2}),
-       "8.bias is [2] in the archive and [1] in this layer. The layer that was saved has another out_channels."},
+       "8.bias is [2] in the archive and [1] in this layer. The saved layer has a different out_channels."},
 
       {positions(4, 16), positions(4, 32),
-       "attend::LearnedPositions: cannot load: weight is [4, 32] in the archive and [4, 16] in this layer. The layer "
-       "that was saved has another max_length."},
-      {positions(4, 16), positions(8, 16), "The layer that was saved has another num_channels."},
+       "attend::LearnedPositions: cannot load: weight is [4, 32] in the archive and [4, 16] in this layer. The saved "
+       "layer has a different max_length."},
+      {positions(4, 16), positions(8, 16), "The saved layer has a different num_channels."},
 
       // Archives of other layers.
       {attention(options()), self_attention(4, 6, 8), "the archive has no in_proj_bias, which this layer has."},
       {attend::SinusoidalPositions(4).ptr(), positions(4, 16),
        "attend::SinusoidalPositions: cannot load: the archive has weight [4, 16], which this layer does not have. Was "
-       "it saved by such a layer?"},
+       "the archive saved by the same kind of layer?"},
       {attend::LinearPositions().ptr(), positions(4, 16),
        "attend::LinearPositions: cannot load: the archive has weight"},
       {attend::BinaryPositions().ptr(), positions(4, 16),
        "attend::BinaryPositions: cannot load: the archive has weight"},
       {attend::Standardize().ptr(), positions(4, 16),
-       "attend::Standardize: cannot load: the archive has no deviation, which this layer has. Was it saved by such a "
-       "layer?"},
+       "attend::Standardize: cannot load: the archive has no deviation, which this layer has. Was the archive saved by "
+       "the same kind of layer?"},
   };
   for (const Case& c : cases) {
     CAPTURE(c.expected);

@@ -1051,7 +1051,7 @@ TEST_CASE("MultiheadAttention: options that contradict each other are refused wi
       {options(8, 2).num_kv_heads(0), "num_kv_heads (0) must be at least 1"},
       {options(8, 4).num_kv_heads(3), "num_heads (4) must be divisible by num_kv_heads (3)"},
       {options(8, 2).head_dim(0), "head_dim (0) must be at least 1"},
-      {options(10, 4), "embed_dim (10) must be divisible by num_heads (4); or set head_dim"},
+      {options(10, 4), "embed_dim (10) must be divisible by num_heads (4), or set head_dim"},
       {options(8, 2).dropout(1.5), "dropout (1.5) must be a probability from 0 to 1"},
       {options(8, 2).dropout(std::numeric_limits<double>::quiet_NaN()), "dropout (nan) must be a probability"},
       {options(8, 2).window({-2, 0}),
@@ -1100,9 +1100,9 @@ TEST_CASE("MultiheadAttention: tensors and masks that do not fit are refused wit
       {with_masks(ignored({7, 2}), {}), "key_padding_mask must be (N, S) = [2, 7], got [7, 2]"},
       {{one_query, one_key, one_value, ignored({1, 7})}, "key_padding_mask must be (S) = [7], got [1, 7]"},
       {with_masks({}, ignored({2, 5, 7})),
-       "attn_mask must be (L, S) = [5, 7], where sizes may be 1, or (N·H, L, S) = [6, 5, 7], got [2, 5, 7]"},
+       "attn_mask must be (L, S) = [5, 7], where each size may be 1, or (N·H, L, S) = [6, 5, 7], got [2, 5, 7]"},
       {{one_query, one_key, one_value, {}, ignored({7, 5})},
-       "attn_mask must be (L, S) = [5, 7], where sizes may be 1, or (H, L, S) = [3, 5, 7], got [7, 5]"},
+       "attn_mask must be (L, S) = [5, 7], where each size may be 1, or (H, L, S) = [3, 5, 7], got [7, 5]"},
   };
   const Case type_errors[] = {
       {{query, key, value.to(torch::kDouble)}, "value (Double) must have the dtype of the weights (Float)"},

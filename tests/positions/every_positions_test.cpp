@@ -199,5 +199,5 @@ TEST_CASE_TEMPLATE("positions layers: signals that do not fit are refused with t
         }) == name + "x must be dense, got the layout Sparse; convert it with .to_dense()");
   if constexpr (Case::kChannels > 1)
     CHECK(message(torch::randn({2, 3, 9})) ==
-          name + "x (3 channels) must have the channels of the positions (4) for kAdd");
+          name + "x (3 channels) must have as many channels as the positions (4) for kAdd");
 }

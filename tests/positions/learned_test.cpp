@@ -45,9 +45,9 @@ TEST_CASE("LearnedPositions: lengths beyond the table and options out of range a
         "attend::learned_positions: length (11) must be at most the max_length (10) of the table");
   check([&] { learned_positions(layer->weight, 0); }, "attend::learned_positions: length (0) must be at least 1");
   check([&] { learned_positions(torch::zeros({3}), 1); },
-        "attend::learned_positions: table must be 2-d (num_channels, max_length), got 1-d");
+        "attend::learned_positions: table must be 2-d (num_channels, max_length), got 1-d [3]");
   check([] { learned_positions({}, 1); },
-        "attend::learned_positions: table must be 2-d (num_channels, max_length), got an undefined one");
+        "attend::learned_positions: table must be a tensor (num_channels, max_length), got an undefined one");
   check([] { LearnedPositions(0, 10); }, "attend::LearnedPositions: num_channels (0) must be at least 1");
   check([] { LearnedPositions(3, -1); }, "attend::LearnedPositions: max_length (-1) must be at least 1");
   CHECK(message_of<c10::TypeError>([&] {

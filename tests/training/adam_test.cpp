@@ -415,7 +415,7 @@ TEST_CASE_TEMPLATE("Adam, AdamW: gradients and states of other sizes or dtypes a
   for (const torch::Tensor& tensor : tensors) groups.emplace_back(Tensors{tensor});
   Ours<Kind> optimizer(groups, Options<Kind>());
   tensors[0].mutable_grad() = torch::ones({2}, torch::kDouble);
-  const std::string rule = " of a parameter Double [3] must have its dtype and sizes, got ";
+  const std::string rule = " of a parameter must have its dtype and sizes, Double [3], got ";
   for (const torch::Tensor& gradient : {torch::ones({4}, torch::kDouble), torch::ones({1}, torch::kDouble)}) {
     tensors[1].mutable_grad() = gradient;
     CHECK(message_of<c10::ValueError>([&] { optimizer.step(); }) ==

@@ -265,7 +265,7 @@ TEST_CASE("TrainingStep: a loss without a gradient is refused with the reason") 
   }
   check(
       [](const torch::Tensor& outputs, const torch::Tensor& targets) { return kMeanSquare(outputs.detach(), targets); },
-      "the loss must depend on a parameter that requires a gradient; something between them was detached or computed "
+      "the loss must depend on a parameter that requires a gradient; a tensor between them was detached or computed "
       "without gradients");
   for (torch::Tensor& parameter : model->parameters()) parameter.set_requires_grad(false);
   check(kMeanSquare, "all parameters are frozen; call requires_grad_() on the parameters to train");

@@ -981,7 +981,8 @@ TEST_CASE("Trainer: for inputs of another dtype than the parameters, the error n
   data.x = data.x.to(torch::kFloat);
   Trainer trainer(linear_model(), TrainerOptions().epochs(1).batch_size(4));
   const std::string expected =
-      "attend::TrainingStep: the inputs are Float on cpu, the parameters Double on cpu; convert one of them with .to()";
+      "attend::TrainingStep: the inputs are Float on cpu, and the parameters are Double on cpu; convert one of them "
+      "with .to()";
   CHECK(message_of<c10::Error>([&] { trainer.fit(data); }).find(expected) != std::string::npos);
   CHECK(message_of<c10::Error>([&] { trainer.evaluate(data); }).find(expected) != std::string::npos);
 
@@ -1014,8 +1015,8 @@ TEST_CASE("Trainer: unusable data are refused before the first hook; the message
   CHECK(refused(good, empty) == "attend::Trainer: the validation set must not be empty");
   CHECK(refused(uneven) == "attend::Trainer: the training set must have as many targets (3) as inputs (4)");
   CHECK(refused(good, uneven) == "attend::Trainer: the validation set must have as many targets (3) as inputs (4)");
-  CHECK(refused(OfUnknownSize()) == "attend::Trainer: the training set must know its size()");
-  CHECK(refused(good, OfUnknownSize()) == "attend::Trainer: the validation set must know its size()");
+  CHECK(refused(OfUnknownSize()) == "attend::Trainer: the training set must have a known size()");
+  CHECK(refused(good, OfUnknownSize()) == "attend::Trainer: the validation set must have a known size()");
   for (const Samples& samples : {scalar, undefined})
     CHECK(refused(samples) ==
           "attend::Trainer: the training set must have inputs() and targets() with samples as the first dimension");

@@ -52,7 +52,7 @@ inline const BackendEntry& choose(const Problem& problem, Backend asked_for, std
     }
     if (sentence != nullptr) *why_not_faster += (why_not_faster->empty() ? "" : " ") + reason;
   }
-  TORCH_CHECK_VALUE(false, "attend::attention: there is no ", c10::str(wanted));
+  TORCH_CHECK_VALUE(false, "attend::attention: unknown backend ", c10::str(wanted));
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

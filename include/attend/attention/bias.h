@@ -57,8 +57,8 @@ class Alibi {
     const bool is_shared = slopes_.dim() == 1 && slopes_.size(0) == sizes.num_heads;
     TORCH_CHECK_VALUE(
         is_shared || (slopes_.dim() == 2 && slopes_.size(0) == sizes.batch_size && slopes_.size(1) == sizes.num_heads),
-        "attend::Alibi: slopes must be (H) or (N, H), with N ", sizes.batch_size, " and H ", sizes.num_heads, ", got ",
-        slopes_.sizes());
+        "attend::Alibi: slopes must be (H) or (N, H), with N = ", sizes.batch_size, " and H = ", sizes.num_heads,
+        ", got ", slopes_.sizes());
     return {binder.values(is_shared ? slopes_.unsqueeze(0) : slopes_), is_shared};
   }
 
@@ -108,7 +108,7 @@ class RelativeBias {
     TORCH_CHECK_VALUE(table_.defined(),
                       "attend::RelativeBias: table must be a tensor (H, 2M + 1), got an undefined one");
     TORCH_CHECK_VALUE(table_.dim() == 2 && (table_.size(0) == heads || table_.size(0) == 1) && table_.size(1) % 2 == 1,
-                      "attend::RelativeBias: table must be (H, 2M + 1) or (1, 2M + 1), with H ", heads, ", got ",
+                      "attend::RelativeBias: table must be (H, 2M + 1) or (1, 2M + 1), with H = ", heads, ", got ",
                       table_.sizes());
     return {binder.values(table_), static_cast<std::int32_t>(table_.size(1) / 2), table_.size(0) == 1};
   }

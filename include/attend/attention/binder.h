@@ -131,8 +131,8 @@ class Binder {
     detail::check_dense("attend::Binder", "a tensor of a score_mod or mask_mod", tensor);
     TORCH_CHECK_TYPE(is_wanted(tensor.scalar_type()), "attend::Binder: ", function, " needs a tensor of ", wanted,
                      ", got ", tensor.scalar_type());
-    TORCH_CHECK_VALUE(tensor.dim() <= 4, "attend::Binder: ", function, " needs a tensor of at most 4 sizes, got ",
-                      tensor.sizes());
+    TORCH_CHECK_VALUE(tensor.dim() <= 4, "attend::Binder: ", function,
+                      " needs a tensor with at most 4 dimensions, got ", tensor.sizes());
     TORCH_CHECK_VALUE(tensor.device() == device_, "attend::Binder: a tensor of a score_mod or mask_mod (",
                       tensor.device(), ") must be on the device of query (", device_, ")");
     ++number_;

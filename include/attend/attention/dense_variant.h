@@ -111,7 +111,7 @@ class DenseScores : public torch::autograd::Node {
  protected:
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
     TORCH_CHECK_NOT_IMPLEMENTED(directions_.size() < 2,
-                                "attend::flex_attention: a score_mod can be differentiated twice, not more often");
+                                "attend::flex_attention: a score_mod can be differentiated at most twice");
     Tensors inputs;
     {
       const std::lock_guard<std::mutex> lock(mutex_);

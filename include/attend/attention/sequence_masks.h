@@ -109,7 +109,7 @@ class Document : public detail::MaskOperators {
                           documents.size(-1) == length &&
                           (documents.dim() == 1 || documents.size(0) == binder.sizes().batch_size),
                       "attend::Document: the documents of the ", name, " must be (", letter, ") or (N, ", letter,
-                      "), with N ", binder.sizes().batch_size, " and ", letter, " ", length, ", got ",
+                      "), with N = ", binder.sizes().batch_size, " and ", letter, " = ", length, ", got ",
                       documents.defined() ? c10::str(documents.sizes()) : "an undefined tensor");
     row = documents.dim() == 2 ? 1 : 0;
     return binder.integers(documents.dim() == 2 ? documents : documents.unsqueeze(0));
@@ -150,7 +150,7 @@ class KeyPadding : public detail::MaskOperators {
   /// @throws c10::TypeError for a floating-point tensor.
   View bind(Binder& binder) const {
     TORCH_CHECK_VALUE(lengths_.defined() && lengths_.dim() == 1 && lengths_.size(0) == binder.sizes().batch_size,
-                      "attend::KeyPadding: lengths must be (N), with N ", binder.sizes().batch_size, ", got ",
+                      "attend::KeyPadding: lengths must be (N), with N = ", binder.sizes().batch_size, ", got ",
                       lengths_.defined() ? c10::str(lengths_.sizes()) : "an undefined tensor");
     const bool is_whole = at::isIntegralType(lengths_.scalar_type(), /*includeBool=*/false);
     View view;

@@ -36,7 +36,7 @@ inline at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType dtype) {
     const auto [smallest, largest] = tensor.to(at::kLong).aminmax();  // uint64 beyond int64 becomes negative
     TORCH_CHECK_VALUE(smallest.item<std::int64_t>() >= (given == at::kLong ? Limits::min() : 0) &&
                           largest.item<std::int64_t>() <= Limits::max(),
-                      "attend::Binder: integers are read as int32, got ", smallest.item<std::int64_t>(), " to ",
+                      "attend::Binder: integers must fit into int32, got ", smallest.item<std::int64_t>(), " to ",
                       largest.item<std::int64_t>());
   }
   return in_memory(tensor.to(at::kCPU, tensor.is_floating_point() ? dtype : at::kInt).contiguous());

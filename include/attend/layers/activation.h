@@ -58,8 +58,9 @@ class Activation {
       : name_("a function"), function_(function) {
     TORCH_CHECK_VALUE(function_, "attend::Activation: the function must not be empty");
     if constexpr (requires { function->parameters(); })
-      TORCH_CHECK_VALUE(function->parameters().empty(), "attend::Activation: a module with parameters (",
-                        function->name(), ") would neither be trained nor moved; register it in a module of your own");
+      TORCH_CHECK_VALUE(function->parameters().empty(), "attend::Activation: the module (", function->name(),
+                        ") must have no parameters, because they would neither be trained nor moved; register it in a "
+                        "module of your own");
   }
 
   /// Applies the activation.

@@ -322,7 +322,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
       detail::check_positive(kName, "head_dim", *options.head_dim());
     else
       TORCH_CHECK_VALUE(options.embed_dim() % options.num_heads() == 0, kName, ": embed_dim (", options.embed_dim(),
-                        ") must be divisible by num_heads (", options.num_heads(), "); or set head_dim");
+                        ") must be divisible by num_heads (", options.num_heads(), "), or set head_dim");
     TORCH_CHECK_VALUE(options.dropout() >= 0.0 && options.dropout() <= 1.0, kName, ": dropout (", options.dropout(),
                       ") must be a probability from 0 to 1");
     TORCH_CHECK_VALUE(options.window().left >= -1 && options.window().right >= -1, kName,

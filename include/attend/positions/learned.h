@@ -31,8 +31,10 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @endcode
 inline torch::Tensor learned_positions(const torch::Tensor& table, std::int64_t length) {
   const char* const kName = "attend::learned_positions";
-  TORCH_CHECK_VALUE(table.defined(), kName, ": table must be 2-d (num_channels, max_length), got an undefined one");
-  TORCH_CHECK_VALUE(table.dim() == 2, kName, ": table must be 2-d (num_channels, max_length), got ", table.dim(), "-d");
+  TORCH_CHECK_VALUE(table.defined(), kName,
+                    ": table must be a tensor (num_channels, max_length), got an undefined one");
+  TORCH_CHECK_VALUE(table.dim() == 2, kName, ": table must be 2-d (num_channels, max_length), got ", table.dim(), "-d ",
+                    table.sizes());
   detail::check_positive(kName, "length", length);
   TORCH_CHECK_VALUE(length <= table.size(1), kName, ": length (", length, ") must be at most the max_length (",
                     table.size(1), ") of the table");

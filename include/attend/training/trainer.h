@@ -152,8 +152,8 @@ class Trainer {
   History fit(TrainSet&& train_set, More&&... validation_set_and_callbacks) {
     static_assert(
         detail::TrainingData<TrainSet>,
-        "attend::Trainer: the training set needs inputs() and targets(), or size() and get_batch(indices) as a "
-        "torch::data dataset of Example<> has, which must not be const");
+        "attend::Trainer: the training set needs inputs() and targets(), or must be a torch::data dataset of Example<> "
+        "with size() and get_batch(indices) that is not const");
     detail::check_records_gradients("attend::Trainer");
     detail::Batches<std::remove_reference_t<TrainSet>> train("the training set", train_set, device_,
                                                              options_.batch_size());
@@ -184,8 +184,8 @@ class Trainer {
   template <class Data>
   double evaluate(Data&& data) {
     static_assert(detail::TrainingData<Data>,
-                  "attend::Trainer: the data need inputs() and targets(), or size() and get_batch(indices) as a "
-                  "torch::data dataset of Example<> has, which must not be const");
+                  "attend::Trainer: the data set needs inputs() and targets(), or must be a torch::data dataset of "
+                  "Example<> with size() and get_batch(indices) that is not const");
     detail::Batches<std::remove_reference_t<Data>> batches("the data set", data, device_, options_.batch_size());
     return mean_loss(batches);
   }

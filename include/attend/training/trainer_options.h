@@ -74,11 +74,11 @@ inline const TrainerOptions& checked(const TrainerOptions& options) {
                     options.accumulation_steps(), ") must be at least 1");
   TORCH_CHECK_VALUE(!options.autocast() || *options.autocast() == torch::kBFloat16, "attend::Trainer: autocast (",
                     c10::toString(options.autocast().value_or(torch::kBFloat16)),
-                    ") must be BFloat16; float16 would need its gradients scaled");
+                    ") must be BFloat16; float16 would need gradient scaling");
   if (options.device() && options.device()->is_cuda()) {
     const auto devices = static_cast<std::int64_t>(torch::cuda::device_count());
     TORCH_CHECK_VALUE(std::max<std::int64_t>(options.device()->index(), 0) < devices, "attend::Trainer: device (",
-                      *options.device(), ") is not there: this machine has ", devices, " CUDA devices");
+                      *options.device(), ") does not exist: this machine has ", devices, " CUDA devices");
   }
   return options;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// expect: as a torch::data dataset of Example<> has, which must not be const
+// expect: a torch::data dataset of Example<> with size() and get_batch(indices) that is not const
 #include <attend/training/trainer.h>
 
 #include <torch/data/datasets/mnist.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// expect: attend::Trainer: the data need inputs() and targets(), or size() and get_batch(indices)
+// expect: attend::Trainer: the data set needs inputs() and targets(), or must be a torch::data dataset of Example<>
 #include <attend/training/trainer.h>
 
 #include <torch/nn/modules/linear.h>

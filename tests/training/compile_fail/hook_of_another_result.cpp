@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// expect: attend::Trainer: a hook of this callback has another signature than void or bool of (attend::TrainingState&)
+// expect: attend::Trainer: each hook of a callback must take attend::TrainingState& and return void or bool
 #include <attend/data/shape_dataset.h>
 #include <attend/training/trainer.h>
 

@@ -184,8 +184,8 @@ inline at::Tensor checked_slopes(const at::Tensor& slopes, const Problem& proble
   const bool is_shared = slopes.dim() == 1 && slopes.size(0) == problem.num_heads();
   TORCH_CHECK_VALUE(is_shared || (slopes.dim() == 2 && slopes.size(0) == problem.batch_size() &&
                                   slopes.size(1) == problem.num_heads()),
-                    "attend::attention: alibi_slopes must be (H) or (N, H), with N ", problem.batch_size(), " and H ",
-                    problem.num_heads(), ", got ", slopes.sizes());
+                    "attend::attention: alibi_slopes must be (H) or (N, H), with N = ", problem.batch_size(),
+                    " and H = ", problem.num_heads(), ", got ", slopes.sizes());
   return is_shared ? slopes.unsqueeze(0) : slopes;
 }
 
@@ -214,7 +214,7 @@ inline at::Tensor checked_offsets(const char* name, const at::Tensor& given, con
 inline std::int64_t common_size(const char* what, const char* name, std::int64_t size, const char* other_name,
                                 std::int64_t other_size) {
   TORCH_CHECK_VALUE(size == other_size || size == 1 || other_size == 1, "attend::attention: the ", what, " of ", name,
-                    " (", size, ") must be that of ", other_name, " (", other_size, "), or one of them must be 1");
+                    " (", size, ") must equal that of ", other_name, " (", other_size, "), or one of them must be 1");
   return size == 1 ? other_size : size;
 }
 
@@ -302,7 +302,7 @@ inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& 
     problem.key_offsets = checked_offsets("key_offsets", options.key_offsets(), "S", problem.key_length(), query);
     TORCH_CHECK_VALUE(problem.query_offsets.size(0) == problem.key_offsets.size(0), "attend::attention: query_offsets ",
                       problem.query_offsets.sizes(), " and key_offsets ", problem.key_offsets.sizes(),
-                      " must be of the same length");
+                      " must have the same length");
   }
   return problem;
 }

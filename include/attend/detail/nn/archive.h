@@ -56,7 +56,8 @@ inline void check_archive(const char* layer, const torch::nn::Module& module, to
     return own_option.empty() ? presence : own_option;
   };
   const auto saved_with_another = [](const std::string& option) {
-    return option.empty() ? "Was it saved by such a layer?" : "The layer that was saved has another " + option + ".";
+    return option.empty() ? "Was the archive saved by the same kind of layer?"
+                          : "The saved layer has a different " + option + ".";
   };
   for (const auto& [name, tensor] : own)
     TORCH_CHECK_VALUE(saved.count(name) == 1, layer, ": cannot load: the archive has no ", name,
@@ -70,7 +71,7 @@ inline void check_archive(const char* layer, const torch::nn::Module& module, to
     const ParameterOptions of_sizes = options_of(name);
     for (std::size_t i = 0; i < of_sizes.sizes.size() && other.dim() == tensor.dim(); ++i)
       if (tensor.sizes()[i] != other.sizes()[i])
-        different += (different.empty() ? "" : ", and another ") + of_sizes.sizes[i];
+        different += (different.empty() ? "" : ", and a different ") + of_sizes.sizes[i];
     TORCH_CHECK_VALUE(other.sizes() == tensor.sizes(), layer, ": cannot load: ", name, " is ", other.sizes(),
                       " in the archive and ", tensor.sizes(), " in this layer. ", saved_with_another(different));
     TORCH_CHECK_TYPE(other.scalar_type() == tensor.scalar_type(), layer, ": cannot load: ", name, " is ",

@@ -64,7 +64,7 @@ class FusedNode : public torch::autograd::Node {
     for (at::Tensor& input : inputs) input = in_memory(input);
     for (const at::Tensor& input : inputs)
       TORCH_CHECK_NOT_IMPLEMENTED(!input.defined() || !input._fw_grad(/*level=*/0).defined(), function.name(),
-                                  ": fused kernels have no forward-mode derivative; use kReference");
+                                  ": fused kernels have no forward-mode derivative; set .backend(kReference)");
     const bool is_recorded = torch::autograd::compute_requires_grad(at::TensorList(inputs));
     FusedOutputs result;
     {
@@ -156,8 +156,8 @@ class FusedNode : public torch::autograd::Node {
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       const Kind& kind = kinds_[i];
       TORCH_CHECK(!inputs[i].defined() || (inputs[i].scalar_type() == kind.dtype && inputs[i].sizes() == kind.sizes),
-                  function_.name(), ": a tensor that the backward pass needs was ", kind.dtype, " ",
-                  at::IntArrayRef(kind.sizes), " in the forward pass, and set_data() has made it ",
+                  function_.name(), ": the backward pass needs a tensor that was ", kind.dtype, " ",
+                  at::IntArrayRef(kind.sizes), " in the forward pass; set_data() has changed it to ",
                   inputs[i].scalar_type(), " ", inputs[i].sizes());
     }
   }

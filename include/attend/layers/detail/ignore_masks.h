@@ -56,7 +56,7 @@ inline torch::Tensor checked_attn_mask(const char* layer, const torch::Tensor& g
   const auto fits = [&](int i) { return mask.size(i) == shared[i] || mask.size(i) == 1; };
   const bool is_shared = mask.dim() == 2 && fits(0) && fits(1);
   TORCH_CHECK_VALUE(is_shared || mask.sizes() == torch::IntArrayRef(for_each_head), layer,
-                    ": attn_mask must be (L, S) = ", torch::IntArrayRef(shared), ", where sizes may be 1, or ",
+                    ": attn_mask must be (L, S) = ", torch::IntArrayRef(shared), ", where each size may be 1, or ",
                     sizes.is_batched ? "(N·H, L, S) = " : "(H, L, S) = ", torch::IntArrayRef(for_each_head), ", got ",
                     given.sizes());
   return is_shared ? mask.unsqueeze(0).unsqueeze(0) : mask.unflatten(0, {sizes.batch, sizes.heads});

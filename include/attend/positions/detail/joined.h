@@ -23,7 +23,7 @@ inline torch::Tensor joined(const char* layer, const torch::Tensor& x, const tor
   if (combine == Combine::kConcatenate)
     return at::cat({x, positions.unsqueeze(0).expand({x.size(0), -1, -1})}, 1);  // (N, C + P, L)
   TORCH_CHECK_VALUE(positions.size(0) == x.size(1) || positions.size(0) == 1, layer, ": x (", x.size(1),
-                    " channels) must have the channels of the positions (", positions.size(0), ") for kAdd");
+                    " channels) must have as many channels as the positions (", positions.size(0), ") for kAdd");
   return x + positions;  // (N, C, L)
 }
 

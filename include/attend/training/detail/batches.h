@@ -34,11 +34,10 @@ concept TensorData = requires(Data& data) {
 
 /// A torch::data dataset that can be asked for any samples: batches are vectors of examples, or stacked already.
 template <class Data>
-concept TorchDataset = !TensorData<Data> && requires(Data& data, std::vector<std::size_t> indices) {
+concept TorchDataset = !TensorData<Data> && requires(Data & data, std::vector<std::size_t> indices) {
   { data.size() } -> std::same_as<std::optional<std::size_t>>;
   requires std::same_as<std::remove_cvref_t<decltype(data.get_batch(indices))>, torch::data::Example<>> ||
-               std::same_as<std::remove_cvref_t<decltype(data.get_batch(indices))>,
-                            std::vector<torch::data::Example<>>>;
+      std::same_as<std::remove_cvref_t<decltype(data.get_batch(indices))>, std::vector<torch::data::Example<>>>;
 };
 
 template <class Data>
@@ -65,7 +64,7 @@ class Batches {
       targets_ = targets.detach().to(device);
     } else {
       const std::optional<std::size_t> size = data.size();
-      TORCH_CHECK_VALUE(size.has_value(), "attend::Trainer: ", name, " must know its size()");
+      TORCH_CHECK_VALUE(size.has_value(), "attend::Trainer: ", name, " must have a known size()");
       size_ = static_cast<std::int64_t>(*size);
     }
     TORCH_CHECK_VALUE(size_ >= 1, "attend::Trainer: ", name, " must not be empty");

@@ -41,14 +41,15 @@ concept HasHook = requires(Callback& callback, TrainingState& state) {
 
 template <class Callback, class... Hooks>
 constexpr void check_hooks() {
+  static_assert((HasHook<Hooks, Callback> || ...),
+                "attend::Trainer: a callback needs at least one of on_fit_begin, on_epoch_begin, on_before_step, "
+                "on_batch_end, on_epoch_end, on_fit_end. Each takes attend::TrainingState& and returns void or bool. A "
+                "validation set is passed before the callbacks; it needs inputs() and targets(), or size() and "
+                "get_batch(indices)");
   static_assert(
-      (HasHook<Hooks, Callback> || ...),
-      "attend::Trainer: a callback needs at least one of on_fit_begin, on_epoch_begin, on_before_step, "
-      "on_batch_end, on_epoch_end, on_fit_end, taking attend::TrainingState& and returning void or bool (and a "
-      "validation set, which comes before the callbacks, needs inputs() and targets() or get_batch(indices))");
-  static_assert(((HasHook<Hooks, Callback> || !Hooks::template kIsNamed<Callback>)&&...),
-                "attend::Trainer: a hook of this callback has another signature than void or bool of "
-                "(attend::TrainingState&), and would never be called");
+      ((HasHook<Hooks, Callback> || !Hooks::template kIsNamed<Callback>)&&...),
+      "attend::Trainer: each hook of a callback must take attend::TrainingState& and return void or bool. A hook "
+      "of this callback has another signature and would never be called");
 }
 
 template <class Callback>

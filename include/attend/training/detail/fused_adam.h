@@ -184,9 +184,9 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
       for (const torch::Tensor& each : {gradient, state.exp_avg(), state.exp_avg_sq(), state.max_exp_avg_sq()}) {
         TORCH_CHECK_VALUE(
             !each.defined() || (each.sizes() == parameter.sizes() && each.scalar_type() == parameter.scalar_type()),
-            Traits::kName, ": the ", each.is_same(gradient) ? "gradient" : "state", " of a parameter ",
-            parameter.scalar_type(), " ", parameter.sizes(), " must have its dtype and sizes, got ", each.scalar_type(),
-            " ", each.sizes());
+            Traits::kName, ": the ", each.is_same(gradient) ? "gradient" : "state",
+            " of a parameter must have its dtype and sizes, ", parameter.scalar_type(), " ", parameter.sizes(),
+            ", got ", each.scalar_type(), " ", each.sizes());
       }
       TORCH_CHECK_NOT_IMPLEMENTED(parameter.is_non_overlapping_and_dense(), Traits::kName,
                                   ": a parameter must be dense in memory, got sizes ", parameter.sizes(),
@@ -263,7 +263,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
     State& state = *known;
     TORCH_CHECK_VALUE(state.device_step.device() == parameter.device(), Traits::kName, ": the state (",
                       state.device_step.device(), ") must be on the device of its parameter (", parameter.device(),
-                      "); move the model before the optimizer's first step, and name the device in torch::load");
+                      "); move the model before the optimizer's first step, and pass the device to torch::load");
     if (options.amsgrad() && !state.max_exp_avg_sq().defined()) state.max_exp_avg_sq(at::zeros_like(parameter));
     return state;
   }

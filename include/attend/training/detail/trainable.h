@@ -40,7 +40,7 @@ inline void check_trains_something(const char* function, const torch::optim::Opt
   check_records_gradients(function);
   check_trains_something(function, optimizer);
   TORCH_CHECK_VALUE(false, function,
-                    ": the loss must depend on a parameter that requires a gradient; something between them was "
+                    ": the loss must depend on a parameter that requires a gradient; a tensor between them was "
                     "detached or computed without gradients");
 }
 
@@ -56,7 +56,7 @@ inline std::string why_inputs_do_not_fit(const torch::Tensor& inputs, const torc
   }
   if (first == nullptr) return "";
   return c10::str("attend::TrainingStep: the inputs are ", inputs.scalar_type(), " on ", inputs.device(),
-                  ", the parameters ", first->scalar_type(), " on ", first->device(),
+                  ", and the parameters are ", first->scalar_type(), " on ", first->device(),
                   "; convert one of them with .to()");
 }
 
