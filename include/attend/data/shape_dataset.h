@@ -30,7 +30,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
-/// The samples of a data set one by one, as torch's transforms want them.
+/// Gives the samples of a data set one by one, as torch's transforms need them.
 template <class Data>
 class Samples : public torch::data::datasets::Dataset<Samples<Data>> {
  public:
@@ -55,8 +55,8 @@ enum class ShapeGenerator {
 
 /// The groups of shapes whose heights are averaged in the target.
 enum class GroupBy {
-  kKind,      ///< the triangles, and the rectangles
-  kLocation,  ///< the left half of the shapes, and the right half; the middle one of an odd number is in the right half
+  kKind,      ///< all triangles; all rectangles
+  kLocation,  ///< the left half of the shapes; the right half, which includes the middle shape of an odd number
 };
 
 /// How ShapeDataset scales a signal.
@@ -209,10 +209,10 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
   const ShapeDatasetOptions& options() const { return options_; }
 
  private:
-  static constexpr std::int64_t kLargestSize = 1 << 20, kLargestHeight = 1 << 20;  // products of generators are exact
+  static constexpr std::int64_t kLargestSize = 1 << 20, kLargestHeight = 1 << 20;  // generators' products are exact
   static constexpr double kLargestNoise = 1e9;                                     // far from overflow
 
-  // Philox counters of a sample: shapes and noise draw from streams that never meet.
+  // Philox counters of a sample: shapes and noise use streams that never overlap.
   static constexpr std::uint64_t kShapeStream = 0;
   static constexpr std::uint64_t kNoiseStream = std::uint64_t{1} << 32;
 
@@ -248,7 +248,7 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
 
   bool is_handout() const { return options_.generator() == ShapeGenerator::kHandout; }
 
-  /// Calls an action with the generator that the options ask for.
+  /// Calls `action` with the generator of the options.
   template <class Action>
   void by_generator(const Action& action) const {
     const bool by_kind = options_.group_by() == GroupBy::kKind;
@@ -276,7 +276,7 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
 
   /// Adds noise, normalizes, and stores a signal.
   void write(std::vector<double>& signal, const std::vector<float>& noise, float* row) const {
-    // The product of two single precision numbers is exact in double precision: contracted or not, the sum is the same.
+    // The product of two float32 numbers is exact in double, so the sum is the same whether it is contracted or not.
     const double factor = static_cast<float>(is_handout() ? *options_.noise_std() * std::sqrt(3.0)  // from U(−1, 1)
                                                           : *options_.noise_std());
     double smallest = std::numeric_limits<double>::infinity(), largest = -smallest;

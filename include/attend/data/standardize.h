@@ -50,8 +50,8 @@ struct StandardizeOptions {
 ///
 /// y = (x − mean) / deviation, with the mean and the standard deviation of the data that a model is trained with.
 ///
-/// Buffers: `mean` and `deviation`, 0-d float32. They are saved, loaded and moved with the model, and are not trained.
-/// One pair of numbers serves all channels and positions.
+/// Buffers: `mean` and `deviation`, 0-d float32. They are saved, loaded and moved with the model, but not trained. One
+/// pair of numbers is used for all channels and positions.
 ///
 /// Shapes: x of any shape → the same shape.
 ///
@@ -60,8 +60,8 @@ struct StandardizeOptions {
 ///
 /// @code
 /// attend::Standardize standardize(train_set.inputs());
-/// torch::Tensor y = standardize(x);                  // what the model sees
-/// torch::Tensor back = standardize->inverse(y);      // in the units of x again
+/// torch::Tensor y = standardize(x);                  // the input of the model
+/// torch::Tensor back = standardize->inverse(y);      // in the units of x
 /// @endcode
 class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
  public:
@@ -131,7 +131,7 @@ class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
       deviation;       ///< the buffer with the standard deviation, 0-d float32
 
  private:
-  /// Any dtype will do. Buffers on the CPU serve tensors on every device, because they have no size.
+  /// Any dtype is accepted. Buffers on the CPU can be used with tensors on every device, because they are 0-d.
   void check(const char* name, const torch::Tensor& tensor) const {
     detail::check_tensor("attend::Standardize", name, tensor);
     if (!mean.is_cpu()) detail::check_device("attend::Standardize", name, tensor, mean);

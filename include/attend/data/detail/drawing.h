@@ -11,7 +11,7 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// One sample without noise, as a generator draws it: the shapes from left to right, and the heights at each position.
-/// Samples that are drawn one after another into the same Drawing allocate nothing anew.
+/// Drawing several samples into the same Drawing reuses its memory.
 struct Drawing {
   std::vector<DrawnShape> shapes;
   std::vector<double> input, target;

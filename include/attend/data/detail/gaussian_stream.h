@@ -11,12 +11,14 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Standard normal numbers by Marsaglia and Tsang's ziggurat: the area below the bell's right half is covered by 256
-/// layers of one area, each a strip as wide as the bell is at its lower edge, and the lowest has the tail besides. A
-/// random point of a random layer is below the bell at once in 99 of 100 cases.
+/// Standard normal numbers by the ziggurat method of Marsaglia and Tsang.
 ///
-/// No sum here has a product for a term, except for std::fma, so that no compiler may contract it; and all operations
-/// are those that IEEE 754 rounds in one way only.
+/// 256 layers of equal area cover the area below the right half of the bell curve. Each layer is a horizontal strip, as
+/// wide as the bell at the strip's lower edge; the lowest layer also has the tail. A random point of a random layer is
+/// accepted at once in 99 of 100 cases.
+///
+/// The same seed gives the same bits with every compiler: no sum has a product as a term, except in std::fma, so no
+/// compiler may contract it; and IEEE 754 rounds each operation used here in exactly one way.
 ///
 /// Source: G. Marsaglia, W. W. Tsang, "The ziggurat method for generating random variables", J. Stat. Soft. 5 (2000).
 class GaussianStream {
@@ -25,13 +27,13 @@ class GaussianStream {
   GaussianStream(std::uint64_t seed, std::uint64_t first_counter, std::int64_t sample)
       : layers_(layers()), words_(seed, first_counter, sample) {}
 
-  /// The next numbers of the stream.
+  /// Writes the next numbers of the stream.
   void fill(float* numbers, std::int64_t count) {
     for (float* const end = numbers + count; numbers < end;) {
       const std::uint32_t* const words = words_.begin();
       const auto most = static_cast<int>(std::min<std::int64_t>(end - numbers, words_.end() - words));
       int i = 0;
-      for (; i < most; ++i) {  // until a point that may lie above the bell
+      for (; i < most; ++i) {  // up to a point that may be above the bell
         const std::uint32_t layer = words[i] % kLayers;
         const std::int32_t position = (static_cast<std::int32_t>(words[i]) >> 7) | 1;  // odd, within ±2²⁴
         numbers[i] = static_cast<float>(position) * layers_.step[layer];
@@ -45,20 +47,20 @@ class GaussianStream {
 
  private:
   static constexpr int kLayers = 256;
-  static constexpr double kTail = 3.6541528853610088;           // where the tail begins
-  static constexpr double kTailHeight = 1.2602859304985976e-3;  // of exp(−x²/2), there
-  static constexpr double kArea = 4.9286732339746554e-3;        // of each layer
+  static constexpr double kTail = 3.6541528853610088;           // x at which the tail begins
+  static constexpr double kTailHeight = 1.2602859304985976e-3;  // exp(−x²/2) at kTail
+  static constexpr double kArea = 4.9286732339746554e-3;        // the area of each layer
 
   struct Layers {
-    float step[kLayers];           // a layer's width, by 2²⁴
-    std::int32_t inside[kLayers];  // positions nearer to 0 lie below the next layer, and so below the bell
-    double height[kLayers + 1];    // of the bell at a layer's lower edge
+    float step[kLayers];           // the width of a layer, divided by 2²⁴
+    std::int32_t inside[kLayers];  // smaller positions are below the bell, because the next layer covers them too
+    double height[kLayers + 1];    // of the bell, at the lower edge of a layer
   };
 
   static const Layers& layers() {
     static const Layers kAll = [] {
       Layers all{};
-      double width = kArea / kTailHeight, next = kTail;  // the lowest layer is as wide as if it were a strip
+      double width = kArea / kTailHeight, next = kTail;  // the lowest layer, as if it were a strip
       for (int i = 0; i < kLayers; ++i) {
         all.step[i] = static_cast<float>(width * 0x1p-24);
         all.inside[i] = static_cast<std::int32_t>(next / width * 0x1p24);
@@ -72,7 +74,7 @@ class GaussianStream {
     return kAll;
   }
 
-  /// Whether the point of the next word counts; if it is in the tail, `x` moves there.
+  /// Whether the point of the next word is accepted. If it belongs to the tail, `x` is replaced by a tail value.
   bool is_settled(float& x) {
     const std::uint32_t layer = words_() % kLayers;
     if (layer != 0) return is_below_bell(x, layer);
@@ -92,7 +94,7 @@ class GaussianStream {
     }
   }
 
-  /// The natural logarithm: x = m · 2ᵉ with m around 1, and log m = 2 artanh((m − 1)/(m + 1)) by its series.
+  /// The natural logarithm: x = m · 2ᵉ with m near 1, and log m = 2 artanh((m − 1)/(m + 1)) by its power series.
   static double log(double x) {
     int exponent = 0;
     double mantissa = std::frexp(x, &exponent);
@@ -100,7 +102,7 @@ class GaussianStream {
       mantissa *= 2.0;
       exponent -= 1;
     }
-    const double t = (mantissa - 1.0) / (mantissa + 1.0);  // at most 0.1716 in size
+    const double t = (mantissa - 1.0) / (mantissa + 1.0);  // |t| ≤ 0.1716
     const double square = t * t;
     double series = 1.0 / 19.0;
     for (int odd = 17; odd >= 1; odd -= 2) series = std::fma(series, square, 1.0 / odd);

@@ -16,10 +16,10 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Draws samples as the handout does: two triangles and two rectangles anywhere, again and again until none touches
-/// another and the heights to be averaged differ enough.
+/// Draws samples as the handout does: two triangles and two rectangles at random positions. A draw is rejected and
+/// repeated until no two shapes touch and the averaged heights differ enough.
 ///
-/// No sum here has an inexact product for a term, so that compilers that contract get the same bits.
+/// No sum has an inexact product as a term, so a compiler that contracts sums gives the same bits.
 class HandoutShapes {
  public:
   using Noise = UniformStream;  // from −1 to 1
@@ -53,13 +53,13 @@ class HandoutShapes {
   }
 
  private:
-  static constexpr int kMostDraws = 10'000;  // one in six is accepted at the default sizes
+  static constexpr int kMostDraws = 10'000;  // with default options one draw in six is accepted
   static constexpr int kSmallestWidth = 5, kLargestWidth = 11;
   static constexpr int kLeastDifference = 4;
 
-  /// Whether these shapes make a sample; if so they are sorted from left to right and get their target heights.
+  /// Whether these shapes make a sample. If so, they are sorted from left to right and get their target heights.
   bool is_accepted(std::vector<DrawnShape>& shapes) const {
-    // Triangles alone are to differ by kind, as in the handout's program.
+    // By kind, only the heights of the triangles must differ, as in the handout's program.
     if (by_kind_ && std::abs(shapes[0].height - shapes[1].height) <= kLeastDifference) return false;
     std::sort(shapes.begin(), shapes.end(), [](const auto& a, const auto& b) { return a.centre < b.centre; });
     for (std::size_t i = 0; i < 3; ++i)
@@ -73,7 +73,7 @@ class HandoutShapes {
     return by_kind_ || std::abs(sums[0] - sums[1]) > 2 * kLeastDifference;
   }
 
-  /// The distance from the centre at which a shape has come down to 0.
+  /// The distance from the centre at which the height of a shape reaches 0.
   static double reach(const DrawnShape& shape) {
     return 0.5 * shape.width + (shape.kind == ShapeKind::kTriangle ? 0.5 : 0.0);
   }
@@ -88,7 +88,7 @@ class HandoutShapes {
 
   void render(const DrawnShape& shape, double height, double* signal) const {
     for (std::int64_t t = first(shape); t <= last(shape); ++t) {
-      // h − 2h/w · relu(|t − c| − 1/2), with the flat top of one position that this has
+      // h − 2h/w · relu(|t − c| − 1/2), which has a flat top one position wide
       const double distance = std::max(std::abs(static_cast<double>(t) - shape.centre), 0.5);
       signal[t] = shape.kind == ShapeKind::kRectangle
                       ? height

@@ -12,7 +12,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Draws samples as the notebook does: from integers, from the left to the right until a shape does not fit.
+/// Draws samples as the notebook does: integer sizes, from left to right, until a shape does not fit.
 class NotebookShapes {
  public:
   using Noise = GaussianStream;  // of standard deviation 1
@@ -60,7 +60,7 @@ class NotebookShapes {
     double value() const { return static_cast<double>(numerator) / static_cast<double>(denominator); }
   };
 
-  /// Which shapes share a mean: those of one kind, or those of one half of the signal's shapes.
+  /// The group of a shape, which shares one mean: the shapes of one kind, or one half of the shapes of the signal.
   std::size_t group(const std::vector<DrawnShape>& shapes, std::size_t i) const {
     return by_kind_ ? shapes[i].kind == ShapeKind::kTriangle : i >= shapes.size() / 2;
   }
@@ -73,7 +73,7 @@ class NotebookShapes {
       double& x = signal[base + i];
       if (shape.kind == ShapeKind::kRectangle)
         x = height.value();
-      else if (i < rise)  // the integer part of i/rise of the height
+      else if (i < rise)  // i/rise of the height, rounded down
         x = static_cast<double>(height.numerator * i / (height.denominator * rise));
       else
         x = static_cast<double>(height.numerator * (width - i) / (height.denominator * fall));

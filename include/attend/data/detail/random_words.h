@@ -14,7 +14,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// The words of philox(seed, first_counter, sample), then those of (seed, first_counter + 1, sample), and so on.
 ///
-/// On x86-64 four blocks are drawn at a time, which takes two thirds of the time of one after the other.
+/// On x86-64 four blocks are drawn at a time. That takes two thirds of the time of single blocks.
 class RandomWords {
  public:
   RandomWords(std::uint64_t seed, std::uint64_t first_counter, std::int64_t sample)
@@ -25,24 +25,24 @@ class RandomWords {
     return words_[used_++];
   }
 
-  /// In (0, 1): the middles of 2³² equal steps.
+  /// A number in (0, 1): the middle of one of 2³² equal intervals.
   double uniform() { return (2.0 * (*this)() + 1.0) * 0x1p-33; }  // exact
 
-  /// The words that are drawn already: at least one. They are there until the next draw.
+  /// The words that are already drawn, at least one. The pointer is valid until the next draw.
   const std::uint32_t* begin() {
     if (used_ == kCount) draw();
     return words_ + used_;
   }
   const std::uint32_t* end() const { return words_ + kCount; }
 
-  /// Goes on behind the first `count` of them.
+  /// Skips the first `count` of them.
   void skip(int count) { used_ += count; }
 
  private:
   static constexpr int kBlocks = 8, kCount = 4 * kBlocks;
 
 #if defined(__x86_64__)
-  /// Two blocks, each word in the lower half of 64 bits; what is in the upper half does not count.
+  /// Two blocks. Each word is the lower half of 64 bits; the upper half is ignored.
   struct TwoBlocks {
     TwoBlocks(std::uint64_t counter, std::uint64_t sample)
         : words{two_words(counter + 1, counter), _mm_srli_epi64(words[0], 32), two_words(sample, sample),
