@@ -9,7 +9,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Four random words: what one call of Philox yields.
+/// The four random words of one call of Philox.
 struct PhiloxBlock {
   std::uint32_t words[4];
 };
@@ -18,8 +18,8 @@ inline constexpr std::uint32_t kPhiloxMultiplier0 = 0xD2511F53, kPhiloxMultiplie
 inline constexpr std::uint32_t kPhiloxWeyl0 = 0x9E3779B9, kPhiloxWeyl1 = 0xBB67AE85;
 inline constexpr int kPhiloxRounds = 10;
 
-/// Philox4x32-10: a random function rather than a random stream. The same seed and counter give the same four words
-/// on every machine, in any order, on any number of threads, on the CPU and on the GPU.
+/// Philox4x32-10, a function from seed and counter to four random words. It has no state: the same arguments give the
+/// same words on every machine, in any order, on any number of threads, on the CPU and on the GPU.
 ///
 /// Source: J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 ///

@@ -18,16 +18,16 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Threads that sleep between sections. A section is a number of pieces of work; the caller and the workers take pieces
-/// until there are none. The caller waits only for pieces that a worker has begun: it needs no worker at all.
+/// Threads that sleep between sections. A section is a number of pieces of work. The caller and the workers take pieces
+/// until none is left. The caller waits only for pieces that a worker has begun, so it can finish without any worker.
 ///
-/// - Which thread takes a piece is a matter of chance; results must depend on the number of the piece alone. Workers
-///   compute in the caller's floating point environment (rounding, flushed denormals).
-/// - There is one pool in a program, and one section in a pool. A section that begins within another, or while another
-///   user thread has one, runs on its caller alone.
+/// - The thread that takes a piece is not determined, so results must depend only on the number of the piece. Workers
+///   use the floating-point environment of the caller (rounding, flushed denormals).
+/// - A program has one pool, and a pool runs one section at a time. A section that begins within another one, or while
+///   another user thread runs one, runs on its caller alone.
 /// - The caller gets the first exception. Pieces that have not begun by then are not computed.
-/// - The first section starts the first worker. Workers are kept, as many as the largest section has asked for, until
-///   the program ends or its library is unloaded. If the system starts no more, there are fewer.
+/// - The first section starts the first worker. Workers stay until the program ends or its library is unloaded. Their
+///   number is the largest that a section has needed, or fewer if the system refuses to start more.
 /// - A process made by fork() has no workers and starts its own.
 class ThreadPool {
  public:
@@ -39,7 +39,7 @@ class ThreadPool {
       for (int i = 0; i < pieces; ++i) work(i);
   }
 
-  /// Whether the calling thread is at work on a piece.
+  /// Whether the calling thread is computing a piece.
   static bool& is_in_section() {
     thread_local bool is_in_section = false;
     return is_in_section;
@@ -55,12 +55,12 @@ class ThreadPool {
     std::exception_ptr error{};
   };
 
-  /// What is left of the section: pieces that nobody has begun, and workers that may join. Whoever takes a piece by
-  /// compare_exchange may read section_: it stays until this piece is finished.
+  /// The rest of the section: pieces that have not begun, and workers that may still join. A thread that takes a piece
+  /// by compare_exchange may read section_, which stays valid until that piece is finished.
   struct alignas(8) Left {
     std::uint32_t pieces = 0;
     std::uint16_t workers = 0;
-    std::uint16_t turn = 0;  // of the section, so that a worker late for one section joins the next as others do
+    std::uint16_t turn = 0;  // number of the section, so that a late worker joins the next section properly
   };
 
   static std::atomic<ThreadPool*>& pool() {
@@ -68,7 +68,7 @@ class ThreadPool {
     return pool;
   }
 
-  /// Never destroyed, because other threads may come late; only its workers end.
+  /// The pool is never destroyed, because other threads may still use it at the end; only its workers end.
   static ThreadPool& instance() {
     struct AtEnd {
       ~AtEnd() {
@@ -104,7 +104,7 @@ class ThreadPool {
     is_in_section() = true;
     for (Left at; take(at, turn);) finish(section, at);
     is_in_section() = false;
-    // Going to sleep and waking up takes longer than the others need as a rule.
+    // Sleeping and waking up usually takes longer than the others need to finish.
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(20);
     while (unfinished_ != 0 && std::chrono::steady_clock::now() < deadline) continue;
     for (int left; (left = unfinished_) != 0;) unfinished_.wait(left);
@@ -115,7 +115,7 @@ class ThreadPool {
   void start(int workers) {
     try {
       while (static_cast<int>(workers_.size()) < workers) workers_.emplace_back([this] { serve(); });
-    } catch (const std::system_error&) {  // then there are fewer
+    } catch (const std::system_error&) {  // continue with fewer workers
     }
   }
 
@@ -141,7 +141,7 @@ class ThreadPool {
     }
   }
 
-  /// Takes a piece of any section as a worker that joins.
+  /// Takes a piece of any section, as a worker that joins it.
   bool take(Left& at) {
     at = left_;
     while (at.pieces > 0 && at.workers > 0) {
@@ -168,7 +168,7 @@ class ThreadPool {
     if (--unfinished_ == 0) unfinished_.notify_one();
   }
 
-  std::mutex mutex_;  // of who has a section
+  std::mutex mutex_;  // held by the caller of the running section
   std::vector<std::thread> workers_;
   Section* section_ = nullptr;
   std::atomic<bool> is_stopped_{false};

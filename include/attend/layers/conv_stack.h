@@ -114,7 +114,7 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
       const std::int64_t in = i == 0 ? options.in_channels() : options.hidden_channels();
       const std::int64_t out = i == options.depth() - 1 ? options.out_channels() : options.hidden_channels();
       const auto conv_options = torch::nn::Conv1dOptions(in, out, options.kernel_size()).padding(torch::kSame);
-      const std::string name = std::to_string(2 * i);  // the odd numbers are the activations'
+      const std::string name = std::to_string(2 * i);  // odd numbers belong to the activations
       convolutions.emplace_back(register_module(name, torch::nn::Conv1d(conv_options)));
     }
   }
@@ -218,7 +218,7 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     return stack;
   }
 
-  /// Whether our kernels compute the stack. If not, `reason` says why, unless it is null.
+  /// Whether attend's kernels compute the stack. If not, `reason` is set to why, unless it is null.
   bool takes_kernels(const detail::ConvolutionStack& stack, const torch::Tensor& x,
                      std::string* reason = nullptr) const {
     using Kernels = detail::CpuConvolution;

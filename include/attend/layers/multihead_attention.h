@@ -155,7 +155,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     head_dim = options.head_dim().value_or(options.embed_dim() / options.num_heads());
     const std::int64_t width = options.num_heads() * head_dim, kv_width = num_kv_heads() * head_dim;
     _qkv_same_embed_dim = options.kdim() == options.embed_dim() && options.vdim() == options.embed_dim();
-    // What is not there is registered all the same, as torch does.
+    // A missing parameter is registered as an undefined tensor, as in torch.
     const auto parameter = [this](const char* name, bool is_there, torch::IntArrayRef sizes) {
       return register_parameter(name, is_there ? torch::empty(sizes) : torch::Tensor(), is_there);
     };
@@ -302,7 +302,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
  private:
   static constexpr const char* kName = "attend::MultiheadAttention";
 
-  /// What attention() is called with.
+  /// The arguments of attention().
   struct Call {
     torch::Tensor query, key, value;  // (N, H, L, head_dim), (N, G, S, head_dim) twice
     AttentionOptions options;
@@ -329,7 +329,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
                       ": both sides of window must be at least 0, or -1 for unlimited, got ", options.window());
   }
 
-  /// Without has_data, whatever forward() would compute has no data; see detail::without_data().
+  /// Without has_data, the tensors that forward() would compute have no data; see detail::without_data().
   Call call_of(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
                const torch::Tensor& key_padding_mask, const torch::Tensor& attn_mask, bool is_causal, bool has_data) {
     check(query, key, value);
@@ -364,8 +364,8 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
                       " must have the batch size of query ", query.sizes());
   }
 
-  /// Query, key and value by heads. One product for all three if they are one tensor, one for key and value if those
-  /// are.
+  /// Projects query, key and value, and splits them into heads. If all three are one tensor, one product computes them;
+  /// if key and value are one tensor, one product computes these two.
   Call projected(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value, bool has_data) {
     const std::int64_t heads = options.num_heads(), kv_heads = num_kv_heads();
     const std::int64_t width = heads * head_dim, kv_width = kv_heads * head_dim;
@@ -407,7 +407,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     return call;
   }
 
-  /// One more row for each head of (N, G, S, head_dim): `given` (1, 1, G · head_dim), or zeros if it is undefined.
+  /// Appends one row to each head of (N, G, S, head_dim): `given` (1, 1, G · head_dim), or zeros if it is undefined.
   void append(torch::Tensor& tensor, const torch::Tensor& given, bool has_data) const {
     const std::int64_t batch = tensor.size(0), heads = tensor.size(1), length = tensor.size(2);
     if (!has_data) {

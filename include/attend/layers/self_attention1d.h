@@ -194,8 +194,8 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
 
   /// Projects and splits the channels into heads: (N, in_channels, L) to tensors (N, H, L, channels / H).
   ///
-  /// Matrix products from the right of rows (N, L, in_channels), not convolutions: their results have the channels side
-  /// by side, which the fused kernels read without a copy.
+  /// Computes matrix products of the rows (N, L, in_channels), not convolutions. In the results the channels of a
+  /// position are adjacent, so the fused kernels read them without a copy.
   std::vector<torch::Tensor> projections(const torch::Tensor& x, const std::vector<torch::nn::Conv1d>& layers) const {
     std::vector<torch::Tensor> weights;
     for (const torch::nn::Conv1d& layer : layers) weights.push_back(layer->weight.squeeze(2));

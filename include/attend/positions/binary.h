@@ -29,7 +29,7 @@ inline void check_bits(const char* name, std::int64_t num_channels) {
                     ") must be between 1 and 62");
 }
 
-/// The number of channels, checked.
+/// The number of channels, after checks.
 inline std::int64_t num_bits(const char* name, std::int64_t length, std::optional<std::int64_t> num_channels) {
   check_positive(name, "length", length);
   const auto bits =
@@ -80,7 +80,7 @@ struct BinaryPositionsOptions {
   /// The number of bits, from 1 to 62. Default: the least number that distinguishes the positions of x. It depends on
   /// the length of x.
   TORCH_ARG(std::optional<std::int64_t>, num_channels) = std::nullopt;
-  /// How the channels join those of x. Default: kConcatenate.
+  /// How the channels are combined with those of x. Default: kConcatenate.
   TORCH_ARG(Combine, combine) = Combine::kConcatenate;
 };
 

@@ -7,7 +7,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// How a layer of positions combines its channels with those of a signal.
+/// How a layer of positional encodings combines its channels with those of a signal.
 enum class Combine {
   kConcatenate,  ///< appends P channels of positions: (N, C, L) → (N, C + P, L)
   kAdd,          ///< adds them to the signal's channels, (N, C, L) → (N, C, L); P must be C or 1

@@ -60,7 +60,7 @@ struct LearnedPositionsOptions {
   TORCH_ARG(std::int64_t, num_channels);
   /// The number of positions in the table, at least 1. No default. forward() throws for a longer signal.
   TORCH_ARG(std::int64_t, max_length);
-  /// How the channels join those of x. Default: kAdd.
+  /// How the channels are combined with those of x. Default: kAdd.
   TORCH_ARG(Combine, combine) = Combine::kAdd;
 };
 
@@ -73,8 +73,8 @@ struct LearnedPositionsOptions {
 /// - kAdd: x (N, C, L) → (N, C, L). num_channels must be C, or 1, which is added to every channel.
 /// - kConcatenate: x (N, C, L) → (N, C + num_channels, L)
 ///
-/// @throws c10::ValueError for options out of range, and if x is not 3-d, longer than max_length, on another device
-/// than the weight, or with kAdd has other channels.
+/// @throws c10::ValueError for options out of range, and if x is not 3-d, is longer than max_length, is on another
+/// device than the weight, or with kAdd has a different number of channels.
 /// @throws c10::TypeError if x has another dtype than the weight.
 ///
 /// Differs from torch.nn.Embedding: channels come first, as in signals, and there are no indices.

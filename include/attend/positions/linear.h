@@ -43,7 +43,7 @@ inline torch::Tensor linear_positions(std::int64_t length) {
 /// attend::LinearPositionsOptions().combine(attend::Combine::kConcatenate)
 /// @endcode
 struct LinearPositionsOptions {
-  /// How the channel joins those of x. Default: kConcatenate.
+  /// How the channel is combined with those of x. Default: kConcatenate.
   TORCH_ARG(Combine, combine) = Combine::kConcatenate;
 };
 

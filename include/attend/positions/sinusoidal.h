@@ -42,7 +42,7 @@ struct SinusoidalPositionsOptions {
   /// Whether even channels have the sine and odd channels the cosine, as in the paper. Otherwise it is the reverse.
   /// Default: false.
   TORCH_ARG(bool, sine_first) = false;
-  /// How the channels join those of x. Default: kAdd.
+  /// How the channels are combined with those of x. Default: kAdd.
   TORCH_ARG(Combine, combine) = Combine::kAdd;
 };
 

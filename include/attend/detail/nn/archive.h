@@ -16,14 +16,14 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The options of a layer that decide the sizes of one of its parameters, and whether there is one.
+/// The options of a layer that determine the sizes of one of its parameters, and whether the parameter exists.
 struct ParameterOptions {
-  std::string name;                // of the parameter
-  std::vector<std::string> sizes;  // for each size
-  std::string presence = "";       // empty: no option of this parameter alone
+  std::string name;                // the parameter
+  std::vector<std::string> sizes;  // the option of each size
+  std::string presence = "";       // the option that decides whether it exists; empty: none of its own
 };
 
-/// Adds the tensors of an archive and of the archives in it, by their full names.
+/// Adds the tensors of an archive and of its nested archives, by their full names.
 inline void add_tensors_of(torch::serialize::InputArchive& archive, const std::string& prefix,
                            std::map<std::string, torch::Tensor>& tensors) {
   for (const std::string& key : archive.keys()) {
@@ -36,10 +36,13 @@ inline void add_tensors_of(torch::serialize::InputArchive& archive, const std::s
   }
 }
 
-/// Throws unless the archive has the parameters and buffers of the layer and no other: c10::ValueError for another name
-/// or size, c10::TypeError for another dtype. Every layer calls it before it loads. LibTorch gives a parameter the
-/// sizes of the archive, reads float64 as float32 bit by bit, and skips tensors that the layer lacks. The message names
-/// the option; `presence` is the one that decides which parameters there are.
+/// Throws unless the archive has exactly the parameters and buffers of the layer: c10::ValueError for a different name
+/// or size, c10::TypeError for a different dtype.
+///
+/// Every layer calls this before it loads, because LibTorch does not check: it gives a parameter the sizes of the
+/// archive, reads the bits of float64 as float32, and skips tensors that the layer lacks.
+///
+/// The message names the option that differs. `presence` is the option that decides which parameters exist.
 inline void check_archive(const char* layer, const torch::nn::Module& module, torch::serialize::InputArchive& archive,
                           const std::vector<ParameterOptions>& options = {}, const std::string& presence = "") {
   std::map<std::string, torch::Tensor> saved, own;

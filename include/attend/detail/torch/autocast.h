@@ -11,7 +11,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// Whether autocast casts tensors of this dtype.
 inline bool can_be_autocast(const at::Tensor& x) { return x.is_floating_point() && x.scalar_type() != at::kDouble; }
 
-/// The dtype in which an operation that autocast covers takes x: that of autocast where it is on, but float64 stays.
+/// The dtype of x in an operation that autocast covers. If autocast is on, it is the dtype of autocast, except for
+/// float64 and for integers, which stay.
 inline at::ScalarType dtype_under_autocast(const at::Tensor& x) {
   const c10::DeviceType device = x.device().type();
   const bool is_cast =

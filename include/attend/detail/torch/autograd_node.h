@@ -19,8 +19,8 @@ using NodePointer = decltype(std::declval<torch::autograd::Node&>().getptr());
 template <class Node>
 auto make_node(Node* allocated) {
   if constexpr (std::is_same_v<NodePointer, std::shared_ptr<torch::autograd::Node>>) {
-    // deleteNode frees a long chain of nodes without recursion. Only argument-dependent lookup finds it here, so that
-    // versions without it compile this line.
+    // deleteNode frees a long chain of nodes without recursion. Argument-dependent lookup finds it, so LibTorch
+    // versions without it compile this line too.
     return std::shared_ptr<Node>(allocated, [](Node* node) { deleteNode(node); });
   } else {
     return c10::intrusive_ptr<Node>::unsafe_steal_from_new(allocated);

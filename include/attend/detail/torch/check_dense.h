@@ -10,8 +10,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Throws c10::TypeError unless the tensor's numbers can be read in memory by its sizes and strides. The tensor must be
-/// defined.
+/// Throws c10::TypeError unless the elements of the tensor can be read from memory by its sizes and strides. The tensor
+/// must be defined.
 inline void check_dense(const char* function, const char* name, const at::Tensor& tensor) {
   using Key = c10::DispatchKey;
   constexpr c10::DispatchKeySet kWrapped{Key::FuncTorchBatched, Key::FuncTorchGradWrapper, Key::Functionalize};

@@ -12,7 +12,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// A size that an option gives.
+/// A size set by an option must be at least 1.
 inline void check_positive(const char* layer, const char* name, std::int64_t value) {
   TORCH_CHECK_VALUE(value >= 1, layer, ": ", name, " (", value, ") must be at least 1");
 }
@@ -40,7 +40,7 @@ inline void check_fits_weights(const char* layer, const char* name, const torch:
                    can_be_autocast(tensor) && can_be_autocast(weight) ? ", or turn on autocast" : "");
 }
 
-/// The rules of every layer that takes a channels-first signal of any number of channels, (N, C, L): rank, and L ≥ 1.
+/// The rules of layers that take a channels-first signal (N, C, L) with any number of channels: 3-d, L ≥ 1.
 inline void check_signal(const char* layer, const torch::Tensor& x) {
   TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor (N, C, L), got an undefined one");
   check_dense(layer, "x", x);
@@ -48,8 +48,8 @@ inline void check_signal(const char* layer, const torch::Tensor& x) {
   TORCH_CHECK_VALUE(x.size(2) >= 1, layer, ": x must have a length of at least 1, got ", x.sizes());
 }
 
-/// The rules of every layer that takes a channels-first signal (N, channels, L): rank, channels, L ≥ 1, and the dtype
-/// and device of the layer's weights.
+/// The rules of layers that take a channels-first signal (N, channels, L): 3-d, this number of channels, L ≥ 1, and the
+/// dtype and device of the layer's weights.
 inline void check_signal(const char* layer, const torch::Tensor& x, std::int64_t channels,
                          const torch::Tensor& weight) {
   TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor (N, ", channels, ", L), got an undefined one");

@@ -11,8 +11,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// The elements of a tensor of dtype T.
 ///
-/// at::TensorBase::const_data_ptr<T>() would do, but clang 18 and newer mangle its name in another way than the
-/// compilers of LibTorch 2.11 and older, so that a program does not link (pytorch#169926).
+/// Replaces at::TensorBase::const_data_ptr<T>(): clang 18 and newer mangle its name differently from the compilers of
+/// LibTorch 2.11 and older, so a program that calls it does not link (pytorch#169926).
 template <class T>
 const T* const_data(const at::TensorBase& tensor) {
   constexpr c10::ScalarType kDtype = c10::CppTypeToScalarType<T>::value;

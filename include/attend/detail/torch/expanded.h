@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Expanded tensors, as expand() makes them: a stride of 0 where the size is above 1, so that numbers are there several
-// times but lie in memory once. Here is what keeps their casts and gradients as small as that.
+// Expanded tensors, as expand() makes them: the stride is 0 in a dimension of size above 1, so several elements share
+// one number in memory. These functions keep casts and gradients of such tensors as small as the memory.
 
 #include <attend/detail/torch/autograd_node.h>
 #include <attend/version.h>
@@ -30,7 +30,7 @@ inline bool is_expanded(const at::Tensor& tensor) {
   return false;
 }
 
-/// A view that has each number once: of size 1 where the tensor is expanded.
+/// A view that has each number once: expanded dimensions get size 1.
 inline at::Tensor one_copy(at::Tensor tensor) {
   for (std::int64_t d = 0; d < tensor.dim(); ++d)
     if (is_expanded(tensor, d)) tensor = tensor.narrow(d, 0, 1);
@@ -42,7 +42,7 @@ class ExpandedCast : public torch::autograd::Node {
  public:
   static constexpr const char* kName = "attend::cast";
 
-  /// cast(tensor) is the tensor in another dtype; its derivative is taken as 1.
+  /// cast(tensor) returns the tensor in another dtype; the derivative is taken as 1.
   template <class Cast>
   static at::Tensor apply_to(const at::Tensor& tensor, const Cast& cast) {
     if (!is_expanded(tensor)) return cast(tensor);
@@ -77,12 +77,11 @@ class ExpandedCast : public torch::autograd::Node {
   at::ScalarType dtype_;
 };
 
-/// The short way of a gradient: past the expand() that made an expanded tensor, to what was expanded. A gradient that
-/// takes it is summed over the copies and needs no memory for each of them.
+/// The edge past the expand() that made an expanded tensor, to the tensor before the expand(). A gradient that takes
+/// this short way is already summed over the copies, so no memory for each copy is needed.
 ///
-/// `edge` is that of the expanded tensor, which holds `numel` different numbers. The result is invalid if there is no
-/// such way: for a leaf that is expanded itself, and where another operation follows the expand(). unsqueeze() and an
-/// ExpandedCast may follow.
+/// `edge` is the edge of the expanded tensor, which has `numel` different numbers. After the expand(), only unsqueeze()
+/// and an ExpandedCast may follow. Otherwise, and for an expanded leaf, there is no short way: the result is invalid.
 inline torch::autograd::Edge edge_past_expand(torch::autograd::Edge edge, std::int64_t numel) {
   while (edge.is_valid()) {
     const std::string name = edge.function->name();
@@ -96,8 +95,8 @@ inline torch::autograd::Edge edge_past_expand(torch::autograd::Edge edge, std::i
   return {};
 }
 
-/// Whether the backward pass that runs now shows to somebody what comes to this node: to a hook, to retain_grad(), or
-/// to the caller of torch::autograd::grad().
+/// Whether the running backward pass exposes the gradient that arrives at this node: to a hook, to retain_grad(), or to
+/// the caller of torch::autograd::grad().
 inline bool is_observed(torch::autograd::Node& node) {
   if (!node.pre_hooks().empty() || !node.post_hooks().empty() || !node.tensor_pre_hooks().empty() ||
       !node.retains_grad_hooks().empty())
@@ -108,7 +107,7 @@ inline bool is_observed(torch::autograd::Node& node) {
   return found != wanted->end() && found->second.captures_ != nullptr;
 }
 
-/// Whether it does for a node on the way from `from` to `to`, `to` left out.
+/// Whether a node on the way from `from` to `to` is observed; `to` itself is not checked.
 inline bool is_observed_between(const torch::autograd::Edge& from, const torch::autograd::Edge& to) {
   for (torch::autograd::Node* node = from.function.get(); node != to.function.get();
        node = node->next_edge(0).function.get())

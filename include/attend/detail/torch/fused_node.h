@@ -25,36 +25,37 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// What a fused forward pass gives.
+/// The results of a fused forward pass.
 struct FusedOutputs {
   std::vector<at::Tensor> outputs;
   std::vector<at::Tensor> saved;  // for its backward pass, besides inputs and outputs; some may be undefined
   bool needs_outputs = true;     // whether it wants to see the outputs again, which then cannot be changed in place
 };
 
-/// The place of a fused kernel in torch's graph: what is saved for the backward pass, and who computes it.
+/// The node of a fused kernel in torch's graph. It saves tensors for the backward pass and calls the kernel.
 ///
-/// Function is a struct that holds all but the tensors, with
+/// Function is a struct that holds everything except the tensors, with
 ///   const char* name() const;
 ///   FusedOutputs forward(const std::vector<at::Tensor>& inputs, bool with_backward) const;
 ///   std::vector<at::Tensor> backward(const std::vector<at::Tensor>& inputs, const FusedOutputs& forward,
 ///                                    const std::vector<at::Tensor>& gradients) const;
 ///   std::vector<at::Tensor> reference(const std::vector<at::Tensor>& inputs) const;
-/// The first two work on raw tensors and know nothing of autograd; inputs may be undefined. backward returns gradients
-/// in the order of the inputs; those at the end may be missing, and so may those of tensors that require none. Some but
-/// not all of the given gradients may be undefined, which means zeros. reference gives the same outputs by torch's own
-/// differentiable operations: a backward pass that is to be differentiated itself (create_graph) goes through it, so
-/// that the function can be differentiated any number of times; a kernel's own backward would drop the second
-/// derivative without a word.
+/// - forward and backward work on tensors without autograd. Inputs may be undefined.
+/// - backward returns gradients in the order of the inputs. Gradients at the end may be missing, and so may gradients
+/// of
+///   tensors that require none. Of the given gradients, some but not all may be undefined, which means zeros.
+/// - reference computes the same outputs by torch's differentiable operations. The backward pass uses it with
+///   create_graph, so the function can be differentiated any number of times. backward alone would silently drop the
+///   second derivative.
 ///
-/// Function may have
+/// Function may also have
 ///   bool sums_copies(std::size_t input) const;
-/// Where it says true and the input is expanded (detail/expanded.h), backward gives the gradient of one_copy(input),
-/// summed over the copies. This gradient takes the short way to what was expanded. If somebody looks at the gradient of
-/// the expanded tensor itself, or there is no short way, backward is given a contiguous copy of the input instead.
+/// If it returns true and the input is expanded (detail/expanded.h), backward returns the gradient of one_copy(input),
+/// summed over the copies. This gradient takes the short way past the expand(). If the gradient of the expanded tensor
+/// is observed, or there is no short way, backward gets a contiguous copy of the input instead.
 ///
-/// A node and not a torch::autograd::Function, whose templates for compiled autograd, which C++ has not, are a third of
-/// the code that a program with one attention layer compiles.
+/// This is a node and not a torch::autograd::Function: the templates of the latter for compiled autograd, which C++
+/// lacks, are a third of the code that a program with one attention layer compiles.
 template <class Function>
 class FusedNode : public torch::autograd::Node {
  public:
@@ -103,7 +104,7 @@ class FusedNode : public torch::autograd::Node {
     bool has_gradient = false;
     for (const at::Tensor& gradient : gradients) has_gradient |= gradient.defined();
     if (!has_gradient) return Tensors(num_outputs());
-    // Everything has its dtype by now, in a backward pass within the scope of autocast too.
+    // Every tensor already has its dtype, so autocast must not apply to a backward pass within its scope.
     const c10::impl::ExcludeDispatchKeyGuard without_autocast(c10::autocast_dispatch_keyset);
     Tensors inputs;
     FusedOutputs forward;
@@ -139,7 +140,7 @@ class FusedNode : public torch::autograd::Node {
   }
 
  private:
-  /// The gradient of this input may go to that output of the node instead of its own.
+  /// The gradient of `input` may leave the node by `output` instead of by its own output.
   struct ShortWay {
     std::size_t input, output;
   };
@@ -151,7 +152,7 @@ class FusedNode : public torch::autograd::Node {
     }
   }
 
-  /// set_data(), which module->to() calls, replaces what a tensor is without a new version.
+  /// set_data(), which module->to() calls, replaces dtype and sizes of a tensor without a new version.
   void check_kinds(const Tensors& inputs) const {
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       const Kind& kind = kinds_[i];
@@ -172,7 +173,7 @@ class FusedNode : public torch::autograd::Node {
   }
 
   Tensors differentiable_backward(Tensors inputs, const Tensors& gradients) const {
-    // Fresh views, because the caller may have passed one tensor twice, as query and as key.
+    // New views, because the caller may have passed one tensor twice, for example as query and as key.
     Tensors differentiated;
     for (at::Tensor& input : inputs) {
       if (!input.defined() || !input.requires_grad()) continue;

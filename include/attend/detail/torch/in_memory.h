@@ -7,9 +7,10 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The tensor, with its numbers where data_ptr() says: a copy where they are the negatives of those there, or zeros
-/// that have no memory, which some of torch's derivatives are (that of sgn, and so the second one of abs). May be
-/// undefined.
+/// The tensor, with its elements readable at data_ptr(). May be undefined.
+///
+/// It is a copy if the memory holds the negatives of the elements, or if the tensor is a zero tensor without memory.
+/// Some derivatives of torch are such zero tensors: that of sgn, and so the second one of abs.
 inline at::Tensor in_memory(const at::Tensor& tensor) {
   if (!tensor.defined()) return tensor;
   return tensor._is_zerotensor() ? tensor.clone() : tensor.resolve_neg();

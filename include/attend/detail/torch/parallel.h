@@ -20,13 +20,14 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Whose threads take the next section.
+/// Decides which threads run the next section: LibTorch's threads, or those of ThreadPool.
 ///
-/// As a rule, LibTorch's threads: they spin for a while after each of its loops, so they begin at once, and other
-/// threads would have to share the cores with them. But a loop of LibTorch's ends only when all of its threads have
-/// been scheduled. Beside another busy process each of them may wait for milliseconds. So once a thread was held up,
-/// the pool takes the sections for 10 ms. If it happens again soon after, the pool takes them for four times as long,
-/// up to 2 s.
+/// Normally these are LibTorch's threads. They spin for a while after each loop of LibTorch, so they begin at once, and
+/// other threads would have to share the cores with them.
+///
+/// However, a loop of LibTorch ends only after all of its threads have been scheduled. Beside another busy process each
+/// of them may wait for milliseconds. After a thread was held up, ThreadPool therefore runs the sections for 10 ms. If
+/// a thread is held up again soon after, ThreadPool runs them for four times as long, up to 2 s.
 class WhoseThreads {
  public:
   using Clock = std::chrono::steady_clock;
@@ -45,19 +46,19 @@ class WhoseThreads {
     self.sections_ = 0;
   }
 
-  /// Whether the threads of the next section read the clock that tells how long they had a core. That takes as long as
-  /// a very short section. So it is not read after such a section; one that is held up is not short.
+  /// Whether the threads of the next section measure how long they had a core. Reading that clock takes as long as a
+  /// very short section. After a very short section it is not read: a section that is held up is not short.
   static bool are_watched() { return instance().are_watched_; }
 
   static void section_took(Clock::duration time) { instance().are_watched_ = time > kVeryShort; }
 
-  /// What the calling thread's share of a section takes.
+  /// Measures the calling thread's share of a section.
   class Share {
    public:
     explicit Share(bool is_watched)
         : is_watched_(is_watched), cpu_begin_(is_watched ? cpu_time() : std::chrono::nanoseconds(0)) {}
 
-    /// Whether the thread was without a core, since the section began, for more than 0.5 ms and an eighth of the time.
+    /// Whether the thread has had no core for more than 0.5 ms plus an eighth of the time since the section began.
     bool was_held_up(Clock::time_point section_began) const {
       if (!is_watched_) return false;
       const std::chrono::nanoseconds took = Clock::now() - section_began;
@@ -84,7 +85,7 @@ class WhoseThreads {
   static constexpr int kSoon = 32;  // sections
   static constexpr Clock::duration kVeryShort = std::chrono::microseconds(100);
 
-  /// LibTorch's threads do not survive a fork; GNU's OpenMP hangs in the child.
+  /// LibTorch's threads do not survive a fork, and GNU's OpenMP hangs in the child. The child uses ThreadPool only.
   WhoseThreads() {
     pthread_atfork(nullptr, nullptr, [] { instance().until_ = std::numeric_limits<std::int64_t>::max(); });
   }
@@ -95,16 +96,19 @@ class WhoseThreads {
   }
 
   std::atomic<std::int64_t> until_{0}, pause_{kShortest};  // in ticks of the clock
-  std::atomic<std::int64_t> sections_{kSoon};              // of LibTorch's threads since they were held up
+  std::atomic<std::int64_t> sections_{kSoon};              // run by LibTorch's threads since one was held up
   std::atomic<bool> are_watched_{true};
 };
 
-/// A section: calls work(begin, end) for ranges that make up 0 … count − 1, at least `grain` each but for the last, on
-/// as many threads as at::get_num_threads() says. Exceptions come through. Within another section, of ours or of
-/// LibTorch's, it runs on its caller.
+/// Runs a section: calls work(begin, end) for ranges that together cover 0 … count − 1, on up to
+/// at::get_num_threads() threads.
 ///
-/// at::parallel_for is a template, and silently runs serially in a translation unit that is compiled without -fopenmp;
-/// a TensorIterator's loop over as many elements is run in parallel by LibTorch itself.
+/// - Each range except the last has at least `grain` elements.
+/// - Exceptions are passed on.
+/// - Within another section, of attend or of LibTorch, everything runs on the calling thread.
+///
+/// at::parallel_for is not used: it is a template that silently runs serially in a translation unit compiled without
+/// -fopenmp. Instead a TensorIterator loops over `count` elements, which LibTorch itself runs in parallel.
 template <class Work>
 void parallel_ranges(std::int64_t count, std::int64_t grain, const Work& work) {
   if (count == 0) return;
@@ -130,7 +134,7 @@ void parallel_ranges(std::int64_t count, std::int64_t grain, const Work& work) {
   if (was_held_up) WhoseThreads::a_thread_was_held_up();
 }
 
-/// Calls work(t) for t = 0 … threads − 1, each on a thread of its own as far as there are so many.
+/// Calls work(t) for t = 0 … threads − 1, each on its own thread if there are enough threads.
 template <class Work>
 void parallel(int threads, const Work& work) {
   if (threads == 1) return work(0);
@@ -139,7 +143,7 @@ void parallel(int threads, const Work& work) {
   });
 }
 
-/// to[i] = Σ_t sums[t · row + i] for i = 0 … count − 1: what each thread has added up for itself, in their order.
+/// to[i] = Σ_t sums[t · row + i] for i = 0 … count − 1: adds the partial sums of the threads in a fixed order.
 inline void add_sums_of_threads(const float* sums, std::int64_t row, int threads, std::int64_t count, float* to) {
   parallel_ranges(count, /*grain=*/1 << 15, [&](std::int64_t begin, std::int64_t end) {
     std::copy(sums + begin, sums + end, to + begin);

@@ -17,9 +17,9 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// A contiguous tensor that has sizes, dtype and device but no memory. explain() uses it in the place of a result that
-/// forward() computes; it requires a gradient if gradients are recorded and `requires_grad`, as results do. Views of it
-/// are allowed. An operation that reads or writes it throws.
+/// A contiguous tensor that has sizes, dtype and device but no memory. explain() uses it in place of a result that
+/// forward() would compute. Like a result, it requires a gradient if `requires_grad` is true and gradients are
+/// recorded. Views of it are allowed. An operation that reads or writes its elements throws.
 inline at::Tensor without_data(at::IntArrayRef sizes, const at::TensorOptions& options, bool requires_grad) {
   const at::Tensor tensor = at::empty({0}, options);
   auto bytes = static_cast<std::size_t>(tensor.element_size());

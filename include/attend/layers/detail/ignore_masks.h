@@ -17,8 +17,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-// The masks of MultiheadAttention, whose true means ignore, made into the one mask of attention(), whose true means
-// attend. Nothing is broadcast before it has to be: padding alone stays (N, 1, 1, S).
+// Converts the masks of MultiheadAttention, in which true means ignore, to the one mask of attention(), in which true
+// means attend. Masks are broadcast only where necessary: a padding mask alone stays (N, 1, 1, S).
 
 /// The sizes that a call's masks must fit.
 struct MaskSizes {
@@ -62,7 +62,7 @@ inline torch::Tensor checked_attn_mask(const char* layer, const torch::Tensor& g
   return is_shared ? mask.unsqueeze(0).unsqueeze(0) : mask.unflatten(0, {sizes.batch, sizes.heads});
 }
 
-/// is_causal and window as an explicit mask (1, 1, L, S): for keys that are not all of one row.
+/// is_causal and window as an explicit mask (1, 1, L, S), for calls with added keys, which have no position.
 inline torch::Tensor window_mask(const Window& window, const MaskSizes& sizes, const torch::Device& device) {
   const auto options = torch::TensorOptions(torch::kLong).device(device);
   const torch::Tensor distance =
@@ -74,7 +74,8 @@ inline torch::Tensor window_mask(const Window& window, const MaskSizes& sizes, c
   return ignored.unsqueeze(0).unsqueeze(0);
 }
 
-/// Two masks as one; either may be undefined. Both are bool (true = ignore) or of one floating-point dtype (added).
+/// Merges two masks. Either may be undefined. Each is bool (true = ignore) or floating-point (added); floating-point
+/// masks have the same dtype.
 inline torch::Tensor merged(const torch::Tensor& a, const torch::Tensor& b) {
   if (!a.defined() || !b.defined()) return a.defined() ? a : b;
   const bool a_is_bool = a.scalar_type() == torch::kBool, b_is_bool = b.scalar_type() == torch::kBool;
@@ -85,7 +86,7 @@ inline torch::Tensor merged(const torch::Tensor& a, const torch::Tensor& b) {
   return a + b;
 }
 
-/// What the one mask of a call is made from.
+/// The parts of the mask of a call.
 struct MaskParts {
   std::vector<torch::Tensor> given;  // 4-d: bool or uint8 (true = ignore), or floating-point (added)
   std::optional<Window> window;
@@ -93,14 +94,14 @@ struct MaskParts {
   MaskSizes sizes;
 };
 
-/// Whether the given mask is the result as it is.
+/// Whether the given mask is passed on unchanged.
 inline bool is_passed_on(const MaskParts& parts, const torch::Tensor& query) {
   return parts.given.size() == 1 && parts.given[0].scalar_type() == query.scalar_type() && !parts.window &&
          parts.added_keys == 0;
 }
 
-/// The mask of attention(): bool (true = attend), or of the query's dtype (added). A new tensor is contiguous, so that
-/// its strides are those of attention_mask_without_data().
+/// The mask of attention(): bool (true = attend), or of the query's dtype (added). A new tensor is contiguous, so it
+/// has the strides of attention_mask_without_data().
 inline torch::Tensor attention_mask(const MaskParts& parts, const torch::Tensor& query) {
   if (is_passed_on(parts, query)) return parts.given[0];
   torch::Tensor ignored;
@@ -113,7 +114,7 @@ inline torch::Tensor attention_mask(const MaskParts& parts, const torch::Tensor&
   return mask.size(3) == 1 ? mask.flatten().view(mask.sizes()) : mask;  // contiguous() leaves this stride as it is
 }
 
-/// The same without its data.
+/// The mask that attention_mask() returns, without its data.
 inline torch::Tensor attention_mask_without_data(const MaskParts& parts, const torch::Tensor& query) {
   if (is_passed_on(parts, query)) return parts.given[0];
   std::vector<std::int64_t> sizes{1, 1, 1, 1};

@@ -17,7 +17,7 @@ inline void check_signal_for_positions(const char* layer, const torch::Tensor& x
   TORCH_CHECK_TYPE(x.is_floating_point(), layer, ": x (", x.scalar_type(), ") must have a floating dtype");
 }
 
-/// A signal (N, C, L) with the channels of its positions (P, L), which have its dtype and device.
+/// Combines a signal (N, C, L) with positions (P, L) of the same dtype and device.
 inline torch::Tensor joined(const char* layer, const torch::Tensor& x, const torch::Tensor& positions,
                             Combine combine) {
   if (combine == Combine::kConcatenate)

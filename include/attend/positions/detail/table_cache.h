@@ -12,18 +12,20 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The tables that a layer computed, for each dtype and device. The columns of a table do not depend on its length, so
-/// one table serves all lengths up to its own, which is a power of two: all together are at most four times as large as
-/// what the longest signal needs. A table is never changed nor dropped, so that several threads may use it, and a CUDA
-/// graph that reads it; a copy of the layer begins with an empty cache.
+/// The tables that a layer has computed, one set for each dtype and device.
+///
+/// - The columns of a table do not depend on its length, so one table serves all shorter signals. Lengths are powers of
+///   two. Together the tables of one dtype and device are at most four times as large as the longest signal needs.
+/// - A table is never changed or freed, so several threads may use it, and so may a CUDA graph that reads it.
+/// - A copy of the layer starts with an empty cache.
 class TableCache {
  public:
   TableCache() = default;
   TableCache(const TableCache&) {}
   TableCache& operator=(const TableCache&) { return *this; }
 
-  /// The first `length` columns of a table that make(size) gives, (channels, size), with the dtype and device of
-  /// `options`.
+  /// The first `length` columns of a table with the dtype and device of `options`. make(size) computes a table
+  /// (channels, size).
   template <class Make>
   torch::Tensor get(std::int64_t length, const torch::TensorOptions& options, const Make& make) {
     const auto size = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(length)));
