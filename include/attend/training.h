@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The trainer, what it is made of, and the callbacks that come with it. Not here: <attend/training/cuda_graph.h>, which
-// needs the headers of CUDA.
+// The trainer, its parts and its callbacks, except <attend/training/cuda_graph.h>, which needs the headers of CUDA.
 
 // Training
 #include <attend/training/adam.h>

@@ -31,14 +31,14 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
-/// LibTorch's graph, which can also be given up: if a capture fails, CUDAGraph::capture_end() throws half-way, and
-/// leaves the allocators in its pool and the generator waiting for the end (LibTorch 2.11).
+/// LibTorch's graph, with a clean-up after a failed capture. Without it, CUDAGraph::capture_end() throws halfway. It
+/// then leaves the allocators in its pool, and the generator still waiting for the end (LibTorch 2.11).
 class AbandonableGraph : public at::cuda::CUDAGraph {
  public:
-  /// After a capture that failed. CUDAGraph's destructor does the rest.
+  /// Cleans up after a failed capture. CUDAGraph's destructor does the rest.
   void abandon() noexcept {
     attempt([&] { capture_end(); });
-    cudaGetLastError();  // what failed has been reported, and must not be taken for the error of a later call
+    cudaGetLastError();  // the error has been reported and must not be taken for the error of a later call
     if (capture_ended_ || capture_dev_ < 0) return;
     auto* const pinned = at::getHostAllocator(at::kCUDA);
     attempt([&] { c10::cuda::CUDACachingAllocator::endAllocateToPool(capture_dev_, mempool_id_); });
@@ -70,12 +70,13 @@ class AbandonableGraph : public at::cuda::CUDAGraph {
   static void attempt(const Action& action) noexcept {
     try {
       action();
-    } catch (const std::exception&) {  // that state was not reached: there is nothing to undo
+    } catch (const std::exception&) {  // this state was not reached, so there is nothing to undo
     }
   }
 };
 
-/// A stream of its own until the end of the scope: it begins after the work of the current one, which goes on after it.
+/// Switches to another stream until the end of the scope. It begins after the earlier work of the current stream, which
+/// continues after the work of the other.
 class SideStream {
  public:
   explicit SideStream(c10::cuda::CUDAStream side)
@@ -87,7 +88,7 @@ class SideStream {
     guard_.reset();
     try {
       wait(before_, side_);
-    } catch (const std::exception&) {  // the device has failed, as the next call on it will say
+    } catch (const std::exception&) {  // the device has failed; the next call on it will report that
     }
   }
   SideStream(const SideStream&) = delete;
@@ -126,7 +127,7 @@ class CudaGraphs : public StepCapture {
     return std::nullopt;
   }
 
-  /// @throws c10::ValueError where why_not() has a reason.
+  /// @throws c10::ValueError if why_not() gives a reason.
   std::shared_ptr<void> enter(c10::Device device) override {
     const std::optional<std::string> reason = why_not(device);
     TORCH_CHECK_VALUE(!reason, "attend::CudaGraphs: cannot capture a step: ", *reason);
@@ -139,7 +140,7 @@ class CudaGraphs : public StepCapture {
   Recording capture(const std::function<void()>& body) override {
     TORCH_CHECK_VALUE(torch::cuda::device_count() > 0, "attend::CudaGraphs: this machine must have a CUDA device");
     c10::cuda::device_synchronize();
-    c10::cuda::CUDACachingAllocator::emptyCache();  // a graph's pool takes nothing from the memory of plain steps
+    c10::cuda::CUDACachingAllocator::emptyCache();  // the pool of a graph does not reuse the memory of plain steps
     const auto graph = std::make_shared<detail::AbandonableGraph>();
     try {
       graph->capture_begin();
@@ -164,7 +165,7 @@ class CudaGraphs : public StepCapture {
     return line;
   }
 
-  // One for all fits: cuBLAS keeps a workspace for each stream that it has seen.
+  // All fits share these streams, because cuBLAS keeps a workspace for each stream that it has seen.
   std::map<c10::DeviceIndex, c10::cuda::CUDAStream> streams_;
 };
 

@@ -17,8 +17,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
-/// The loss of a batch. Anything but a 0-d tensor is refused: it would be summed, or broadcast, into a wrong figure.
-/// What model and loss throw passes, with a hint if the inputs do not fit the parameters.
+/// The loss of a batch. It must be a 0-d tensor; any other would be summed or broadcast into a wrong number. Exceptions
+/// of model and loss are passed on, with a hint if the inputs do not fit the parameters.
 template <class Model, class Loss>
 torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, const torch::Tensor& targets,
                       const torch::optim::Optimizer& optimizer) {
@@ -70,7 +70,7 @@ class TrainingStep {
   /// Computes the loss of a batch, and replaces the gradients of the parameters by those of this loss.
   ///
   /// @param inputs The inputs of the model, on its device.
-  /// @param targets What the loss compares the outputs with.
+  /// @param targets The targets of the loss.
   /// @return The loss, detached: a 0-d tensor.
   torch::Tensor backward(const torch::Tensor& inputs, const torch::Tensor& targets) {
     zero_gradients();
@@ -102,7 +102,7 @@ class TrainingStep {
   /// The whole step: backward(), then update().
   ///
   /// @param inputs The inputs of the model, on its device.
-  /// @param targets What the loss compares the outputs with.
+  /// @param targets The targets of the loss.
   /// @return The loss before the update, detached: a 0-d tensor.
   torch::Tensor operator()(const torch::Tensor& inputs, const torch::Tensor& targets) {
     torch::Tensor loss = backward(inputs, targets);

@@ -25,7 +25,7 @@ class StepCapture {
   struct Recording {
     /// Replays the recorded work; empty if nothing could be recorded.
     std::function<void()> replay = {};
-    /// Why nothing could be recorded; otherwise empty.
+    /// The reason why nothing could be recorded; otherwise empty.
     std::string error = {};
   };
 

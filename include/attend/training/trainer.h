@@ -120,7 +120,7 @@ struct MakeAdam {
 template <class Model, class Loss = MeanSquaredError, class MakeOptimizer = MakeAdam>
 class Trainer {
  public:
-  /// Moves the model to `options.device()` and makes the optimizer.
+  /// Moves the model to `options.device()` and creates the optimizer.
   ///
   /// @param model A module holder or shared_ptr of a module.
   /// @param options Epochs, batch size, device and so on. Default: as TrainerOptions.
@@ -263,7 +263,7 @@ class Trainer {
     if (!why_plain && !train.reuses_memory()) why_plain = "the training set is not two dense tensors";
     if (!why_plain) plan.capture = options_.capture().get();
     how_ = "plain loop: " + why_plain.value_or("the fit was over before a step could be captured");
-    // Before all that lives on the stream, so that it is left after that has gone.
+    // Declared before all objects that use the stream, so that the stream is left after they are destroyed.
     const std::shared_ptr<void> stream = plan.capture ? plan.capture->enter(device_) : nullptr;
 
     TrainingStep step(model_, std::ref(loss_), *optimizer_, options_.autocast());
@@ -298,7 +298,7 @@ class Trainer {
         }
         call(detail::on_batch_end_hook());
       }
-      if (state.samples == 0) break;  // stopped before the first batch: there is nothing to record
+      if (state.samples == 0) break;  // stopped before the first batch, so there is nothing to record
       EpochRecord record;
       record.train_loss = runner.loss_sum() / static_cast<double>(state.samples);
       record.last_batch_loss = state.loss.item<double>();
@@ -315,7 +315,7 @@ class Trainer {
     return fitted;
   }
 
-  /// Why no step can be captured, whatever the data; nothing if one can.
+  /// Why no step can be captured, regardless of the data; nothing if steps can be captured.
   std::optional<std::string> why_plain_loop() const {
     if (!options_.capture()) {
       return device_.is_cpu() ? "the device is cpu" : "TrainerOptions::capture is not set";

@@ -14,7 +14,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// The state of a fit, which every hook of a callback gets.
+/// The state of a fit, the argument of every hook of a callback.
 ///
 /// Example: a callback that halves the learning rate every ten epochs.
 /// @code
@@ -25,7 +25,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// };
 /// @endcode
 struct TrainingState {
-  /// The model that is trained.
+  /// The model in training.
   torch::nn::Module& model;
   /// The optimizer. A callback may change its learning rate.
   torch::optim::Optimizer& optimizer;

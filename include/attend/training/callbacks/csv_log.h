@@ -37,7 +37,7 @@ class CsvLog {
   /// @throws c10::ValueError if the file cannot be opened.
   explicit CsvLog(std::string path) : path_(std::move(path)), file_(path_) {
     TORCH_CHECK_VALUE(file_.is_open(), "attend::CsvLog: cannot write \"", path_, "\": ", std::strerror(errno));
-    file_.imbue(std::locale::classic());  // a point in numbers, wherever the program runs
+    file_.imbue(std::locale::classic());  // a decimal point in every locale
     file_.precision(std::numeric_limits<double>::max_digits10);
     file_ << "epoch,train_loss,last_batch_loss,validation_loss,learning_rate,seconds" << std::endl;
     check_written();

@@ -41,7 +41,7 @@ class ProgressBar {
   /// @param with_bar Whether to show the moving bar. It needs a terminal.
   ProgressBar(std::ostream& stream, bool with_bar) : stream_(&stream), with_bar_(with_bar) {}
 
-  /// Notes the epoch at which the fit begins.
+  /// Remembers the epoch at which the fit begins.
   void on_fit_begin(TrainingState& state) {
     first_epoch_ = state.epoch;
     last_drawn_ = 0.0;
@@ -101,7 +101,7 @@ class ProgressBar {
     return text;
   }
 
-  /// Minutes and seconds, with hours in front when there are any.
+  /// Minutes and seconds, preceded by hours if it is an hour or more.
   static std::string clock(double seconds) {
     const long long s = std::llround(seconds);
     char text[48];
@@ -112,7 +112,7 @@ class ProgressBar {
     return text;
   }
 
-  /// Writes over the line that is shown; blanks cover what was longer before.
+  /// Overwrites the current line. Blanks cover the rest of a longer old line.
   void rewrite(const std::string& line) {
     if (shown_ > 0) *stream_ << '\r';
     *stream_ << line << std::string(shown_ > line.size() ? shown_ - line.size() : 0, ' ') << std::flush;

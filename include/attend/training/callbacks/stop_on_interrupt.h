@@ -10,7 +10,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A callback: Ctrl-C ends the fit after the current batch, instead of ending the program.
+/// A callback that ends the fit after the current batch on Ctrl-C, instead of ending the program.
 ///
 /// - SIGTERM does the same as Ctrl-C, which is SIGINT.
 /// - A second signal has its usual effect, so a program that hangs can still be ended.
@@ -33,7 +33,7 @@ class StopOnInterrupt {
     action.sa_handler = &receive;
     action.sa_flags = SA_RESTART;
     ::sigemptyset(&action.sa_mask);
-    // All is there before the first signal can come.
+    // Everything is set up before the first signal can arrive.
     for (Replaced& replaced : replaced_) {
       ::sigaddset(&action.sa_mask, replaced.signal);
       ::sigaction(replaced.signal, nullptr, &replaced.previous);
@@ -62,7 +62,7 @@ class StopOnInterrupt {
     struct sigaction previous;
   };
 
-  /// Gives each signal that is not ignored this action.
+  /// Sets the action of each signal that is not ignored.
   template <class ActionFor>
   static void set(ActionFor action_for) {
     for (const Replaced& replaced : replaced_) {
@@ -74,7 +74,7 @@ class StopOnInterrupt {
     set([](const Replaced& replaced) { return &replaced.previous; });
   }
 
-  /// The handler, which may do nothing but this: write lock-free atomics and call sigaction.
+  /// The signal handler. It only writes a lock-free atomic and calls sigaction, which handlers may do.
   static void receive(int signal) {
     signal_received_ = signal;
     restore();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The update of Adam and AdamW for float32 parameters on the CPU. at::_fused_adam_ starts a parallel section for each
-// parameter, however small; here all parameters of a group share one.
+// The update of Adam and AdamW for float32 parameters on the CPU. All parameters of a group share one parallel section.
+// at::_fused_adam_ starts one for each parameter, however small.
 
 #include <attend/detail/torch/const_data.h>
 #include <attend/detail/torch/parallel.h>
@@ -25,7 +25,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// The update of one parameter.
 class AdamOnCpu {
  public:
-  /// What all parameters of a group have in common.
+  /// The settings that all parameters of a group share.
   struct Settings {
     double rate, beta1, beta2, epsilon, weight_decay;
     bool is_decay_decoupled;  // AdamW
@@ -60,9 +60,9 @@ class AdamOnCpu {
       decay_ = static_cast<float>(settings.weight_decay);
   }
 
-  /// Updates all.
+  /// Updates all parameters.
   static void run(const std::vector<AdamOnCpu>& parameters) {
-    std::vector<std::int64_t> first{0};  // of the chunks of each parameter
+    std::vector<std::int64_t> first{0};  // the first chunk of each parameter
     for (const AdamOnCpu& each : parameters) first.push_back(first.back() + (each.size_ + kChunk - 1) / kChunk);
     parallel_ranges(first.back(), /*grain=*/16, [&](std::int64_t begin, std::int64_t end) {
       auto k = static_cast<std::size_t>(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
@@ -95,7 +95,8 @@ class AdamOnCpu {
     V parameter = load<V>(parameter_ + i) * kept_, mean = load<V>(mean_ + i), square = load<V>(square_ + i);
     V gradient = load<V>(gradient_ + i);
     if (decay_ != 0.0f) gradient = gradient + decay_ * parameter;  // 0 · ∞ would be NaN
-    mean = old_in_mean_ * mean + new_in_mean_ * gradient;  // a difference would lose a small gradient after a large one
+    mean = old_in_mean_ * mean +
+           new_in_mean_ * gradient;  // mean + c · (gradient − mean) would lose a small gradient after a large one
     square = old_in_square_ * square + new_in_square_ * (gradient * gradient);
     store(mean_ + i, mean);
     store(square_ + i, square);

@@ -11,7 +11,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Autocast to a dtype until the end of the scope, as Python's torch.autocast; nothing for nullopt.
+/// Enables autocast to a dtype until the end of the scope, like Python's torch.autocast. Does nothing for nullopt.
 class AutocastScope {
  public:
   AutocastScope(std::optional<c10::ScalarType> dtype, c10::DeviceType device) : device_(device), is_on_(dtype) {
@@ -19,8 +19,8 @@ class AutocastScope {
     was_enabled_ = at::autocast::is_autocast_enabled(device_);
     previous_dtype_ = at::autocast::get_autocast_dtype(device_);
     was_caching_ = at::autocast::is_autocast_cache_enabled();
-    // Copies of weights that an autocast around this one has kept: the weights have changed since, and a captured step
-    // must make its own.
+    // An outer autocast may have cached casts of weights. The weights have changed since, and a captured step must make
+    // its own casts.
     at::autocast::clear_cache();
     at::autocast::set_autocast_enabled(device_, true);
     at::autocast::set_autocast_dtype(device_, *dtype);

@@ -25,14 +25,14 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Data that is there as two tensors, samples first.
+/// Data in two tensors, with samples as the first dimension.
 template <class Data>
 concept TensorData = requires(Data& data) {
   { data.inputs() } -> std::convertible_to<torch::Tensor>;
   { data.targets() } -> std::convertible_to<torch::Tensor>;
 };
 
-/// A torch::data dataset that can be asked for any samples: batches are vectors of examples, or stacked already.
+/// A torch::data dataset that returns a batch of any samples: a vector of examples, or one stacked example.
 template <class Data>
 concept TorchDataset = !TensorData<Data> && requires(Data & data, std::vector<std::size_t> indices) {
   { data.size() } -> std::same_as<std::optional<std::size_t>>;
@@ -43,9 +43,10 @@ concept TorchDataset = !TensorData<Data> && requires(Data & data, std::vector<st
 template <class Data>
 concept TrainingData = TensorData<std::remove_reference_t<Data>> || TorchDataset<std::remove_reference_t<Data>>;
 
-/// Batches of a data set on a device. Tensors move there once, as a whole; a dataset's batches one by one.
+/// Batches of a data set on a device. Tensors are moved there once as a whole; batches of a dataset are moved one by
+/// one.
 ///
-/// A batch of dense tensors lies in memory that the next one overwrites: no allocation, and one address for all.
+/// All batches of dense tensors use the same memory: the next batch overwrites the last one without an allocation.
 template <class Data>
 class Batches {
  public:
@@ -72,15 +73,16 @@ class Batches {
 
   std::int64_t size() const { return size_; }
 
-  /// Whether all batches have one address, so that a recording of one can be replayed for the others.
+  /// Whether all batches have the same address, so that a recording of one batch can be replayed for the others.
   bool reuses_memory() const { return TensorData<Data> && is_dense(inputs_) && is_dense(targets_); }
 
-  /// Indices on the CPU, brought where gather() wants slices of them: once an epoch, as a copy to a GPU may wait.
+  /// Moves indices from the CPU to where gather() needs slices of them. Called once per epoch, because a copy to a GPU
+  /// may wait.
   torch::Tensor prepared(const torch::Tensor& indices) const {
     return TensorData<Data> ? indices.to(device_) : indices;
   }
 
-  /// The samples of these indices: a slice (batch) of int64 of what prepared() returned.
+  /// The samples with these indices: int64 (batch), a slice of the result of prepared().
   std::pair<torch::Tensor, torch::Tensor> gather(const torch::Tensor& indices) {
     if constexpr (TensorData<Data>) {
       return {select(inputs_, indices, input_buffer_), select(targets_, indices, target_buffer_)};
@@ -125,7 +127,7 @@ class Batches {
   torch::Tensor input_buffer_, target_buffer_;
 };
 
-/// The order of the samples in one epoch, a function of seed and epoch alone: (samples), int64, on the CPU.
+/// The order of the samples in one epoch: (samples), int64, on the CPU. It depends only on seed and epoch.
 inline torch::Tensor shuffled(std::int64_t samples, std::uint64_t seed, std::int64_t epoch) {
   const PhiloxBlock block = philox(seed, static_cast<std::uint64_t>(epoch), 0);
   const std::uint64_t epoch_seed = (std::uint64_t{block.words[1]} << 32) | block.words[0];

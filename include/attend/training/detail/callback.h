@@ -10,11 +10,11 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// A hook returns nothing, or whether to stop.
+/// The result of a hook: nothing, or whether to stop.
 template <class Result>
 concept HookResult = std::is_void_v<Result> || std::same_as<Result, bool>;
 
-// For each hook: its name as a type, with how to call it and whether a class has a member of that name.
+// A type for each hook, which calls the hook and tells whether a class has a member of its name.
 #define ATTEND_DEFINE_HOOK(name)                                                                   \
   struct name##_hook {                                                                             \
     template <class Callback>                                                                      \
@@ -58,7 +58,7 @@ constexpr void check_callback() {
               on_epoch_end_hook, on_fit_end_hook>();
 }
 
-/// Calls a hook if the callback has it; whether the callback wants to stop.
+/// Calls a hook if the callback has it. Returns whether the callback wants to stop.
 template <class Hook, class Callback>
 bool call_hook(Callback& callback, TrainingState& state) {
   if constexpr (!HasHook<Hook, Callback>) {

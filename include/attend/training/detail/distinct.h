@@ -10,8 +10,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The tensors in their order, each once. Module::parameters() lists a tensor that two submodules share twice; Python's
-/// lists it once.
+/// The tensors in their order, each once. Module::parameters() lists a tensor that two submodules share twice; the
+/// Python function lists it once.
 inline std::vector<at::Tensor> distinct(const std::vector<at::Tensor>& tensors) {
   std::vector<at::Tensor> result;
   std::unordered_set<const at::TensorImpl*> seen;

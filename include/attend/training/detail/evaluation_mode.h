@@ -11,7 +11,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Evaluation mode until the end of the scope; then each submodule's own mode again.
+/// Puts a model in evaluation mode until the end of the scope, then restores the mode of each submodule.
 class EvaluationMode {
  public:
   explicit EvaluationMode(torch::nn::Module& model) : modules_(model.modules()) {
@@ -19,7 +19,7 @@ class EvaluationMode {
     model.eval();
   }
   ~EvaluationMode() {
-    // train() reaches down to the children, which come after their parents here and so have the last word.
+    // train() also sets the mode of the children. They come after their parents here, so their own mode is set last.
     for (std::size_t i = 0; i < modules_.size(); ++i) modules_[i]->train(was_training_[i]);
   }
   EvaluationMode(const EvaluationMode&) = delete;

@@ -33,10 +33,10 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// What attend::Adam and attend::AdamW share: all but the kernel.
+/// The common part of attend::Adam and attend::AdamW: everything except the kernel.
 ///
-/// Traits: Optimizer, Options and State, torch's classes; kName; kIsDecayDecoupled; update(…), the fused call, with the
-/// learning rate as a tensor. float32 parameters on the CPU are updated by adam_on_cpu.h instead.
+/// Traits: torch's classes Optimizer, Options and State; kName; kIsDecayDecoupled; update(…), the fused call, which
+/// takes the learning rate as a tensor. float32 parameters on the CPU are updated by adam_on_cpu.h instead.
 template <class Traits>
 class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
  public:
@@ -47,7 +47,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
 
   explicit FusedAdam(const std::vector<torch::optim::OptimizerParamGroup>& groups, TorchOptions defaults = {})
       : TorchOptimizer(groups, std::move(defaults)) {
-    // Now, so that references to options stay valid, and to the defaults, which groups without options copy.
+    // Options are replaced here, so that later references to them stay valid. Groups without options copy the defaults.
     this->defaults_ = std::make_unique<Options>(static_cast<const TorchOptions&>(*this->defaults_));
     for (auto& group : this->param_groups_) options_of(group);
     keep_each_once();
@@ -64,7 +64,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
     }
     const c10::NoGradGuard no_grad;
     keep_each_once();
-    // The fused call wants one device and one dtype. Nothing moves before all groups have been looked at.
+    // A fused call takes one device and one dtype. All groups are checked before any parameter is updated.
     using Kind = std::tuple<c10::DeviceType, c10::DeviceIndex, c10::ScalarType>;
     std::vector<std::map<Kind, Tensors>> groups;
     for (auto& group : this->param_groups_) {
@@ -118,12 +118,12 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
 
   void set_capturing(bool is_capturing) override { is_capturing_ = is_capturing; }
 
-  /// Writes to the device what the options' lr(rate), which is not virtual, has changed on the host.
+  /// Writes a learning rate to the device that lr(rate) of the options has changed on the host; lr is not virtual.
   void before_replay() override {
     for (auto& group : this->param_groups_) options_of(group).refresh_rate();
   }
 
-  /// Writes the archive that torch's class writes.
+  /// Writes the same archive as torch's class.
   void save(torch::serialize::OutputArchive& archive) const override {
     for (const auto& entry : this->state_) {
       auto* const state = dynamic_cast<State*>(entry.second.get());
@@ -133,7 +133,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
   }
 
  private:
-  /// torch's options, with the learning rate as a 0-d tensor beside the number.
+  /// torch's options, and the learning rate as a 0-d tensor on each device.
   struct Options : TorchOptions {
     explicit Options(const TorchOptions& options) : TorchOptions(options) {}
 
@@ -146,7 +146,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
       write_rate();
     }
 
-    /// The options' lr(rate) is not virtual, nor is what an archive assigns.
+    /// Writes the rate if it was changed by lr(rate) or by an archive, which bypass set_lr().
     void refresh_rate() {
       if (this->lr() != written_rate) write_rate();
     }
@@ -160,7 +160,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
     std::unordered_map<c10::Device, torch::Tensor> learning_rates;
   };
 
-  /// torch's state, with the number of steps as a 0-d tensor; `step` is up to date only in an archive.
+  /// torch's state, with the number of steps as a 0-d tensor. torch's own `step` is up to date only in an archive.
   struct State : TorchState {
     State() = default;
     explicit State(const TorchState& state) : TorchState(state) {
@@ -192,8 +192,8 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
                                   ": a parameter must be dense in memory, got sizes ", parameter.sizes(),
                                   " with strides ", parameter.strides());
       parameters.push_back(parameter);
-      gradients.push_back(laid_out_as(parameter, in_memory(gradient)));  // the fused call writes to what it reads
-      // The state's layout differs if the parameter got a new one, or if an archive comes from one with another.
+      gradients.push_back(laid_out_as(parameter, in_memory(gradient)));  // the fused call writes to its inputs
+      // The layout of the state differs if the parameter has a new layout, or had another one when it was saved.
       state.exp_avg(laid_out_as(parameter, state.exp_avg()));
       state.exp_avg_sq(laid_out_as(parameter, state.exp_avg_sq()));
       exp_avgs.push_back(state.exp_avg());
@@ -205,7 +205,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
       steps.push_back(state.device_step);
     }
 
-    /// The tensor, copied if its strides are not the parameter's: the kernel walks all tensors in the order of memory.
+    /// The tensor with the strides of the parameter, a copy if necessary: the kernel reads all tensors in memory order.
     static at::Tensor laid_out_as(const at::Tensor& parameter, const at::Tensor& tensor) {
       return tensor.strides() == parameter.strides() ? tensor : at::empty_like(parameter).copy_(tensor);
     }
@@ -227,8 +227,9 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
     std::vector<at::Tensor> parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps;
   };
 
-  /// A parameter that is listed twice takes one step. It has one place in an archive too: of two places torch::load()
-  /// fills the first and then sets the parameter's state to null for the second.
+  /// Removes repeated parameters, so that a parameter that is listed twice takes one step and has one place in an
+  /// archive. With two places, torch::load() would fill the first and set the state of the parameter to null for the
+  /// second.
   void keep_each_once() {
     std::unordered_set<const at::TensorImpl*> seen;
     for (auto& group : this->param_groups_)
@@ -237,7 +238,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
       });
   }
 
-  /// On the CPU each addition of _foreach_add_ would cost as much as the update of a small parameter.
+  /// Adds 1 to each step. On the CPU an addition by _foreach_add_ takes as long as the update of a small parameter.
   static void count_step(const std::vector<at::Tensor>& steps) {
     if (!steps[0].is_cpu()) return at::_foreach_add_(steps, 1);
     for (const at::Tensor& step : steps) *step.mutable_data_ptr<float>() += 1.0f;
@@ -268,7 +269,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
     return state;
   }
 
-  /// float64 where the kernel takes any dtype; the CUDA kernel reads float32.
+  /// The learning rate as a tensor: float64 on the CPU, float32 elsewhere, because the CUDA kernel reads float32.
   const torch::Tensor& learning_rate_on(c10::Device device, Options& options) const {
     options.refresh_rate();
     torch::Tensor& tensor = options.learning_rates[device];
@@ -279,13 +280,13 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
     return tensor;
   }
 
-  /// What is made within a capture is not there before a replay.
+  /// A tensor that is created within a capture has no content before a replay, so it is an error.
   void check_may_make(const char* what) const {
     TORCH_CHECK(!is_capturing_, Traits::kName, ": a ", what,
                 " must exist before a step is captured; first run one step in which every parameter has a gradient");
   }
 
-  /// The group's options; those that a group was made with are torch's and become ours here.
+  /// The options of the group. Options of torch's class are replaced by Options.
   static Options& options_of(torch::optim::OptimizerParamGroup& group) {
     if (dynamic_cast<Options*>(&group.options()) == nullptr)
       group.set_options(std::make_unique<Options>(static_cast<const TorchOptions&>(group.options())));

@@ -8,7 +8,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The number; NaN without its sign, which means nothing, follows from the machine and would be printed as "-nan".
+/// The number, or NaN without its sign. The sign of NaN has no meaning but would be printed as "-nan" on some machines.
 inline double printable(double number) {
   return std::isnan(number) ? std::numeric_limits<double>::quiet_NaN() : number;
 }

@@ -21,32 +21,32 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// What a fit fixes for all its steps.
+/// The settings that are the same for all steps of a fit.
 struct StepPlan {
   StepCapture* capture = nullptr;  ///< null: the plain loop
   torch::Device device = torch::kCPU;
   bool accumulates = false;  ///< several batches share an update
   bool is_split = false;     ///< something happens between gradients and update
-  bool keeps_loss = false;   ///< somebody sees a batch's loss, and may hold it beyond the batch
+  bool keeps_loss = false;   ///< a callback sees the loss of a batch, and may keep it longer than the batch
 };
 
-/// Runs the training steps of one fit, one by one, or captured and replayed where a StepCapture can do that.
+/// Runs the training steps of one fit: one by one, or captured and replayed if a StepCapture can do that.
 ///
-///   the first kWarmUp full batches: plain steps, in which everything that is made once is made
-///   the next full batch that begins an update: the step is captured, as a whole or in two parts if it is split
-///   from there: full batches are replays, smaller ones plain steps
+/// 1. The first kWarmUp full batches are plain steps, in which state and caches are created.
+/// 2. The next full batch that begins an update is captured, as a whole, or in two parts if the step is split.
+/// 3. After that, full batches are replays, and smaller batches are plain steps.
 ///
-/// A replay writes the gradients where the captured step left them. A plain step makes new ones; they are put aside
-/// before the next replay, so that whoever looks at a parameter's gradient sees that of the last batch.
+/// A replay writes the gradients to the tensors of the captured step. A plain step creates new gradients. Before the
+/// next replay the captured ones are put back, so that a parameter always has the gradient of the last batch.
 ///
-/// A recording knows addresses only. What lies there is held for as long, and compared at the beginning of each epoch
-/// and before a step is captured.
+/// A recording contains addresses only. The tensors at these addresses are kept alive as long as the recording. They
+/// are compared with those in use at the beginning of each epoch and before a capture.
 template <class Step>
 class StepRunner {
  public:
   static constexpr int kWarmUp = 3;
 
-  /// how: what explain() says, kept up to date.
+  /// how: the text for explain(), kept up to date.
   StepRunner(Step& step, torch::nn::Module& model, torch::optim::Optimizer& optimizer, const StepPlan& plan,
              std::string& how)
       : step_(step), model_(model), optimizer_(optimizer), plan_(plan), how_(how) {
@@ -60,10 +60,10 @@ class StepRunner {
     forget_if_changed();
   }
 
-  /// The gradients of a batch, or its share of them. Returns its loss.
+  /// Computes the gradients of a batch, or adds its share to the gradients of an update. Returns its loss.
   ///
-  /// is_full: it has as many samples as a batch can have. begins: it is the first of its update. weight: its share of
-  /// the samples of its update.
+  /// is_full: the batch has batch_size samples. begins: it is the first batch of its update. weight: its share of the
+  /// samples of its update.
   torch::Tensor backward(const torch::Tensor& inputs, const torch::Tensor& targets, bool is_full, bool begins,
                          double weight) {
     set_weight(weight);
@@ -85,18 +85,18 @@ class StepRunner {
 
   void update() {
     if (is_updated_) return;
-    // What a callback has put in a gradient's place is not what the captured update reads.
+    // If a callback has replaced a gradient, the captured update would read the old one.
     if (update_.replay && gradients() == captured_gradients_) {
       before_replay();
       update_.replay();
     } else {
       step_.update();
-      // The optimizer has made its state in the first ones.
+      // The optimizer creates its state in the first steps.
       if (plan_.capture != nullptr && !backward_.replay) set_signature();
     }
   }
 
-  /// Over the epoch so far, of all samples. Waits for the device.
+  /// The sum of the losses of all samples of the epoch so far. Waits for the device.
   double loss_sum() const { return loss_sum_.template item<double>(); }
 
  private:
@@ -134,7 +134,7 @@ class StepRunner {
     expected_gradients_ = captured_gradients_.defined();
     loss_ = at::empty({}, loss_options_);
     before_replay();
-    // Gradients that are added to must be there; those that are written belong to the recording.
+    // With accumulation, gradients are added to and must exist. Otherwise the recording creates them.
     if (plan_.accumulates) zero_captured_gradients();
     const Capturing capturing(optimizer());
     backward_ = plan_.capture->capture([this, inputs, targets] {
@@ -164,14 +164,14 @@ class StepRunner {
     if (is_first_replay_) {
       is_first_replay_ = false;
       captured_gradients_ = gradients();
-      // A recording updates the same parameters each time.
+      // A recording updates the same parameters in each replay.
       if (captured_gradients_.defined() != expected_gradients_)
         give_up("parameters have a gradient in some batches only");
     }
     return loss;
   }
 
-  /// The plain loop from here on.
+  /// Continues with the plain loop.
   void give_up(const std::string& reason) {
     forget();
     plan_.capture = nullptr;
@@ -223,7 +223,7 @@ class StepRunner {
     }
   }
 
-  /// What a recording takes for granted and a callback may change: modes, frozen parameters, tensors.
+  /// The state that a recording depends on and a callback may change: modes, frozen parameters, tensors.
   std::vector<std::uintptr_t> signature() const {
     std::vector<std::uintptr_t> signature;
     for (const auto& module : model_.modules()) signature.push_back(module->is_training());
@@ -241,7 +241,7 @@ class StepRunner {
     in_use_ = tensors();
   }
 
-  /// Of the optimizer and the model, each a handle of its own of the memory.
+  /// The tensors of the optimizer and the model, each as a new handle that keeps the memory alive.
   std::vector<torch::Tensor> tensors() const {
     std::vector<torch::Tensor> tensors = optimizer().state_tensors();
     for (const auto& group : optimizer_.param_groups())
@@ -270,8 +270,8 @@ class StepRunner {
   torch::TensorOptions loss_options_;
   Gradients captured_gradients_;
   std::vector<bool> expected_gradients_;
-  std::vector<std::uintptr_t> signature_;  // after the last update by a plain step, or at the beginning of an epoch
-  std::vector<torch::Tensor> in_use_;      // by the recording, whatever callbacks put in their places
+  std::vector<std::uintptr_t> signature_;  // as of the last update by a plain step, or of the beginning of an epoch
+  std::vector<torch::Tensor> in_use_;      // kept for the recording, even if callbacks replace them
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -44,7 +44,7 @@ inline void check_trains_something(const char* function, const torch::optim::Opt
                     "detached or computed without gradients");
 }
 
-/// In which dtype or device inputs differ from all parameters, as a sentence; empty if in none.
+/// A sentence that says how the inputs differ from all parameters in dtype or device; empty if they do not.
 inline std::string why_inputs_do_not_fit(const torch::Tensor& inputs, const torch::optim::Optimizer& optimizer) {
   const torch::Tensor* first = nullptr;
   for (const auto& group : optimizer.param_groups()) {
