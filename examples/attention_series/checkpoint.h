@@ -16,15 +16,15 @@
 #include <string>
 #include <utility>
 
-/// Keeps a training in a folder, so that a later run of the program goes on where this one ended, with the same numbers
-/// as if it had never stopped. A callback: it saves after each epoch that was trained to its end.
+/// A callback that saves a training in a folder after each complete epoch. A later run of the program continues from it
+/// and gets the same numbers as a run without interruption.
 ///
-/// `checkpoint.pt` has the weights, the optimizer, the losses and the settings; it is replaced as a whole, so that
-/// whenever the program is killed one is there. `history.csv` has the losses again, to be read by people and plot.py.
+/// `checkpoint.pt` has the weights, the optimizer, the losses and the settings. It is replaced as a whole, so a
+/// complete one exists whenever the program is killed. `history.csv` has the losses for people and for plot.py.
 class Checkpoint {
  public:
-  /// Reads what an earlier run saved, if there is something, onto a device. Throws if that was made with other
-  /// settings, or is damaged.
+  /// Loads the checkpoint of an earlier run onto a device, if there is one. Throws if it has other settings or is
+  /// damaged.
   Checkpoint(std::filesystem::path folder, std::string settings, torch::Device device)
       : folder_(std::move(folder)), settings_(std::move(settings)) {
     if (!std::filesystem::exists(path())) return;
@@ -33,11 +33,12 @@ class Checkpoint {
       saved_.emplace().load_from(path().string(), device);
       saved_->read("settings", settings_of_saved);
     } catch (const c10::Error&) {
-      throw std::runtime_error(path().string() + " is damaged; delete it to begin anew");
+      throw std::runtime_error(path().string() + " is damaged; delete it to start again");
     }
     if (settings_of_saved.toStringRef() != settings_)
-      throw std::runtime_error(folder_.string() + " has a run with " + settings_of_saved.toStringRef() +
-                               "; this one has " + settings_ + ". Choose another --output, or delete that folder");
+      throw std::runtime_error(folder_.string() +
+                               " has a run with other settings. That run: " + settings_of_saved.toStringRef() +
+                               ". This run: " + settings_ + ". Choose another --output, or delete the folder");
     torch::Tensor table;  // (epochs, 4)
     saved_->read("history", table, /*is_buffer=*/true);
     for (std::int64_t epoch = 0; epoch < table.size(0); ++epoch) {
@@ -49,14 +50,14 @@ class Checkpoint {
   /// The epochs of earlier runs.
   const attend::History& history() const { return history_; }
 
-  /// Loads the weights of the last whole epoch.
+  /// Loads the weights of the last complete epoch.
   void load_weights(torch::nn::Module& model) {
     torch::serialize::InputArchive archive;
     saved_.value().read("model", archive);
     model.load(archive);
   }
 
-  /// Brings a new trainer to where the earlier run ended, if there was one.
+  /// Puts a new trainer into the state at the end of the earlier run, if there was one.
   template <class Trainer>
   void restore(Trainer& trainer) {
     if (!saved_) return;

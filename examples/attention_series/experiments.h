@@ -16,7 +16,7 @@ struct Experiment {
   ShapeNetOptions net;
 };
 
-/// The series, in the order of the story; `positions` are what the last but one is told.
+/// The experiments in order. `positions` is the positional encoding of "location_positions".
 inline std::vector<Experiment> series(Positions positions = Positions::kBinary) {
   using attend::GroupBy;
   return {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 
-// What attention is, in five experiments: a convolution net, an attention net, attention that cannot know where things
-// are, attention that is told where, and attention with four heads.
+// Five experiments about attention: a convolution net, an attention net, a task by location without and with positional
+// encodings, and attention with four heads.
 //
-// After F. Fleuret, Deep Learning course, handout 13.2, and the notebooks that re-tell it.
+// Source: F. Fleuret, Deep Learning course, handout 13.2, and the notebooks that follow it.
 
 #include "checkpoint.h"
 #include "experiments.h"
@@ -50,7 +50,8 @@ struct Settings {
   int threads = 0;
   std::string output = "attention_series_output";
 
-  /// What the numbers of a run depend on but for its length and the machine; runs that differ in it must not be mixed.
+  /// The settings that determine the numbers of a run, except its length and the machine. A run may only continue a run
+  /// with the same fingerprint.
   std::string fingerprint() const {
     std::ostringstream text;
     text << "seed " << seed << ", " << samples << " training and " << held_out_samples
@@ -73,7 +74,7 @@ attend::ShapeDataset data_of(const Experiment& experiment, std::int64_t samples,
                                   .seed(seed));
 }
 
-/// Trains one net, or goes on with it, and writes what came out. Returns whether it was trained to its end.
+/// Trains one net, or continues its training, and writes the results. Returns whether the training is complete.
 bool run_experiment(const Experiment& experiment, const Settings& settings, torch::Device device,
                     attend::StopOnInterrupt& interrupt) {
   const std::filesystem::path folder = std::filesystem::path(settings.output) / experiment.name;
@@ -106,7 +107,7 @@ bool run_experiment(const Experiment& experiment, const Settings& settings, torc
     if (!device.is_cpu()) std::cout << "Steps: " << trainer.explain() << '\n';
   }
 
-  // Of a run that was stopped the results are those of the last whole epoch, with which the next run goes on.
+  // After a stop the results are those of the last complete epoch, from which the next run continues.
   Checkpoint saved(folder, settings.fingerprint(), device);
   const attend::History& history = saved.history();
   if (history.epochs().empty()) return false;
@@ -138,7 +139,7 @@ int run(Settings settings) {
   if (settings.quick) settings.epochs = std::min<std::int64_t>(settings.epochs, 6);
   std::vector<Experiment> chosen;
   for (const Experiment& experiment : series(kPositions.at(settings.positions))) {
-    // What is told by location shows nothing in a few epochs, and what heads show needs long training.
+    // The tasks by location and the four heads show nothing after a few epochs.
     const bool is_in_all = !settings.quick || experiment.name == "conv" || experiment.name == "attention";
     if (settings.experiment == experiment.name || (settings.experiment == "all" && is_in_all))
       chosen.push_back(experiment);
@@ -147,18 +148,19 @@ int run(Settings settings) {
             << support::with_thousands(settings.samples) << " samples each on " << device
             << (device.is_cpu() ? ", " + std::to_string(torch::get_num_threads()) + " threads" : "")
             << (settings.dtype == "bfloat16" ? ", in bfloat16" : "")
-            << ". Ctrl-C stops; the same command goes on after the last whole epoch.\n";
+            << ". Ctrl-C stops the run; the same command continues after the last complete epoch.\n";
 
   attend::StopOnInterrupt interrupt;
   for (const Experiment& experiment : chosen) {
     if (!run_experiment(experiment, settings, device, interrupt)) {
-      std::cout << "\nStopped by a signal; what was trained so far is in " << std::filesystem::path(settings.output)
-                << ", and the same command goes on with it.\n";
+      std::cout << "\nStopped by a signal. The results so far are in " << std::filesystem::path(settings.output)
+                << "; the same command continues.\n";
       return 130;
     }
   }
-  std::cout << "\nWritten to " << std::filesystem::path(settings.output) << ". To draw the figures and the page:\n  "
-            << ATTEND_PLOT_COMMAND << ' ' << std::filesystem::path(settings.output) << '\n';
+  std::cout << "\nThe results are in " << std::filesystem::path(settings.output)
+            << ". To draw the figures and the page:\n  " << ATTEND_PLOT_COMMAND << ' '
+            << std::filesystem::path(settings.output) << '\n';
   return 0;
 }
 
@@ -167,34 +169,37 @@ int run(Settings settings) {
 int main(int argc, char** argv) {
   Settings settings;
   CLI::App app(
-      "Trains the nets of the series: convolution, attention, attention by location without and with positions, and\n"
-      "four heads; and writes losses, predictions and attention maps for plot.py to draw.\n");
+      "Trains the nets of the series and writes losses, predictions and attention maps, which plot.py draws. The "
+      "nets:\n"
+      "convolution, attention, attention by location without and with positions, and four heads.\n");
   app.option_defaults()->always_capture_default();
   const auto number = [&app](const char* name, auto& value, const CLI::Validator& rule, const char* meaning) {
     app.add_option(name, value, meaning)->type_name("N")->check(rule);
   };
   std::vector<std::string> names{"all"};
   for (const Experiment& experiment : series()) names.push_back(experiment.name);
-  app.add_option("--experiment", settings.experiment, "which of them")->type_name("")->check(CLI::IsMember(names));
-  app.add_flag("--quick", settings.quick, "six epochs; of `all` convolution and attention: about two minutes");
+  app.add_option("--experiment", settings.experiment, "the experiment to run")
+      ->type_name("")
+      ->check(CLI::IsMember(names));
+  app.add_flag("--quick", settings.quick, "six epochs; `all` then means conv and attention: about two minutes");
   using support::whole;
-  number("--epochs", settings.epochs, whole<1>(), "how often each net sees all training samples");
+  number("--epochs", settings.epochs, whole<1>(), "number of epochs for each net");
   number("--batch", settings.batch_size, whole<1>(), "samples in one training step");
   number("--rate", settings.learning_rate,
          support::rule<double>("a number above 0", [](double rate) { return rate > 0; }), "learning rate of Adam");
   number("--samples", settings.samples, whole<2>(), "training samples");
   number("--held-out", settings.held_out_samples, whole<kPicturedSamples>(),
-         "samples that are measured on but not trained on");
-  number("--seed", settings.seed, whole<0>(), "of data, weights and order");
-  number("--threads", settings.threads, whole<0, 1024>(), "CPU threads; 0 leaves the choice to LibTorch");
+         "samples for evaluation, not used in training");
+  number("--seed", settings.seed, whole<0>(), "seed of data, weights and order of the samples");
+  number("--threads", settings.threads, whole<0, 1024>(), "CPU threads; 0: LibTorch chooses");
   app.add_option("--dtype", settings.dtype,
-                 "float32, or bfloat16: the nets train in it by autocast; pictures are made in float32")
+                 "dtype of the training; bfloat16 uses autocast; predictions and maps are computed in float32")
       ->type_name("")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
-  app.add_option("--positions", settings.positions, "what location_positions is told")
+  app.add_option("--positions", settings.positions, "positional encoding of location_positions")
       ->type_name("")
       ->check(CLI::IsMember(kPositions));
-  app.add_option("--device", settings.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->type_name("");
-  app.add_option("--output", settings.output, "folder for the results; made if it is missing")->type_name("");
+  app.add_option("--device", settings.device, "auto (a GPU if available), cpu, cuda or cuda:N")->type_name("");
+  app.add_option("--output", settings.output, "folder for the results; created if it does not exist")->type_name("");
   return support::run(app, argc, argv, "attention_series", [&] { return run(settings); });
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Draws the figures of attention_series and writes its page: python3 plot.py FOLDER, the folder that the program wrote.
+"""Draws the figures of attention_series and writes its page: python3 plot.py FOLDER
 
-Needs matplotlib and numpy. Writes into the same folder series.md, and the figures that it shows, of as many experiments as
-have been run.
+FOLDER is the output folder of the program. Writes series.md and its figures into the same folder, for the experiments that
+have been run. Needs matplotlib and numpy.
 """
 
 import math
@@ -25,7 +25,7 @@ COLOR_OF = {
 
 
 class Experiment:
-    """What one experiment left in its folder."""
+    """The results of one experiment, read from its folder."""
 
     def __init__(self, folder, color):
         self.color = color
@@ -43,7 +43,7 @@ class Experiment:
             self.maps.append([np.loadtxt(path, delimiter=",") for path in paths])
 
     def after(self):
-        """How long it was trained, in words."""
+        """The number of epochs, in words."""
         return "After one epoch" if self.epochs == 1 else f"After {self.epochs} epochs"
 
     title = property(lambda self: self.results["title"])
@@ -61,7 +61,7 @@ def legend_beside(axes):
 
 
 def draw_outputs(path, experiments, title):
-    """Test inputs with what each of the nets makes of them; the nets were given the same signals."""
+    """Held-out inputs with the outputs of each net for the same signals."""
     samples = experiments[0].samples
     figure, all_axes = plt.subplots(len(samples), 1, figsize=(8, 2.2 * len(samples)), sharex=True, layout="constrained")
     for i, axes in enumerate(all_axes):
@@ -99,7 +99,7 @@ def loss_after(experiment, epochs):
 
 
 def story(folder, experiments):
-    """Draws the figures in the order of the story; the page as a list of paragraphs."""
+    """Draws the figures in order, and returns the page as a list of paragraphs."""
     page = ["# Attention in a few experiments"]
     conv, attention, location, with_positions, heads = (experiments.get(name) for name in COLOR_OF)
     by_kind = [each for each in (conv, attention) if each]
@@ -175,7 +175,7 @@ def story(folder, experiments):
 
 def main():
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: python3 plot.py FOLDER, the folder that attention_series wrote")
+        sys.exit("usage: python3 plot.py FOLDER (the output folder of attention_series)")
     folder = Path(sys.argv[1])
     experiments = {name: Experiment(folder / name, color) for name, color in COLOR_OF.items()
                    if (folder / name / "results.csv").is_file()}

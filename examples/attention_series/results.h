@@ -15,10 +15,12 @@
 #include <string>
 #include <vector>
 
-/// The share of a peak's attention that falls on shapes of its own group: own / (own + other), where `own` is the
-/// weight that the position nearest to a shape's centre puts on the positions of all shapes of its group, itself
-/// included, and `other` what it puts on those of the other group. Of several heads the weights are the mean. The mean
-/// over all shapes of all samples that have both groups; without any preference it is about one half.
+/// The share of a peak's attention on shapes of its own group: own / (own + other), as a mean over all shapes of all
+/// samples that have both groups. Without a preference it is about one half.
+///
+/// The query is the position nearest to the centre of a shape. `own` is its weight on the positions of all shapes of
+/// the same group, including the shape itself. `other` is its weight on the shapes of the other group. With several
+/// heads the weights are averaged over the heads.
 ///
 /// maps: (samples, heads, size, size) for the first samples of the data.
 inline double own_share(const torch::Tensor& maps, const attend::ShapeDataset& data) {
@@ -47,10 +49,11 @@ inline double own_share(const torch::Tensor& maps, const attend::ShapeDataset& d
   return sum / static_cast<double>(peaks);
 }
 
-/// Writes what a trained net makes of held-out samples, for plot.py:
+/// Writes the results of a trained net for held-out samples, for plot.py:
 ///
-/// samples.csv: a line a position: input, target, output; shapes.csv: a line a shape; map_I_H.csv: the attention map of
-/// sample I and head H, a line for each query position.
+/// - samples.csv: input, target and output, one line for each position;
+/// - shapes.csv: one line for each shape;
+/// - map_I_H.csv: the attention map of sample I and head H, one line for each query position.
 inline void write_results(const std::filesystem::path& folder, ShapeNet& net, const attend::ShapeDataset& held_out,
                           std::int64_t pictured, torch::Device device) {
   const torch::NoGradGuard no_grad;

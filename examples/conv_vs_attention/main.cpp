@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 
-// Why attention: a convolution net and an attention net learn to give every triangle and every rectangle of a signal
-// the mean height of its kind. Shapes of one kind stand far apart; convolutions of 5 positions cannot relate them, one
-// attention layer can.
+// A convolution net and an attention net learn to redraw every triangle and every rectangle of a signal at the mean
+// height of its kind. Shapes of one kind are far apart: convolutions of width 5 cannot relate them, but one attention
+// layer can.
 //
-// After the notebook "Attention intuition" and F. Fleuret, Deep Learning course, handout 13.2.
+// Source: the notebook "Attention intuition", after F. Fleuret, Deep Learning course, handout 13.2.
 
 #include "support/command_line.h"
 #include "support/shape_net.h"
@@ -49,7 +49,7 @@ struct Settings {
   std::string output = "conv_vs_attention_output";
 };
 
-/// One of the two nets, and the records of its training.
+/// One of the two nets, with the records of its training.
 struct Net {
   std::string name;
   ShapeNet model;
@@ -73,7 +73,7 @@ struct FirstSamples {
   torch::Tensor targets() const { return data.targets().slice(0, 0, count); }
 };
 
-/// The data, with what the options do not allow as an error of the command line.
+/// The data. Invalid options become an error of the command line.
 attend::ShapeDataset data_of(const attend::ShapeDatasetOptions& options) {
   try {
     return attend::ShapeDataset(options);
@@ -96,7 +96,7 @@ attend::TrainerOptions trainer_options(const Settings& settings, torch::Device d
   return options;
 }
 
-/// Seconds that an epoch will take: ten batches on a copy of the net, the fastest of three times.
+/// Estimated seconds of an epoch: ten batches on a copy of the net, the fastest of three runs.
 double estimated_epoch_seconds(const Net& net, const attend::ShapeDataset& data, const Settings& settings,
                                torch::Device device) {
   const std::int64_t count = std::min(settings.samples, 10 * settings.batch_size);
@@ -107,10 +107,10 @@ double estimated_epoch_seconds(const Net& net, const attend::ShapeDataset& data,
          static_cast<double>(count);
 }
 
-/// What the nets make of the first held-out signals: a line for each position.
+/// Writes the outputs of the nets for the first held-out signals, one line for each position.
 void write_samples(const std::filesystem::path& folder, const std::vector<Net>& nets,
                    const attend::ShapeDataset& held_out, torch::Device device) {
-  // The same shapes without noise and in units of height, so that a reader can tell triangles from rectangles.
+  // The same shapes without noise or normalization, so that plot.py can distinguish triangles from rectangles.
   const attend::ShapeDataset clean(attend::ShapeDatasetOptions(held_out.options())
                                        .noise_std(0.0)
                                        .normalize(attend::Normalization::kNone)
@@ -138,7 +138,7 @@ std::filesystem::path map_file(const std::filesystem::path& folder, std::int64_t
   return folder / ("map_" + std::to_string(sample) + ".csv");
 }
 
-/// The attention maps for the first held-out signals: one file each.
+/// Writes the attention maps for the first held-out signals, one file for each.
 void write_maps(const std::filesystem::path& folder, const Net& net, const attend::ShapeDataset& held_out,
                 torch::Device device) {
   const torch::Tensor inputs = held_out.inputs().slice(0, 0, kPicturedSamples).to(device);  // (samples, 1, size)
@@ -147,7 +147,7 @@ void write_maps(const std::filesystem::path& folder, const Net& net, const atten
     support::write_map(map_file(folder / net.name, sample), maps[sample][0]);
 }
 
-/// Removes what an earlier run left, so that results of two runs never stand side by side.
+/// Removes the results of an earlier run, so that results of two runs are never mixed.
 void remove_results(const std::filesystem::path& folder) {
   std::filesystem::remove(folder / "samples.csv");
   for (int i = 0; i < kPicturedSamples; ++i) std::filesystem::remove(map_file(folder / "attention", i));
@@ -190,7 +190,7 @@ int run(const Settings& settings, torch::Device device) {
             << " epochs of " << support::with_thousands(settings.samples) << " samples each on " << device
             << (device.is_cpu() ? ", " + std::to_string(torch::get_num_threads()) + " threads" : "")
             << (settings.dtype == "bfloat16" ? ", in bfloat16" : "") << ": about " << support::duration(seconds)
-            << ". Ctrl-C stops early and keeps what was learnt.\n";
+            << ". Ctrl-C stops early and keeps the results so far.\n";
 
   attend::StopOnInterrupt interrupt;
   for (std::size_t i = 0; i < nets.size(); ++i) {
@@ -209,7 +209,7 @@ int run(const Settings& settings, torch::Device device) {
   print_table(nets);
   const bool is_complete =
       nets.back().name == "attention" && std::ssize(nets.back().history.epochs()) == settings.epochs;
-  std::cout << (is_complete ? "\nWritten to " : "\nStopped by a signal; what was trained so far is in ") << folder
+  std::cout << (is_complete ? "\nThe results are in " : "\nStopped by a signal. The results so far are in ") << folder
             << ". To draw the figures:\n  " << ATTEND_PLOT_COMMAND << ' ' << folder << '\n';
   return is_complete ? 0 : 130;
 }
@@ -219,33 +219,33 @@ int run(const Settings& settings, torch::Device device) {
 int main(int argc, char** argv) {
   Settings settings;
   CLI::App app(
-      "Trains a convolution net and an attention net to give every triangle and every rectangle of a signal the mean\n"
-      "height of its kind, and writes losses, predictions and attention maps for plot.py to draw.\n");
+      "Trains a convolution net and an attention net to redraw every triangle and every rectangle of a signal at the\n"
+      "mean height of its kind. Writes losses, predictions and attention maps, which plot.py draws.\n");
   app.option_defaults()->always_capture_default();
   const auto number = [&app](const char* name, auto& value, const CLI::Validator& rule, const char* meaning) {
     app.add_option(name, value, meaning)->type_name("N")->check(rule);
   };
   using support::rule;
   using support::whole;
-  number("--epochs", settings.epochs, whole<1>(), "how often each net sees all training samples");
+  number("--epochs", settings.epochs, whole<1>(), "number of epochs for each net");
   number("--batch", settings.batch_size, whole<1>(), "samples in one training step");
   number("--rate", settings.learning_rate, rule<double>("a number above 0", [](double rate) { return rate > 0; }),
          "learning rate of Adam");
   number("--samples", settings.samples, whole<1>(), "training samples");
   number("--held-out", settings.held_out_samples, whole<kPicturedSamples>(),
-         "samples that are measured on but not trained on");
+         "samples for evaluation, not used in training");
   number("--size", settings.size, whole<18>(), "length of a signal in positions, at least 18");
-  number("--height", settings.max_height, whole<6>(), "heights are drawn from 5 to this less one");
+  number("--height", settings.max_height, whole<6>(), "heights are integers from 5 to N - 1");
   number("--noise", settings.noise_std, rule<double>("a number of at least 0", [](double noise) { return noise >= 0; }),
          "standard deviation of the noise, in units of height");
-  number("--seed", settings.seed, whole<0>(), "of data, weights and order");
-  number("--threads", settings.threads, whole<0, 1024>(), "CPU threads; 0 leaves the choice to LibTorch");
+  number("--seed", settings.seed, whole<0>(), "seed of data, weights and order of the samples");
+  number("--threads", settings.threads, whole<0, 1024>(), "CPU threads; 0: LibTorch chooses");
   app.add_option("--dtype", settings.dtype,
-                 "float32, or bfloat16: the nets train in it by autocast; pictures are made in float32")
+                 "dtype of the training; bfloat16 uses autocast; predictions and maps are computed in float32")
       ->type_name("")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
-  app.add_option("--device", settings.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->type_name("");
-  app.add_option("--output", settings.output, "folder for the results; made if it is missing")->type_name("");
+  app.add_option("--device", settings.device, "auto (a GPU if available), cpu, cuda or cuda:N")->type_name("");
+  app.add_option("--output", settings.output, "folder for the results; created if it does not exist")->type_name("");
   return support::run(app, argc, argv, "conv_vs_attention", [&] {
     const torch::Device device = support::device_of(settings.device);
     support::make_output_folder(settings.output);

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Draws the figures of conv_vs_attention: python3 plot.py FOLDER, the folder that the program wrote.
+"""Draws the figures of conv_vs_attention: python3 plot.py FOLDER
 
-Needs matplotlib and numpy. Writes into the same folder loss.png, data_example.png, predictions.png, attention_map.png, and
-overview.png, which shows all at a glance.
+FOLDER is the output folder of the program. Writes loss.png, data_example.png, predictions.png, attention_map.png and
+overview.png into the same folder. Needs matplotlib and numpy.
 """
 
 import sys
@@ -16,7 +16,7 @@ from figures import draw_losses, draw_map, draw_signals, plt, read_columns, read
 
 
 def shapes(height):
-    """(first position, end, kind) of each shape in a signal without noise. Shapes stand at least ten apart."""
+    """(first position, end, kind) of each shape in a signal without noise. Shapes are at least ten positions apart."""
     positions = np.flatnonzero(height)
     for run in np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1):
         flat = np.all(height[run] == height[run[0]])
@@ -25,7 +25,7 @@ def shapes(height):
 
 
 def attention_share(sample, weights, queries, keys):
-    """The share of their weight that the tops of one kind of shape put on shapes of another kind, on average."""
+    """The mean share of attention that the tops of shapes of one kind (queries) give to shapes of a kind (keys)."""
     on = {"triangle": [], "rectangle": []}
     tops = {"triangle": [], "rectangle": []}
     for first, end, kind in shapes(sample["height"]):
@@ -37,10 +37,10 @@ def attention_share(sample, weights, queries, keys):
 
 def main():
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: python3 plot.py FOLDER, the folder that conv_vs_attention wrote")
+        sys.exit("usage: python3 plot.py FOLDER (the output folder of conv_vs_attention)")
     folder = Path(sys.argv[1])
     if not (folder / "samples.csv").is_file() or (folder / "samples.csv").stat().st_size == 0:
-        sys.exit(f"plot.py: {folder} has no results in samples.csv; run conv_vs_attention --output {folder} to its end")
+        sys.exit(f"plot.py: {folder} has no results in samples.csv; run conv_vs_attention --output {folder} until it ends")
     histories = {
         name: read_columns(folder / name / "history.csv")
         for name in ("convolution", "attention")
@@ -69,7 +69,7 @@ def main():
     save(figure, folder / "predictions.png")
 
     if not maps:
-        print("no attention maps: the run ended before the attention net was trained")
+        print("There are no attention maps: the run ended before the attention net was trained.")
         return
 
     for queries, others in (("triangle", "rectangle"), ("rectangle", "triangle")):
@@ -77,7 +77,7 @@ def main():
             np.nanmean([attention_share(sample, weights, queries, keys) for sample, weights in zip(samples, maps)])
             for keys in (queries, others)
         )
-        print(f"the top of a {queries} puts {own:.0%} of its weight on {queries}s, {other:.0%} on {others}s")
+        print(f"The top of a {queries} gives {own:.0%} of its attention to {queries}s and {other:.0%} to {others}s.")
 
     figure = plt.figure(figsize=(8, 7))
     top = draw_map(figure, figure.add_gridspec(1, 1)[0], samples[0]["input"], list(shapes(samples[0]["height"])), maps[0])

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// The four scores of docs/flex_attention.md as tables of numbers, which plot.py draws.
+// Writes the four examples of docs/flex_attention.md as tables of numbers, which plot.py draws.
 
 #include "scores.h"
 
@@ -20,7 +20,7 @@
 
 namespace {
 
-/// A line for each query, a column for each key.
+/// Writes a table with one line for each query and one column for each key.
 void write(const std::filesystem::path& path, const torch::Tensor& table) {
   const torch::Tensor values = table.to(torch::kFloat).contiguous();  // (rows, columns)
   std::ofstream file(path);
@@ -30,8 +30,8 @@ void write(const std::filesystem::path& path, const torch::Tensor& table) {
   if (!file.flush()) throw std::runtime_error("cannot write " + path.string());
 }
 
-/// What becomes of each score if `block_size` queries are computed at a time: 0 outside of the mask's key range, never
-/// computed; 1 computed and ruled out; 2 attended.
+/// What happens to each score if `block_size` queries are computed at a time. 0: outside of the key range of the mask,
+/// never computed. 1: computed and masked. 2: attended.
 template <class Mask>
 torch::Tensor computed(const Mask& mask, std::int32_t length, std::int32_t block_size) {
   torch::Tensor result = attend::materialize(mask, {1, 1, length, length})[0][0].to(torch::kInt);  // (L, S)
@@ -76,7 +76,7 @@ void write_all(const std::filesystem::path& folder) {
 
 int main(int count, char** arguments) {
   if (count != 2) {
-    std::cerr << "usage: flex_attention FOLDER, into which the tables are written\n";
+    std::cerr << "usage: flex_attention FOLDER (the folder for the tables)\n";
     return 2;
   }
   try {

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Draws the pictures of docs/flex_attention.md: python3 plot.py FOLDER [PICTURES].
+"""Draws the pictures of docs/flex_attention.md: python3 plot.py FOLDER [PICTURES]
 
-FOLDER is the one that the program wrote; the pictures go into PICTURES, or into FOLDER too. Needs matplotlib and
-numpy.
+FOLDER is the folder that the program wrote. The pictures are written into the folder PICTURES, by default FOLDER. Needs
+matplotlib and numpy.
 """
 
 import io
@@ -93,7 +93,7 @@ PICTURES = {
 
 def main():
     if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-"):
-        sys.exit("usage: python3 plot.py FOLDER [PICTURES], FOLDER being the one that flex_attention wrote")
+        sys.exit("usage: python3 plot.py FOLDER [PICTURES] (FOLDER: written by flex_attention)")
     folder, pictures = Path(sys.argv[1]), Path(sys.argv[-1])
     plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "image.interpolation": "nearest"})
     for name, draw in PICTURES.items():
@@ -101,7 +101,7 @@ def main():
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=100)
         plt.close(figure)
-        # A palette: half the size, or less.
+        # A palette halves the size of the file, or better.
         palette = Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
         palette.save(pictures / f"{name}.png", optimize=True)
         print(pictures / f"{name}.png")

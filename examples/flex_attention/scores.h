@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The scores and masks of docs/flex_attention.md. main.cpp draws them; tests/docs/flex_attention_test.cpp holds them
-// against torch's operators.
+// The scores and masks of docs/flex_attention.md. main.cpp writes them as tables; tests/docs/flex_attention_test.cpp
+// compares them with torch's operators.
 
 #include <attend/flex_attention.h>
 
@@ -11,7 +11,8 @@
 
 #include <cstdint>
 
-/// 1. A score: the further away the key, the lower. These are ALiBi's slopes for eight heads: 1/2, 1/4, … 1/256.
+/// 1. A score that falls with the distance of the key. The slopes are those of ALiBi for eight heads: 1/2, 1/4, …
+/// 1/2, 1/4, … 1/256.
 struct DistancePenalty {
   template <class T>
   ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const {
@@ -19,7 +20,7 @@ struct DistancePenalty {
   }
 };
 
-/// 2. A mask: the key where the query stands, and `reach` more on either side.
+/// 2. A mask: the key at the position of the query, and `reach` keys on either side.
 struct Near {
   std::int32_t reach;
 
@@ -32,7 +33,7 @@ struct Near {
   }
 };
 
-/// 3. A mask: the first keys, which every query sees.
+/// 3. A mask: the first keys, which every query attends to.
 struct FirstKeys {
   std::int32_t count;
 
@@ -40,8 +41,8 @@ struct FirstKeys {
   ATTEND_HOST_DEVICE attend::KeyRange keys(attend::QueryBlock) const { return {0, count}; }
 };
 
-/// 4. A learned score: the positions are the pixels of an image, row by row, and each step from one pixel to another
-/// has a value, as in the Swin Transformer (Liu et al., 2021).
+/// 4. A learned score. The positions are the pixels of an image, row by row. Each offset from one pixel to another has
+/// a learned value, as in the Swin Transformer (Liu et al., 2021).
 struct GridBias {
   torch::Tensor table;  // (H, 2 · rows − 1, 2 · columns − 1); may require a gradient
 
@@ -67,8 +68,8 @@ struct GridBias {
   }
 };
 
-/// The table of two heads, trained on random images to fetch neighbours: head 0 the pixel on the left, head 1 the one
-/// above. There are no queries and keys to tell where to look: the table learns it.
+/// A table for two heads, trained on random images to copy neighbours: head 0 the pixel on the left, head 1 the pixel
+/// above. Queries and keys are zero, so the table alone determines the attention.
 inline torch::Tensor learn_neighbours(std::int64_t rows, std::int64_t columns, int steps) {
   torch::Tensor table = torch::zeros({2, 2 * rows - 1, 2 * columns - 1}).requires_grad_();
   torch::optim::Adam optimizer({table}, torch::optim::AdamOptions(0.2));

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Compiles dilated_attention.cpp, and trains with it on the CPU.
+"""Compiles dilated_attention.cpp and trains with it on the CPU.
 
-From another program:
+Use in another program:
 
     import dilated_attention
 
@@ -16,7 +16,7 @@ import torch
 from torch.utils import cpp_extension
 
 HERE = Path(__file__).resolve().parent
-FLAGS = ["-std=c++20", "-O3"]  # with -O2, g++ 12 does not vectorize the score_mod: three times slower
+FLAGS = ["-std=c++20", "-O3"]  # with -O2, g++ 12 does not vectorize the score_mod, which is then three times slower
 INCLUDE = [str(HERE.parents[1] / "include")]  # attend's headers
 
 
@@ -25,7 +25,7 @@ def load(verbose=False):
 
     query (N, H, L, D), key (N, G, S, D), value (N, G, S, Dv), strength and rate (H); output (N, H, L, Dv).
 
-    Loads the library that setup.py has built in this folder. Without one, compiles it, which needs ninja: torch keeps
+    Loads the library that setup.py has built in this folder. If there is none, compiles it, which needs ninja. torch keeps
     the result in its cache folder, or in $TORCH_EXTENSIONS_DIR, and compiles again only if a source file has changed.
     """
     built = sorted(HERE.glob("dilated_attention_ops*.so"))
@@ -38,8 +38,8 @@ def load(verbose=False):
 
 
 def main():
-    """Learns the penalty that made the output of another one."""
-    print("compiling dilated_attention.cpp, unless that is done already", flush=True)
+    """Learns the strength and rate of a given penalty from its outputs."""
+    print("Compiling dilated_attention.cpp, unless it is already compiled.", flush=True)
     attention = load()
     torch.manual_seed(1)
     query, key, value = torch.randn(3, 2, 4, 256, 32).unbind()  # (N, H, L, D)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Compiles the operator ahead of time: python setup.py build_ext --inplace"""
+"""Compiles the operator in advance: python setup.py build_ext --inplace"""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// What the example programs share: how options are checked, how a program ends, how files are opened.
+// Common parts of the example programs: checks of options, exit status, output files.
 #pragma once
 
 #include <c10/util/Exception.h>
@@ -25,7 +25,7 @@
 
 namespace support {
 
-/// The rule of an option that is a number; `phrase` says it.
+/// The rule of a numeric option; `phrase` describes it in the error message.
 template <class Number>
 CLI::Validator rule(const std::string& phrase, bool (*is_kept)(Number)) {
   return CLI::Validator(
@@ -44,7 +44,7 @@ CLI::Validator whole() {
                             [](std::int64_t value) { return value >= least && value <= most; });
 }
 
-/// The device of a name, or an error that says what is there.
+/// The device with this name, or an error that says which devices exist.
 inline torch::Device device_of(const std::string& name) {
   if (name == "auto") return torch::cuda::is_available() ? torch::kCUDA : torch::kCPU;
   if (!std::regex_match(name, std::regex("cpu|cuda(:[0-9]{1,2})?")))
@@ -57,7 +57,7 @@ inline torch::Device device_of(const std::string& name) {
   return device;
 }
 
-/// Makes the folder of --output, or throws an error of the command line if nothing can be written there.
+/// Creates the folder of --output. Throws an error of the command line if it is not writable.
 inline void make_output_folder(const std::filesystem::path& folder) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
@@ -66,7 +66,7 @@ inline void make_output_folder(const std::filesystem::path& folder) {
   std::filesystem::remove(probe, error);
 }
 
-/// Opens a file for writing, or throws.
+/// Opens a file for writing. Throws if it cannot.
 inline std::ofstream open(const std::filesystem::path& path) {
   std::ofstream file(path);
   if (!file) throw std::runtime_error("cannot write " + path.string());
@@ -74,7 +74,7 @@ inline std::ofstream open(const std::filesystem::path& path) {
   return file;
 }
 
-/// Closes a file that open() gave, or throws if not everything was written.
+/// Closes a file of open(). Throws if not everything was written.
 inline void close(std::ofstream& file, const std::filesystem::path& path) {
   file.close();
   if (!file) throw std::runtime_error("cannot write " + path.string());
@@ -97,7 +97,7 @@ inline double median(std::vector<double> values) {
   return *middle;
 }
 
-/// Writes an attention map (queries, keys): a line for each query position, a column for each key position.
+/// Writes an attention map (queries, keys), one line for each query position and one column for each key position.
 inline void write_map(const std::filesystem::path& path, const torch::Tensor& map) {
   std::ofstream file = open(path);
   for (std::int64_t query = 0; query < map.size(0); ++query)
@@ -106,15 +106,15 @@ inline void write_map(const std::filesystem::path& path, const torch::Tensor& ma
   close(file, path);
 }
 
-/// The trainable numbers of a model.
+/// The number of trainable numbers in a model.
 inline std::int64_t parameter_count(const torch::nn::Module& model) {
   std::int64_t count = 0;
   for (const torch::Tensor& parameter : model.parameters()) count += parameter.numel();
   return count;
 }
 
-/// Parses the arguments and runs a program. The exit status is what `program` returns, 1 for a failed run and 2 for
-/// arguments that it does not understand; errors are one line.
+/// Parses the arguments and runs a program. Returns the exit status: the result of `program`, 1 for a failed run, or 2
+/// for invalid arguments.
 template <class Program>
 int run(CLI::App& app, int argc, char** argv, const std::string& name, const Program& program) {
   try {

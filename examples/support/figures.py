@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the examples' figures share. Needs matplotlib and numpy."""
+"""Common parts of the figures of the examples. Needs matplotlib and numpy."""
 
 import csv
 
@@ -30,14 +30,14 @@ def read_rows(path):
 
 
 def read_columns(path):
-    """A CSV file with a header as arrays of numbers by column name, empty ones if it has the header alone."""
+    """A CSV file with a header as arrays of numbers by column name. The arrays are empty if there is only a header."""
     with open(path, newline="") as file:
         header, *rows = csv.reader(file)
     return {name: np.array([float(row[i]) for row in rows]) for i, name in enumerate(header)}
 
 
 def read_samples(path):
-    """The samples of a samples.csv, each a dictionary of arrays over positions."""
+    """The samples of a samples.csv, each as a dictionary of arrays over positions."""
     columns = read_columns(path)
     return [
         {name: values[columns["sample"] == sample] for name, values in columns.items()}
@@ -73,7 +73,7 @@ def draw_map(figure, cell, signal, shapes, weights):
     left = figure.add_subplot(grid[1, 0], sharey=axes)
     bar = figure.add_subplot(grid[1, 2])
     positions = np.arange(len(signal))
-    # The square root of the weight, so that small weights show beside large ones.
+    # The colour is the square root of the weight, so that small weights are visible beside large ones.
     norm = matplotlib.colors.PowerNorm(0.5, vmin=0, vmax=max(np.quantile(weights, 0.998), 1e-6))
     image = axes.imshow(weights, cmap="magma", norm=norm, interpolation="nearest", aspect="auto")
     top.plot(positions, signal, color=COLORS["target"], lw=1)

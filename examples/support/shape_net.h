@@ -11,14 +11,14 @@
 #include <cstdint>
 #include <ostream>
 
-/// What a net of the series is told about where it is.
+/// The positional encodings of a net of the series.
 enum class Positions { kNone, kLinear, kBinary, kSinusoidal, kLearned };
 
-/// Options of ShapeNet: a few words that say which net of the series it is.
+/// Options of ShapeNet.
 struct ShapeNetOptions {
-  /// Whether the third of five layers of the convolution net is attention instead. Default: true.
+  /// Whether the third of five layers is attention instead of a convolution. Default: true.
   TORCH_ARG(bool, attention) = true;
-  /// Which channels with positions are put beside the signal. Default: kNone.
+  /// The positional encoding that is appended to the signal as channels. Default: kNone.
   TORCH_ARG(Positions, positions) = Positions::kNone;
   /// Length of a signal in positions. Default: 100.
   TORCH_ARG(std::int64_t, size) = 100;
@@ -26,19 +26,19 @@ struct ShapeNetOptions {
   TORCH_ARG(std::int64_t, num_heads) = 1;
   /// The factor before q·k. Default: 1, as in the handout.
   TORCH_ARG(attend::Scale, scale) = 1.0;
-  /// What follows the convolutions, but not attention nor the last one. Default: ReLU.
+  /// The activation after each convolution except the last. Default: ReLU.
   TORCH_ARG(attend::Activation, activation) = torch::kReLU;
-  /// The mean and deviation of the training set. Default: 0 and 1, which leaves signals as they are.
+  /// The mean and deviation of the training set. Default: 0 and 1, which does not change signals.
   TORCH_ARG(attend::StandardizeOptions, standardize) = {};
 };
 
 /// The nets of the series, from a signal (N, 1, size) to a signal (N, 1, size):
 ///
-///   positions beside the signal → standardized → before → attention → after
+///   append positions → standardize → before → attention → after
 ///
-/// `before` are two convolutions of width 5 and `after` two; the convolution net is five in a row, all in `before`. The
-/// positions are standardized like the signal, as in the handout's program. (Later notebooks have a second convolution
-/// for the positions and add its result to that of the first; a convolution over both side by side computes the same.)
+/// `before` and `after` are two convolutions of width 5 each. The convolution net has five convolutions, all in
+/// `before`. The positions are standardized like the signal, as in the handout's program. (Later notebooks add the
+/// result of a second convolution, of the positions, to the first. One convolution of both together computes the same.)
 class ShapeNetImpl : public torch::nn::Cloneable<ShapeNetImpl> {
  public:
   explicit ShapeNetImpl(const ShapeNetOptions& options_ = {}) : options(options_) { reset(); }
@@ -92,9 +92,9 @@ class ShapeNetImpl : public torch::nn::Cloneable<ShapeNetImpl> {
     return options.attention() ? after(attention(y)) : y;
   }
 
-  /// What each position attends to: (N, num_heads, size, size). The net must have attention.
+  /// The attention weights of each position: (N, num_heads, size, size). The net must have attention.
   torch::Tensor attention_map(const torch::Tensor& x) {
-    TORCH_CHECK_VALUE(options.attention(), "ShapeNet: a net without attention has no attention map");
+    TORCH_CHECK_VALUE(options.attention(), "ShapeNet: attention_map() needs a net with attention");
     return attention->attention_map(before(standardized(x)));
   }
 

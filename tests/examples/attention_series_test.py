@@ -120,7 +120,7 @@ class AttentionSeries(unittest.TestCase):
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 130)
-        self.assertIn("the same command goes on with it", output)
+        self.assertIn("the same command continues", output)
 
     def test_ctrl_c_keeps_complete_epochs_and_the_next_run_continues(self):
         self.interrupted_run("epoch +2/", *SMALL, "--experiment", "conv")
@@ -159,7 +159,7 @@ class AttentionSeries(unittest.TestCase):
                 self.assertIn(f", {parameters} parameters", result.stdout)
         result = run(*options, "--output", self.folder / "linear")
         self.assertEqual(result.returncode, 1)
-        self.assertRegex(result.stderr, "has a run with seed 1, .*, linear positions; this one has seed 1, .*, float32. Choose")
+        self.assertRegex(result.stderr, "That run: seed 1, .*, linear positions. This run: seed 1, .*, float32. Choose")
 
     def test_a_damaged_checkpoint_is_named_and_kept(self):
         options = [*SMALL, "--experiment", "conv", "--epochs", "1", "--output", self.folder]
@@ -169,7 +169,7 @@ class AttentionSeries(unittest.TestCase):
         checkpoint.write_bytes(damaged)
         result = run(*options)
         self.assertEqual(result.returncode, 1)
-        self.assertIn(f"{checkpoint} is damaged; delete it to begin anew", result.stderr)
+        self.assertIn(f"{checkpoint} is damaged; delete it to start again", result.stderr)
         self.assertEqual(checkpoint.read_bytes(), damaged)
 
     def test_a_run_with_other_settings_is_refused_in_the_same_folder(self):
@@ -178,8 +178,8 @@ class AttentionSeries(unittest.TestCase):
         before = (self.folder / "conv" / "checkpoint.pt").read_bytes()
         result = run(*options, "--seed", "2")
         self.assertEqual(result.returncode, 1)
-        self.assertRegex(result.stderr, "conv has a run with seed 1, 200 training .*; this one has seed 2, 200 training .*"
-                                        "Choose another --output, or delete that folder")
+        self.assertRegex(result.stderr, "conv has a run with other settings. That run: seed 1, 200 training .*. This run: seed 2, 200 "
+                                        "training .*. Choose another --output, or delete the folder")
         self.assertEqual((self.folder / "conv" / "checkpoint.pt").read_bytes(), before)
 
     def test_invalid_arguments_give_status_2_with_the_rule_and_the_value(self):

@@ -127,7 +127,7 @@ class ConvVsAttention(unittest.TestCase):
 
     def test_ctrl_c_ends_the_run_after_the_batch_and_writes_all_files(self):
         output = self.interrupted_run()
-        self.assertIn("Stopped by a signal; what was trained so far is in", output)
+        self.assertIn("Stopped by a signal. The results so far are in", output)
         self.assertGreaterEqual(len(rows(self.folder / "convolution" / "history.csv")), 1)
         self.assertEqual(list(rows(self.folder / "samples.csv")[0]),
                          ["sample", "position", "height", "input", "target", "convolution"])
