@@ -193,7 +193,7 @@ int main(int argc, char** argv) {
   number("--seed", settings.seed, whole<0>(), "seed of data, weights and order of the samples");
   number("--threads", settings.threads, whole<0, 1024>(), "CPU threads; 0: LibTorch chooses");
   app.add_option("--dtype", settings.dtype,
-                 "dtype of the training; bfloat16 uses autocast; predictions and maps are computed in float32")
+                 "dtype of the training, bfloat16 by autocast; results are written in float32")
       ->type_name("")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
   app.add_option("--positions", settings.positions, "positional encoding of location_positions")

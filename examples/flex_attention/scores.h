@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-/// 1. A score that falls with the distance of the key. The slopes are those of ALiBi for eight heads: 1/2, 1/4, …
+/// 1. A score that falls with the distance of the key. The slopes are those of ALiBi for eight heads:
 /// 1/2, 1/4, … 1/256.
 struct DistancePenalty {
   template <class T>
