@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 
-// How large are the errors of attention() beside those of the dense formula? Each call of a list is computed in its
-// dtype by kCpu, by kSdpa where that can run, and by the dense formula: torch's matmul, softmax and matmul in the same
-// dtype, with torch's own gradients. All are compared with the dense formula in float64.
+// How large are the errors of attention(), compared with those of the dense formula? Each call of a list is computed in
+// its dtype by kCpu, by kSdpa if that can run, and by the dense formula: torch's matmul, softmax and matmul in the same
+// dtype, with torch's own gradients. All results are compared with the dense formula in float64.
 //
-// Printed as CSV, one row for each result of each call: the largest and the root mean square error of the backend and
-// of the dense formula. measure.py makes a page of it.
+// Prints CSV, one row for each result of each call: the largest and the root mean square error of the backend and of
+// the dense formula. measure.py writes a page from it.
 
 #include <attend/attention.h>
 
@@ -39,15 +39,15 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: accuracy [options]\n"
-    "  --draws N     draws of each call with few queries (40)\n"
-    "  --threads N   threads (what LibTorch takes by itself)\n"
-    "  --quick       every 29th call of the list, four draws of a call with few queries\n";
+    "  --draws N     draws of each call with few queries (default: 40)\n"
+    "  --threads N   threads (default: chosen by LibTorch)\n"
+    "  --quick       every 29th call of the list, and four draws of each call with few queries\n";
 
 constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
 
 struct Settings {
   int draws = 0;    // 0: not given
-  int threads = 0;  // 0: what LibTorch takes by itself
+  int threads = 0;  // 0: chosen by LibTorch
   bool is_quick = false;
 };
 
@@ -57,18 +57,19 @@ struct Call {
   std::string option;
   at::ScalarType dtype;
   std::int64_t batch, heads, kv_heads, queries, keys, width;
-  double query_factor;  // the query is normally distributed with this deviation
+  double query_factor;  // the standard deviation of the query
   bool with_backward;
 };
 
-/// The lengths and widths of FlashAttention's tests. float32 is tried with every option; bfloat16 and float16, whose
-/// dense formula is slow, with one or two options for each pair of length and width, in turn.
+/// The lengths and widths of FlashAttention's tests. float32 has every option. bfloat16 and float16, whose dense
+/// formula is slow, have one or two options for each pair of length and width, in turn.
 std::vector<Call> list() {
   struct Lengths {
     std::int64_t queries, keys;
   };
-  constexpr Lengths kLengths[] = {{1, 147},   {1, 239},   {3, 799},     {113, 203},   {128, 217},   {113, 211},  {108, 256},
-                                  {256, 512}, {512, 256}, {1024, 1024}, {1023, 1024}, {1024, 1023}, {2048, 2048}};
+  constexpr Lengths kLengths[] = {{1, 147},     {1, 239},     {3, 799},    {113, 203}, {128, 217},
+                                  {113, 211},   {108, 256},   {256, 512},  {512, 256}, {1024, 1024},
+                                  {1023, 1024}, {1024, 1023}, {2048, 2048}};
   constexpr std::int64_t kWidths[] = {32, 40, 59, 64, 96, 111, 128, 160, 192, 224, 256};
   std::vector<Call> calls;
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
@@ -80,7 +81,8 @@ std::vector<Call> list() {
           if (dtype != at::kFloat && (turn + k) % 4 != 0) continue;
           const std::string option = kOptions[k];
           const bool is_long = lengths.queries >= 512;
-          Call call{option, dtype, is_long ? 1 : 2, is_long ? 2 : 6, 0, lengths.queries, lengths.keys, width, 1.0, true};
+          Call call{option, dtype, is_long ? 1 : 2, is_long ? 2 : 6, 0, lengths.queries, lengths.keys, width,
+                    1.0,    true};
           call.kv_heads = option == "grouped" ? call.heads / 2 : call.heads;
           if (option == "packed") call.batch = 1;
           if (option == "softcap") call.query_factor = 4.0;
@@ -133,7 +135,7 @@ AttentionOptions options_of(const Call& call, const Inputs& inputs) {
   return options;
 }
 
-/// Where the keys stand as seen from the queries, and which may not be attended to: (L, S) each.
+/// The distance of each key from each query, and which keys are masked: (L, S) each.
 struct Grid {
   at::Tensor ahead, ruled_out;
 
@@ -142,7 +144,8 @@ struct Grid {
     ahead = key - (query + (call.keys - call.queries));
     ruled_out = at::zeros({call.queries, call.keys}, at::kBool);
     if (call.option == "causal") ruled_out = ahead > 0;
-    if (call.option == "window") ruled_out = ahead.lt(-window_of(call).left).logical_or(ahead.gt(window_of(call).right));
+    if (call.option == "window")
+      ruled_out = ahead.lt(-window_of(call).left).logical_or(ahead.gt(window_of(call).right));
     if (call.option == "packed") {
       const auto sequence = [](const at::Tensor& offsets, const at::Tensor& position) {
         return at::searchsorted(offsets.to(at::kLong), position, /*out_int32=*/false, /*right=*/true);
@@ -152,7 +155,7 @@ struct Grid {
   }
 };
 
-/// Output, log-sum-exp, and the gradients of query, key and value if they are wanted.
+/// Output, log-sum-exp, and, with the backward pass, the gradients of query, key and value.
 using Results = std::vector<at::Tensor>;
 constexpr std::array<const char*, 5> kNames = {"output", "lse", "dq", "dk", "dv"};
 
@@ -193,7 +196,7 @@ AttentionResult dense(const Call& call, const Inputs& inputs, const Grid& grid, 
           masked.logsumexp(-1).masked_fill(grid.ruled_out.all(-1), kNegativeInfinity)};
 }
 
-/// The largest and the root mean square error. Throws if −∞ is in other places, or anything else is not finite.
+/// The largest and the root mean square error. Throws if −∞ is in different places, or if another result is not finite.
 std::array<double, 2> errors(const at::Tensor& result, const at::Tensor& exact) {
   const at::Tensor wide = result.to(at::kDouble), is_never = exact.isneginf();
   if (!wide.isneginf().equal(is_never)) throw std::runtime_error("results have −∞ in different places");
@@ -224,11 +227,11 @@ void measure(const Call& call, const std::string& list_name) {
     }
     for (std::size_t i = 0; i < results.size(); ++i) {
       const auto of_dense = errors(plain[i], exact[i]), of_ours = errors(results[i], exact[i]);
-      std::cout << list_name << ',' << call.dtype << ',' << call.option << ',' << call.query_factor << ','
-                << call.batch << ',' << call.heads << ',' << call.kv_heads << ',' << call.queries << ',' << call.keys
-                << ',' << call.width << ',' << backend << ',' << (backend == chosen ? "yes" : "no") << ','
-                << kNames[i] << ',' << results[i].numel() << ',' << of_dense[0] << ',' << of_dense[1] << ','
-                << of_ours[0] << ',' << of_ours[1] << std::endl;
+      std::cout << list_name << ',' << call.dtype << ',' << call.option << ',' << call.query_factor << ',' << call.batch
+                << ',' << call.heads << ',' << call.kv_heads << ',' << call.queries << ',' << call.keys << ','
+                << call.width << ',' << backend << ',' << (backend == chosen ? "yes" : "no") << ',' << kNames[i] << ','
+                << results[i].numel() << ',' << of_dense[0] << ',' << of_dense[1] << ',' << of_ours[0] << ','
+                << of_ours[1] << std::endl;
     }
   }
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 
-// Does kAuto take the fastest backend? For each shape that the choice covers, attention() by kAuto, attention() by
-// kCpu and ATen's scaled_dot_product_attention run in turn, several rounds; each round starts with the next one.
+// Does kAuto use the fastest backend? For each shape, attention() with kAuto, attention() with kCpu and ATen's
+// scaled_dot_product_attention run in turn, for several rounds. Each round starts with the next of the three.
 //
-// Printed as CSV: medians of the rounds in milliseconds, and the median of the rounds' ratios, ATen / kAuto: below 1
-// kAuto loses. measure.py makes a page of it.
+// Prints CSV: the medians of the rounds in milliseconds, and the median of the ratios ATen / kAuto of the rounds. Below
+// 1, kAuto is slower. measure.py writes a page from it.
 
 #include <attend/attention.h>
 
@@ -39,14 +39,14 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: backends [options]\n"
-    "  --rounds N    rounds, of which the median counts (7)\n"
-    "  --threads N   threads (what LibTorch takes by itself)\n"
+    "  --rounds N    rounds; the result is their median (default: 7)\n"
+    "  --threads N   threads (default: chosen by LibTorch)\n"
     "  --few         only shapes with few queries\n"
     "  --quick       every fourth shape, three rounds\n";
 
 struct Settings {
   int rounds = 0;   // 0: not given
-  int threads = 0;  // 0: what LibTorch takes by itself
+  int threads = 0;  // 0: chosen by LibTorch
   bool only_few = false, is_quick = false;
 };
 
@@ -91,8 +91,8 @@ std::vector<Case> cases(const Settings& settings) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) {
     for (const bool with_backward : {false, true}) {
       for (Case shape : shapes) {
-        if (with_backward && shape.keys == 4096 && shape.width == 128) continue;  // that is decoding
-        // float64 and float16 are there for checking, not for speed: the shapes with few queries, forward.
+        if (with_backward && shape.keys == 4096 && shape.width == 128) continue;  // decoding has no backward pass
+        // float64 and float16 are used for checks, not for speed: only shapes with few queries, forward.
         if ((dtype == at::kDouble || dtype == at::kHalf) && (shape.queries > 32 || with_backward)) continue;
         shape.dtype = dtype;
         shape.with_backward = with_backward;
@@ -136,7 +136,7 @@ void measure(const Case& shape, int rounds) {
       finish(attend::attention(q, k, v, attend::AttentionOptions().is_causal(shape.is_causal).backend(backend)));
     };
   };
-  // ATen counts the causal diagonal from the first key: for unequal lengths it needs a mask, which is made beforehand.
+  // ATen counts the causal diagonal from the first key. For unequal lengths it needs a mask, which is made in advance.
   std::optional<at::Tensor> mask;
   const bool is_square = shape.queries == shape.keys;
   if (shape.is_causal && !is_square && shape.queries > 1)

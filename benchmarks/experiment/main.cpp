@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 
-// The notebook "Attention intuition" by attend: two nets learn to give every shape of a signal the mean height of its
-// kind. notebook.py is the same in Python. Alone it trains both nets and says how long all of it took. With --drive it
-// does what measure.py asks for, one request a line, and answers each with a line of JSON:
+// The notebook "Attention intuition" with attend: two nets learn to redraw every shape of a signal at the mean height
+// of its kind. notebook.py is the same program in Python. By default the program trains both nets and prints the total
+// time. With --drive it reads requests of measure.py, one in each line, and answers each with a line of JSON:
 //
-//   epoch NET        one epoch of convolution or attention: seconds, training_loss (the mean), last_batch_loss
-//   held_out COUNT   makes samples that no net is trained on: seconds
+//   epoch NET        trains convolution or attention for one epoch: seconds, training_loss (the mean), last_batch_loss
+//   held_out COUNT   makes held-out samples: seconds
 //   evaluate NET     held_out_loss
-//   rate             what the machine can do, in GFLOP/s: products of matrices, in the dtype of the training
-//   memory           the most that the process has held at once, in MiB: peak_mib, and on a GPU device_mib
+//   rate             throughput of matrix products on this machine, in the dtype of the training: gflops
+//   memory           peak memory of the process in MiB: peak_mib, and on a GPU device_mib
 //   steps            how the training steps ran: steps
 //   quit             ends the program
 
@@ -53,13 +53,13 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: experiment [options]\n"
-    "  --epochs N      epochs of each net (50)\n"
-    "  --samples N     samples to train on (10000)\n"
-    "  --device D      cpu or cuda (cpu)\n"
-    "  --dtype D       float32, or bfloat16 by the trainer's autocast (float32)\n"
-    "  --threads N     threads (what LibTorch takes by itself)\n"
-    "  --seed N        seed of data, weights and order (7)\n"
-    "  --drive         do what standard input asks for; measure.py starts it so\n";
+    "  --epochs N      epochs of each net (default: 50)\n"
+    "  --samples N     training samples (default: 10000)\n"
+    "  --device D      cpu or cuda (default: cpu)\n"
+    "  --dtype D       float32, or bfloat16 by the trainer's autocast (default: float32)\n"
+    "  --threads N     threads (default: chosen by LibTorch)\n"
+    "  --seed N        seed of data, weights and order of the samples (default: 7)\n"
+    "  --drive         read requests from standard input, for measure.py\n";
 
 struct Settings {
   std::int64_t epochs = 50;
@@ -74,7 +74,7 @@ struct Settings {
 
 std::string one_of(const std::string& text, const std::vector<std::string>& allowed) {
   if (std::find(allowed.begin(), allowed.end(), text) == allowed.end())
-    throw std::invalid_argument("there is no " + text + " to choose");
+    throw std::invalid_argument("invalid value " + text);
   return text;
 }
 
@@ -103,7 +103,7 @@ Settings settings_from(const std::vector<std::string>& arguments) {
     } else if (name == "--help") {
       settings.is_help_wanted = true;
     } else {
-      throw std::invalid_argument("there is no option " + name);
+      throw std::invalid_argument("unknown option " + name);
     }
   }
   return settings;
@@ -124,7 +124,7 @@ torch::nn::Sequential attention_net() {
       attend::ConvStack(attend::ConvStackOptions(64, 64, 1).depth(2)));
 }
 
-/// JSON of numbers and texts that need no escapes.
+/// A JSON object of numbers and of texts that need no escapes.
 class Answer {
  public:
   Answer& add(const char* name, double value) {
@@ -153,7 +153,7 @@ class Experiment {
       : settings_(settings),
         device_(settings.device == "cuda" ? torch::kCUDA : torch::kCPU),
         dtype_(settings.dtype == "bfloat16" ? torch::kBFloat16 : torch::kFloat),
-        train_set_(made(/*samples=*/1, settings.seed)) {  // LibTorch starts up with the first tensors
+        train_set_(made(/*samples=*/1, settings.seed)) {  // creating the first tensors starts LibTorch up
     const auto begin = Clock::now();
     train_set_ = made(settings.samples, settings.seed);
     data_seconds_ = seconds_since(begin);
@@ -168,7 +168,7 @@ class Experiment {
     trainers_.emplace("attention", Trainer(attention_net(), options));
   }
 
-  /// Goes on where the net's last epoch ended. fit() ends by reading the loss, which waits for the GPU.
+  /// Continues after the last epoch of the net. fit() reads the loss at its end, which waits for the GPU.
   Answer epoch(const std::string& net) {
     Trainer& trainer = named(net);
     const auto begin = Clock::now();
@@ -181,7 +181,7 @@ class Experiment {
         .add("last_batch_loss", record.last_batch_loss);
   }
 
-  /// Makes the held-out samples, from another seed than the training set's.
+  /// Makes the held-out samples, with another seed than the training set.
   Answer hold_out(std::int64_t count) {
     const auto begin = Clock::now();
     held_out_ = made(count, settings_.seed + 1);
@@ -190,7 +190,7 @@ class Experiment {
 
   Answer evaluate(const std::string& net) { return Answer().add("held_out_loss", named(net).evaluate(*held_out_)); }
 
-  /// The best of several products of matrices of 1,024².
+  /// The best throughput of several matrix products of size 1,024².
   Answer rate() const {
     constexpr std::int64_t kSize = 1024;
     constexpr int kProducts = 4;
@@ -208,14 +208,15 @@ class Experiment {
 
   Answer memory() const {
     Answer answer;
-    std::ifstream status("/proc/self/status");  // of Linux alone
+    std::ifstream status("/proc/self/status");  // exists on Linux only
     for (std::string word; status >> word;) {
       double kibibytes = 0.0;
       if (word == "VmHWM:" && status >> kibibytes) answer.add("peak_mib", kibibytes / 1024);
     }
     if (device_.is_cuda()) {
       const auto stats = c10::getDeviceAllocator(c10::kCUDA)->getDeviceStats(0);
-      answer.add("device_mib", static_cast<double>(stats.allocated_bytes[0].peak) / (1 << 20));  // 0 is all sizes
+      answer.add("device_mib",
+                 static_cast<double>(stats.allocated_bytes[0].peak) / (1 << 20));  // index 0: blocks of all sizes
     }
     return answer;
   }
@@ -243,7 +244,7 @@ class Experiment {
 
   Trainer& named(const std::string& net) {
     const auto found = trainers_.find(net);
-    if (found == trainers_.end()) throw std::invalid_argument("there is no net " + net);
+    if (found == trainers_.end()) throw std::invalid_argument("unknown net " + net);
     return found->second;
   }
 
@@ -271,7 +272,7 @@ void serve(Experiment& experiment) {
     } else if (command == "steps") {
       experiment.steps().print();
     } else {
-      throw std::invalid_argument("cannot read the request " + command);
+      throw std::invalid_argument("invalid request " + command);
     }
   }
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 
-// Our half of the benchmark flex_attention: computes and times what measure.py asks for, one request a line, and
-// answers each with a line. So both can take turns within one run, with nothing of either's start in the timings.
+// attend's part of the benchmark flex_attention. It reads requests of measure.py, one in each line, and answers each
+// with a line. So attend and PyTorch can take turns in one run, and the start-up of either is not timed.
 //
-//   prepare SLOT FUNCTION KIND DTYPE N H L D PASS BACKEND   → what explain() says
-//   run SLOT           → "done"; the output and, of PASS forward_backward, the gradients of q, k, v lie in the folder
+//   prepare SLOT FUNCTION KIND DTYPE N H L D PASS BACKEND   → the text of explain()
+//   run SLOT           → "done"; writes the output and, for PASS forward_backward, the gradients of q, k, v
 //   time SLOT CALLS    → milliseconds of one call
 //   clear              → "done"; all slots are empty
 //
@@ -35,7 +35,7 @@ namespace {
 
 constexpr std::int32_t kWindow = 256;
 
-/// What a user might write: no backend has ever seen it.
+/// An example of a user's score_mod, for which no backend is specialized.
 struct SoftSign {
   float strength;
   template <class T>
@@ -44,7 +44,7 @@ struct SoftSign {
   }
 };
 
-/// 2^(−8/H), 2^(−16/H), …, as Press et al. have them.
+/// 2^(−8/H), 2^(−16/H), …, as in Press et al.
 at::Tensor slopes(std::int64_t heads) {
   return at::exp2(at::arange(1, heads + 1, at::kFloat) * (-8.0 / static_cast<double>(heads)));
 }
@@ -63,17 +63,17 @@ struct Request {
 template <class Value>
 Value named(const std::map<std::string, Value>& values, const std::string& name) {
   const auto found = values.find(name);
-  if (found == values.end()) throw std::invalid_argument("there is no " + name);
+  if (found == values.end()) throw std::invalid_argument("unknown name " + name);
   return found->second;
 }
 
-/// The structs that make up a kind; each is a kernel of its own.
+/// Calls `call` with the score_mod and mask_mod of a kind. Each pair is compiled into its own kernel.
 template <class Call>
 auto with_modification(const Request& request, const Call& call) {
   if (request.kind == "window") return call(attend::Unchanged{}, attend::SlidingWindow(kWindow, 0));
   if (request.kind == "alibi") return call(attend::Alibi(slopes(request.heads)), attend::Causal{});
   if (request.kind == "soft_sign") return call(SoftSign{0.5f}, attend::EveryKey{});
-  throw std::invalid_argument("flex_attention() is not asked for " + request.kind);
+  throw std::invalid_argument("unknown kind of flex_attention(): " + request.kind);
 }
 
 class Slot {
@@ -96,7 +96,7 @@ class Slot {
     } else if (request.kind == "alibi") {
       options_.alibi_slopes(slopes(request.heads));
     } else if (request.kind != "causal") {
-      throw std::invalid_argument("attention() has no " + request.kind);
+      throw std::invalid_argument("unknown kind of attention(): " + request.kind);
     }
   }
 
@@ -169,7 +169,7 @@ void serve(const std::string& folder) {
     } else if (std::int64_t calls = 0; command == "time" && std::cin >> name >> calls) {
       std::cout << slots.at(name).milliseconds(calls) << std::endl;
     } else {
-      throw std::invalid_argument("cannot read the request " + command);
+      throw std::invalid_argument("invalid request " + command);
     }
   }
 }
@@ -178,7 +178,7 @@ void serve(const std::string& folder) {
 
 int main(int argc, char** argv) {
   if (argc != 3) {
-    std::cerr << "usage: flex_attention THREADS FOLDER; measure.py starts it\n";
+    std::cerr << "usage: flex_attention THREADS FOLDER (started by measure.py)\n";
     return 2;
   }
   try {

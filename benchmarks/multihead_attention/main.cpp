@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 
-// How fast is attend::MultiheadAttention beside torch::nn::MultiheadAttention, and beside scaled_dot_product_attention
-// with the projections written by hand? Self-attention without weights returned, float32, on the CPU.
+// How fast is attend::MultiheadAttention, compared with torch::nn::MultiheadAttention and with
+// scaled_dot_product_attention and projections written by hand? Self-attention, no weights returned, float32, on the
+// CPU.
 //
-// The three have the same weights and get the same input; their results are compared before anything is timed. They run
-// in turn within every round, and each round starts with the next one. Printed as CSV: medians of the rounds in
-// milliseconds, and medians of the rounds' ratios. measure.py makes a page and a figure of it.
+// All three have the same weights and the same input. Their results are compared before anything is timed. They run in
+// turn in every round, and each round starts with the next of the three. Prints CSV: the medians of the rounds in
+// milliseconds, and the medians of the ratios of the rounds. measure.py writes a page and a figure from it.
 
 #include <attend/layers/multihead_attention.h>
 
@@ -37,12 +38,12 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: multihead_attention [options]\n"
-    "  --lengths L,L,…    lengths of the sequences (128,256,512,1024,2048,4096)\n"
-    "  --rounds N         rounds, of which the median counts (15)\n"
-    "  --embed-dim E      width of the layer (256)\n"
-    "  --heads H          number of heads (8)\n"
-    "  --threads N        threads (what LibTorch takes by itself)\n"
-    "  --quick            only 128, 512 and 2048, three rounds: less than a minute\n";
+    "  --lengths L,L,…    lengths of the sequences (default: 128,256,512,1024,2048,4096)\n"
+    "  --rounds N         rounds; the result is their median (default: 15)\n"
+    "  --embed-dim E      width of the layer (default: 256)\n"
+    "  --heads H          number of heads (default: 8)\n"
+    "  --threads N        threads (default: chosen by LibTorch)\n"
+    "  --quick            lengths 128, 512 and 2048, three rounds; takes less than a minute\n";
 
 struct Settings {
   std::vector<std::int64_t> lengths{128, 256, 512, 1024, 2048, 4096};
@@ -87,20 +88,21 @@ Settings settings_from(const std::vector<std::string>& arguments) {
     } else if (name == "--help") {
       settings.is_help_wanted = true;
     } else {
-      throw std::invalid_argument("there is no option " + name);
+      throw std::invalid_argument("unknown option " + name);
     }
   }
   return settings;
 }
 
-/// One of the three.
+/// One of the three implementations.
 struct Peer {
   const char* name;
   std::function<torch::Tensor(const torch::Tensor&)> forward;  // (L, N, E) → (L, N, E)
-  std::vector<torch::Tensor> parameters;  // in one order for all: in_proj weight and bias, out_proj weight and bias
+  std::vector<torch::Tensor>
+      parameters;  // in the same order for all: in_proj weight and bias, out_proj weight and bias
 };
 
-/// attend first, because the others are compared with it.
+/// The implementations. attend is the first, because the others are compared with it.
 std::vector<Peer> peers(const Settings& settings) {
   torch::manual_seed(1);
   attend::MultiheadAttention ours(attend::MultiheadAttentionOptions(settings.embed_dim, settings.heads));
@@ -138,7 +140,7 @@ std::vector<Peer> peers(const Settings& settings) {
           {"sdpa", sdpa, by_hand}};
 }
 
-/// What is timed: a forward pass alone, as in inference, or with the gradients of the input and of all parameters.
+/// A timed pass: forward only, as in inference, or with the gradients of the input and of all parameters.
 struct Pass {
   const char* name;
   bool with_backward;
@@ -157,7 +159,7 @@ struct Pass {
 
 constexpr Pass kPasses[] = {{"forward", false}, {"forward_backward", true}};
 
-/// The largest difference of any result, as a share of the largest absolute value of that result.
+/// The largest difference of any result, relative to the largest absolute value of that result.
 double difference(const std::vector<torch::Tensor>& results, const std::vector<torch::Tensor>& expected) {
   double largest = 0.0;
   for (std::size_t i = 0; i < results.size(); ++i) {
@@ -183,12 +185,12 @@ double median(std::vector<double> values) {
 
 void measure(const Pass& pass, std::int64_t length, const std::vector<Peer>& peers, const Settings& settings) {
   constexpr double kTolerance = 1e-4;     // float32 sums over thousands of positions
-  constexpr double kMilliseconds = 50.0;  // one measurement lasts at least about that long
+  constexpr double kMilliseconds = 50.0;  // the approximate least duration of one measurement
   const std::int64_t batch = std::max<std::int64_t>(1, 1024 / length);
   const torch::Tensor x = torch::randn({length, batch, settings.embed_dim}).requires_grad_(pass.with_backward);
   const torch::Tensor gradient = torch::randn_like(x).detach();
 
-  // Also the warm-up: every peer runs once before the clock does.
+  // Also the warm-up: every implementation runs once before it is timed.
   const std::vector<torch::Tensor> expected = pass.run(peers[0], x, gradient);
   for (const Peer& peer : peers) {
     const double found = difference(pass.run(peer, x, gradient), expected);
@@ -215,7 +217,7 @@ void measure(const Pass& pass, std::int64_t length, const std::vector<Peer>& pee
       ratios.push_back(times[who][round] / times[0][round]);
     std::cout << ',' << median(ratios);
   }
-  std::cout << std::endl;  // at once: the next row may take a minute
+  std::cout << std::endl;  // flushed, because the next row may take a minute
 }
 
 void run(const Settings& settings) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What the programs of the benchmarks share: the compiler's name for the results, and numbers of the command line.
+// Common parts of the benchmark programs: the name of the compiler, and numbers in the command line.
 
 #include <charconv>
 #include <cstdint>
@@ -18,12 +18,12 @@ inline constexpr const char* kCompiler = "clang " __clang_version__;
 inline constexpr const char* kCompiler = "g++ " __VERSION__;
 #endif
 
-/// The whole number, at least 1, that `text` is. Throws std::invalid_argument for anything else.
+/// Converts `text` to a whole number of at least 1. Throws std::invalid_argument for anything else.
 inline std::int64_t positive(std::string_view text) {
   std::int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || value < 1)
-    throw std::invalid_argument("a whole number of at least 1 is needed, got \"" + std::string(text) + "\"");
+    throw std::invalid_argument("expected a whole number of at least 1, got \"" + std::string(text) + "\"");
   return value;
 }
 

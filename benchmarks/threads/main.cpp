@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 
-// What do parallel sections cost? Calls of attention and of convolutions, float32, on the CPU, alone and in turn with a
-// product of matrices, which runs on LibTorch's threads. Printed as CSV: medians in microseconds. Programs of two
-// versions of attend tell what a change costs; measure.py runs two in turn, and the experiment beside busy processes.
+// How long do parallel sections take? Times calls of attention and convolutions in float32 on the CPU, alone and in
+// turn with a matrix product, which runs on LibTorch's threads. Prints CSV: medians in microseconds.
+//
+// measure.py runs the programs of two versions of attend in turn, to measure a change, and runs the experiment beside
+// busy processes.
 
 #include <attend/attention.h>
 #include <attend/detail/torch/parallel.h>
@@ -72,7 +74,7 @@ void measure_all() {
 
 int main(int argc, char** argv) {
   try {
-    if (argc > 2) throw std::invalid_argument("one number of threads, or nothing, is asked for");
+    if (argc > 2) throw std::invalid_argument("expected at most one argument, the number of threads");
     if (argc == 2) torch::set_num_threads(static_cast<int>(benchmark::positive(argv[1])));
     measure_all();
   } catch (const std::exception& error) {
