@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What stands under every table of benchmarks/results: when and where its numbers were taken."""
+"""The date and the machine of a measurement, for the pages in benchmarks/results."""
 
 import datetime
 import os
@@ -22,7 +22,7 @@ def describe():
 
 
 def warn_if_busy():
-    """Timings that are measured while other programs run are unreliable."""
+    """Prints a warning if other programs run, because timings are then unreliable."""
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
-        print(f"note: this machine is busy (load {os.getloadavg()[0]:.1f}), its timings are unreliable",
+        print(f"Note: this machine is busy (load {os.getloadavg()[0]:.1f}), so timings are unreliable.",
               file=sys.stderr)

@@ -1,10 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Runs the benchmark accuracy and writes its page: python3 measure.py PROGRAM [options of the program].
+"""Runs the benchmark accuracy and writes its page: python3 measure.py PROGRAM [options of the program]
 
-PROGRAM is what CMake built from main.cpp. Writes NAME.csv and NAME.md into benchmarks/results, or into the folder that
---output names; NAME is accuracy, or what --name gives. --rows FILE keeps what the program prints: the errors of every
-call.
+PROGRAM is the program that CMake built from main.cpp. Writes NAME.csv and NAME.md.
 """
 
 import argparse
@@ -87,7 +85,7 @@ the inputs, with the worst ratio in parentheses. `kAuto` uses `kSdpa` in all of 
 
 
 def ratio(row, name):
-    """0 / 0 is 1: both are exact."""
+    """The ratio of two errors. 0 / 0 is 1, because both are exact."""
     ours, dense = float(row[name]), float(row[f"dense_{name}"])
     return ours / dense if dense else 1.0 if not ours else float("inf")
 
@@ -105,7 +103,7 @@ def by(backend, rows):
 
 
 def distributions(rows, error):
-    """(dtype, backend, result, number of calls, distribution) of each that there is."""
+    """(dtype, backend, result, number of calls, distribution) for each combination that occurs."""
     for dtype, dtype_name in DTYPES.items():
         for backend in BACKENDS:
             for name in NAMES:
@@ -150,10 +148,10 @@ def table_of_few(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # the program's own options are passed on
-    parser.add_argument("program")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
-    parser.add_argument("--name", default="accuracy", help="name of the page, for example accuracy_avx2")
-    parser.add_argument("--rows", type=Path, help="file for the errors of every call, CSV")
+    parser.add_argument("program", help="the program built from main.cpp")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results (default: benchmarks/results)")
+    parser.add_argument("--name", default="accuracy", help="NAME of the files, for example accuracy_avx2 (default: accuracy)")
+    parser.add_argument("--rows", type=Path, help="CSV file for the errors of every call (default: not written)")
     settings, options = parser.parse_known_args()
 
     text = subprocess.run([settings.program, *options], stdout=subprocess.PIPE, text=True, check=True).stdout

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The handout's program in Python, to hold examples/attention_series against: python3 handout.py conv --epochs 12 --seed 1
+"""The handout's program in Python, for comparison with examples/attention_series: python3 handout.py conv --epochs 12 --seed 1
 
 Draws the data, trains one net of the series, and prints its losses after each epoch as comma-separated values.
 """
@@ -17,7 +17,7 @@ SIZE = 100
 
 
 def draw(count, by_location):
-    """Some candidates by the handout's rule, and which of them are samples: inputs, targets (count, 1, SIZE), a mask."""
+    """Draws candidates by the handout's rule: (inputs, targets) of (count, 1, SIZE), and a mask of the valid samples."""
     centre = torch.empty(count, 4, 1).uniform_(5.5, SIZE - 5.5)
     height = torch.empty(count, 4, 1).uniform_(1, 25)
     width = torch.empty(count, 4, 1).uniform_(5, 11)
@@ -29,7 +29,7 @@ def draw(count, by_location):
         return torch.cat((triangles[:, :2], boxes[:, 2:]), 1)
 
     shapes = render(height)
-    is_on = F.max_pool1d(shapes.sign(), kernel_size=2, stride=1)  # an OR of neighbours
+    is_on = F.max_pool1d(shapes.sign(), kernel_size=2, stride=1)  # 1 if the position or the next one is covered
     is_sample = (is_on.sum(1) <= 1).all(1)
     if by_location:
         order = centre.argsort(1)
@@ -82,9 +82,9 @@ class Net(nn.Module):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=("conv", "attention", "location", "location_positions"))
-    parser.add_argument("--epochs", type=int, default=250)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--epochs", type=int, default=250, help="number of epochs (default: 250)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of data, weights and order (default: 1)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (default: chosen by torch)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)

@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Runs the benchmark backends and writes its page: python3 measure.py PROGRAM [options of the program].
+"""Runs the benchmark backends and writes its page: python3 measure.py PROGRAM [options of the program]
 
-PROGRAM is what CMake built from main.cpp. Writes NAME.csv and NAME.md into benchmarks/results, or into the folder that
---output names; NAME is backends, or what --name gives. Exits with 1 if kAuto is slower than ATen's kernels anywhere by
-more than 10 %.
+PROGRAM is the program that CMake built from main.cpp. Writes NAME.csv and NAME.md. The exit status is 1 if kAuto is slower
+than ATen's kernels by more than 10 % in any row.
 """
 
 import argparse
@@ -54,9 +53,9 @@ def table(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # the program's own options are passed on
-    parser.add_argument("program")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
-    parser.add_argument("--name", default="backends", help="name of the page, for example backends_avx2")
+    parser.add_argument("program", help="the program built from main.cpp")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results (default: benchmarks/results)")
+    parser.add_argument("--name", default="backends", help="NAME of the files, for example backends_avx2 (default: backends)")
     settings, options = parser.parse_known_args()
 
     machine.warn_if_busy()

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""How long does a file that includes attend take to compile, beside one that includes LibTorch alone?
+"""How long does a file that includes attend take to compile, compared with a file that includes only LibTorch?
 
-Compiles small files in turn, several rounds, with and without optimization; each round starts with the next file.
-Counted is the compiler's processor time in user mode, which other work on the machine disturbs less than the time that
-passes. Writes compile_time.md into benchmarks/results, or into the folder that --output names.
+Compiles small files in turn for several rounds, with and without optimization. Each round starts with the next file. The
+result is the processor time of the compiler in user mode, because other work on the machine disturbs it less than the
+elapsed time. Writes compile_time.md.
 
-Needs a compiler, and LibTorch: by --torch, or from the Python that runs this.
+Needs a compiler and LibTorch: the folder of --torch, or the package torch of the Python that runs this script.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT / "benchmarks"))
 import machine  # noqa: E402
 
-# What stands in the table, and the file. The first one is what the others are compared with.
+# The name in the table, and the source. The others are compared with the first one.
 USE = """int main() {
   LIBRARY::MultiheadAttention layer(LIBRARY::MultiheadAttentionOptions(64, 4));
   torch::Tensor x = torch::randn({10, 2, 64});
@@ -55,12 +55,12 @@ ratios of the rounds. The layer is `MultiheadAttention` of torch or of attend, d
 
 
 def torch_root(given):
-    """LibTorch's folder, the one with include/ and lib/, found as CMake finds it."""
+    """LibTorch's folder, the one with include/ and lib/: `given`, or that of this Python's package torch."""
     if given:
         return given
     spec = importlib.util.find_spec("torch")  # does not import it, which would take seconds
     if spec is None:
-        sys.exit(f"measure.py: {sys.executable} has no package torch; name LibTorch's folder by --torch")
+        sys.exit(f"measure.py: {sys.executable} has no package torch; pass LibTorch's folder with --torch")
     return Path(spec.submodule_search_locations[0])
 
 
@@ -77,21 +77,21 @@ def torch_version(root):
 
 
 def user_seconds(command):
-    """Processor time in user mode of a command and all that it starts."""
+    """Processor time in user mode of a command and its child processes."""
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
-        sys.exit(f"measure.py: this failed: {' '.join(map(str, command))}")
+        sys.exit(f"measure.py: this command failed: {' '.join(map(str, command))}")
     return usage.ru_utime
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compiler", default=os.environ.get("CXX", "c++"), help="default: $CXX, or c++")
-    parser.add_argument("--torch", type=Path, help="LibTorch's folder, the one with include/ and lib/")
-    parser.add_argument("--attend", type=Path, default=PROJECT / "include", help="attend's include folder")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--compiler", default=os.environ.get("CXX", "c++"), help="the compiler (default: $CXX, or c++)")
+    parser.add_argument("--torch", type=Path, help="LibTorch's folder, the one with include/ and lib/ (default: that of this Python's package torch)")
+    parser.add_argument("--attend", type=Path, default=PROJECT / "include", help="attend's include folder (default: that of this repository)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results (default: benchmarks/results)")
     settings = parser.parse_args()
     if settings.rounds < 1:
         parser.error("--rounds must be at least 1")
@@ -100,7 +100,7 @@ def main():
     libtorch = torch_version(root)
     flags = ["-std=c++20", f"-I{settings.attend}", "-isystem", root / "include", "-isystem",
              root / "include/torch/csrc/api/include"]
-    os.environ["CCACHE_DISABLE"] = "1"  # where the compiler's name leads to ccache
+    os.environ["CCACHE_DISABLE"] = "1"  # in case the compiler is a link to ccache
     machine.warn_if_busy()
 
     names = list(PROGRAMS)
@@ -115,7 +115,7 @@ def main():
                                  "-o", Path(folder, "program.o")])
 
         for name in names:
-            compile_one(name, "-O0")  # the first time reads the headers from the disk
+            compile_one(name, "-O0")  # warm-up: reads the headers from the disk
         for round_ in range(settings.rounds):
             for optimization in OPTIMIZATIONS:
                 for turn in range(len(names)):
@@ -138,7 +138,7 @@ def main():
     settings.output.mkdir(parents=True, exist_ok=True)
     page.write_text(PAGE.format(rounds=settings.rounds, table=table, machine=machine.describe(),
                                 compiler=compiler.stdout.splitlines()[0], libtorch=libtorch))
-    print(f"written: {page}")
+    print(f"Wrote {page}.")
 
 
 if __name__ == "__main__":

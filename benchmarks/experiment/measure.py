@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""How long does the notebook's program take in Python, and how long by attend? python3 measure.py PROGRAM.
+"""How long does the notebook's program take in Python, and how long with attend? python3 measure.py PROGRAM
 
-PROGRAM is what CMake built from main.cpp. The notebook (notebook.py) and PROGRAM in float32 and in bfloat16 train the
-same two nets, taking turns epoch by epoch. Writes experiment.md, .csv and .png (on a GPU experiment_cuda) into
-benchmarks/results, or into the folder that --output names. Needs torch, of the version that PROGRAM is linked with,
-and numpy. Without matplotlib it writes no figure.
+PROGRAM is the program that CMake built from main.cpp. The notebook (notebook.py) and PROGRAM in float32 and in bfloat16
+train the same two nets in turn, epoch by epoch. Writes experiment.md, .csv and .png, on a GPU experiment_cuda.md, .csv
+and .png. Needs numpy, and torch of the same version as PROGRAM. Without matplotlib it writes no figure.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from digits import rounded  # noqa: E402
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 NETS = ("convolution", "attention")
 SIZE, BATCH_SIZE, KERNEL = 100, 32, 5
-LAST = 10  # epochs, over which held-out losses are averaged: those of single epochs jump
+LAST = 10  # epochs over which held-out losses are averaged, because those of single epochs vary
 
 PAGE = """# The experiment
 
@@ -86,7 +85,7 @@ class Who:
 
     name: str
     dtype: str
-    to_reach: dict  # of the CPU, by net; of the whole program
+    to_reach: dict  # the required ratios on the CPU: by net, and of the whole program
 
 
 PEER = Who("notebook", "float32", {})
@@ -97,7 +96,7 @@ WHOLE_TO_REACH_ON_A_GPU = 10
 
 
 class Program:
-    """A running program that does what it is asked for."""
+    """A running program that answers requests."""
 
     def __init__(self, who, settings, *more):
         self.who = who
@@ -122,23 +121,23 @@ class Program:
             self.process.stdin.write(" ".join(map(str, words)) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # then there is no answer either
+            pass  # the program has ended, so there is no answer
         return self._answer()
 
     def end(self, is_killed=False):
         if is_killed:
             self.process.kill()
-        self.process.communicate()  # closes its standard input, and so it ends
+        self.process.communicate()  # closes its standard input, which ends the program
 
     def _answer(self):
         line = self.process.stdout.readline()
-        if not line:  # it has said why
-            raise SystemExit(f"{self.who.name} ended with status {self.process.wait()}")
+        if not line:  # the program has printed why
+            raise SystemExit(f"measure.py: the program of {self.who.name} ended with status {self.process.wait()}")
         return json.loads(line)
 
 
 class Programs:
-    """All that are compared; none is left behind."""
+    """All programs that are compared. All are ended with the scope."""
 
     def __init__(self, everyone, settings):
         self.everyone, self.settings, self.running = everyone, settings, []
@@ -146,7 +145,7 @@ class Programs:
     def __enter__(self):
         try:
             for who in self.everyone:
-                Program(who, dataclasses.replace(self.settings, samples=BATCH_SIZE)).end()  # reads its files
+                Program(who, dataclasses.replace(self.settings, samples=BATCH_SIZE)).end()  # warm-up: reads its files from the disk
                 self.running.append(Program(who, self.settings))
         except BaseException:
             self.__exit__(*sys.exc_info())
@@ -170,16 +169,16 @@ class Settings:
 
 
 def rest():
-    """Threads that have just worked look out for more for a moment, and would do so on the other process's time."""
+    """Waits until idle threads stop spinning, which would slow down the next process."""
     time.sleep(0.02)
 
 
 def operations(net):
-    """Floating-point operations of one sample in training: the layers' multiplications and additions.
+    """Floating-point operations of one sample in training: the multiplications and additions of the layers.
 
-    Forward, the gradient of the inputs and that of the weights are each the same number of products; only the first
-    layer needs no gradient of its inputs. Products with the zeros beside the signal are not counted, and neither are
-    biases, activations and the softmax.
+    The forward pass, the gradient of the inputs and the gradient of the weights have the same number of products. The
+    first layer needs no gradient of its inputs. Products with padding, biases, activations and the softmax are not
+    counted.
     """
     reach = KERNEL // 2
 
@@ -197,7 +196,7 @@ def operations(net):
 
 
 def measure(programs, settings):
-    """A row for each program, net and epoch; and each program's rate in GFLOP/s, seconds for data, and memory."""
+    """Rows for each program, net and epoch; then by program the throughput in GFLOP/s, the seconds for data, the memory."""
     rates, held_out_seconds = {}, {}
 
     def take_rates():
@@ -242,7 +241,7 @@ def plain(value):
 
 
 class Results:
-    """What the numbers say: the page, and the lines under it."""
+    """Computes the tables and the page from the measurements."""
 
     def __init__(self, programs, settings, rows, rates, held_out_seconds, memory):
         self.programs, self.settings, self.rates, self.memory = programs, settings, rates, memory
@@ -261,7 +260,7 @@ class Results:
         return statistics.median(theirs / ours for theirs, ours in pairs)
 
     def share_of_limit(self, who, net):
-        """Of what the machine can do in float32; one of bfloat16, of what it can do in bfloat16."""
+        """The throughput relative to that of matrix products on this machine, in the same dtype."""
         rate = self.rates[who if who != PEER else OURS]
         gflop = 1e-9 * operations(net) * self.settings.samples
         return gflop / statistics.median(self.column(who, net, "seconds")) / rate
@@ -282,7 +281,7 @@ class Results:
                         *(number(self.column(who, net, name)[-1], 5) for name in ("training_loss", "held_out_loss")),
                         number(self.held_out_loss(who, net), 5)]
                 lines.append(line)
-        if not self.is_cpu:  # torch takes other number formats there, of which the limit tells nothing
+        if not self.is_cpu:  # torch uses other number formats on a GPU, for which the limit says nothing
             place = columns.index("share of limit")
             for line in (columns, *lines):
                 del line[place]
@@ -366,11 +365,11 @@ def write(results, rows, settings, folder):
                          for row in rows)
     Path(f"{stem}.md").write_text(results.page())
     if plot is None:
-        print(f"written: {stem}.md and .csv; there is no matplotlib, so no figure")
+        print(f"Wrote {stem}.md and .csv, but no figure, because matplotlib is missing.")
         return
     with open(f"{stem}.csv", newline="") as file:
         plot.draw(plot.read_rows(file), f"{stem}.png")
-    print(f"written: {stem}.md, .csv and .png")
+    print(f"Wrote {stem}.md, .csv and .png.")
 
 
 def positive(text):
@@ -382,18 +381,18 @@ def positive(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("program")
-    parser.add_argument("--output", type=Path, help="folder for the results")
-    parser.add_argument("--epochs", type=positive, help="epochs of each net (50)")
-    parser.add_argument("--threads", type=positive, default=0, help="threads of each program (what torch takes by itself)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that make the notebook's batches (none)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--only-float32", action="store_true", help="without attend in bfloat16")
+    parser.add_argument("program", help="the program built from main.cpp")
+    parser.add_argument("--output", type=Path, help="folder for the results (default: benchmarks/results)")
+    parser.add_argument("--epochs", type=positive, help="epochs of each net (default: 50)")
+    parser.add_argument("--threads", type=positive, default=0, help="threads of each program (default: chosen by torch)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load the batches of the notebook (default: none)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to train on (default: cpu)")
+    parser.add_argument("--only-float32", action="store_true", help="do not measure attend in bfloat16")
     parser.add_argument("--quick", action="store_true",
-                        help="500 samples, three epochs: less than a minute; needs --output")
+                        help="500 samples and three epochs, in less than a minute; needs --output")
     options = parser.parse_args()
     if options.quick and not options.output:
-        parser.error("--quick overwrites no results: name a folder by --output")
+        parser.error("--quick needs --output, because it must not overwrite benchmarks/results")
 
     settings = Settings(options.program, options.epochs or (3 if options.quick else 50),
                         500 if options.quick else 10_000, 200 if options.quick else 2000, options.threads,
@@ -402,20 +401,20 @@ def main():
     with Programs([PEER, OURS] if options.only_float32 else [PEER, OURS, HALF], settings) as programs:
         versions = {program.ready["torch"] for program in programs}
         if len(versions) > 1:
-            raise SystemExit(f"the programs have different versions of torch: {' and '.join(sorted(versions))}")
+            raise SystemExit(f"measure.py: the programs use different versions of torch: {' and '.join(sorted(versions))}")
         if len({program.ready["threads"] for program in programs}) > 1:
-            raise SystemExit("the programs have different numbers of threads: name one by --threads")
+            raise SystemExit("measure.py: the programs use different numbers of threads; set --threads")
         measured = measure(programs, settings)
     rows = measured[0]
     if any(not math.isfinite(row["held_out_loss"]) for row in rows):
-        raise SystemExit("a loss is not finite: nothing is written")
+        raise SystemExit("measure.py: a loss is not finite, so nothing is written")
     results = Results(programs, settings, *measured)
     print(f"\n{results.epochs_table()}\n{results.limit() if results.is_cpu else ''}\n{results.programs_table()}\n"
           f"{results.bfloat16()}{results.data_table()}")
     for program in programs:
         steps = results.memory[program.who].get("steps", "")
         if not results.is_cpu and program.who != PEER and steps.count("CUDA graph of the whole step") != len(NETS):
-            raise SystemExit(f"the steps of {program.who.name} should have been CUDA graphs: {steps}")
+            raise SystemExit(f"measure.py: the steps of {program.who.name} must be CUDA graphs, but ran as: {steps}")
     write(results, rows, settings, options.output or RESULTS)
 
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The notebook "Attention intuition" as a program: python3 notebook.py [--epochs 50] [--device cpu].
+"""The notebook "Attention intuition" as a program: python3 notebook.py [--epochs 50] [--device cpu]
 
-Two nets learn to give every shape of a signal the mean height of its kind, as main.cpp beside it has them by attend.
-With --drive it does what measure.py asks for, one request a line, and answers each with a line of JSON:
+Two nets learn to redraw every shape of a signal at the mean height of its kind. main.cpp is the same program with attend.
+With --drive it reads requests of measure.py, one in each line, and answers each with a line of JSON:
 
-  epoch NET        one epoch of convolution or attention: seconds, training_loss (the mean), last_batch_loss
-  held_out COUNT   makes samples that no net is trained on: seconds
+  epoch NET        trains convolution or attention for one epoch: seconds, training_loss (the mean), last_batch_loss
+  held_out COUNT   makes held-out samples: seconds
   evaluate NET     held_out_loss
-  memory           the most that the process has held at once, in MiB: peak_mib, and on a GPU device_mib
+  memory           peak memory of the process in MiB: peak_mib, and on a GPU device_mib
   quit             ends the program
 
 Needs torch and numpy.
@@ -32,7 +32,7 @@ BATCH_SIZE = 32
 
 
 class ShapeDataset(torch.utils.data.Dataset):
-    """The samples as the notebook has them: made one by one, kept as lists of tensors."""
+    """The samples as in the notebook: made one by one, and kept in lists of tensors."""
 
     def __init__(self, count):
         self.inputs, self.targets = [], []
@@ -49,7 +49,7 @@ class ShapeDataset(torch.utils.data.Dataset):
 
 
 class SelfAttention(nn.Module):
-    """Every position takes from all others, by the softmax of query times key; nothing is scaled."""
+    """Self-attention over the positions, without a scale."""
 
     def __init__(self, in_channels, key_channels, out_channels):
         super().__init__()
@@ -77,7 +77,7 @@ def attention_net():
 
 
 class Training:
-    """One net, its optimizer and the notebook's loop."""
+    """One net with its optimizer, and the notebook's loop."""
 
     def __init__(self, net, data, settings):
         self.device, self.net = settings.device, net.to(settings.device)
@@ -102,7 +102,7 @@ class Training:
             sizes.append(len(signals))
         last = loss.item()  # waits for the GPU
         seconds = time.perf_counter() - begin
-        # The notebook does not ask for the mean, so it is not on the clock.
+        # The notebook does not compute the mean, so it is not timed.
         return {"seconds": seconds, "training_loss": np.average(torch.stack(losses).tolist(), weights=sizes),
                 "last_batch_loss": last}
 
@@ -118,7 +118,7 @@ class Training:
 
 
 def peak_memory(device):
-    """In MiB: of the process, where /proc tells, and of what torch has taken of the GPU."""
+    """Peak memory in MiB: of the process, if /proc exists, and of torch on the GPU."""
     answer = {"peak_mib": None}
     status = Path("/proc/self/status")
     if status.is_file():
@@ -151,31 +151,31 @@ def serve(trainings):
         elif command == "quit":
             return
         else:
-            raise SystemExit(f"notebook.py: there is no request {command}")
+            raise SystemExit(f"notebook.py: invalid request {command}")
         print(json.dumps(answer), flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--epochs", type=int, default=50, help="epochs of each net (default: 50)")
+    parser.add_argument("--samples", type=int, default=10_000, help="training samples (default: 10000)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to train on (default: cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                        help="bfloat16: by torch.autocast, which the notebook does not do")
-    parser.add_argument("--threads", type=int, help="threads (what torch takes by itself)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that make the batches (none)")
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--drive", action="store_true", help="do what standard input asks for")
+                        help="dtype of the training; bfloat16 uses torch.autocast, unlike the notebook (default: float32)")
+    parser.add_argument("--threads", type=int, help="threads (default: chosen by torch)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load the batches (default: none)")
+    parser.add_argument("--seed", type=int, default=7, help="seed of data, weights and order (default: 7)")
+    parser.add_argument("--drive", action="store_true", help="read requests from standard input")
     settings = parser.parse_args()
 
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("notebook.py: this machine has no GPU that torch can use")
+        raise SystemExit("notebook.py: torch finds no GPU on this machine")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     random.seed(settings.seed)
     np.random.seed(settings.seed)
     torch.manual_seed(settings.seed)
-    # The notebook makes the same data once more for its second net. Here they are made once, which is kind to it.
+    # The notebook makes the same data again for its second net. Here they are made once, in favour of the notebook.
     data, seconds = timed_data(settings.samples)
     trainings = {"convolution": Training(convolution_net(), data, settings),
                  "attention": Training(attention_net(), data, settings)}

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Draws what measure.py wrote: python3 plot.py TABLE.csv FIGURE.png. Needs matplotlib."""
+"""Draws the figure of a table that measure.py wrote: python3 plot.py TABLE.csv FIGURE.png
+
+Needs matplotlib.
+"""
 
 import csv
 import itertools
@@ -36,7 +39,7 @@ def draw(rows, path):
     for i, who in enumerate(everyone):
         color = COLORS[who]
         for j, net in enumerate(NETS):
-            # A bar to the median, and a dot for each epoch.
+            # A bar for the median, and a dot for each epoch.
             seconds = of(rows, who, net, "seconds")
             place = j + (i - (len(everyone) - 1) / 2) * width
             median = statistics.median(seconds)

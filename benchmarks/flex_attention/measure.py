@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""How fast are attention() and flex_attention() on the CPU beside PyTorch in Python? python3 measure.py PROGRAM.
+"""How fast are attention() and flex_attention() on the CPU, compared with PyTorch in Python? python3 measure.py PROGRAM
 
-PROGRAM is what CMake built from main.cpp. Writes flex_attention.md and .csv into benchmarks/results, or into the folder
-that --output names. Needs torch, of the version that PROGRAM is linked with, and for its compiled flex_attention g++.
+PROGRAM is the program that CMake built from main.cpp. Writes flex_attention.md and .csv. Needs torch of the same version
+as PROGRAM, and g++ for torch's compiled flex_attention.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from digits import rounded  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 WIDTH = 64
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # a share of the largest value
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # relative to the largest value
 PASSES = {"forward": "forward", "forward_backward": "forward + backward"}
 
 PAGE = """# attention() and flex_attention() on the CPU
@@ -61,7 +61,7 @@ mask. The table shows the faster of the two.
 
 @dataclasses.dataclass(frozen=True)
 class Who:
-    """One of those that compute a case; a function of ours if it has a backend, else one of peers.py."""
+    """An implementation of a case: a function of attend if it has a backend, otherwise one of peers.py."""
 
     function: str
     dtype: str = "float32"
@@ -86,12 +86,12 @@ class Case:
     heads: int
     length: int
     ours: tuple  # of Who
-    peers: dict  # Who: the ratio to reach, or None; the first one's results are the right ones
+    peers: dict  # Who: the required ratio, or None; results are compared with those of the first peer
     with_memory: bool = False
 
 
 def cases(long):
-    """The table of what must be shown; long is the length of the long ones."""
+    """The cases of the table; `long` is the length of the long sequences."""
     both = ("forward", "forward_backward")
     for kind, targets in {"dense": (1.1, 1.25), "causal": (1.4, 1.4)}.items():
         for passes, target in zip(both, targets):
@@ -113,7 +113,7 @@ def cases(long):
 
 
 def linear_cases(longest):
-    """With a window a position costs the same, however many there are."""
+    """Cases that show that with a window the time per position does not depend on the length."""
     length = 1024
     while length <= longest:
         for passes in PASSES:
@@ -122,7 +122,7 @@ def linear_cases(longest):
 
 
 class Program:
-    """PROGRAM, which computes our half."""
+    """PROGRAM, which computes attend's part."""
 
     def __init__(self, path, threads, folder):
         self.folder = folder
@@ -145,7 +145,7 @@ class Program:
     def _answer(self):
         line = self.process.stdout.readline().rstrip("\n")
         if not line:
-            raise SystemExit(self.process.wait() or 1)  # it has said why
+            raise SystemExit(self.process.wait() or 1)  # the program has printed why
         return line
 
 
@@ -176,7 +176,7 @@ class Theirs:
             self.function = peers.sdpa(case.kind)
         elif who == COMPILED:
             self.function = peers.compiled_flex(case.kind, case.heads, case.length)
-        elif who == MASKED:  # the mask of the faster type
+        elif who == MASKED:  # the faster of the two masks
             times = {}
             for mask in peers.masks(case.kind, case.heads, case.length):
                 self.function = peers.sdpa_with_mask(mask)
@@ -204,7 +204,7 @@ def read(path, shape):
 
 
 def write_inputs(case, folder):
-    """q, k, v and the gradient of the output, exact in every dtype of the case."""
+    """Writes q, k, v and the gradient of the output, which are exact in every dtype of the case."""
     torch.manual_seed(1)
     inputs = torch.randn(4, case.batch, case.heads, case.length, WIDTH)
     if any(who.dtype == "bfloat16" for who in (*case.ours, *case.peers)):
@@ -220,12 +220,12 @@ def difference(results, expected):
 
 
 def rest():
-    """Threads that have just worked look out for more for a moment, and would do so on the other process's time."""
+    """Waits until idle threads stop spinning, which would slow down the next process."""
     time.sleep(0.02)
 
 
 def peak_mib(runner):
-    """How much more memory than before the process holds during one call; none where /proc does not tell."""
+    """The additional memory of the process during one call; None if /proc cannot reset the peak."""
     proc = Path(f"/proc/{runner.process_id}")
 
     def status(field):
@@ -242,14 +242,14 @@ def peak_mib(runner):
 
 
 def peak_mib_of_ours(who, case, settings, folder):
-    """In a process of its own, which has run a short call and holds nothing that it could use again."""
+    """The peak in a new process that has run only a short call, so no memory of earlier calls can be reused."""
     with Program(settings.program, settings.threads, folder) as program:
         Ours(who, dataclasses.replace(case, length=64), program).milliseconds(1)
         return peak_mib(Ours(who, case, program))
 
 
 def measure(case, program, settings):
-    """Rows of the table: each of ours with each peer, or alone."""
+    """Rows of the table: each function of attend with each peer, or alone."""
     program.ask("clear")
     inputs = write_inputs(case, program.folder)
     everyone = [who for who in (*case.ours, *case.peers) if settings.compile or who != COMPILED]
@@ -259,7 +259,7 @@ def measure(case, program, settings):
         if who.backend:
             print(f"  {who}: {runner.explanation}", flush=True)
             if not case.peers and case.length > 2048 and runner.explanation.startswith("kReference"):
-                print("  left out: L × L is too large")
+                print("  skipped: L × L is too large")
                 return []
 
     # Also the warm-up.
@@ -268,7 +268,7 @@ def measure(case, program, settings):
     for who, runner in runners.items():
         differences[who] = difference(runner.results(), expected)
         if not differences[who] <= TOLERANCE[who.dtype]:
-            raise SystemExit(f"{who} differs by {differences[who]:.2g} of the largest value")
+            raise SystemExit(f"measure.py: {who} differs by {differences[who]:.2g} of the largest value")
     del expected
 
     memory = {}
@@ -291,7 +291,7 @@ def measure(case, program, settings):
                    "ours": str(who), "backend": runners[who].explanation.split()[0],
                    "ours_ms": statistics.median(times[who]), "ours_mib": memory.get(who)}
             if peer:
-                # Of the two of this row from the right results: 0 for the first peer.
+                # The larger difference of the two from the expected results. That of the first peer is 0.
                 row.update(peer=runners[peer].name, peer_ms=statistics.median(times[peer]),
                            ratio=statistics.median(b / a for a, b in zip(times[who], times[peer])),
                            to_reach=case.peers[peer], difference=max(differences[who], differences[peer]),
@@ -337,13 +337,13 @@ def page(rows, linear_rows, settings, program):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("program")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
-    parser.add_argument("--rounds", type=int, help="rounds, of which the median counts (11)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="only cases with this in their name; then nothing is written")
-    parser.add_argument("--quick", action="store_true", help="L 1,024 and three rounds: about a minute")
-    parser.add_argument("--compile", action="store_true", help="with --quick: compile PyTorch's flex_attention too")
+    parser.add_argument("program", help="the program built from main.cpp")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results (default: benchmarks/results)")
+    parser.add_argument("--rounds", type=int, help="rounds; the result is their median (default: 11)")
+    parser.add_argument("--threads", type=int, default=2, help="threads (default: 2)")
+    parser.add_argument("--only", default="", help="only cases whose title contains this text; writes no results")
+    parser.add_argument("--quick", action="store_true", help="L 1,024 and three rounds, in about a minute")
+    parser.add_argument("--compile", action="store_true", help="with --quick, also compile PyTorch's flex_attention")
     settings = parser.parse_args()
     settings.rounds = settings.rounds or (3 if settings.quick else 11)
     settings.compile = settings.compile or not settings.quick
@@ -353,7 +353,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder, \
             Program(settings.program, settings.threads, Path(folder)) as program:
         if program.libtorch != f"LibTorch {torch.__version__.split('+')[0]}":
-            raise SystemExit(f"the program has {program.libtorch}, this Python torch {torch.__version__}")
+            raise SystemExit(f"measure.py: the program uses {program.libtorch}, and this Python torch {torch.__version__}")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         rows, linear_rows = (
             [row for case in some if settings.only in case.title for row in measure(case, program, settings)]
@@ -369,7 +369,7 @@ def main():
         writer.writeheader()
         writer.writerows(rows + linear_rows)
     (settings.output / "flex_attention.md").write_text(page(rows, linear_rows, settings, program))
-    print(f"written: {settings.output}/flex_attention.md and .csv")
+    print(f"Wrote {settings.output}/flex_attention.md and .csv.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The same attention in Python: functions of (q, k, v), by the names that measure.py's cases use."""
+"""The peers in Python: functions of (q, k, v) for the kinds of the cases in measure.py."""
 
 import math
 import time
@@ -19,7 +19,7 @@ def sdpa(kind):
 
 
 def masks(kind, heads, length):
-    """The dense masks that say the same as the kind: bool where there is one, and float."""
+    """The dense masks that are equivalent to the kind: bool if possible, and float."""
     distance = torch.arange(length) - torch.arange(length)[:, None]  # (L, S): key − query
     allowed = (distance <= 0) & (distance >= -WINDOW) if kind == "window" else distance <= 0
     bias = slopes(heads)[:, None, None] * distance if kind == "alibi" else torch.zeros(length, length)
@@ -32,10 +32,10 @@ def sdpa_with_mask(mask):
 
 
 def compiled_flex(kind, heads, length):
-    """torch's flex_attention, compiled at its first call. Forward only: on the CPU it has no backward pass."""
+    """torch's flex_attention, compiled in the first call. Forward only, because it has no backward pass on the CPU."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    # Nothing is found compiled, so that the time it takes is the first user's; and no other process stays behind.
+    # No caches, so that the time to compile is that of a first use; and no compile processes that stay behind.
     torch._inductor.config.force_disable_caches = True
     torch._inductor.config.compile_threads = 1
 
@@ -65,7 +65,7 @@ def compiled_flex(kind, heads, length):
 
 
 def dense_formula(length):
-    """The score SoftSign of main.cpp, written as one would without flex_attention."""
+    """The score SoftSign of main.cpp, written without flex_attention."""
     distance = (torch.arange(length)[:, None] - torch.arange(length)).float()  # (L, S): query − key
 
     def call(q, k, v):

@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Runs the benchmark multihead_attention and writes its page: python3 measure.py PROGRAM [options of the program].
+"""Runs the benchmark multihead_attention and writes its page: python3 measure.py PROGRAM [options of the program]
 
-PROGRAM is what CMake built from main.cpp. Writes multihead_attention.csv, .md and .png into benchmarks/results, or into
-the folder that --output names. Needs matplotlib.
+PROGRAM is the program that CMake built from main.cpp. Writes multihead_attention.csv, .md and .png. Needs matplotlib.
 """
 
 import argparse
@@ -51,8 +50,8 @@ def table(rows, title):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # the program's own options are passed on
-    parser.add_argument("program")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("program", help="the program built from main.cpp")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results (default: benchmarks/results)")
     settings, options = parser.parse_known_args()
 
     machine.warn_if_busy()
@@ -75,7 +74,7 @@ def main():
     (settings.output / "multihead_attention.md").write_text(
         PAGE.format(**facts, libtorch=libtorch, machine=machine.describe(), tables=tables))
     plot.draw(rows, settings.output / "multihead_attention.png")
-    print(f"written: {settings.output}/multihead_attention.md, .csv and .png")
+    print(f"Wrote {settings.output}/multihead_attention.md, .csv and .png.")
 
 
 if __name__ == "__main__":

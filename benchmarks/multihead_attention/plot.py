@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Draws what the benchmark multihead_attention printed: python3 plot.py TABLE.csv FIGURE.png. Needs matplotlib."""
+"""Draws the table that the benchmark multihead_attention printed: python3 plot.py TABLE.csv FIGURE.png
+
+Needs matplotlib.
+"""
 
 import csv
 import sys
@@ -29,7 +32,7 @@ def draw(rows, path):
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
     for axes, (name, title) in zip(panels, PASSES.items()):
-        # Milliseconds for one sequence, because the short ones run in batches.
+        # Milliseconds for one sequence, because short sequences run in batches.
         points = [row for row in rows if row["pass"] == name]
         lengths = [row["length"] for row in points]
         for column, (label, color, style) in PEERS.items():

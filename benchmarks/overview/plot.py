@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Draws the first figure of README from the tables of results: python3 plot.py [RESULTS [FIGURE.png]].
+"""Draws the first figure of README from measured tables: python3 plot.py [RESULTS [FIGURE.png]]
 
-RESULTS is the folder benchmarks/results, with multihead_attention.csv, flex_attention.csv and experiment.csv. The figure
-is RESULTS/overview.png. Needs matplotlib.
+RESULTS is the folder with multihead_attention.csv, flex_attention.csv and experiment.csv, by default benchmarks/results.
+The figure is RESULTS/overview.png by default. Needs matplotlib.
 """
 
 import csv
@@ -40,7 +40,7 @@ def read_rows(path):
 
 
 def draw_layer(axes, rows):
-    """Milliseconds of MultiheadAttention, forward and backward, for one sequence: short ones run in batches."""
+    """Milliseconds of MultiheadAttention, forward and backward, for one sequence. Short sequences run in batches."""
     points = [row for row in rows if row["pass"] == "forward_backward"]
     lengths = [int(row["length"]) for row in points]
     for column, label, color, style in [("torch_ms", "torch::nn", TORCH, "s-"), ("attend_ms", "attend", ATTEND, "o-")]:
@@ -56,7 +56,7 @@ def draw_layer(axes, rows):
 
 
 def draw_calls(axes, rows):
-    """How many times as fast attend is, for calls at L 4,096."""
+    """The speed of attend relative to PyTorch, for calls at L 4,096."""
     for place, (case, name, ours, peer, label) in enumerate(reversed(CALLS)):
         (row,) = (row for row in rows if row["case"] == case and row["pass"] == name and row["ours"] == ours
                   and row["peer"] == peer and row["L"] == "4096")
@@ -73,7 +73,7 @@ def draw_calls(axes, rows):
 
 
 def draw_experiment(axes, rows):
-    """Held-out loss over seconds of training, of both nets and by both programs."""
+    """Held-out loss over seconds of training, for both nets and both programs."""
     for who, label, color in [("notebook", "PyTorch", TORCH), ("attend", "attend", ATTEND)]:
         for net, style in [("convolution", "--"), ("attention", "-")]:
             epochs = [row for row in rows if (row["who"], row["net"]) == (who, net)]

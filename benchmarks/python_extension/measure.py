@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""How fast is examples/python_extension on the CPU, beside PyTorch's compiled flex_attention and a dense formula?
+"""How fast is examples/python_extension on the CPU, compared with PyTorch's compiled flex_attention and a dense formula?
 
-Compiles both, compares outputs and gradients, then times them in turn. Needs g++ and ninja; takes about two minutes.
+Compiles both, compares outputs and gradients, and times them in turn. Writes python_extension.md. Needs g++ and ninja, and
+takes about two minutes.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def parameters(heads):
 
 
 def compiled_flex(heads, length, window, dilation):
-    """PyTorch's flex_attention, with the score_mod and mask_mod of dilated_attention.cpp; and the seconds it took."""
+    """PyTorch's flex_attention with the score_mod and mask_mod of dilated_attention.cpp, and the seconds to compile it."""
     strength, rate = parameters(heads)
 
     def penalty(score, batch, head, query, key):
@@ -107,7 +108,7 @@ def measure(functions, tensors, backward, rounds):
     for name, function in functions.items():  # also the warm-up
         differences.append(difference(run(function, tensors, backward), expected))
         if not differences[-1] < 1e-4:
-            raise SystemExit(f"{name} differs by {differences[-1]:.2g} of the largest value")
+            raise SystemExit(f"measure.py: {name} differs by {differences[-1]:.2g} of the largest value")
         begin = time.perf_counter()
         run(function, tensors, backward)
         calls[name] = max(1, round(0.1 / (time.perf_counter() - begin)))
@@ -124,10 +125,10 @@ def measure(functions, tensors, backward, rounds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results", help="folder for the result")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds, of which the median counts (7)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--length", type=int, default=2048, help="queries and keys (2048)")
+    parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results", help="folder for the result (default: benchmarks/results)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds; the result is their median (default: 7)")
+    parser.add_argument("--threads", type=int, default=2, help="threads (default: 2)")
+    parser.add_argument("--length", type=int, default=2048, help="number of queries and of keys (default: 2048)")
     settings = parser.parse_args()
     machine.warn_if_busy()
     torch.set_num_threads(settings.threads)

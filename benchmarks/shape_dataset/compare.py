@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""attend::ShapeDataset against its rules in Python: python3 compare.py PROGRAM, the one built from main.cpp.
+"""Compares the speed of attend::ShapeDataset with the same rules in Python: python3 compare.py PROGRAM
 
-The notebook's rule, one sample after another in numpy, and the handout's, some thousands at a time in torch. The programs
-run in turn; printed are the medians, as a Markdown table.
+PROGRAM is the program that CMake built from main.cpp. In Python, the notebook's rule draws one sample after another with
+numpy, and the handout's rule draws thousands at a time with torch. The programs run in turn. Prints the medians as a
+Markdown table.
 """
 
 import random
@@ -22,7 +23,7 @@ SAMPLES, SIZE, MAX_HEIGHT, NOISE = 10_000, 100, 50, 0.3
 
 
 def sample():
-    """One sample by the notebook's rule: a list of shapes, drawn twice, with noise, each mapped to [0, 1]."""
+    """One sample by the notebook's rule: input and target, each with noise and scaled to [0, 1]."""
     shapes, offset = [], 0
     while offset < SIZE:
         base, width = random.randrange(offset, offset + 10), random.randrange(3, 10)

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""How much slower does a busy machine make an epoch of training? python3 measure.py FOLDER [--before FOLDER].
+"""How much slower does a busy machine make an epoch of training? python3 measure.py FOLDER [--before FOLDER]
 
-FOLDER holds the programs experiment and threads, as CMake builds them; --before names those of another version of
-attend. Measures epochs of the experiment and of the notebook alone, beside one busy process and beside two, and single
-calls on a free machine. Writes threads.md into benchmarks/results, or into the folder that --output names. Needs torch
-and numpy for the notebook.
+FOLDER has the programs experiment and threads that CMake built. Measures epochs of the experiment and of the notebook on a
+free machine, beside one busy process and beside two; and single calls on a free machine. Writes threads.md. Needs torch and
+numpy for the notebook.
 """
 
 import argparse
@@ -20,7 +19,7 @@ import machine  # noqa: E402
 import measure as experiment  # noqa: E402
 from digits import rounded  # noqa: E402
 
-ROUNDS = 3  # of the single calls
+ROUNDS = 3  # for the single calls
 
 PAGE = """# Threads
 
@@ -60,11 +59,11 @@ class Busy:
 
 
 def epochs_table(programs, epochs):
-    """Seconds and ratios: a line for each program and net."""
+    """Seconds and ratios, one line for each program and net."""
     seconds = {}
     for busy in range(3):
         with Busy(busy):
-            for round in range(epochs + 1):  # the first one starts up
+            for round in range(epochs + 1):  # the first round is a warm-up
                 for name, program in programs.items():
                     for net in experiment.NETS:
                         experiment.rest()
@@ -97,11 +96,11 @@ def calls_table(folders):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="folder with the programs experiment and threads")
     parser.add_argument("--before", type=Path, help="folder with the programs of another version of attend")
-    parser.add_argument("--output", type=Path, default=experiment.RESULTS, help="folder for the page")
-    parser.add_argument("--samples", type=experiment.positive, default=500, help="samples of an epoch (500)")
-    parser.add_argument("--epochs", type=experiment.positive, default=5, help="epochs of each net (5)")
+    parser.add_argument("--output", type=Path, default=experiment.RESULTS, help="folder for the page (default: benchmarks/results)")
+    parser.add_argument("--samples", type=experiment.positive, default=500, help="samples of an epoch (default: 500)")
+    parser.add_argument("--epochs", type=experiment.positive, default=5, help="epochs of each net (default: 5)")
     options = parser.parse_args()
     machine.warn_if_busy()
 
