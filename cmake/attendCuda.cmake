@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: MIT
 #
-# Makes the target attend::cuda: attend::attend, CUDA's headers and CUDA's runtime, which <attend/training/cuda_graph.h>
-# needs. Used by attend's own build and by find_package(attend), once attend::attend is there.
+# Creates the target attend::cuda: attend::attend with CUDA's headers and CUDA's runtime, which
+# <attend/training/cuda_graph.h> needs. Included by attend's own build and by find_package(attend), after attend::attend
+# exists.
 #
-# Where LibTorch was built without CUDA, or CUDA's headers are missing, there is no such target, and that is no error.
-# find_package(CUDAToolkit) is not called: what it keeps in the cache would answer a later call of the user's.
+# If LibTorch was built without CUDA, or CUDA's headers are missing, the target is not created; this is not an error.
+# find_package(CUDAToolkit) is not called, because its cache entries would affect a later call by the user.
 
 function(attend_make_cuda)
   set(parts)
   if(attend_TORCH_VERSION AND attend_TORCH_VERSION VERSION_LESS 2.9)
-    message(STATUS "attend: no target attend::cuda, because CUDA graphs need LibTorch 2.9")
+    message(STATUS "attend: there is no target attend::cuda, because CUDA graphs need LibTorch 2.9 or newer")
     return()
   endif()
-  if(TARGET torch::cudart) # find_package(Torch) was here, and has found a toolkit
+  if(TARGET torch::cudart) # find_package(Torch) was called and has found a toolkit
     set(parts torch::cudart)
   elseif(attend_TORCH_ROOT AND EXISTS "${attend_TORCH_LIBRARY_DIR}/libtorch_cuda.so")
     file(STRINGS "${attend_TORCH_ROOT}/include/caffe2/core/macros.h" wanted REGEX "\"CUDA_VERSION\"")
     string(REGEX MATCH "[0-9]+" wanted "${wanted}")
-    # Came with the wheel: what LibTorch itself loads. Wheels for CUDA 12 have a folder for each part.
+    # First the CUDA libraries of the wheel, which LibTorch itself loads. Wheels for CUDA 12 have a folder for each part.
     file(GLOB roots "${attend_TORCH_ROOT}/../nvidia/cu${wanted}" "${attend_TORCH_ROOT}/../nvidia/cuda_runtime")
     foreach(root IN ITEMS ${roots} "${CUDAToolkit_ROOT}" "$ENV{CUDA_HOME}" "$ENV{CUDA_PATH}" /usr/local/cuda)
       set(header "${root}/include/cuda_runtime_api.h")

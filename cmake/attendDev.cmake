@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 #
-# What attend's own programs are built with: warnings, sanitizers, ccache, CUDA. None of it reaches the library's users.
+# Settings of attend's own programs: warnings, sanitizers, ccache, CUDA. They do not affect users of the library.
 
 set(ATTEND_SANITIZE "" CACHE STRING "Sanitizers for attend's own programs, for example address,undefined")
 
@@ -8,31 +8,31 @@ if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYP
   set(CMAKE_BUILD_TYPE Release)
 endif()
 
-# Draws the figures and computes what tests compare with.
+# This Python draws the figures and computes the expected results of tests.
 if(Python3_EXECUTABLE)
   set(ATTEND_PYTHON "${Python3_EXECUTABLE}")
 else()
   find_program(ATTEND_PYTHON NAMES python3 python REQUIRED)
 endif()
 
-set(CMAKE_CXX_EXTENSIONS OFF) # attend is to compile as plain C++20
+set(CMAKE_CXX_EXTENSIONS OFF) # attend must compile as standard C++20
 
 find_program(ATTEND_CCACHE ccache)
 mark_as_advanced(ATTEND_CCACHE)
 if(ATTEND_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  # Without the sloppiness, ccache does not accept precompiled headers. With the base folder, a clone in another place
-  # finds what was compiled here.
+  # ccache accepts precompiled headers only with this sloppiness. The base folder makes results usable in a clone in
+  # another folder.
   set(CMAKE_CXX_COMPILER_LAUNCHER
       "${CMAKE_COMMAND}" -E env "CCACHE_SLOPPINESS=pch_defines,time_macros" "CCACHE_BASEDIR=${PROJECT_SOURCE_DIR}"
       CCACHE_NOHASHDIR=1 "${ATTEND_CCACHE}")
 endif()
 
-# Our own targets link to this one.
+# attend's own programs link to this target.
 add_library(attend_dev INTERFACE)
 target_link_libraries(attend_dev INTERFACE attend::attend)
 target_compile_options(attend_dev INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic>
-  # g++ 12 warns of std::string's own code when it is inlined (GCC bug 105651).
+  # g++ 12 warns about inlined code of std::string (GCC bug 105651).
   $<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-restrict>
   $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>)
 if(ATTEND_SANITIZE)
@@ -41,7 +41,7 @@ if(ATTEND_SANITIZE)
   target_link_options(attend_dev INTERFACE -fsanitize=${ATTEND_SANITIZE})
 endif()
 
-# ---- CUDA, if there is a compiler and something to compile ----------------------------------------------------------
+# ---- CUDA, if there are a compiler and .cu files --------------------------------------------------------------------
 
 set(cuda_sources)
 if(ATTEND_BUILD_TESTS)
@@ -55,23 +55,23 @@ if(cuda_sources)
   include(CheckLanguage)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
-    # Without a default of ours, CMake would build for the oldest GPU that the compiler knows.
+    # CMake's own default is the oldest GPU that the compiler supports.
     if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
       set(CMAKE_CUDA_ARCHITECTURES 80 90)
     endif()
     set(CMAKE_CUDA_STANDARD 20)
     enable_language(CUDA)
-    if(NOT "cuda_std_20" IN_LIST CMAKE_CUDA_COMPILE_FEATURES) # CMake 3.25 does not know that nvcc has C++20
+    if(NOT "cuda_std_20" IN_LIST CMAKE_CUDA_COMPILE_FEATURES) # CMake 3.25 does not know that nvcc supports C++20
       string(APPEND CMAKE_CUDA_FLAGS " --std=c++20")
     endif()
   else()
-    message(STATUS "attend: no CUDA compiler, so the .cu files are not built")
+    message(STATUS "attend: no CUDA compiler was found, so the .cu files are not built")
   endif()
 endif()
 
 # ---- Header-only libraries that the tests and examples use ----------------------------------------------------------
 
-# Finds the library `package`, or provides it; the other arguments are those of attend_provision_headers.
+# Finds the library `package`, or downloads it. The other arguments are those of attend_provision_headers.
 function(attend_need package target)
   find_package(${package} QUIET)
   if(TARGET ${target})
@@ -80,8 +80,8 @@ function(attend_need package target)
   if(ATTEND_PROVISION)
     attend_provision_headers(${target} ${ARGN})
   else()
-    message(FATAL_ERROR "attend: ${package} was not found, which the tests or examples need. Install it, or let attend "
-                        "fetch it by -DATTEND_PROVISION=ON.")
+    message(FATAL_ERROR "attend: the tests or examples need ${package}, which was not found. Install it, or let attend "
+                        "download it with -DATTEND_PROVISION=ON.")
   endif()
 endfunction()
 

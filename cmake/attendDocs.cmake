@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: MIT
 #
-# The target `docs`: the guides and the API reference, as one folder of HTML. Needs no LibTorch. Debian and Ubuntu have
-# what it needs as the packages doxygen and doxygen-awesome-css.
+# The target `docs`: the guides and the API reference, as one folder of HTML. It needs no LibTorch. On Debian and Ubuntu
+# it needs the packages doxygen and doxygen-awesome-css.
 
 find_program(ATTEND_DOXYGEN doxygen)
 find_path(ATTEND_DOCS_THEME doxygen-awesome.css PATH_SUFFIXES share/doxygen-awesome-css)
 mark_as_advanced(ATTEND_DOXYGEN ATTEND_DOCS_THEME)
 if(NOT ATTEND_DOXYGEN)
   message(FATAL_ERROR
-    "attend: the documentation needs doxygen. Install the package doxygen, or name the program by "
+    "attend: the documentation needs doxygen. Install the package doxygen, or pass the path of the program with "
     "-DATTEND_DOXYGEN=<path>.")
 endif()
 if(NOT ATTEND_DOCS_THEME)
   message(FATAL_ERROR
-    "attend: the documentation needs the theme Doxygen Awesome. Install the package doxygen-awesome-css, or name the "
-    "folder of doxygen-awesome.css by -DATTEND_DOCS_THEME=<folder>.")
+    "attend: the documentation needs the theme Doxygen Awesome. Install the package doxygen-awesome-css, or pass the "
+    "folder of doxygen-awesome.css with -DATTEND_DOCS_THEME=<folder>.")
 endif()
 
 set(ATTEND_DOCS_FOLDER "${PROJECT_BINARY_DIR}")
@@ -27,8 +27,8 @@ list(APPEND inputs ${pages})
 set(ATTEND_DOCS_INPUT "${inputs}")
 list(JOIN ATTEND_DOCS_INPUT " " ATTEND_DOCS_INPUT)
 
-# Doxygen's own header of a page, with the theme's two scripts.
-file(MAKE_DIRECTORY "${PROJECT_BINARY_DIR}/template") # where doxygen finds no Doxyfile to read
+# Doxygen's default page header, with the two scripts of the theme.
+file(MAKE_DIRECTORY "${PROJECT_BINARY_DIR}/template") # a folder without a Doxyfile, which doxygen would read
 set(ATTEND_DOCS_HEADER "${PROJECT_BINARY_DIR}/template/header.html")
 execute_process(
   COMMAND "${ATTEND_DOXYGEN}" -w html header.html footer.html style.css
@@ -42,9 +42,9 @@ file(WRITE "${ATTEND_DOCS_HEADER}" "${header}")
 
 configure_file(docs/doxygen/Doxyfile.in Doxyfile @ONLY)
 add_custom_target(docs
-  COMMAND "${CMAKE_COMMAND}" -E rm -rf "${ATTEND_DOCS_FOLDER}/html" # pages that are there no more
+  COMMAND "${CMAKE_COMMAND}" -E rm -rf "${ATTEND_DOCS_FOLDER}/html" # removes old pages
   COMMAND "${ATTEND_DOXYGEN}" "${PROJECT_BINARY_DIR}/Doxyfile"
   COMMAND "${CMAKE_COMMAND}" "-DFOLDER=${ATTEND_DOCS_FOLDER}" -P docs/doxygen/check.cmake
-  COMMAND "${CMAKE_COMMAND}" -E echo "The documentation: ${ATTEND_DOCS_FOLDER}/html/index.html"
+  COMMAND "${CMAKE_COMMAND}" -E echo "The documentation is ${ATTEND_DOCS_FOLDER}/html/index.html"
   WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
   VERBATIM)

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: MIT
 #
-# Downloads what attend's own build needs and the machine lacks, into a cache folder of the user. Included only if
-# ATTEND_PROVISION is ON, as the presets set it; who merely uses attend never gets here. Nothing is written elsewhere,
-# and no administrator's rights are needed: to undo everything, delete the cache folder.
+# Downloads missing dependencies of attend's own build into a cache folder of the user. It is included only if
+# ATTEND_PROVISION is ON, which the presets set. Users of the library do not include it. Nothing is written elsewhere, and
+# no administrator rights are needed. To undo everything, delete the cache folder.
 #
-# Python with torch, numpy and matplotlib: Python3_EXECUTABLE or the one on the PATH if it has all three, otherwise a
-# virtual environment. It becomes Python3_EXECUTABLE, in which attendTorch.cmake then finds LibTorch, unless Torch_DIR
-# or CMAKE_PREFIX_PATH names another.
+# The build needs a Python with torch, numpy and matplotlib. Python3_EXECUTABLE or the Python on the PATH is used if it has
+# all three. Otherwise a virtual environment is created. It becomes Python3_EXECUTABLE, in which attendTorch.cmake finds
+# LibTorch, unless Torch_DIR or CMAKE_PREFIX_PATH names another one.
 #
-# The variable ATTEND_PROVISION_TORCH says which version of torch:
-#   2.11.0   exactly this one. A Python on the machine is used if it has this version, otherwise an environment is made
-#   (empty)  a Python on the machine is used if attend is tested with its version. A new environment has 2.15.0, or with
-#            Python 3.10 version 2.14.1, the last one for that Python
+# The variable ATTEND_PROVISION_TORCH selects the version of torch:
+#   2.11.0   exactly this version. A Python on the machine is used if it has this version. Otherwise an environment is
+#            created
+#   (empty)  a Python on the machine is used if attend is tested with its version. A new environment gets 2.15.0, or
+#            2.14.1 with Python 3.10, the last version for that Python
 #
-# Each thing is one folder of the cache that several build trees share. Who makes it holds a lock, and writes a marker
-# last, so that a folder without the marker is known to be the rest of an interrupted installation.
+# Each dependency is one folder of the cache, which several build trees share. The build that creates the folder holds a
+# lock, and writes a marker at the end. A folder without the marker is the rest of an interrupted installation.
 
 if(DEFINED ENV{ATTEND_CACHE_DIR})
   set(attend_CACHE "$ENV{ATTEND_CACHE_DIR}")
@@ -29,13 +30,13 @@ else()
 endif()
 cmake_path(CONVERT "${attend_CACHE}" TO_CMAKE_PATH_LIST attend_CACHE NORMALIZE)
 
-set(ATTEND_PROVISION_TORCH "" CACHE STRING "Version of torch, for example 2.11.0; empty: chosen by attend")
-# The default is for the wheels for Linux on x86-64, which bring CUDA's libraries: 8.9 GB while they are installed.
-set(ATTEND_PROVISION_GIGABYTES 10 CACHE STRING "Free space in gigabytes without which nothing is downloaded")
-set(ATTEND_PROVISION_REQUIREMENTS "${CMAKE_CURRENT_LIST_DIR}/requirements.txt" CACHE FILEPATH "Python's packages")
+set(ATTEND_PROVISION_TORCH "" CACHE STRING "Version of torch, for example 2.11.0; if empty, attend chooses one")
+# The default fits the wheels for Linux on x86-64, which include CUDA's libraries: 8.9 GB during the installation.
+set(ATTEND_PROVISION_GIGABYTES 10 CACHE STRING "Least free disk space in gigabytes for a download")
+set(ATTEND_PROVISION_REQUIREMENTS "${CMAKE_CURRENT_LIST_DIR}/requirements.txt" CACHE FILEPATH "The list of Python packages")
 mark_as_advanced(ATTEND_PROVISION_GIGABYTES ATTEND_PROVISION_REQUIREMENTS)
 
-# attend_TORCH_MINIMUM and attend_TORCH_NEWEST_TESTED. The file itself is not included: it would look for LibTorch now.
+# Reads attend_TORCH_MINIMUM and attend_TORCH_NEWEST_TESTED. Including the file would search for LibTorch too early.
 file(STRINGS "${CMAKE_CURRENT_LIST_DIR}/attendTorch.cmake" attend_versions
      REGEX "^set\\(attend_TORCH_(MINIMUM|NEWEST_TESTED) [0-9.]+\\)")
 list(JOIN attend_versions "\n" attend_versions)
@@ -48,13 +49,13 @@ if(ATTEND_PROVISION_TORCH AND (NOT ATTEND_PROVISION_TORCH MATCHES "^[0-9]+\\.[0-
     "${attend_TORCH_MINIMUM} or newer, for example 2.15.0. Leave it empty to let attend choose.")
 endif()
 
-# Waits for other build trees; the lock lasts until the calling function ends. Sets `ready`. A folder that is not ready
-# does not exist afterwards.
+# Locks a folder, after waiting for other build trees. The lock lasts until the calling function ends. Sets `ready`. If a
+# folder is not ready, it does not exist afterwards.
 macro(attend_lock_folder folder)
   file(MAKE_DIRECTORY "${attend_CACHE}")
   file(LOCK "${folder}.lock" GUARD FUNCTION TIMEOUT 0 RESULT_VARIABLE busy)
   if(busy)
-    message(STATUS "attend: waiting for another build that is preparing ${folder}")
+    message(STATUS "attend: waiting for another build that is creating ${folder}")
     file(LOCK "${folder}.lock" GUARD FUNCTION)
   endif()
   set(ready OFF)
@@ -68,8 +69,11 @@ endmacro()
 
 # ---- Python and LibTorch --------------------------------------------------------------------------------------------
 
-# Sets python_VERSION and, for a version that is new enough, python_EXECUTABLE (without the shims of version managers),
-# python_HOME (the installation behind a virtual environment), python_MISSING (packages) and python_TORCH (its version).
+# Sets python_VERSION and, if that is 3.10 or newer, also
+#   python_EXECUTABLE  the interpreter itself, not the shim of a version manager
+#   python_HOME        the installation, also of a virtual environment
+#   python_MISSING     the missing packages
+#   python_TORCH       the version of torch
 macro(attend_probe_python command)
   execute_process(
     COMMAND "${command}" -c [[
@@ -89,14 +93,14 @@ if sys.version_info >= (3, 10):
   endforeach()
 endmacro()
 
-# Makes the virtual environment `folder` with `python_EXECUTABLE` and the packages of the text `requirements`.
+# Creates the virtual environment `folder` with `python_EXECUTABLE`, and installs the packages in `requirements`.
 function(attend_make_environment folder requirements)
   execute_process(COMMAND "${python_EXECUTABLE}" -c "import venv, ensurepip" RESULT_VARIABLE failed ERROR_QUIET)
   if(failed)
     message(FATAL_ERROR
-      "attend: Python ${python_VERSION} (${python_EXECUTABLE}) cannot make a virtual environment: its module venv or "
-      "ensurepip is missing. Install it (on Debian and Ubuntu it is the package python3-venv), or name another Python, "
-      "3.10 or newer, by -DPython3_EXECUTABLE=<path>.")
+      "attend: Python ${python_VERSION} (${python_EXECUTABLE}) cannot create a virtual environment: its module venv or "
+      "ensurepip is missing. Install it (on Debian and Ubuntu: the package python3-venv), or pass another Python, 3.10 or "
+      "newer, with -DPython3_EXECUTABLE=<path>.")
   endif()
 
   file(MAKE_DIRECTORY "${folder}")
@@ -104,27 +108,27 @@ function(attend_make_environment folder requirements)
     COMMAND "${python_EXECUTABLE}" -c "import shutil; print(shutil.disk_usage(r'${folder}').free // 10**9)"
     OUTPUT_VARIABLE free OUTPUT_STRIP_TRAILING_WHITESPACE)
   set(disk_full
-    "Make room, or put the cache on another disk: set the environment variable ATTEND_CACHE_DIR to a folder there.")
+    "Free some space, or set the environment variable ATTEND_CACHE_DIR to a folder on another disk.")
   if(free LESS ATTEND_PROVISION_GIGABYTES)
     file(REMOVE_RECURSE "${folder}")
     message(FATAL_ERROR
       "attend: ${attend_CACHE} has ${free} GB of free space, and LibTorch and Python's packages need "
-      "${ATTEND_PROVISION_GIGABYTES} GB while they are installed. ${disk_full} If pip is set up for smaller packages, "
-      "for example torch without CUDA, say how much is enough by -DATTEND_PROVISION_GIGABYTES=<number>.")
+      "${ATTEND_PROVISION_GIGABYTES} GB while they are installed. ${disk_full} If pip is configured for smaller packages, "
+      "for example torch without CUDA, lower the limit with -DATTEND_PROVISION_GIGABYTES=<number>.")
   endif()
 
   message(STATUS
     "attend: found no Python with torch ${wanted}, numpy and matplotlib, so a virtual environment is made now, once "
     "for all build trees.\n"
-    "     what   torch ${torch} and the packages of ${ATTEND_PROVISION_REQUIREMENTS}\n"
-    "     size   Linux on x86-64, with CUDA's libraries: 3.0 GB to download, 5.9 GB on the disk (8.9 GB meanwhile);\n"
-    "            elsewhere less than 1 GB. If pip is set up for an index with a CPU-only torch, that one is taken\n"
+    "     what   torch ${torch} and the packages in ${ATTEND_PROVISION_REQUIREMENTS}\n"
+    "     size   Linux on x86-64, with CUDA's libraries: 3.0 GB to download, 5.9 GB on the disk (8.9 GB during the\n"
+    "            installation); otherwise less than 1 GB. pip uses a CPU-only torch if it is configured for such an index\n"
     "     time   2 minutes at 50 MB/s, 6 minutes at 10 MB/s, half an hour at 2 MB/s\n"
     "     where  ${folder}\n"
     "     undo   delete that folder; nothing is written anywhere else")
 
-  # pip's standard output goes straight to the terminal, with its progress bars. Temporary files and pip's cache stay
-  # out of other folders, which may be small, and are gone afterwards.
+  # pip writes its progress bars to the terminal. Its temporary files are in this folder, because the system's folder may
+  # be small; they are removed afterwards. pip's cache is not used.
   file(MAKE_DIRECTORY "${folder}/temporary")
   file(WRITE "${folder}/requirements.txt" "${requirements}")
   set(python "${folder}/bin/python")
@@ -148,25 +152,25 @@ function(attend_make_environment folder requirements)
   endif()
 
   file(REMOVE_RECURSE "${folder}")
-  set(removed "What was written is removed again.")
+  set(removed "The incomplete folder was removed.")
   if(errors MATCHES "No space left|Errno 28|Disk quota exceeded")
     message(FATAL_ERROR "attend: the disk became full during the installation in ${folder}. ${removed} ${disk_full}")
   elseif(errors MATCHES "ConnectionError|ConnectTimeout|NameResolutionError|ProxyError|SSLError|timed out")
     message(FATAL_ERROR
-      "attend: pip could not reach its package index. ${removed} Connect to the network, or set pip up for an index or "
-      "proxy that can be reached (pip config, PIP_INDEX_URL), and run this again. Without a network: name a LibTorch "
-      "that is on this machine, by -DCMAKE_PREFIX_PATH=<folder of LibTorch> and -DATTEND_PROVISION=OFF.")
+      "attend: pip could not reach its package index. ${removed} Connect to the network, or configure pip for an index or "
+      "proxy that can be reached (pip config, PIP_INDEX_URL), and run this again. Without a network, use a LibTorch on "
+      "this machine: -DCMAKE_PREFIX_PATH=<folder of LibTorch> and -DATTEND_PROVISION=OFF.")
   else()
     string(REGEX MATCH "[^\n]*\n?[^\n]*\n?[^\n]*$" errors "${errors}")
     message(FATAL_ERROR
       "attend: Python ${python_VERSION} (${python_EXECUTABLE}) could not install torch ${torch} and the packages of "
-      "${ATTEND_PROVISION_REQUIREMENTS}. ${removed} Its last lines:\n${errors}\n"
-      "If they name no cause, try another Python by -DPython3_EXECUTABLE=<path>: torch 2.15 needs Python 3.11 to 3.14, "
+      "${ATTEND_PROVISION_REQUIREMENTS}. ${removed} The last lines of pip:\n${errors}\n"
+      "If they give no cause, try another Python with -DPython3_EXECUTABLE=<path>: torch 2.15 needs Python 3.11 to 3.14, "
       "older versions of torch need 3.10 to 3.13.")
   endif()
 endfunction()
 
-# Sets `result` to a Python that has the packages.
+# Sets `result` to a Python with the packages.
 function(attend_provision_python result)
   set(python "${Python3_EXECUTABLE}")
   if(NOT python)
@@ -186,12 +190,12 @@ function(attend_provision_python result)
       set(found "none is on the PATH")
     endif()
     message(FATAL_ERROR
-      "attend: Python 3.10 or newer is needed to download LibTorch, and ${found}. Install one (on Debian and Ubuntu it "
-      "is the package python3-venv), or name one by -DPython3_EXECUTABLE=<path>.")
+      "attend: Python 3.10 or newer is needed to download LibTorch, but ${found}. Install one (on Debian and Ubuntu: the "
+      "package python3-venv), or pass one with -DPython3_EXECUTABLE=<path>.")
   endif()
 
-  # Which torch a Python must have to be used as it is, and which one a new environment gets.
-  string(REGEX REPLACE "[+].*" "" found "${python_TORCH}") # without the build, as in 2.15.0+cpu
+  # The version of torch with which a Python is used unchanged, and the version for a new environment.
+  string(REGEX REPLACE "[+].*" "" found "${python_TORCH}") # removes the build, as in 2.15.0+cpu
   string(REGEX MATCH "^[0-9]+[.][0-9]+" minor "${found}")
   set(fits OFF)
   if(ATTEND_PROVISION_TORCH)
@@ -210,7 +214,7 @@ function(attend_provision_python result)
       set(fits ON)
     endif()
   endif()
-  # An environment that this file made for an older attend, and that this build tree remembers, is not used again.
+  # An environment of an older attend, which this build tree remembers, is not used again.
   cmake_path(GET python_EXECUTABLE PARENT_PATH bin)
   if(NOT Python3_EXECUTABLE AND EXISTS "${bin}/../complete")
     set(fits OFF)
@@ -246,8 +250,9 @@ message(STATUS "attend: Python with torch, numpy and matplotlib: ${ATTEND_PYTHON
 
 # ---- Header-only libraries of the tests and examples ----------------------------------------------------------------
 
-# Makes the INTERFACE target `target` of a header-only library that the machine lacks. On Debian and its relatives
-# from the system's own package, fetched and unpacked as an ordinary user; elsewhere from the archive of its authors.
+# Creates the INTERFACE target `target` of a header-only library that is missing on this machine. On Debian and similar
+# systems the library comes from the system's package, which is downloaded and unpacked without administrator rights.
+# Otherwise it comes from the archive of its authors.
 function(attend_provision_headers target)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "FOLDER;INCLUDE;DEBIAN_PACKAGE;URL;SHA256" "")
   set(folder "${attend_CACHE}/${arg_FOLDER}")
@@ -265,8 +270,8 @@ function(attend_provision_headers target)
     if(NOT ready)
       file(REMOVE_RECURSE "${folder}")
       message(FATAL_ERROR
-        "attend: ${target} is not installed, and could be had neither as the system's package nor from ${arg_URL}. "
-        "Connect to the network and run this again, or install it (on Debian and Ubuntu it is the package "
+        "attend: ${target} is not installed, and could be downloaded neither as the system's package nor from "
+        "${arg_URL}. Connect to the network and run this again, or install it (on Debian and Ubuntu: the package "
         "${arg_DEBIAN_PACKAGE}).")
     endif()
     file(WRITE "${folder}/complete" "")
@@ -276,16 +281,16 @@ function(attend_provision_headers target)
   message(STATUS "attend: ${target} in ${folder}")
 endfunction()
 
-# Both of the following are called by attend_provision_headers only, and see its variables.
+# The next two functions use variables of attend_provision_headers, which calls them.
 function(attend_unpack_debian_package result)
   set(${result} OFF PARENT_SCOPE)
   execute_process(
     COMMAND "${apt_get}" download ${arg_DEBIAN_PACKAGE}
     WORKING_DIRECTORY "${folder}" RESULT_VARIABLE failed OUTPUT_QUIET ERROR_QUIET)
   if(failed)
-    # The system has no package lists, or old ones: fetch lists of our own. The hooks that would run after that are
-    # for the system's lists.
-    message(STATUS "attend: fetching package lists (about 10 MB) into ${folder} for ${arg_DEBIAN_PACKAGE}")
+    # The package lists of the system are missing or old, so new lists are downloaded into the folder. The system's hooks
+    # are turned off, because they are meant for the system's lists.
+    message(STATUS "attend: downloading package lists (about 10 MB) into ${folder} for ${arg_DEBIAN_PACKAGE}")
     file(MAKE_DIRECTORY "${folder}/apt/lists/partial" "${folder}/apt/cache/archives/partial")
     file(WRITE "${folder}/apt/configuration"
       "#clear APT::Update::Pre-Invoke;\n#clear APT::Update::Post-Invoke;\n#clear APT::Update::Post-Invoke-Success;\n"
@@ -307,7 +312,7 @@ function(attend_unpack_debian_package result)
   endif()
 endfunction()
 
-# Not FetchContent, because that fails with pages of its own instead of one message that says what to do.
+# FetchContent is not used, because its errors fill pages instead of one message with a remedy.
 function(attend_unpack_archive result)
   set(${result} OFF PARENT_SCOPE)
   set(archive "${folder}/archive.tar.gz")
@@ -318,7 +323,7 @@ function(attend_unpack_archive result)
   endif()
   file(SHA256 "${archive}" hash)
   if(NOT hash STREQUAL arg_SHA256)
-    message(WARNING "attend: the file at ${arg_URL} is not the one that attend knows; it is not used")
+    message(WARNING "attend: the file at ${arg_URL} has another SHA-256 hash than the one that attend knows, so it is not used")
     return()
   endif()
   file(ARCHIVE_EXTRACT INPUT "${archive}" DESTINATION "${folder}/archive")

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: MIT
 #
-# Makes the target attend::torch: LibTorch's headers and libraries, and nothing else. Used by attend's own build and,
-# installed beside attendConfig.cmake, by find_package(attend).
+# Creates the target attend::torch: only LibTorch's headers and libraries. Included by attend's own build and, installed
+# beside attendConfig.cmake, by find_package(attend).
 #
-# A target `torch` that exists already wins. Otherwise this file looks for LibTorch by itself, because
-# find_package(Torch) stops without a CUDA toolkit, enables the CUDA language and changes the user's CUDA flags. It may
-# still be called afterwards: no name that it uses is taken here.
+# If a target `torch` already exists, it is used. Otherwise this file searches for LibTorch. It does not call
+# find_package(Torch), which fails without a CUDA toolkit, enables the CUDA language and changes the user's CUDA flags.
+# The user may still call find_package(Torch) afterwards, because this file uses none of its names.
 #
-# The order of the search. Torch_DIR, or a Python3_EXECUTABLE given by -D, that leads nowhere is an error: another
-# LibTorch would be a silent choice.
+# The order of the search follows. If Torch_DIR, or a Python3_EXECUTABLE given by -D, has no LibTorch, that is an error:
+# another LibTorch must not be chosen silently.
 #   1. Torch_DIR
 #   2. CMAKE_PREFIX_PATH, the variable of CMake and then the one of the environment
 #   3. the package torch of Python3_EXECUTABLE, if the user set it by -D; otherwise the package torch of the Python that
 #      find_package(Python3) found, or of the one on the PATH
-#   4. CMake's system prefixes (/usr/local, /usr, ...). They come last because a virtual environment that is active was
-#      chosen on purpose, and the LibTorch of a distribution is often too old.
+#   4. CMake's system prefixes (/usr/local, /usr, ...). They come last because an active virtual environment was chosen on
+#      purpose, and the LibTorch of a distribution is often too old.
 #
-# Sets attend_TORCH_ROOT, attend_TORCH_LIBRARY_DIR and attend_TORCH_VERSION, or attend_TORCH_ERROR, a message for the
-# caller to pass on.
+# Sets attend_TORCH_ROOT, attend_TORCH_LIBRARY_DIR and attend_TORCH_VERSION, or attend_TORCH_ERROR, an error message for
+# the caller.
 
 # A test compares the other files that name these versions with these two lines.
 set(attend_TORCH_MINIMUM 2.7)
@@ -28,7 +28,7 @@ if(TARGET attend::torch)
   return()
 endif()
 
-# Sets `result` to the first of the given folders that holds LibTorch's headers, or to nothing.
+# Sets `result` to the first of the given folders that has LibTorch's headers, or to nothing.
 function(attend_first_torch_root result)
   set(${result} "" PARENT_SCOPE)
   foreach(folder IN LISTS ARGN)
@@ -68,14 +68,14 @@ function(attend_find_torch result)
     endif()
   endforeach()
 
-  # The Python on the PATH is remembered, so that a later run from another shell finds the same LibTorch.
+  # The Python on the PATH is cached, so that a later run from another shell finds the same LibTorch.
   set(python "${Python3_EXECUTABLE}")
   if(NOT python)
     find_program(ATTEND_PYTHON NAMES python3 python DOC "Python whose LibTorch is used")
     mark_as_advanced(ATTEND_PYTHON)
     set(python "${ATTEND_PYTHON}")
   endif()
-  # find_spec does not import the package, which would take seconds.
+  # find_spec does not import the package, because that would take seconds.
   execute_process(
     COMMAND "${python}" -c "import importlib.util as i; print(i.find_spec('torch').submodule_search_locations[0])"
     OUTPUT_VARIABLE folder OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
@@ -89,12 +89,12 @@ function(attend_find_torch result)
     endif()
   endif()
   set(${result} "${root}" PARENT_SCOPE)
-  set(attend_TORCH_ASKED "Python was asked, and has no package torch: ${python}\n" PARENT_SCOPE)
+  set(attend_TORCH_ASKED "This Python has no package torch: ${python}\n" PARENT_SCOPE)
 endfunction()
 
-# Sets `result` to the version that LibTorch's headers in `root` give, or to nothing.
+# Sets `result` to the version in LibTorch's headers in `root`, or to nothing.
 function(attend_read_torch_version result root)
-  # Where the version is written has moved: from the C++ API to the headers that need no library.
+  # Newer versions of LibTorch have the version in another header.
   set(file "${root}/include/torch/headeronly/version.h")
   if(NOT EXISTS "${file}")
     set(file "${root}/include/torch/csrc/api/include/torch/version.h")
@@ -108,7 +108,7 @@ function(attend_read_torch_version result root)
   set(${result} "${version}" PARENT_SCOPE)
 endfunction()
 
-# Sets `result` to the folder with the libraries of the LibTorch in `root`, or to nothing and attend_TORCH_ERROR.
+# Sets `result` to the folder with the libraries of the LibTorch in `root`. If there is none, sets attend_TORCH_ERROR.
 function(attend_find_torch_libraries result root)
   if(CMAKE_LIBRARY_ARCHITECTURE)
     set(folders "${root}/lib/${CMAKE_LIBRARY_ARCHITECTURE}")
@@ -127,9 +127,9 @@ function(attend_find_torch_libraries result root)
   list(JOIN folders ", " folders)
   set(${result} "" PARENT_SCOPE)
   string(CONCAT message
-    "attend found the headers of LibTorch ${attend_TORCH_VERSION} in ${root}, but not its libraries. No folder of "
-    "these holds both ${torch_cpu} and ${c10}: ${folders}. Install LibTorch's shared libraries there, or name another "
-    "LibTorch by CMAKE_PREFIX_PATH, Torch_DIR or Python3_EXECUTABLE.\n")
+    "attend found the headers of LibTorch ${attend_TORCH_VERSION} in ${root}, but not its libraries. None of these "
+    "folders has both ${torch_cpu} and ${c10}: ${folders}. Install LibTorch's shared libraries there, or pass another "
+    "LibTorch with CMAKE_PREFIX_PATH, Torch_DIR or Python3_EXECUTABLE.\n")
   set(attend_TORCH_ERROR "${message}" PARENT_SCOPE)
 endfunction()
 
@@ -151,10 +151,10 @@ else()
   attend_find_torch(attend_TORCH_ROOT)
   if(NOT attend_TORCH_ROOT)
     string(CONCAT attend_TORCH_ERROR
-      "attend needs LibTorch ${attend_TORCH_MINIMUM} or newer, and found none. Name it in one of three ways:\n"
+      "attend needs LibTorch ${attend_TORCH_MINIMUM} or newer, but found none. Pass it in one of three ways:\n"
       "  -DCMAKE_PREFIX_PATH=<folder of LibTorch, the one with include/ and lib/>\n"
       "  -DTorch_DIR=<folder of LibTorch>/share/cmake/Torch\n"
-      "  a Python that has the package torch: first on the PATH, or -DPython3_EXECUTABLE=<path>\n"
+      "  a Python with the package torch: the first one on the PATH, or -DPython3_EXECUTABLE=<path>\n"
       "${attend_TORCH_ASKED}")
     if(Torch_DIR)
       string(APPEND attend_TORCH_ERROR "Torch_DIR is set, but there is no LibTorch around it: ${Torch_DIR}\n")
@@ -166,13 +166,13 @@ else()
   if(NOT attend_TORCH_VERSION)
     string(CONCAT attend_TORCH_ERROR
       "attend found LibTorch in ${attend_TORCH_ROOT}, but its file version.h gives no version. Install LibTorch again, "
-      "or name another LibTorch by CMAKE_PREFIX_PATH, Torch_DIR or Python3_EXECUTABLE.\n")
+      "or pass another LibTorch with CMAKE_PREFIX_PATH, Torch_DIR or Python3_EXECUTABLE.\n")
     return()
   endif()
   if(attend_TORCH_VERSION VERSION_LESS attend_TORCH_MINIMUM)
     string(CONCAT attend_TORCH_ERROR
       "attend needs LibTorch ${attend_TORCH_MINIMUM} or newer, but found version ${attend_TORCH_VERSION} in "
-      "${attend_TORCH_ROOT}. Install a newer one (for example with: pip install torch) and name it by "
+      "${attend_TORCH_ROOT}. Install a newer one (for example with: pip install torch) and pass it with "
       "CMAKE_PREFIX_PATH, Torch_DIR or Python3_EXECUTABLE.\n")
     return()
   endif()
@@ -207,11 +207,11 @@ foreach(attend_library IN ITEMS torch torch_cuda c10_cuda torch_cpu c10)
   set(attend_library
       "${attend_TORCH_LIBRARY_DIR}/${CMAKE_SHARED_LIBRARY_PREFIX}${attend_library}${CMAKE_SHARED_LIBRARY_SUFFIX}")
   if(EXISTS "${attend_library}")
-    list(APPEND attend_TORCH_LIBRARIES "${attend_library}") # a full path, so that CMake sets the run path of a build
+    list(APPEND attend_TORCH_LIBRARIES "${attend_library}") # a full path, so that CMake sets the run path of programs in the build folder
   endif()
 endforeach()
 if(NOT APPLE)
-  # Nothing refers to torch_cuda by name, but without it there is no GPU: it registers its kernels when it is loaded.
+  # torch_cuda registers its kernels when it is loaded. No program refers to it by name, so the linker must keep it.
   list(PREPEND attend_TORCH_LIBRARIES "-Wl,--push-state,--no-as-needed")
   list(APPEND attend_TORCH_LIBRARIES "-Wl,--pop-state")
 endif()

@@ -1,6 +1,6 @@
-# What Doxygen does not check. Run with -DFOLDER=<build folder of the documentation>, in the root of the project.
+# Checks that Doxygen does not make. Run with -DFOLDER=<build folder of the documentation>, in the root of the project.
 
-# Every image and page that a page links is there.
+# Every image and page that a page links to exists.
 file(GLOB pages "${FOLDER}/html/*.html")
 set(missing)
 foreach(page IN LISTS pages)
@@ -16,10 +16,10 @@ foreach(page IN LISTS pages)
 endforeach()
 if(missing)
   list(JOIN missing "\n  " missing)
-  message(FATAL_ERROR "Links that lead nowhere:\n  ${missing}")
+  message(FATAL_ERROR "Broken links:\n  ${missing}")
 endif()
 
-# Every public name is on the page "Reference by topic". A layer's NameImpl is there as Name.
+# Every public name is on the page "Reference by topic". A layer's NameImpl is listed as Name.
 file(READ docs/reference.md reference)
 file(READ "${FOLDER}/attend.tag" names)
 string(REGEX MATCH "<compound kind=\"namespace\">.*" names "${names}")
@@ -40,5 +40,5 @@ foreach(name IN LISTS names)
 endforeach()
 if(missing)
   list(JOIN missing ", " missing)
-  message(FATAL_ERROR "Public names that docs/reference.md lacks: ${missing}")
+  message(FATAL_ERROR "These public names are missing in docs/reference.md: ${missing}")
 endif()

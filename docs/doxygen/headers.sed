@@ -1,6 +1,6 @@
-# What Doxygen gets to see of a header.
+# Converts a header for Doxygen.
 
-# The inline namespace with the version is left out of every name.
+# Removes the inline namespace with the version from every name.
 s/namespace attend::inline ATTEND_VERSION_NAMESPACE/namespace attend/
 
 # The private members of a class, and the struct View that a bind() returns. Doxygen would link them and show nothing.
@@ -24,8 +24,8 @@ s/^#define ATTEND_(JOIN|MAKE)_VERSION.*//
   s/^( *)TORCH_ARG\((.+), ([a-z_0-9]+)\).*;\n(.*)/\1\4\& \3(\2 value);/
 }
 
-# TORCH_MODULE(Name): a class of its own, documented as NameImpl is.
+# TORCH_MODULE(Name): becomes a class with the documentation of NameImpl.
 s/^TORCH_MODULE\((.+)\);/\/** A handle of attend::\1Impl, which has the member functions: call them by `->`. @copydetails attend::\1Impl *\/\nclass \1 : public torch::nn::ModuleHolder<\1Impl> {};/
 
-# A macro of torch for AnyModule, which adds nothing to call.
+# Removes a macro of torch for AnyModule, which adds no function to call.
 /FORWARD_HAS_DEFAULT_ARGS\(/,/\)\}\)$/d

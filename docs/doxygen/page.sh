@@ -1,5 +1,5 @@
 #!/bin/sh
-# What Doxygen gets to see of a page: its name is that of its file, without the folders.
+# Converts a page for Doxygen. The name of the page is its file name without folders.
 name=$(basename "$1" .md)
 case $name in
   index) label= ;;

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Packages the attend whose folder this recipe is in: conan create packaging/conan
+"""Packages the attend that contains this recipe: conan create packaging/conan
 
-LibTorch is not a requirement of the package. Whoever builds with attend names it by CMAKE_PREFIX_PATH.
+LibTorch is not a requirement of the package. A project that uses attend passes it with CMAKE_PREFIX_PATH.
 """
 
 import re
@@ -58,5 +58,5 @@ class Attend(ConanFile):
         self.cpp_info.bindirs = []
         self.cpp_info.libdirs = []
         self.cpp_info.builddirs = ["share/cmake/attend"]
-        # find_package(attend) shall read attend's own package, which looks for LibTorch.
+        # find_package(attend) must read attend's own CMake package, which searches for LibTorch.
         self.cpp_info.set_property("cmake_find_mode", "none")

@@ -133,7 +133,7 @@ class FindTorch(unittest.TestCase):
         self.assertIn(f"attend: LibTorch 2.12.0 in {system}", output)
         status, output = configure(self.folder / "named", lines + PROJECT, f"-DPython3_EXECUTABLE={python}",
                                    CMAKE_PREFIX_PATH=None)
-        self.assert_one_error(status, output, f"Python was asked, and has no package torch: {python}")
+        self.assert_one_error(status, output, f"This Python has no package torch: {python}")
 
     def test_a_parent_of_an_unrelated_prefix_is_not_searched(self):
         root = self.torch("torch", "2.12.0")
@@ -205,7 +205,7 @@ class FindTorch(unittest.TestCase):
     def test_the_error_names_a_python_without_torch(self):
         python = self.python("python3", "/nowhere")
         status, output = self.configure(f"-DPython3_EXECUTABLE={python}", CMAKE_PREFIX_PATH=None)
-        self.assert_one_error(status, output, f"Python was asked, and has no package torch: {python}")
+        self.assert_one_error(status, output, f"This Python has no package torch: {python}")
 
     def test_the_installed_libtorch_gives_its_libraries_and_headers_only(self):
         status, output = self.configure(f"-DCMAKE_PREFIX_PATH={REAL}")

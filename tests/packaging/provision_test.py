@@ -261,7 +261,7 @@ class Provision(unittest.TestCase):
         sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
 
         status, output = self.headers("wrong", archive.as_uri(), "0" * 64)
-        self.assert_one_error(status, output, "is not the one that attend knows")
+        self.assert_one_error(status, output, "has another SHA-256 hash than the one that attend knows")
         self.assert_nothing_left()
 
         status, output = self.headers("right", archive.as_uri(), sha256)

@@ -18,7 +18,7 @@ class TestPackage(ConanFile):
 
     def generate(self):
         toolchain = CMakeToolchain(self)
-        toolchain.user_presets_path = False  # no file beside the sources
+        toolchain.user_presets_path = False  # writes no file beside the sources
         toolchain.generate()
 
     def build(self):

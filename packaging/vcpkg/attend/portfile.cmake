@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 #
-# An overlay port: it installs the attend whose folder it is in. A vcpkg.json that requires "attend" finds it by
+# An overlay port that installs the attend that contains it. A project whose vcpkg.json requires "attend" uses it with
 #   vcpkg install --overlay-ports=<folder of attend>/packaging/vcpkg
 
 cmake_path(SET SOURCE_PATH NORMALIZE "${CMAKE_CURRENT_LIST_DIR}/../../..")
