@@ -1,24 +1,30 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Tests and measures attend on a machine with an NVIDIA GPU that has no network and is there for minutes only.
+# Tests and measures attend on another machine, which has an NVIDIA GPU, no network, and only minutes of time.
 #
-#   benchmarks/gpu.sh pack FOLDER [INCLUDE...]    before: makes FOLDER, all that the other machine needs, below 64 MiB
+#   benchmarks/gpu.sh pack FOLDER [INCLUDE...]    on this machine: creates FOLDER with everything that the other machine
+#                                                 needs, at most 64 MiB
 #   FOLDER/source/benchmarks/gpu.sh run FOLDER OUT [OPTION...]
-#                                                 there: ends within 8 minutes; OUT then holds the log and all results
+#                                                 on the other machine: ends within 8 minutes; OUT then has the log and
+#                                                 all results
 #
-# pack copies the sources and the headers of doctest and CLI11. It looks for the headers in the folders INCLUDE, in the
+# pack copies the sources and the headers of doctest and CLI11. It searches for the headers in the folders INCLUDE, in the
 # cache of the presets and among the system's headers.
 #
-# run needs a GPU, g++, CMake, ninja, nvcc, and a Python with numpy and torch for CUDA: python3, or the one that the
-# environment variable PYTHON names. It stops at the first thing that is missing. It builds in FOLDER-build. The stages,
-# each with a time limit: the tests on the GPU; the example for five epochs; five epochs of the experiment beside the
-# notebook's loop in Python; the rest of the tests. Fails if a stage fails or is cut.
+# run needs a GPU, g++, CMake, ninja, nvcc, and a Python with numpy and torch for CUDA: python3, or the one in the
+# environment variable PYTHON. If anything is missing, it stops at once. It builds in FOLDER-build. The stages, each with a
+# time limit:
+#   1. the tests on the GPU
+#   2. the example for five epochs
+#   3. five epochs of the experiment, compared with the notebook's loop in Python
+#   4. the rest of the tests
+# It fails if a stage fails or reaches its limit. The options:
 #
-#   --seconds N  another limit than 480; the limits of the stages grow and shrink with it
+#   --seconds N  the total limit in seconds (default: 480); the limits of the stages scale with it
 #   --rehearse   runs the same stages on the CPU, with little data, and without network, cache and ccache. nvcc is
 #                optional. Tests on the GPU may be skipped.
-#   --check      builds and runs nothing after configuring: only asks whether all that the stages name is there
+#   --check      stops after configuring, and only checks that everything that the stages use exists
 set -euo pipefail
 script=$(readlink -f "$0")
 
@@ -33,7 +39,7 @@ usage() {
 
 # ---- pack -----------------------------------------------------------------------------------------------------------
 
-# Copies the headers of a package from the first folder that has them, with a file for find_package().
+# Copies the headers of a package from the first folder that has them, and writes a file for find_package().
 pack_headers() {  # PACKAGE TARGET HEADER INCLUDE...
   local package=$1 target=$2 header=$3 include
   for include in "${@:4}"; do
@@ -49,7 +55,7 @@ END
       return
     fi
   done
-  die "$header is in none of these folders: ${*:4}. Run 'cmake --preset test' first, which fetches it"
+  die "$header is in none of these folders: ${*:4}. Run 'cmake --preset test' first, which downloads it"
 }
 
 pack() {
@@ -70,8 +76,8 @@ pack() {
     git -C "$root" describe --always --dirty 2> /dev/null || true
   } > "$folder/packed.txt"
   mebibytes=$(du -sm "$folder" | cut -f 1)
-  if ((mebibytes > 64)); then die "$folder has $mebibytes MiB, and 64 MiB can be carried"; fi
-  echo "$folder: $mebibytes MiB. On the other machine: bash $1/source/benchmarks/gpu.sh run $1 OUT"
+  if ((mebibytes > 64)); then die "$folder has $mebibytes MiB, but must have at most 64 MiB"; fi
+  echo "$folder has $mebibytes MiB. On the other machine, run: bash $1/source/benchmarks/gpu.sh run $1 OUT"
 }
 
 # ---- run ------------------------------------------------------------------------------------------------------------
@@ -84,10 +90,10 @@ status=0
 
 section() { printf '\n==== %s (%d s) ====\n' "$1" "$SECONDS"; }
 
-# Runs a command for at most so many seconds of 480, and no longer than there is time. Its status is in `status`.
-# What fails is remembered, so that one failure does not keep the rest from being known.
+# Runs a command with a time limit: SECONDS, scaled with the total limit of 480 s, or the time that is left. Sets `status`.
+# Failures are collected in `failed`, so that the next stages run after a failure.
 stage() {  # NAME SECONDS COMMAND...
-  local name=$1 most=$(($2 * limit / 480)) left=$((limit - limit / 48 - SECONDS)) # a rest for what ends a run
+  local name=$1 most=$(($2 * limit / 480)) left=$((limit - limit / 48 - SECONDS)) # keeps some time for the end of the run
   if ((most > left)); then most=$left; fi
   status=124
   if ((most < 1)); then
@@ -110,9 +116,9 @@ need() {  # COMMAND
   command -v "$1" > /dev/null || die "$1 is missing on this machine"
 }
 
-# Sets python, torch (LibTorch's root), architecture and has_matplotlib, and says what the machine is.
+# Checks what is installed and prints it. Sets python, torch (LibTorch's root), architecture and has_matplotlib.
 preflight() {
-  section "What is there"
+  section "What is installed"
   if [[ ! -f $folder/source/CMakeLists.txt || ! -f $folder/packed.txt ]]; then
     die "$folder was not made by 'benchmarks/gpu.sh pack'"
   fi
@@ -136,12 +142,12 @@ def stop(reason):
 
 for name in ("torch", "numpy"):
     if not importlib.util.find_spec(name):
-        stop(f"{sys.executable} has no package {name}; name another Python by the environment variable PYTHON")
+        stop(f"{sys.executable} has no package {name}; set the environment variable PYTHON to another Python")
 import torch
 
 root = pathlib.Path(torch.__file__).parent
 if not (root / "include/torch/csrc/api/include/torch/version.h").is_file():
-    stop(f"torch of {sys.executable} has no headers of LibTorch")
+    stop(f"the package torch of {sys.executable} has no headers of LibTorch")
 architecture = "90"
 if sys.argv[1] == "cuda":
     if not torch.cuda.is_available():
@@ -154,13 +160,13 @@ print(sys.executable, root, architecture, bool(importlib.util.find_spec("matplot
 END
   ) || status=$?
   if ((status == 124 || status == 137)); then die "${PYTHON:-python3} needs more than 90 s to import torch"; fi
-  if ((status == 1)); then exit 1; fi # it has said why
+  if ((status == 1)); then exit 1; fi # the script has printed why
   if ((status != 0)); then die "${PYTHON:-python3} ended with status $status when it imported torch"; fi
   { read -r python && read -r torch && read -r architecture && read -r has_matplotlib; } <<< "$facts"
-  if [[ $has_matplotlib == False ]]; then echo "There is no matplotlib: no figures, and no tests of the examples."; fi
+  if [[ $has_matplotlib == False ]]; then echo "matplotlib is missing: there are no figures, and the tests of the examples do not run."; fi
 }
 
-# What the stages build and run. Tests run beside others: with as many threads as cores in each they would only wait.
+# The programs and tests of the stages. Tests run in parallel, so each gets two threads; with more they would only wait.
 programs=(conv_vs_attention benchmarks/experiment)
 set_tests() {
   local ctest=(env OMP_NUM_THREADS=2 ctest --test-dir "$build" --no-tests=error)
@@ -170,7 +176,7 @@ set_tests() {
 }
 
 check() {
-  section "Check: what the stages name"
+  section "Check of everything that the stages use"
   ninja -C "$build" -t query gpu_tests "${programs[@]}" {tests,examples}/all > /dev/null
   "${gpu_tests[@]}" --show-only | tail -n 1
   "${other_tests[@]}" --show-only | tail -n 1
@@ -178,7 +184,7 @@ check() {
   "$python" "$folder/source/benchmarks/experiment/notebook.py" --help > /dev/null
 }
 
-# Sends a signal to all processes of the builder's session: ninja gives each compiler a process group of its own.
+# Sends a signal to all processes in the builder's session, because ninja starts each compiler in its own process group.
 signal_builder() {  # SIGNAL
   local process stat fields
   for process in /proc/[0-9]*; do
@@ -188,10 +194,10 @@ signal_builder() {  # SIGNAL
   done
 }
 
-# Builds the programs and then what the other tests need, behind the tests on the GPU. All of it can be stopped at once.
+# Builds the programs, and then everything for the other tests, while the tests on the GPU run. signal_builder stops it.
 start_builder() {
   rm -f "$build"/{programs,everything}.{log,status}
-  # shellcheck disable=SC2016 # the other shell expands it
+  # shellcheck disable=SC2016 # the inner shell expands it
   setsid bash -c 'build() {
                     cmake --build "$0" --target "${@:2}" -- -k 0 > "$0/$1.log" 2>&1
                     echo $? > "$0/$1.status"
@@ -199,13 +205,13 @@ start_builder() {
                   build programs "$@"
                   build everything tests/all examples/all' "$build" "${programs[@]}" &
   builder=$!
-  disown "$builder" # or bash would tell that it was killed
-  trap 'signal_builder KILL; signal_builder KILL' EXIT # twice, for what was started meanwhile
+  disown "$builder" # otherwise bash reports that it was killed
+  trap 'signal_builder KILL; signal_builder KILL' EXIT # twice, for processes that started in the meantime
 }
 
-# A stage that waits until the builder has come so far.
+# A stage that waits until the builder has finished a part.
 wait_for() {  # NAME SECONDS programs|everything
-  # shellcheck disable=SC2016 # the other shell expands it
+  # shellcheck disable=SC2016 # the inner shell expands it
   stage "$1" "$2" bash -c 'until [[ -s $0 ]]; do sleep 0.2; done; exit "$(< "$0")"' "$build/$3.status"
   if ((status != 0)); then grep -E -A 8 'FAILED|error:' "$build/$3.log" | head -n 60 || true; fi
   tail -n 1 "$build/$3.log" || true
@@ -231,7 +237,7 @@ run() {
   fi
   preflight
   set_tests
-  rm -rf "$out"/{gpu_tests,tests}.xml "$build/example" # of an earlier run
+  rm -rf "$out"/{gpu_tests,tests}.xml "$build/example" # results of an earlier run
 
   stage "Configure" 60 cmake -S "$folder/source" -B "$build" -G Ninja \
     -DCMAKE_BUILD_TYPE=Release -DATTEND_PROVISION=OFF \
@@ -247,14 +253,14 @@ run() {
   stage "Build the tests on the GPU" 150 cmake --build "$build" --target gpu_tests -- -k 0
   start_builder
   stage "Tests on the GPU" 120 "${gpu_tests[@]}" --timeout 60 --output-on-failure --output-junit "$out/gpu_tests.xml"
-  # Without a GPU they skip themselves; with one that is a failure.
+  # Without a GPU these tests are skipped. With a GPU a skipped test is a failure.
   if [[ $is_rehearsal == false ]] && grep -qs '<skipped' "$out/gpu_tests.xml"; then
     failed+=("Tests on the GPU: some were skipped")
   fi
 
   wait_for "Build the example and the experiment" 120 programs
-  signal_builder STOP # nothing runs beside what is measured
-  signal_builder STOP # what was started meanwhile
+  signal_builder STOP # no compiler runs during the measurements
+  signal_builder STOP # processes that started in the meantime
   stage "The example, five epochs" 60 \
     "$build/conv_vs_attention" --device "$device" "${example[@]}" --output "$build/example"
   stage "The experiment, five epochs" 120 "$python" -u "$folder/source/benchmarks/experiment/measure.py" \
@@ -301,14 +307,14 @@ case $1 in
       empty=$(mktemp -d)
       isolated=(env ATTEND_GPU_IS_ISOLATED=1 "HOME=$empty" "ATTEND_CACHE_DIR=$empty" CCACHE_DISABLE=1)
       unshare=(unshare --net)
-      if "${unshare[@]}" true 2> /dev/null; then isolated+=("${unshare[@]}"); else echo "unshare: the network stays"; fi
+      if "${unshare[@]}" true 2> /dev/null; then isolated+=("${unshare[@]}"); else echo "unshare failed, so the network stays on."; fi
       status=0
       "${isolated[@]}" bash "$script" "${arguments[@]}" || status=$?
       rm -rf "$empty"
       exit "$status"
     fi
     export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-    cd / # nothing but the folder is used
+    cd / # so that no file of the current folder is used
     run 2>&1 | tee "$out/log.txt"
     ;;
   *) usage ;;

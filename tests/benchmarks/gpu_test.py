@@ -166,7 +166,7 @@ class Gpu(unittest.TestCase):
     def test_a_python_without_torch_is_named(self):
         self.fake(bare=f'exec "{os.path.realpath(sys.executable)}" -S "$@"')
         self.assert_stops_at_once(self.run_there("--rehearse", PYTHON=f"{self.programs}/bare", PYTHONPATH=""),
-                                  ".* has no package torch; name another Python by the environment variable PYTHON")
+                                  ".* has no package torch; set the environment variable PYTHON to another Python")
 
     def test_a_machine_without_a_gpu_is_refused(self):
         self.fake("nvcc")

@@ -79,7 +79,7 @@ def run(command, environment=None, limit=None):
 
 
 def find(program):
-    """The path of a program. CUDA's compiler may be installed without being on the PATH."""
+    """The path of a program, on the PATH or in CUDA's default folder."""
     path = shutil.which(program) or shutil.which(program, path="/usr/local/cuda/bin")
     if not path:
         raise NotHere(f"{program} is not installed")
@@ -116,7 +116,7 @@ def cache_folder():
 
 
 def needed_libraries(path):
-    """The names of the shared libraries that a 64-bit little-endian ELF file needs."""
+    """The names of the shared libraries that an ELF file (64-bit, little-endian) needs."""
     with open(path, "rb") as file:
         header = file.read(64)
         offset, size, count = struct.unpack_from("<Q", header, 32)[0], *struct.unpack_from("<HH", header, 54)
@@ -174,7 +174,7 @@ def fill(folder, version, architecture):
                 missing += needed_libraries(libraries / name)
     wheel.unlink()
 
-    # libtorch_cpu of a wheel with CUDA does not start without these two small libraries.
+    # libtorch_cpu of a wheel with CUDA cannot be loaded without these two small libraries.
     packages = {"libcudart": "nvidia-cuda-runtime", "libcupti": "nvidia-cuda-cupti"}
     for library in needed_libraries(libraries / "libtorch_cpu.so"):
         short, _, major = library.partition(".so.")
@@ -217,7 +217,7 @@ def version_of(root):
             numbers = re.findall(r"#define TORCH_VERSION_(?:MAJOR|MINOR|PATCH) +(\d+)", path.read_text())
             if len(numbers) == 3:
                 return ".".join(numbers)
-    raise SystemExit(f"run.py: there is no LibTorch in {root}")
+    raise SystemExit(f"run.py: {root} has no LibTorch")
 
 
 def newest_on_the_index():
@@ -314,7 +314,7 @@ def test_program(row, settings, compiler, runner=None, environment=None):
     counts = re.search(r"^(\d+) of (\d+) checks are right$", finished.output, re.MULTILINE)
     row.result = f"{counts[1]} of {counts[2]}" if counts else "ended early"
     if f"LibTorch {row.version}\n" not in finished.output:
-        raise Wrong(f"the program is not of LibTorch {row.version}")
+        raise Wrong(f"the program does not use LibTorch {row.version}")
     if finished.status != 0 or not counts or counts[1] != counts[2] or counts[2] == "0":
         row.log += what_is_wrong(finished.output)
         raise Wrong(f"the program ended with status {finished.status}")
@@ -336,7 +336,7 @@ MIDR_OF_NEOVERSE_N1 = "0x00000000413fd0c1\n"
 
 
 def emulator(settings, root):
-    """The command before a program for aarch64."""
+    """The command that runs a program for aarch64."""
     qemu = find("qemu-aarch64") if shutil.which("qemu-aarch64") else find("qemu-aarch64-static")
     system = Path("/usr/aarch64-linux-gnu")
     overlay = settings.folder("aarch64") / "system"
@@ -364,7 +364,7 @@ def umbrellas():
     return sorted(path for path in (INCLUDE / "attend").glob("*.h") if not rest(path))
 
 
-CUDA_SOURCE = """// What a user's .cu file may look like.
+CUDA_SOURCE = """// An example of a user's .cu file.
 #include <attend/{name}>
 #include <attend/attention.h>
 
@@ -498,7 +498,7 @@ def arguments():
     parser.add_argument("--headers", action="store_true", help="compile only every header alone")
     parser.add_argument("--require", nargs="+", metavar="ENTRY", default=[], help="these entries must run")
     parser.add_argument("--have", nargs="+", metavar="FOLDER", type=Path, default=[],
-                        help="folders of LibTorch (with include/ and lib/) that need no download")
+                        help="folders with a LibTorch (include/ and lib/), which is then not downloaded")
     parser.add_argument("--build", metavar="FOLDER", type=Path, default=ROOT / "build/conformance",
                         help="folder for the programs; default: build/conformance")
     parser.add_argument("--output", metavar="FILE", type=Path, help="also write the table to this file")
@@ -579,14 +579,14 @@ def main():
     newest_listed = max(versions, key=by_number)
     newest = newest_on_the_index()
     if newest is None:
-        print("Whether a newer LibTorch exists is not known: pip could not ask its package index.")
+        print("pip could not reach its package index, so it is not known whether a newer LibTorch exists.")
     elif by_number(newest) > by_number(newest_listed):
-        print(f"LibTorch {newest} is on the package index, and the newest tested one is {newest_listed}: add it to "
+        print(f"The package index has LibTorch {newest}, but the newest tested version is {newest_listed}. Add it to "
               "tests/conformance/versions.txt.")
 
     missing = [row.entry for row in rows if row.why_not_tested and row.entry in required]
     if missing:
-        print(f"Required, and not tested: {', '.join(missing)}.")
+        print(f"Required but not tested: {', '.join(missing)}.")
     wrong = [row.entry for row in rows if not row.is_right]
     if wrong:
         print(f"Wrong: {', '.join(wrong)}.")
