@@ -41,8 +41,7 @@ struct FusedOutputs {
 ///                                    const std::vector<at::Tensor>& gradients) const;
 ///   std::vector<at::Tensor> reference(const std::vector<at::Tensor>& inputs) const;
 /// - forward and backward work on tensors without autograd. Inputs may be undefined.
-/// - backward returns gradients in the order of the inputs. Gradients at the end may be missing, and so may gradients
-/// of
+/// - backward returns gradients in the order of the inputs. Gradients at the end may be missing, and so may those of
 ///   tensors that require none. Of the given gradients, some but not all may be undefined, which means zeros.
 /// - reference computes the same outputs by torch's differentiable operations. The backward pass uses it with
 ///   create_graph, so the function can be differentiated any number of times. backward alone would silently drop the

@@ -43,8 +43,7 @@ concept TorchDataset = !TensorData<Data> && requires(Data & data, std::vector<st
 template <class Data>
 concept TrainingData = TensorData<std::remove_reference_t<Data>> || TorchDataset<std::remove_reference_t<Data>>;
 
-/// Batches of a data set on a device. Tensors are moved there once as a whole; batches of a dataset are moved one by
-/// one.
+/// Batches of a data set on a device. Tensors are moved there once as a whole, batches of a dataset one by one.
 ///
 /// All batches of dense tensors use the same memory: the next batch overwrites the last one without an allocation.
 template <class Data>
