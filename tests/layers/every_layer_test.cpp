@@ -94,7 +94,8 @@ attend::Explanation explain(attend::MultiheadAttentionImpl& layer, const torch::
   // Masks of other dtypes than the layer's. forward() would convert them.
   const torch::Tensor padding = torch::zeros({x.size(0), x.size(2)}, torch::kByte);
   const torch::Tensor added = torch::zeros({x.size(2), x.size(2)}, torch::kDouble);
-  return layer.explain(tokens, tokens, tokens, padding, added, /*is_causal=*/true);
+  return layer.explain(tokens, tokens, tokens, padding, /*need_weights=*/true, added,
+                       /*average_attn_weights=*/true, /*is_causal=*/true);
 }
 
 }  // namespace

@@ -468,7 +468,9 @@ TEST_CASE("MultiheadAttention: results and all gradients equal those of Python's
       if (c.has_attn_mask) call.attn_mask = tensor("attn_mask", {});
       call.is_causal = c.is_causal;
       if (backend == Backend::kAuto)
-        CHECK(layer->explain(call.query, call.key, call.value, call.key_padding_mask, call.attn_mask, call.is_causal)
+        CHECK(layer
+                  ->explain(call.query, call.key, call.value, call.key_padding_mask, call.need_weights, call.attn_mask,
+                            call.average_attn_weights, call.is_causal)
                   .backend == c.backend);
 
       const torch::Tensor averaged = weights_of(call.run(layer));
@@ -735,14 +737,14 @@ TEST_CASE("MultiheadAttention: explain() names the backend of a call; a requeste
   CHECK(explanation.backend == Backend::kSdpa);
   CHECK(explanation.why_not_faster == "kCpu can run, but kSdpa is faster in float64.");
   CHECK(explanation.copies == "");
-  explanation = layer->explain(x, x, x, {}, learned);
+  explanation = layer->explain(x, x, x, {}, /*need_weights=*/false, learned);
   CHECK(explanation.backend == Backend::kCpu);
   CHECK(explanation.why_not_faster == "");
 
   const auto check_refused = [&](MultiheadAttention named, const torch::Tensor& mask, const std::string& reason) {
     CAPTURE(reason);
     named->to(torch::kDouble);
-    CHECK(message_of<c10::NotImplementedError>([&] { named->explain(x, x, x, {}, mask); }).find(reason) !=
+    CHECK(message_of<c10::NotImplementedError>([&] { named->explain(x, x, x, {}, false, mask); }).find(reason) !=
           std::string::npos);
     CHECK(message_of<c10::NotImplementedError>([&] {
             named(x, x, x, torch::Tensor(), /*need_weights=*/false, mask);
@@ -835,7 +837,7 @@ TEST_CASE("MultiheadAttention: explain() names the backend that forward() uses, 
                    {Call{query, key, value}, Call{query, key, value, padding(2, 40)},
                     Call{query, key, value, padding(2, 40), learned}, Call{query, key, value, {}, learned.detach()}}) {
                 const attend::Explanation plan =
-                    layer->explain(call.query, call.key, call.value, call.key_padding_mask, call.attn_mask);
+                    layer->explain(call.query, call.key, call.value, call.key_padding_mask, false, call.attn_mask);
                 CHECK(text(plan) == text(by_hand(layer, call)));
                 const OperatorLog log;
                 layer->forward(call.query, call.key, call.value, call.key_padding_mask, /*need_weights=*/false,
@@ -864,10 +866,10 @@ TEST_CASE("MultiheadAttention: forward(is_causal) needs no (L, S) mask and uses 
   CHECK(max_difference(weights_of(causal), weights_of(masked)) < 1e-6);
   CHECK(weights_of(causal).masked_select(later).eq(0).all().item<bool>());
   const attend::BackendGuard guard(Backend::kSdpa);
-  CHECK(layer->explain(x, x, x, {}, later).copies == "It converts the bool attn_mask to a float mask.");
-  CHECK(layer->explain(x, x, x, {}, {}, /*is_causal=*/true).copies == "");
+  CHECK(layer->explain(x, x, x, {}, false, later).copies == "It converts the bool attn_mask to a float mask.");
+  CHECK(layer->explain(x, x, x, {}, false, {}, true, /*is_causal=*/true).copies == "");
   CHECK(message_of<c10::NotImplementedError>([&] {
-          layer->explain(x, x.slice(1, 0, 20), x.slice(1, 0, 20), {}, {}, /*is_causal=*/true);
+          layer->explain(x, x.slice(1, 0, 20), x.slice(1, 0, 20), {}, false, {}, true, /*is_causal=*/true);
         }).find("is_causal for L = 30 and S = 20") != std::string::npos);
 }
 
@@ -1121,7 +1123,7 @@ TEST_CASE("MultiheadAttention: tensors and masks that do not fit are refused wit
     // explain() refuses the same calls.
     const Call& call = c.call;
     CHECK(message == message_of<Error>([&] {
-            layer->explain(call.query, call.key, call.value, call.key_padding_mask, call.attn_mask);
+            layer->explain(call.query, call.key, call.value, call.key_padding_mask, false, call.attn_mask);
           }));
   };
   for (const Case& c : value_errors) check(std::type_identity<c10::ValueError>(), c);

@@ -259,20 +259,24 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     return {output, is_batched ? weights : weights.squeeze(0)};
   }
 
-  /// Says which backend forward() uses for these arguments, and why not a faster one. Computes nothing and allocates no
-  /// tensor.
+  /// Says which backend forward() uses for these arguments, and why not a faster one. The arguments are those of
+  /// forward(). Computes nothing and allocates no tensor.
   ///
   /// @param query As in forward().
   /// @param key As in forward().
   /// @param value As in forward().
   /// @param key_padding_mask As in forward().
+  /// @param need_weights As in forward(). It does not change the answer: the weights are always computed densely.
   /// @param attn_mask As in forward().
+  /// @param average_attn_weights As in forward(). It does not change the answer.
   /// @param is_causal As in forward().
   /// @return The backend and the reasons, as attend::explain() returns them.
   /// @throws c10::Error of the same kinds as forward().
   Explanation explain(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
-                      const torch::Tensor& key_padding_mask = {}, const torch::Tensor& attn_mask = {},
-                      bool is_causal = false) {
+                      const torch::Tensor& key_padding_mask = {}, bool need_weights = true,
+                      const torch::Tensor& attn_mask = {}, bool average_attn_weights = true, bool is_causal = false) {
+    static_cast<void>(need_weights);
+    static_cast<void>(average_attn_weights);
     const Call call = call_of(query, key, value, key_padding_mask, attn_mask, is_causal, /*has_data=*/false);
     return attend::explain(call.query, call.key, call.value, call.options);
   }
