@@ -28,7 +28,11 @@ constexpr bool check_variant() {
   static_assert(std::is_trivially_copyable_v<Bound<Score>>,
                 "attend::flex_attention: a score_mod must be trivially copyable; one that holds tensors needs "
                 "`auto bind(attend::Binder& binder) const` (see attend/attention/binder.h)");
-  static_assert(ScoreFunction<Bound<Score>>,
+  constexpr bool is_mask = !ScoreFunction<Bound<Score>> && MaskFunction<Bound<Score>>;
+  static_assert(!is_mask,
+                "attend::flex_attention: the fourth argument must be a score_mod, but it is a mask_mod; for a mask "
+                "alone pass `attend::Unchanged{}` before it");
+  static_assert(is_mask || ScoreFunction<Bound<Score>>,
                 "attend::flex_attention: a score_mod needs `template <class T> T operator()(T score, "
                 "attend::Coordinate at) const` (see attend/score/score_mod.h)");
   static_assert(std::is_trivially_copyable_v<Bound<Mask>>,

@@ -143,6 +143,9 @@ TEST_CASE("attention: wrong arguments are refused by every function, with the ru
       of_good(mask(x({1, 2, 4, 6, 6})),
               "attn_mask must be 2-d (L, S), 3-d (H, L, S) or 4-d (N, H, L, S), got 5-d [1, 2, 4, 6, 6]"),
       of_good(mask(x({5, 6})), "attn_mask [5, 6] must broadcast to (N, H, L, S) = [2, 4, 6, 6]"),
+      of_good(mask(x({2, 6})),
+              "attn_mask [2, 6] must broadcast to (N, H, L, S) = [2, 4, 6, 6]; pass a key padding mask (N, S) as "
+              "mask.view({N, 1, 1, S})"),
       of_good(mask(x({2, 6, 6})), "attn_mask [2, 6, 6] must broadcast to (N, H, L, S) = [2, 4, 6, 6]"),
       of_good(mask(x({6, 6}).to(torch::kMeta)), "attn_mask (meta) must be on the device of query (cpu)"),
       of_good(slopes(x({3})), "alibi_slopes must be (H) or (N, H), with N = 2 and H = 4, got [3]"),

@@ -150,10 +150,12 @@ inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem, Purpose 
   TORCH_CHECK_VALUE(mask.device() == problem.query.device(), "attend::attention: attn_mask (", mask.device(),
                     ") must be on the device of query (", problem.query.device(), ")");
   const at::Tensor given = mask;
+  const bool is_of_keys = given.dim() == 2 && given.size(0) == full[0] && given.size(1) == full[3];
+  const char* const remedy = is_of_keys ? "; pass a key padding mask (N, S) as mask.view({N, 1, 1, S})" : "";
   while (mask.dim() < 4) mask = mask.unsqueeze(0);
   for (int i = 0; i < 4; ++i) {
     TORCH_CHECK_VALUE(mask.size(i) == full[i] || mask.size(i) == 1, "attend::attention: attn_mask ", given.sizes(),
-                      " must broadcast to (N, H, L, S) = ", at::IntArrayRef(full, 4));
+                      " must broadcast to (N, H, L, S) = ", at::IntArrayRef(full, 4), remedy);
   }
   if (!mask.requires_grad()) mask = one_copy(mask);
   if (mask.scalar_type() == at::kBool) return mask;
