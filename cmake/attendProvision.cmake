@@ -117,6 +117,13 @@ function(attend_make_environment folder requirements)
       "for example torch without CUDA, lower the limit with -DATTEND_PROVISION_GIGABYTES=<number>.")
   endif()
 
+  set(instead "")
+  if(fits) # this Python lacks only other packages
+    string(REPLACE " " " and " missing "${python_MISSING}")
+    string(CONCAT instead
+      "\n     or     use ${python_EXECUTABLE}, which has torch ${found} and lacks only ${missing}: interrupt this,\n"
+      "            install them there with pip, and start again")
+  endif()
   message(STATUS
     "attend: found no Python with torch ${wanted}, numpy and matplotlib, so a virtual environment is made now, once "
     "for all build trees.\n"
@@ -125,7 +132,9 @@ function(attend_make_environment folder requirements)
     "            installation); otherwise less than 1 GB. pip uses a CPU-only torch if it is configured for such an index\n"
     "     time   2 minutes at 50 MB/s, 6 minutes at 10 MB/s, half an hour at 2 MB/s\n"
     "     where  ${folder}\n"
-    "     undo   delete that folder; nothing is written anywhere else")
+    "     undo   delete ${attend_CACHE}\n"
+    "            It also has lock files, and CLI11 and doctest if this machine lacks them. Nothing is written elsewhere,\n"
+    "            except in the build folder${instead}")
 
   # pip writes its progress bars to the terminal. Its temporary files are in this folder, because the system's folder may
   # be small; they are removed afterwards. pip's cache is not used.

@@ -141,6 +141,14 @@ class Provision(unittest.TestCase):
                 self.assertEqual(status, 0, output)
                 self.assertIn(f"found no Python with {wanted}, numpy and matplotlib, so {MADE}", output)
 
+    def test_a_python_that_lacks_only_matplotlib_is_named(self):
+        self.quick_environments()
+        self.everything("2.15.0")
+        (self.folder / "modules" / "matplotlib.py").unlink()
+        status, output = self.configure("tree")
+        self.assertEqual(status, 0, output)
+        self.assertIn("which has torch 2.15.0 and lacks only matplotlib: interrupt this", output)
+
     def environments(self):
         """The requirements of each environment."""
         return sorted(path.read_text() for path in self.cache.glob("python-*/requirements.txt"))
