@@ -190,7 +190,8 @@ int run(const Settings& settings, torch::Device device) {
             << " epochs of " << support::with_thousands(settings.samples) << " samples each on " << device
             << (device.is_cpu() ? ", " + std::to_string(torch::get_num_threads()) + " threads" : "")
             << (settings.dtype == "bfloat16" ? ", in bfloat16" : "") << ": about " << support::duration(seconds)
-            << ". Ctrl-C stops early and keeps the results so far.\n";
+            << ". Ctrl-C stops early and keeps the results so far.\n"
+            << "The lines with \"Epoch:\" are the notebook's: they count from 0 and show the loss of the last batch.\n";
 
   attend::StopOnInterrupt interrupt;
   for (std::size_t i = 0; i < nets.size(); ++i) {
@@ -210,7 +211,8 @@ int run(const Settings& settings, torch::Device device) {
   const bool is_complete =
       nets.back().name == "attention" && std::ssize(nets.back().history.epochs()) == settings.epochs;
   std::cout << (is_complete ? "\nThe results are in " : "\nStopped by a signal. The results so far are in ") << folder
-            << ". To draw the figures:\n  " << ATTEND_PLOT_COMMAND << ' ' << folder << '\n';
+            << ". To draw the figures (the preset \"example\" does it next):\n  " << ATTEND_PLOT_COMMAND << ' '
+            << folder << '\n';
   return is_complete ? 0 : 130;
 }
 

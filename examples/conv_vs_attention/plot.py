@@ -78,6 +78,7 @@ def main():
             for keys in (queries, others)
         )
         print(f"The top of a {queries} gives {own:.0%} of its attention to {queries}s and {other:.0%} to {others}s.")
+    print("These shares differ from run to run. README.md beside plot.py lists other runs, whose nets solve the task too.")
 
     figure = plt.figure(figsize=(8, 7))
     top = draw_map(figure, figure.add_gridspec(1, 1)[0], samples[0]["input"], list(shapes(samples[0]["height"])), maps[0])

@@ -168,5 +168,6 @@ TEST_CASE("cuda_graphs: if capture is not possible, why_not() gives the reason a
   CHECK(graphs->why_not(torch::kCUDA) == "this machine has no CUDA device");
   CHECK(message_of<c10::ValueError>([&] { graphs->capture([] {}); }) ==
         "attend::CudaGraphs: this machine must have a CUDA device");
-  CHECK(Trainer(linear_model(), TrainerOptions().capture(graphs)).explain() == "Double; plain loop: the device is cpu");
+  CHECK(Trainer(linear_model(), TrainerOptions().capture(graphs)).explain() ==
+        "Double parameters; plain loop: the device is cpu");
 }

@@ -183,7 +183,7 @@ TEST_CASE("capture: a step is one recording, or two if a callback runs between g
     const Result result = is_split ? fitted(capture, 1, Clip()) : fitted(capture, 1);
     CHECK(capture->captures == (is_split ? 4 : 2));                    // two fits
     CHECK(capture->replays == 2 * (is_split ? 2 : 1) * (3 * 10 - 3));  // ten full batches an epoch
-    CHECK(result.explanation == std::string("Double; recording") +
+    CHECK(result.explanation == std::string("Double parameters; recording") +
                                     (is_split ? "s of gradients and update" : " of the whole step") +
                                     ", replayed for full batches after the first 3");
   }
@@ -354,7 +354,7 @@ TEST_CASE("capture: the plain loop is used if a parameter has a gradient only in
       const Samples data = linear_samples(42);
       is_split ? trainer.fit(data, Clip()) : trainer.fit(data);
       if (capture) {
-        CHECK(trainer.explain() == "Double; plain loop: parameters have a gradient in some batches only");
+        CHECK(trainer.explain() == "Double parameters; plain loop: parameters have a gradient in some batches only");
         CHECK(capture->replays == 1);
       }
       return model;
@@ -376,7 +376,7 @@ TEST_CASE("capture: the plain loop is used for data that are not dense tensors")
     if (capture) capture->parameters = model->parameters();
     Trainer trainer(model, TrainerOptions().epochs(2).batch_size(4).capture(capture));
     trainer.fit(data);
-    if (capture) CHECK(trainer.explain() == "Double; plain loop: the training set is not two dense tensors");
+    if (capture) CHECK(trainer.explain() == "Double parameters; plain loop: the training set is not two dense tensors");
     return model->linear->weight.detach();
   };
   const Samples dense = linear_samples(42), sparse{dense.x.to_sparse(), dense.y};
@@ -396,9 +396,9 @@ TEST_CASE("capture: the plain loop is used if a step cannot be captured, and no 
   capture->fails_at = 1;
   capture->parameters = {};
   Trainer trainer(linear_model(), TrainerOptions().batch_size(4).capture(capture));
-  CHECK(trainer.explain() == "Double; recording if the step can be captured");
+  CHECK(trainer.explain() == "Double parameters; recording if the step can be captured");
   trainer.fit(linear_samples(42));
-  CHECK(trainer.explain() == "Double; plain loop: the step could not be captured: no luck");
+  CHECK(trainer.explain() == "Double parameters; plain loop: the step could not be captured: no luck");
 }
 
 namespace {
@@ -413,22 +413,25 @@ struct OnMeta : torch::nn::Module {
 
 TEST_CASE("capture: Trainer::explain() gives the reason why steps are not captured") {
   const TrainerOptions options = TrainerOptions().epochs(1).batch_size(4).capture(std::make_shared<FakeCapture>());
-  CHECK(Trainer(linear_model()).explain() == "Double; plain loop: the device is cpu");
+  CHECK(Trainer(linear_model()).explain() == "Double parameters; plain loop: the device is cpu");
   CHECK(Trainer(linear_model(), TrainerOptions().autocast(torch::kBFloat16).accumulation_steps(3)).explain() ==
-        "Double, which is not autocast to BFloat16, an update every 3 batches; plain loop: the device is cpu");
+        "Double parameters, which are not autocast to BFloat16, an update every 3 batches; plain loop: the device is "
+        "cpu");
   const auto sgd = [](std::vector<torch::Tensor> parameters, double rate) {
     return torch::optim::SGD(std::move(parameters), torch::optim::SGDOptions(rate));
   };
   CHECK(Trainer(linear_model(), options, attend::MeanSquaredError(), sgd).explain() ==
-        "Double; plain loop: torch::optim::SGD keeps numbers of its step on the host, unlike attend::Adam and AdamW");
+        "Double parameters; plain loop: torch::optim::SGD keeps numbers of its step on the host, unlike attend::Adam "
+        "and AdamW");
   const auto nowhere = std::make_shared<FakeCapture>();
   nowhere->reason = "the device is not the right one";
   CHECK(Trainer(linear_model(), TrainerOptions().capture(nowhere)).explain() ==
-        "Double; plain loop: the device is not the right one");
-  CHECK(Trainer(std::make_shared<OnMeta>()).explain() == "Double; plain loop: TrainerOptions::capture is not set");
+        "Double parameters; plain loop: the device is not the right one");
+  CHECK(Trainer(std::make_shared<OnMeta>()).explain() ==
+        "Double parameters; plain loop: TrainerOptions::capture is not set");
   Trainer trainer(linear_model(), options);
   trainer.fit(linear_samples(8));
-  CHECK(trainer.explain() == "Double; plain loop: the fit was over before a step could be captured");
+  CHECK(trainer.explain() == "Double parameters; plain loop: the fit was over before a step could be captured");
 }
 
 TEST_CASE("accumulation_steps: accumulated batches equal one batch, including the incomplete last update") {

@@ -201,11 +201,11 @@ class Trainer {
   /// @return One line for people: the dtypes, and whether the steps are a plain loop or replays of a captured step. For
   /// a plain loop it has the reason. The wording may change in any version.
   std::string explain() const {
-    std::string text = c10::toString(model_->parameters().front().scalar_type());
+    std::string text = std::string(c10::toString(model_->parameters().front().scalar_type())) + " parameters";
     if (options_.autocast()) {
       const bool is_cast = model_->parameters().front().scalar_type() != torch::kDouble;
-      text +=
-          std::string(is_cast ? ", autocast to " : ", which is not autocast to ") + c10::toString(*options_.autocast());
+      text += std::string(is_cast ? ", autocast to " : ", which are not autocast to ") +
+              c10::toString(*options_.autocast());
     }
     if (options_.accumulation_steps() > 1)
       text += ", an update every " + std::to_string(options_.accumulation_steps()) + " batches";
