@@ -49,9 +49,9 @@ struct FusedOutputs {
 ///
 /// Function may also have
 ///   bool sums_copies(std::size_t input) const;
-/// If it returns true and the input is expanded (detail/expanded.h), backward returns the gradient of one_copy(input),
-/// summed over the copies. This gradient takes the short way past the expand(). If the gradient of the expanded tensor
-/// is observed, or there is no short way, backward gets a contiguous copy of the input instead.
+/// If it returns true and the input is expanded (detail/torch/expanded.h), backward returns the gradient of
+/// one_copy(input), summed over the copies. This gradient takes the short way past the expand(). If the gradient of the
+/// expanded tensor is observed, or there is no short way, backward gets a contiguous copy of the input instead.
 ///
 /// This is a node and not a torch::autograd::Function: the templates of the latter for compiled autograd, which C++
 /// lacks, are a third of the code that a program with one attention layer compiles.

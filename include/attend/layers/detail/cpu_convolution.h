@@ -27,7 +27,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Our own convolutions for the CPU (convolution/cpu/).
+/// Our own convolutions for the CPU (kernels/convolution/).
 struct CpuConvolution {
   /// Whether these kernels can compute it. If not, `reason` says why, unless it is null.
   static bool can_run(const ConvolutionStack& stack, const at::Tensor& x, std::string* reason = nullptr) {
