@@ -2,56 +2,14 @@
 #pragma once
 
 #include <attend/attention/backend.h>
-#include <attend/attention/backends.h>
-#include <attend/attention/detail/option_mask.h>
+#include <attend/attention/detail/calls.h>
 #include <attend/attention/detail/problem.h>
-#include <attend/attention/variant.h>
 #include <attend/attention/options.h>
-#include <attend/attention/reference.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
-
-#include <algorithm>
-#include <string>
-#include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
-namespace detail {
-
-/// @throws c10::ValueError if a score_mod or mask_mod read outside of a tensor for a score that is allowed. Looks for
-/// it where the result shows that it may be so: a TensorView gives NaN there, and an IntegerView leaves a mark.
-inline void check_reads(const Problem& problem, Backend backend, const at::Tensor& output) {
-  const auto is_whole = [](const at::Tensor& tensor) { return !tensor.is_floating_point(); };
-  const std::vector<at::Tensor>& tensors = problem.variant_tensors;
-  if (tensors.empty()) return;
-  const bool has_nan = output.numel() > 0 && output.detach().select(3, 0).isnan().any().item<bool>();
-  const bool leaves_no_mark = backend == Backend::kReference && std::any_of(tensors.begin(), tensors.end(), is_whole);
-  if (has_nan || leaves_no_mark || problem.variant->has_seen_outside())
-    problem.variant->check_reads(
-        {problem.batch_size(), problem.num_heads(), problem.query_length(), problem.key_length()}, tensors,
-        OptionMask(problem));
-}
-
-inline AttentionResult run(Problem problem, Backend asked_for) {
-  check_has_data(problem);
-  const WithoutAutocast without_autocast;
-  const BackendEntry& entry = choose(problem, asked_for);
-  if (problem.dropout > 0.0) problem.dropout_seed = draw_dropout_seed(problem.query);
-  const AttentionResult result = entry.run(problem);
-  if (problem.variant != nullptr) check_reads(problem, entry.backend, result.output);
-  return {as_given(result.output, problem), as_given(result.log_sum_exp, problem)};
-}
-
-inline Explanation explain(const Problem& problem, Backend asked_for) {
-  std::string why_not_faster;
-  const BackendEntry& entry = choose(problem, asked_for, &why_not_faster);
-  return {entry.backend, why_not_faster, entry.copies(problem), entry.how(problem)};
-}
-
-}  // namespace detail
-
 /// Attention: each query's output is an average of the values, weighted by how well the query matches each key.
 ///
 /// output = softmax(scale · q·kᵀ) v for every batch entry and head. The options change the scores, mask keys and drop
@@ -140,10 +98,7 @@ inline AttentionResult attention_with_lse(const at::Tensor& query, const at::Ten
 /// @endcode
 inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& key,
                                     const AttentionOptions& options = {}) {
-  const detail::Problem problem = detail::scores_problem(query, key, options);
-  detail::check_has_data(problem);
-  const detail::WithoutAutocast without_autocast;
-  return detail::as_given(detail::Reference::weights(problem), problem);
+  return detail::weights(query, key, options);
 }
 
 /// Says which backend attention() uses for these arguments, why not a faster one, and what it copies. Computes nothing.

@@ -23,3 +23,10 @@
 #else
 #define ATTEND_UNROLL _Pragma("GCC unroll 16")
 #endif
+
+/// Stands before a function that the library attend::compiled may hold. ATTEND_COMPILED is defined by that target only.
+#if defined(ATTEND_COMPILED)
+#define ATTEND_INLINE
+#else
+#define ATTEND_INLINE inline
+#endif

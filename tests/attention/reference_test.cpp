@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <attend/attention/detail/calls.h>
 #include <attend/attention/reference.h>
 
 #include "support/accuracy.h"

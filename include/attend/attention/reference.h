@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/attention/detail/dropout.h>
+#include <attend/attention/detail/output_layout.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/detail/products.h>
 #include <attend/attention/variant.h>

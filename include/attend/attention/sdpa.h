@@ -3,6 +3,7 @@
 
 #include <attend/attention/detail/cpu_call.h>
 #include <attend/attention/detail/finite.h>
+#include <attend/attention/detail/output_layout.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/attention_node.h>
 #include <attend/detail/torch/refused.h>

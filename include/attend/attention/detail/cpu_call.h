@@ -5,6 +5,7 @@
 #include <attend/attention/detail/cpu_variant.h>
 #include <attend/attention/detail/instruction_set.h>
 #include <attend/attention/detail/params.h>
+#include <attend/attention/detail/output_layout.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/detail/torch_executor.h>
 #include <attend/attention/variant.h>

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: MIT
+
+// The library attend::compiled: attention() and its kernels, compiled once for all files of a program.
+
+#include <attend/attention/detail/calls.h>
+#include <attend/attention/detail/calls_impl.h>
