@@ -13,8 +13,8 @@ struct Avx2 {
   static constexpr InstructionSet kInstructionSet = InstructionSet::kAvx2;
   static constexpr int kVectorBytes = 32;
   static constexpr int kPanelVectors = 2;
-  using Vectors = Avx2;
   static constexpr bool kHasBf16Dot = false;
+  using VectorIsa = Avx2;
   static bool is_supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 };
 

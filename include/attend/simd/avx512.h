@@ -13,8 +13,8 @@ struct Avx512 {
   static constexpr InstructionSet kInstructionSet = InstructionSet::kAvx512;
   static constexpr int kVectorBytes = 64;
   static constexpr int kPanelVectors = 4;
-  using Vectors = Avx512;
   static constexpr bool kHasBf16Dot = false;
+  using VectorIsa = Avx512;
   static bool is_supported() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

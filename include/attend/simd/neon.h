@@ -13,8 +13,8 @@ struct Neon {
   static constexpr InstructionSet kInstructionSet = InstructionSet::kNeon;
   static constexpr int kVectorBytes = 16;
   static constexpr int kPanelVectors = 4;
-  using Vectors = Neon;
   static constexpr bool kHasBf16Dot = false;
+  using VectorIsa = Neon;
   static bool is_supported() { return true; }
 };
 

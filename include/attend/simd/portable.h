@@ -13,12 +13,12 @@ struct PortableOf {
   static constexpr InstructionSet kInstructionSet = InstructionSet::kPortable;
   static constexpr int kVectorBytes = kBytes;
   static constexpr int kPanelVectors = kPanel;
-  using Vectors = PortableOf;
   static constexpr bool kHasBf16Dot = false;
+  using VectorIsa = PortableOf;
   static bool is_supported() { return true; }
 };
 
-/// What every processor of the architecture has.
+/// The baseline of the architecture, with vectors of 16 bytes.
 using Portable = PortableOf<16>;
 
 template <int kBytes, int kPanel, class Operation>

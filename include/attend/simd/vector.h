@@ -11,40 +11,51 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::simd {
 
-/// As many numbers as one register holds. The type is the compiler's own vector, which has + - * / and comparisons.
-/// These functions add what it lacks. Vectors are passed by reference, because their calling convention depends on the
-/// instruction set.
+/// Vectors of one register of Isa, which hold kLanes numbers T. Vector is a vector type of the compiler: it has + - * /
+/// and comparisons. The functions here add loads, stores and elementary functions. They take vectors by reference,
+/// because the calling convention of a vector depends on the instruction set.
 template <class T, class Isa>
 struct Vec {
   static constexpr int kLanes = Isa::kVectorBytes / sizeof(T);
   using Bits = typename FloatFormat<T>::Bits;
 
   typedef T Vector __attribute__((vector_size(Isa::kVectorBytes)));
-  typedef Bits Integers __attribute__((vector_size(Isa::kVectorBytes)));
-  typedef T Unaligned __attribute__((vector_size(Isa::kVectorBytes), aligned(sizeof(T)), may_alias));
-  typedef std::uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+  typedef Bits Integers __attribute__((vector_size(Isa::kVectorBytes)));            ///< one for each number
+  typedef std::uint16_t Halves __attribute__((vector_size(2 * kLanes)));            ///< 16 bits for each number
+  typedef T Unaligned __attribute__((vector_size(Isa::kVectorBytes), aligned(sizeof(T)), may_alias));  ///< in memory
 
   static ATTEND_ALWAYS_INLINE void load(Vector& vector, const T* from) {
     vector = *reinterpret_cast<const Unaligned*>(from);
   }
   static ATTEND_ALWAYS_INLINE void store(T* to, const Vector& vector) { *reinterpret_cast<Unaligned*>(to) = vector; }
 
-  /// bfloat16 numbers to floats.
+  /// Converts bfloat16 numbers to floats.
   static ATTEND_ALWAYS_INLINE void load(Vector& vector, const BFloat16* from) requires std::is_same_v<T, float> {
-    Halves halves;
-    __builtin_memcpy(&halves, from, sizeof halves);
-    vector = (Vector)(__builtin_convertvector(halves, Integers) << 16);
+    Integers words;
+    load(words, reinterpret_cast<const std::uint16_t*>(from));
+    vector = (Vector)(words << 16);
   }
-  /// Floats to bfloat16 numbers, to nearest, ties to even.
+  /// Rounds floats to bfloat16 numbers.
   static ATTEND_ALWAYS_INLINE void store(BFloat16* to, const Vector& vector) requires std::is_same_v<T, float> {
     Integers rounded;
     round_to_bfloat16(vector, rounded);
-    const Halves halves = __builtin_convertvector(rounded, Halves);
+    store(reinterpret_cast<std::uint16_t*>(to), rounded);
+  }
+
+  /// Loads 16-bit words into the lower halves of `words`.
+  static ATTEND_ALWAYS_INLINE void load(Integers& words, const std::uint16_t* from) {
+    Halves halves;
+    __builtin_memcpy(&halves, from, sizeof halves);
+    words = __builtin_convertvector(halves, Integers);
+  }
+  /// Stores the lower halves of `words`.
+  static ATTEND_ALWAYS_INLINE void store(std::uint16_t* to, const Integers& words) {
+    const Halves halves = __builtin_convertvector(words, Halves);
     __builtin_memcpy(to, &halves, sizeof halves);
   }
 
 #if !defined(__CUDA_ARCH__)  // nvcc also reads these for the GPU, where vectors are an error; the host's code is the same
-  /// eˣ of numbers that are at most 80.
+  /// eˣ, for x ≤ 80.
   static ATTEND_ALWAYS_INLINE void exp(Vector& x) { exponential<T, /*kIsBounded=*/true, Integers>(x); }
   static ATTEND_ALWAYS_INLINE void tanh(Vector& x) { hyperbolic_tangent<T, Integers>(x); }
 #else

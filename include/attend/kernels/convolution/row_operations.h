@@ -91,12 +91,12 @@ struct GradientRows {
 struct PackFloatsBf16 {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void run(const float* from, int row, int rows, std::uint32_t* to) {
-    typename Rounded<Isa>::Words even, odd;
+    typename Vec<float, Isa>::Integers even, odd;
     constexpr int kLanes = Vec<float, Isa>::kLanes;
     for (int k = 0; k < rows; k += 2, from += 2 * row, to += row)
       for (int c = 0; c < row; c += kLanes) {
-        Rounded<Isa>::load(even, from + c);
-        Rounded<Isa>::load(odd, from + row + c);
+        load_rounded<Isa>(even, from + c);
+        load_rounded<Isa>(odd, from + row + c);
         even |= odd << 16;
         __builtin_memcpy(to + c, &even, sizeof even);
       }
