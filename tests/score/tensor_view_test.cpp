@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <type_traits>
 
 using attend::Dual;
@@ -116,7 +117,8 @@ TEST_CASE_TEMPLATE("TensorView: a read outside the tensor gives NaN without a de
   const TensorView view(values.data, kShape, &reads, nullptr, &outside);
   const std::int64_t indices[][4] = {{-1, 0, 0, 0}, {2, 0, 0, 0}, {0, 2, 0, 0},  {0, -1, 0, 0},
                                      {0, 0, 3, 0},  {0, 0, 0, 4}, {0, 0, 0, -1}, {std::int64_t{1} << 62, 0, 0, 0}};
-  for (const auto& [i, j, k, l] : indices) {
+  for (const auto& index : indices) {
+    const std::int64_t i = index[0], j = index[1], k = index[2], l = index[3];
     CAPTURE(i);
     CAPTURE(j);
     CAPTURE(k);

@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include <attend/simd/math.h>
+#include <attend/simd/vector.h>
+
+#include "simd/isas.h"
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -33,7 +38,25 @@ V tanh_of(V x) {
   return x;
 }
 
-/// The type in which <cmath> computes the exact value.
+/// Vec::exp or Vec::tanh of many numbers.
+template <class V, bool kIsExp>
+struct OfNumbers {
+  template <class Isa>
+  static ATTEND_ALWAYS_INLINE void run(V* numbers, int count) {
+    using Vec = attend::simd::Vec<V, Isa>;
+    for (int i = 0; i < count; i += Vec::kLanes) {
+      typename Vec::Vector x;
+      Vec::load(x, numbers + i);
+      if constexpr (kIsExp)
+        Vec::exp(x);
+      else
+        Vec::tanh(x);
+      Vec::store(numbers + i, x);
+    }
+  }
+};
+
+/// The type of the exact results: <cmath> has these functions for it, with more digits.
 template <class V>
 using Wide = std::conditional_t<std::is_same_v<V, float>, double, long double>;
 
@@ -170,4 +193,30 @@ TEST_CASE_TEMPLATE("elementary functions: a vector gives the same numbers as its
     }
   }
   CHECK(differences == 0);
+}
+
+TEST_CASE_TEMPLATE("Vec::exp and Vec::tanh: to two and four units in the last place on every instruction set", V, float,
+                   double) {
+  std::vector<V> all = numbers<V>();
+  all.resize(all.size() / 16 * 16);
+  attend::test::for_each_isa([&](auto isa) {
+    using Isa = decltype(isa);
+    std::vector<V> exps = all, tanhs = all;
+    for (V& x : exps) x = x > 80 ? V(80) : x;
+    const std::vector<V> bounded = exps;
+    attend::simd::CompiledFor<Isa, OfNumbers<V, true>>::call(exps.data(), static_cast<int>(exps.size()));
+    attend::simd::CompiledFor<Isa, OfNumbers<V, false>>::call(tanhs.data(), static_cast<int>(tanhs.size()));
+    double exp_error = 0, tanh_error = 0;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const bool is_cut_off = bounded[i] < FloatFormat<V>::kSmallest;
+      const double error =
+          is_cut_off ? (exps[i] == 0 ? 0 : INFINITY) : error_in_units(exps[i], std::exp(Wide<V>(bounded[i])));
+      exp_error = std::max(exp_error, error);
+      tanh_error = std::max(tanh_error, error_in_units(tanhs[i], std::tanh(Wide<V>(all[i]))));
+    }
+    CHECK(exp_error <= 2);
+    CHECK(tanh_error <= 4);
+    CHECK(exp_error > 0.5);  // otherwise nothing was measured
+    CHECK(tanh_error > 0.5);
+  });
 }

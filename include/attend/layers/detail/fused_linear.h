@@ -3,10 +3,8 @@
 
 #include <attend/attention/backend.h>
 #include <attend/attention/detail/instruction_set.h>
-#include <attend/kernels/cpu/plan.h>
 #include <attend/kernels/cpu/workspace.h>
 #include <attend/simd/product.h>
-#include <attend/simd/product_bf16.h>
 #include <attend/kernels/cpu/tile_operations.h>
 #include <attend/kernels/convolution/row_operations.h>
 #include <attend/detail/torch/autocast.h>
