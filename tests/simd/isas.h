@@ -20,12 +20,12 @@ void run_on(const char* name, const auto& check) {
   check(Isa{});
 }
 
-/// Calls check(Isa{}) for vectors of 16, 32 and 64 bytes in the baseline, and for each instruction set of this
+/// Calls check(Isa{}) for the baseline with vectors and panels as in SSE, AVX2 and AVX-512, and for each instruction set of this
 /// processor.
 void for_each_isa(const auto& check) {
   using namespace attend::simd;
   run_on<Portable>("16 bytes", check);
-  run_on<PortableOf<32>>("32 bytes", check);
+  run_on<PortableOf<32, 2, 6>>("32 bytes", check);
   run_on<PortableOf<64, 4>>("64 bytes", check);
 #if defined(__x86_64__)
   run_on<Avx2>("AVX2", check);

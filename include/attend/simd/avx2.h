@@ -12,6 +12,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::simd {
 struct Avx2 {
   static constexpr InstructionSet kInstructionSet = InstructionSet::kAvx2;
   static constexpr int kVectorBytes = 32;
+  static constexpr int kPanelRows = 6;
   static constexpr int kPanelVectors = 2;
   static constexpr bool kHasBf16Dot = false;
   using VectorIsa = Avx2;

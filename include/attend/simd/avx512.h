@@ -12,6 +12,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::simd {
 struct Avx512 {
   static constexpr InstructionSet kInstructionSet = InstructionSet::kAvx512;
   static constexpr int kVectorBytes = 64;
+  static constexpr int kPanelRows = 4;
   static constexpr int kPanelVectors = 4;
   static constexpr bool kHasBf16Dot = false;
   using VectorIsa = Avx512;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/macros.h>
 #include <attend/simd/avx512.h>
 #include <attend/simd/instruction_set.h>
 #include <attend/version.h>
@@ -20,11 +21,16 @@ struct Avx512Bf16 : Avx512 {
 
   /// sums += a₀ b₀ + a₁ b₁, where each word of a and b holds two bfloat16 numbers.
   ///
-  /// This is assembly, because the intrinsic needs a flag of the compiler. The function is not always_inline, because
-  /// clang refuses that in functions without its target. The compilers inline it into CompiledFor::call; clang 14 does
-  /// so only if both targets are equal.
+  /// This is assembly, because the intrinsic needs a flag of the compiler. clang checks the size of the operands against
+  /// the target of the function, and refuses always_inline in functions with another target. It inlines the function into
+  /// CompiledFor::call nevertheless, because both have the same target. g++ keeps the sums in registers only with
+  /// always_inline.
   template <class Sums, class Words>
+#if defined(__clang__)
   [[ATTEND_AVX512_BF16_TARGET]] static void add_dot(Sums& sums, const Words& a, const Words& b) {
+#else
+  static ATTEND_ALWAYS_INLINE void add_dot(Sums& sums, const Words& a, const Words& b) {
+#endif
     asm("{vdpbf16ps %2, %1, %0|vdpbf16ps %0, %1, %2}" : "+v"(sums) : "v"(a), "v"(b));
   }
 };

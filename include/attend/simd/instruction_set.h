@@ -13,7 +13,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::simd {
 //   struct Avx2 {
 //     static constexpr InstructionSet kInstructionSet = InstructionSet::kAvx2;
 //     static constexpr int kVectorBytes = 32;     // the size of a register
-//     static constexpr int kPanelVectors = 2;     // product.h keeps 4 rows of this many vectors in registers
+//     static constexpr int kPanelRows = 6;        // product.h keeps a panel of this many rows
+//     static constexpr int kPanelVectors = 2;     // of this many vectors in registers
 //     static constexpr bool kHasBf16Dot = false;  // whether it has dot products of bfloat16: add_dot()
 //     using VectorIsa = Avx2;                     // the set without those, which all other operations are compiled for
 //     static bool is_supported();                 // by this processor

@@ -12,6 +12,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::simd {
 struct Neon {
   static constexpr InstructionSet kInstructionSet = InstructionSet::kNeon;
   static constexpr int kVectorBytes = 16;
+  static constexpr int kPanelRows = 4;
   static constexpr int kPanelVectors = 4;
   static constexpr bool kHasBf16Dot = false;
   using VectorIsa = Neon;

@@ -6,13 +6,14 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::simd {
 
-/// The baseline of the architecture, with vectors of any width. The compiler splits vectors that are wider than its
-/// registers. So tests run the code of every width on every processor.
-template <int kBytes, int kPanel = 2>
+/// The baseline of the architecture, with vectors of any width and panels of any size. The compiler splits vectors that
+/// are wider than its registers. So tests run the code of every width on every processor.
+template <int kBytes, int kVectors = 2, int kRows = 4>
 struct PortableOf {
   static constexpr InstructionSet kInstructionSet = InstructionSet::kPortable;
   static constexpr int kVectorBytes = kBytes;
-  static constexpr int kPanelVectors = kPanel;
+  static constexpr int kPanelRows = kRows;
+  static constexpr int kPanelVectors = kVectors;
   static constexpr bool kHasBf16Dot = false;
   using VectorIsa = PortableOf;
   static bool is_supported() { return true; }
@@ -21,11 +22,11 @@ struct PortableOf {
 /// The baseline of the architecture, with vectors of 16 bytes.
 using Portable = PortableOf<16>;
 
-template <int kBytes, int kPanel, class Operation>
-struct CompiledFor<PortableOf<kBytes, kPanel>, Operation> {
+template <int kBytes, int kVectors, int kRows, class Operation>
+struct CompiledFor<PortableOf<kBytes, kVectors, kRows>, Operation> {
   template <class... Arguments>
   [[gnu::flatten]] static auto call(Arguments... arguments) {
-    return Operation::template run<PortableOf<kBytes, kPanel>>(arguments...);
+    return Operation::template run<PortableOf<kBytes, kVectors, kRows>>(arguments...);
   }
 };
 

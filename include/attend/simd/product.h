@@ -4,9 +4,9 @@
 // Matrix products: C (+)= A B. B and C are rows of vectors. A is read number by number at any two strides, so A may be a
 // transposed matrix or a caller's tensor in place.
 //
-// A panel of C, 4 rows of a few vectors, stays in registers while k runs. Each step loads the vectors of one row of B,
-// and multiplies all of them with 4 numbers of A. The share of the processor's product rate is measured in
-// benchmarks/results/simd.md.
+// A panel of C, a few rows of a few vectors, stays in registers while k runs. Each step loads the vectors of one row of B,
+// and multiplies all of them with one number of A for each row. The share of the processor's product rate is measured
+// in benchmarks/results/simd.md.
 
 #include <attend/macros.h>
 #include <attend/simd/bfloat16.h>
@@ -45,9 +45,10 @@ struct Product {
   }
 
  private:
-  // The depth of one pass over C. 128 rows of B stay in the first cache: a depth of 1,000 is 1.5 times as fast. Longer
-  // sums also lose accuracy: with 256, wide heads had 1.4 times the error of torch (benchmarks/results/accuracy.md).
-  static constexpr int kDepth = 128;
+  // The depth of one pass over C: as many rows of B as the first cache holds (benchmarks/results/simd.md). Longer sums
+  // also lose accuracy: with 256 in float32, wide heads had 1.4 times the error of torch
+  // (benchmarks/results/accuracy.md).
+  static constexpr int kDepth = 512 / sizeof(T);
 
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void some_depth(const Strided<T>& a, const T* b, std::int64_t b_row, Sum* c,
@@ -68,9 +69,13 @@ struct Product {
   template <class Isa, int kVectors>
   static ATTEND_ALWAYS_INLINE void column_of_panels(const Strided<T>& a, const T* b, std::int64_t b_row, Sum* c,
                                                     std::int64_t c_row, int rows, int depth, bool add, Sum factor) {
+    constexpr int kRows = Isa::kPanelRows;
     int i = 0;
-    for (; i + 4 <= rows; i += 4)
-      panel<Isa, 4, kVectors>(a.data + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, depth, add, factor);
+    for (; i + kRows <= rows; i += kRows)
+      panel<Isa, kRows, kVectors>(a.data + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, depth, add, factor);
+    if constexpr (kRows > 4)
+      for (; i + 4 <= rows; i += 4)
+        panel<Isa, 4, kVectors>(a.data + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, depth, add, factor);
     for (; i < rows; ++i)
       panel<Isa, 1, kVectors>(a.data + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, depth, add, factor);
   }

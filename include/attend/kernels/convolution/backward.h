@@ -14,20 +14,7 @@
 // transposed in float32. Each thread has sums of its own, which are added up in their order: a number of threads always
 // gives the same bits.
 //
-// Where the time of a training step goes, in ms: the experiment's two nets, 32 signals of 100, float32, two threads of
-// a Zen 4, 2026-11-24, by torch's profiler of the notebook in Python, and by a clock in the parallel loops of ours:
-//
-//   notebook                 convolution  attention     attend               convolution  attention
-//     convolution backward      7.9          6.8          stacks, backward      3.6          2.5
-//     convolution forward       2.8          3.0          stacks, forward       1.8          1.3
-//     attention's products       -           2.6          attention              -           1.7
-//     softmax, copies            -           0.8          projections            -           1.1
-//     Adam, zero_grad           0.6          0.5          all between           0.2          0.4
-//     a step                   11.2         14.4          a step                5.7          7.0
-//
-// (1×1 convolutions are among the notebook's convolutions; ReLU, losses and the calls themselves are its rest.) Of ours
-// some 75 % of both threads' time is the loop of cpu::Product, at 98 % of what the cores can multiply; 8 to 14 % is one
-// thread waiting for the other.
+// benchmarks/results/convolution.md says where the time of a training step goes.
 
 #include <attend/kernels/convolution/stack.h>
 #include <attend/version.h>

@@ -27,7 +27,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Our own convolutions for the CPU (kernels/convolution/).
+/// attend's own convolutions for the CPU (kernels/convolution/).
 struct CpuConvolution {
   /// Whether these kernels can compute it. If not, `reason` says why, unless it is null.
   static bool can_run(const ConvolutionStack& stack, const at::Tensor& x, std::string* reason = nullptr) {
@@ -41,7 +41,7 @@ struct CpuConvolution {
       return refused(reason, "kCpu needs AVX512_BF16 for convolutions in bfloat16.");
     if (x.numel() == 0) return refused(reason, "kCpu needs a non-empty x.");
     if (x._fw_grad(/*level=*/0).defined()) return refused(reason, "kCpu computes no forward-mode derivatives.");
-    // What does not fit together is torch's to refuse.
+    // Sizes that do not fit together are left to torch, which reports the error.
     constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 4;
     std::int64_t channels = x.size(1);
     for (std::size_t i = 0; i < stack.weights.size(); ++i) {
@@ -67,22 +67,8 @@ struct CpuConvolution {
     return true;
   }
 
-  /// Whether torch is not faster. If it is, `reason` says why, unless it is null. Our speed over torch's, forward /
-  /// forward + backward, with two threads; AVX-512 on a Zen 4, 2026-11-23, AVX2 on a Zen 3, 2026-11-27; channels as in
-  /// - hidden - out:
-  ///
-  ///                                                     AVX-512                      AVX2
-  ///                                                     float32       bfloat16       float32
-  ///   1 -  64 -  1, depth 5, kernel_size 5, L    100, N  32   1.4 / 1.4     1.5 / 1.6      2.5 / 1.4
-  ///   1 -   8 -  1, depth 4, kernel_size 5, L    100, N  32   1.8 / 2.0     2.4 / 2.9      2.3 / 2.3
-  ///  16 -  16 - 16, depth 3, kernel_size 3, L    200, N  32   1.5 / 1.5     1.8 / 1.9      1.4 / 1.7
-  ///  32 -  32 - 32, depth 3, kernel_size 9, L    500, N  16   0.9 / 0.9     1.1 / 1.0      2.3 / 1.6
-  ///  64 -  64 - 64, depth 3, kernel_size 5, L    100, N   2   2.0 / 1.9     2.1 / 2.0      2.1 / 2.1
-  ///  64 -  64 - 64, depth 3, kernel_size 3, L  1,000, N   8   1.4 / 1.1     1.2 / 1.2      1.0 / 1.1
-  ///  64 -  64 - 64, depth 3, kernel_size 5, L 10,000, N   2   1.1 / 1.1     1.1 / 1.1      0.9 / 1.1
-  /// 128 - 128 -128, depth 3, kernel_size 3, L    256, N  16   1.2 / 1.2     1.1 / 1.1      1.0 / 1.0
-  /// 256 - 256 -256, depth 3, kernel_size 7, L    128, N   8   1.0 / 0.9     0.9 / 0.8      0.7 / 0.8
-  ///   3 -   4 -  3, depth 3, kernel_size 5, L  1,000, N  32   0.5 / 0.8     0.4 / 0.9      0.5 / 0.7
+  /// Whether these kernels are at least as fast as torch. If not, `reason` says why, unless it is null. The rule follows
+  /// from benchmarks/results/convolution.md.
   static bool is_faster(const ConvolutionStack& stack, const at::Tensor& x, std::string* reason = nullptr) {
     if (x.size(0) < at::get_num_threads())
       return refused(reason, "kCpu can run, but a batch of ", x.size(0), " does not keep ", at::get_num_threads(),
@@ -128,8 +114,8 @@ struct CpuConvolution {
       FusedOutputs result;
       result.outputs = {at::empty({x.size(0), x.size(1), stack.convolutions.back().out_channels}, x.options())};
       result.needs_outputs = has_relu_after_last;
-      // One piece of memory, because several would go back to the system after each step, and come back page by page:
-      // a quarter of the time of a forward pass.
+      // One block of memory. Several smaller ones would return to the system after each step and be mapped again page by
+      // page, which takes a quarter of the time of a forward pass.
       result.saved = {
           at::empty({stack.memory_for_inputs(with_backward ? stack.batch : threads)}, x.options().dtype(at::kByte))};
       stack.set_inputs(result.saved[0].data_ptr(), with_backward ? stack.batch : threads);

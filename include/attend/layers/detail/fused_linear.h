@@ -26,11 +26,11 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Several linear layers of one input: y_j = x W_jᵀ, with the queries, keys and values of self-attention in mind. On
-/// the CPU in float32 and bfloat16 it is one pass over x forward, and one over x and all gradients backward, where
-/// torch would take a product and two for each weight and add up their gradients of x.
+/// Several linear layers of one input: y_j = x W_jᵀ, as the queries, keys and values of self-attention. On the CPU in
+/// float32 and bfloat16, the forward pass reads x once, and the backward pass reads x and all gradients once. torch
+/// computes one product for each weight forward, two backward, and then adds the gradients of x.
 struct FusedLinear {
-  /// x (N, L, channels), weights (out_j, channels) to tensors (N, L, out_j); by torch if kReference is asked for.
+  /// x (N, L, channels), weights (out_j, channels) to tensors (N, L, out_j); torch computes them with kReference.
   static std::vector<at::Tensor> run(const at::Tensor& x, const std::vector<at::Tensor>& weights,
                                      Backend backend = Backend::kAuto) {
     std::vector<at::Tensor> inputs{x};
@@ -48,21 +48,7 @@ struct FusedLinear {
     return outputs;
   }
 
-  /// Our speed over torch's, forward / backward, with two threads, three weights (channels, channels); with AVX-512 on
-  /// a Zen 4, 2026-11-24, with AVX2 on a Zen 3, 2026-11-27, where the last three numbers of 96 rows are torch's own:
-  ///
-  ///   channels                  16           32           64          128          256          512
-  ///   AVX-512
-  ///   float32     96 rows    2.8 / 3.0    2.3 / 2.5    1.4 / 1.7    0.8 / 0.9    0.7 / 0.7    0.6 / 0.6
-  ///              800 rows    1.8 / 2.3    1.5 / 1.9    1.3 / 1.5    1.2 / 1.2    1.1 / 1.1    1.1 / 1.0
-  ///            3,200 rows    1.5 / 1.8    1.2 / 1.4    1.3 / 1.5    1.3 / 1.3    1.2 / 1.2    1.2 / 1.0
-  ///   bfloat16    96 rows    6.7 / 5.4    5.1 / 4.6    3.4 / 3.1
-  ///              800 rows    4.5 / 4.2    3.0 / 3.1    1.8 / 1.9    1.2 / 1.3    1.1 / 1.0    1.0 / 0.9
-  ///            3,200 rows    2.5 / 3.0    1.5 / 1.9    1.2 / 1.5    1.1 / 1.1    1.0 / 1.0    1.0 / 1.0
-  ///   AVX2
-  ///   float32     96 rows    3.3 / 3.4    2.2 / 2.7    1.4 / 1.9    1.0 / 1.0    1.0 / 1.0    1.0 / 1.0
-  ///              800 rows    2.0 / 2.6    1.3 / 2.0    1.2 / 1.7    1.0 / 1.2    0.9 / 0.9    0.9 / 0.7
-  ///            3,200 rows    1.8 / 2.5    1.3 / 1.8    1.1 / 1.4    1.2 / 1.3    1.2 / 1.1    0.9 / 0.6
+  /// Whether the fused kernels are at least as fast as torch. The rule follows from benchmarks/results/fused_linear.md.
   static bool is_faster_fused(const std::vector<at::Tensor>& inputs) {
     std::int64_t widest = 0;
     for (const at::Tensor& weight : inputs)
@@ -122,8 +108,8 @@ struct FusedLinear {
       return result;
     }
 
-    /// dx = Σ_j dy_j W_j and dW_j = dy_jᵀ x: in float32 every matrix is read as it lies, in bfloat16 two neighbours
-    /// along the direction of the sum are brought together.
+    /// dx = Σ_j dy_j W_j and dW_j = dy_jᵀ x. In float32 every matrix is read in place. In bfloat16 two neighbours along
+    /// the direction of the sum are packed into a word.
     std::vector<at::Tensor> backward(const std::vector<at::Tensor>& inputs, const FusedOutputs&,
                                      const std::vector<at::Tensor>& given) const {
       const at::Tensor& x = inputs[0];
