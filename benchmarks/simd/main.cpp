@@ -30,7 +30,8 @@ struct MultiplyAdd {
     V::load(factor, numbers);
     V::load(summand, numbers + V::kLanes);
     ATTEND_UNROLL for (int i = 0; i < kChains; ++i) sums[i] = summand * T(i + 1);
-    for (int k = 0; k < steps; ++k) ATTEND_UNROLL for (int i = 0; i < kChains; ++i) sums[i] = sums[i] * factor + summand;
+    for (int k = 0; k < steps; ++k)
+      ATTEND_UNROLL for (int i = 0; i < kChains; ++i) sums[i] = sums[i] * factor + summand;
     ATTEND_UNROLL for (int i = 1; i < kChains; ++i) sums[0] += sums[i];
     V::store(numbers, sums[0]);
   }
@@ -100,8 +101,9 @@ void measure_bfloat16(const char* set) {
 }  // namespace
 
 int main() {
-  std::printf("| instruction set | type | peak | depth 64 | depth 64, Aᵀ, add | depth 128 | depth 128, Aᵀ, add |\n"
-              "| --- | --- | --- | --- | --- | --- | --- |\n");
+  std::printf(
+      "| instruction set | type | peak | depth 64 | depth 64, Aᵀ, add | depth 128 | depth 128, Aᵀ, add |\n"
+      "| --- | --- | --- | --- | --- | --- | --- |\n");
   measure<float, Portable>("baseline", "float32");
   measure<double, Portable>("baseline", "float64");
 #if defined(__x86_64__)

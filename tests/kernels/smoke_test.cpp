@@ -65,7 +65,8 @@ void check_attention(std::int64_t S, InstructionSet set, double allowed) {
   using T = std::conditional_t<std::is_same_v<Element, double>, double, float>;
   std::mt19937 generator(9);
   auto query = random_tensor<Element>(H, L, D, generator), key = random_tensor<Element>(G, S, D, generator),
-       value = random_tensor<Element>(G, S, Dv, generator), output_gradient = random_tensor<Element>(H, L, Dv, generator);
+       value = random_tensor<Element>(G, S, Dv, generator),
+       output_gradient = random_tensor<Element>(H, L, Dv, generator);
   Tensor4d<Element> output(H, L, Dv), query_gradient(H, L, D), key_gradient(G, S, D), value_gradient(G, S, Dv);
 
   attend::AttentionParams params;
@@ -115,7 +116,8 @@ void check_attention(std::int64_t S, InstructionSet set, double allowed) {
           sum += weights[static_cast<std::size_t>(j)] = std::exp(score);
         }
         for (std::int64_t j = 0; j < keys; ++j) {
-          double &weight = weights[static_cast<std::size_t>(j)], &gradient = weight_gradients[static_cast<std::size_t>(j)];
+          double &weight = weights[static_cast<std::size_t>(j)],
+                 &gradient = weight_gradients[static_cast<std::size_t>(j)];
           weight /= sum;
           for (std::int64_t d = 0; d < Dv; ++d) {
             gradient += output_gradient.at(n, h, i, d) * value.at(n, g, j, d);

@@ -32,7 +32,9 @@ TEST_CASE("is_supported: the features that Linux names") {
 #if defined(__x86_64__)
   const std::string features = processor_features();
   REQUIRE(features != "");
-  const auto has = [&](const char* feature) { return features.find(std::string(" ") + feature + " ") != std::string::npos; };
+  const auto has = [&](const char* feature) {
+    return features.find(std::string(" ") + feature + " ") != std::string::npos;
+  };
   const bool has_avx512 = has("avx512f") && has("avx512bw") && has("avx512dq") && has("avx512vl");
   CHECK(is_supported(InstructionSet::kAvx2) == (has("avx2") && has("fma")));
   CHECK(is_supported(InstructionSet::kAvx512) == has_avx512);

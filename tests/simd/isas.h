@@ -20,8 +20,8 @@ void run_on(const char* name, const auto& check) {
   check(Isa{});
 }
 
-/// Calls check(Isa{}) for the baseline with vectors and panels as in SSE, AVX2 and AVX-512, and for each instruction set of this
-/// processor.
+/// Calls check(Isa{}) for the baseline with vectors and panels as in SSE, AVX2 and AVX-512, and for each instruction
+/// set of this processor.
 void for_each_isa(const auto& check) {
   using namespace attend::simd;
   run_on<Portable>("16 bytes", check);

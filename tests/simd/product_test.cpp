@@ -52,8 +52,8 @@ void check_numbers(const Shape& shape, double units, const auto& draw) {
   for (auto* matrix : {&a, &b, &c})
     for (T& number : *matrix) number = draw();
   const std::vector<T> before = c;
-  CompiledFor<Isa, Product<T>>::call(Strided<T>{a.data(), a_row, a_column}, b.data(), b_row, c.data(), c_row, rows, columns,
-                                     depth, add, static_cast<T>(factor));
+  CompiledFor<Isa, Product<T>>::call(Strided<T>{a.data(), a_row, a_column}, b.data(), b_row, c.data(), c_row, rows,
+                                     columns, depth, add, static_cast<T>(factor));
   int wrong = 0;
   for (int i = 0; i < rows; ++i)
     for (int n = 0; n < c_row; ++n) {
@@ -93,8 +93,8 @@ void check_pairs(const Shape& shape, double units, const auto& draw) {
   std::vector<float> c(rows * c_row);
   for (float& number : c) number = draw();
   const std::vector<float> before = c;
-  CompiledFor<Isa, Product<Bf16x2>>::call(Strided<Bf16x2>{a.data(), a_row, a_column}, b.data(), b_row, c.data(), c_row, rows,
-                                          columns, depth, add, static_cast<float>(factor));
+  CompiledFor<Isa, Product<Bf16x2>>::call(Strided<Bf16x2>{a.data(), a_row, a_column}, b.data(), b_row, c.data(), c_row,
+                                          rows, columns, depth, add, static_cast<float>(factor));
   const auto half = [](Bf16x2 pair, int which) {
     BFloat16 number;
     number.bits = static_cast<std::uint16_t>(pair >> 16 * which);

@@ -75,8 +75,8 @@ TEST_CASE("BFloat16: rounds to nearest, ties to even; NaN, infinities and overfl
   for (const float x : floats_to_round()) wrong += BFloat16(x).bits != nearest_bfloat16(x);
   CHECK(wrong == 0);
   CHECK(BFloat16(3.4e38f).bits == 0x7F80);
-  CHECK(BFloat16(1.0f + 1.0f / 256).bits == 0x3F80);      // a tie: down to the even number
-  CHECK(BFloat16(1.0f + 3.0f / 256).bits == 0x3F82);      // a tie: up to the even number
+  CHECK(BFloat16(1.0f + 1.0f / 256).bits == 0x3F80);  // a tie: down to the even number
+  CHECK(BFloat16(1.0f + 3.0f / 256).bits == 0x3F82);  // a tie: up to the even number
 }
 
 TEST_CASE("BFloat16: every number becomes the float and the double with the same value") {
@@ -84,7 +84,9 @@ TEST_CASE("BFloat16: every number becomes the float and the double with the same
     BFloat16 number;
     number.bits = static_cast<std::uint16_t>(bits);
     const float exact = float_of(bits << 16);
-    const auto same = [](auto a, auto b) { return a == b ? std::signbit(a) == std::signbit(b) : std::isnan(a) && std::isnan(b); };
+    const auto same = [](auto a, auto b) {
+      return a == b ? std::signbit(a) == std::signbit(b) : std::isnan(a) && std::isnan(b);
+    };
     if (!same(static_cast<float>(number), exact) || !same(static_cast<double>(number), static_cast<double>(exact)))
       FAIL_CHECK(bits);
   }
@@ -94,7 +96,8 @@ TEST_CASE("Vec::store to bfloat16 rounds as BFloat16, for vectors of every instr
   const std::vector<float> floats = floats_to_round();
   for_each_isa([&](auto isa) {
     std::vector<BFloat16> rounded(floats.size());
-    CompiledFor<decltype(isa), Copy<float, BFloat16>>::call(floats.data(), rounded.data(), static_cast<int>(floats.size()));
+    CompiledFor<decltype(isa), Copy<float, BFloat16>>::call(floats.data(), rounded.data(),
+                                                            static_cast<int>(floats.size()));
     int wrong = 0;
     for (std::size_t i = 0; i < floats.size(); ++i) wrong += rounded[i].bits != nearest_bfloat16(floats[i]);
     CHECK(wrong == 0);

@@ -9,6 +9,11 @@
 #if defined(__x86_64__)
 
 #define ATTEND_AVX512_BF16_TARGET gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
+#if defined(__clang__)
+#define ATTEND_AVX512_BF16_DOT [[ATTEND_AVX512_BF16_TARGET]] static
+#else
+#define ATTEND_AVX512_BF16_DOT static ATTEND_ALWAYS_INLINE
+#endif
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::simd {
 
@@ -21,16 +26,12 @@ struct Avx512Bf16 : Avx512 {
 
   /// sums += a₀ b₀ + a₁ b₁, where each word of a and b holds two bfloat16 numbers.
   ///
-  /// This is assembly, because the intrinsic needs a flag of the compiler. clang checks the size of the operands against
-  /// the target of the function, and refuses always_inline in functions with another target. It inlines the function into
-  /// CompiledFor::call nevertheless, because both have the same target. g++ keeps the sums in registers only with
-  /// always_inline.
+  /// This is assembly, because the intrinsic needs a flag of the compiler. clang checks the size of the operands
+  /// against the target of the function, and refuses always_inline in functions with another target. It inlines the
+  /// function into CompiledFor::call nevertheless, because both have the same target. g++ keeps the sums in registers
+  /// only with always_inline.
   template <class Sums, class Words>
-#if defined(__clang__)
-  [[ATTEND_AVX512_BF16_TARGET]] static void add_dot(Sums& sums, const Words& a, const Words& b) {
-#else
-  static ATTEND_ALWAYS_INLINE void add_dot(Sums& sums, const Words& a, const Words& b) {
-#endif
+  ATTEND_AVX512_BF16_DOT void add_dot(Sums& sums, const Words& a, const Words& b) {
     asm("{vdpbf16ps %2, %1, %0|vdpbf16ps %0, %1, %2}" : "+v"(sums) : "v"(a), "v"(b));
   }
 };
@@ -46,5 +47,6 @@ struct CompiledFor<Avx512Bf16, Operation> {
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::simd
 
 #undef ATTEND_AVX512_BF16_TARGET
+#undef ATTEND_AVX512_BF16_DOT
 
 #endif

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Matrix products: C (+)= A B. B and C are rows of vectors. A is read number by number at any two strides, so A may be a
-// transposed matrix or a caller's tensor in place.
+// Matrix products: C (+)= A B. B and C are rows of vectors. A is read number by number at any two strides, so A may be
+// a transposed matrix or a caller's tensor in place.
 //
-// A panel of C, a few rows of a few vectors, stays in registers while k runs. Each step loads the vectors of one row of B,
-// and multiplies all of them with one number of A for each row. The share of the processor's product rate is measured
-// in benchmarks/results/simd.md.
+// A panel of C, a few rows of a few vectors, stays in registers while k runs. Each step loads the vectors of one row of
+// B, and multiplies all of them with one number of A for each row. The share of the processor's product rate is
+// measured in benchmarks/results/simd.md.
 
 #include <attend/macros.h>
 #include <attend/simd/bfloat16.h>
@@ -72,16 +72,18 @@ struct Product {
     constexpr int kRows = Isa::kPanelRows;
     int i = 0;
     for (; i + kRows <= rows; i += kRows)
-      panel<Isa, kRows, kVectors>(a.data + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, depth, add, factor);
+      panel<Isa, kRows, kVectors>(a.data + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, depth, add,
+                                  factor);
     if constexpr (kRows > 4)
       for (; i + 4 <= rows; i += 4)
-        panel<Isa, 4, kVectors>(a.data + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, depth, add, factor);
+        panel<Isa, 4, kVectors>(a.data + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, depth, add,
+                                factor);
     for (; i < rows; ++i)
       panel<Isa, 1, kVectors>(a.data + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, depth, add, factor);
   }
 
-  // A panel of one vector, which few queries give, leaves registers free. Then each number of C is summed in parts: with
-  // AVX-512, every fourth k in one part. That is 3 to 20 % faster for up to 16 queries and halves the error
+  // A panel of one vector, which few queries give, leaves registers free. Then each number of C is summed in parts:
+  // with AVX-512, every fourth k in one part. That is 3 to 20 % faster for up to 16 queries and halves the error
   // (benchmarks/results/accuracy.md).
   template <class Isa, int kRows, int kVectors>
   static ATTEND_ALWAYS_INLINE void panel(const T* a, std::int64_t a_row, std::int64_t a_column, const T* b,

@@ -20,8 +20,8 @@ struct Vec {
   using Bits = typename FloatFormat<T>::Bits;
 
   typedef T Vector __attribute__((vector_size(Isa::kVectorBytes)));
-  typedef Bits Integers __attribute__((vector_size(Isa::kVectorBytes)));            ///< one for each number
-  typedef std::uint16_t Halves __attribute__((vector_size(2 * kLanes)));            ///< 16 bits for each number
+  typedef Bits Integers __attribute__((vector_size(Isa::kVectorBytes)));  ///< one for each number
+  typedef std::uint16_t Halves __attribute__((vector_size(2 * kLanes)));  ///< 16 bits for each number
   typedef T Unaligned __attribute__((vector_size(Isa::kVectorBytes), aligned(sizeof(T)), may_alias));  ///< in memory
 
   static ATTEND_ALWAYS_INLINE void load(Vector& vector, const T* from) {

@@ -8,13 +8,12 @@
 //       dY = dX of the next, where its input relu(Y) > 0        (L, out channels)
 //       d bias += Σ_l dY
 //       dW_j += X_jᵀ dY                                         (in channels, out channels)
-//       dX = Σ_j dY_j W'_j                                      W' has the kernel_size reversed and the channels exchanged
+//       dX = Σ_j dY_j W'_j                                      W' is W with reversed taps and exchanged channels
 //
-// So both gradients are products of overlapping rows again, and X is read number by number as it was kept: nothing is
-// transposed in float32. Each thread has sums of its own, which are added up in their order: a number of threads always
-// gives the same bits.
-//
-// benchmarks/results/convolution.md says where the time of a training step goes.
+// So both gradients are products of overlapping rows, as the forward pass. X is read number by number in place, so
+// nothing is transposed in float32. Each thread has its own sums, which are added in the order of the threads: the same
+// number of threads gives the same bits. benchmarks/results/convolution.md has the time of each part of a training
+// step.
 
 #include <attend/kernels/convolution/stack.h>
 #include <attend/version.h>
@@ -27,7 +26,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-/// Sums of one thread: of each convolution the gradient of its weights (Convolution::gradient_size()) and of its bias.
+/// The sums of one thread: for each convolution, the gradients of its weights (Convolution::gradient_size() numbers)
+/// and of its bias.
 struct ConvStackGradients {
   std::vector<float*> weights, bias;
 };
@@ -41,8 +41,8 @@ class ConvStackBackward {
     for (float** each : {&gradient_, &next_, &wide_, &even_, &odd_, &paired_, &rounded_}) *each = memory.take(size);
   }
 
-  /// Signal n: from the gradient of y (N, L, out channels), and y itself, to the sums and, unless it is null, the
-  /// gradient of x (N, L, in channels).
+  /// Computes signal n: reads y and its gradient (N, L, out channels), adds to the sums, and writes the gradient of x
+  /// (N, L, in channels) unless it is null. y is read only if a ReLU follows the last convolution.
   void signal(std::int64_t n, const Element* y, const Element* y_gradient, Element* x_gradient,
               const ConvStackGradients& sums) {
     const int L = stack_.length;
@@ -95,7 +95,7 @@ class ConvStackBackward {
       multiply_rows(stack_, gradient_, row, convolution.backward.data(), next_, in_row);
   }
 
-  /// As words of pairs along the positions for dW, and along the channels for dX.
+  /// In pairs of neighbouring positions for dW, and of neighbouring channels for dX.
   void in_pairs(std::size_t i, std::int64_t n, float* sums, bool has_next) {
     const Convolution& convolution = stack_.convolutions[i];
     const int in_row = convolution.in_row(), row = convolution.out_row(), L = stack_.length;
@@ -122,7 +122,7 @@ class ConvStackBackward {
   const ConvStackParams& stack_;
   float* gradient_ = nullptr;  // dY with zeros around it
   float* dY_ = nullptr;        // dY itself
-  float* next_ = nullptr;      // dX, which is what comes to the convolution before
+  float* next_ = nullptr;      // dX: the dY of the convolution before
   float *wide_ = nullptr, *even_ = nullptr, *odd_ = nullptr, *paired_ = nullptr, *rounded_ = nullptr;
 };
 

@@ -6,11 +6,11 @@
 //   for each signal of the batch (one task):
 //     for each convolution:
 //       Y = bias + Σ_j X_j W_j      (L, out channels); X_j is X, with zeros around it, from row j on
-//       X = relu(Y)                 kept for the backward pass
+//       X = relu(Y)                 saved for the backward pass
 //
-// A row is a position, with its channels side by side. Then the numbers that an output sees lie in one stretch, and a
-// convolution is a matrix product whose left side has overlapping rows: nothing is unfolded. A signal goes through the
-// whole stack while it lies in the caches.
+// A row is a position, its channels side by side. Then the inputs of an output are contiguous, and a convolution is a
+// matrix product whose left side has overlapping rows: nothing is unfolded. A signal passes through the whole stack
+// while it is in the caches.
 
 #include <attend/kernels/convolution/stack.h>
 #include <attend/version.h>
@@ -21,7 +21,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-/// Signal n of x (N, L, in channels) through the stack into y (N, L, out channels).
+/// Computes signal n of y (N, L, out channels) from that of x (N, L, in channels). The inputs of the convolutions are
+/// saved in `slot`.
 template <class Element>
 void forward_signal(const ConvStackParams& stack, std::int64_t n, std::int64_t slot, const Element* x, Element* y,
                     Workspace<float>& memory) {

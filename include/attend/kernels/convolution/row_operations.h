@@ -13,22 +13,22 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-// What a stack of convolutions does to rows besides products: a row is one position with its channels side by side, and
-// as long as whole vectors, but for rows of few channels.
+// The operations of a stack of convolutions on rows, besides products. A row is one position, its channels side by
+// side. Rows are padded to whole vectors, except those of few channels.
 
-/// So few channels are not padded to whole vectors; products that would give them sum along vectors instead.
+/// Rows of up to kFewChannels channels are not padded to whole vectors. Products with such a result sum along vectors.
 inline constexpr int kFewChannels = 4;
 
-/// How many numbers lie between a position and the next.
+/// The distance between two positions, in numbers.
 constexpr int row_of_channels(int channels) { return channels <= kFewChannels ? channels : (channels + 15) / 16 * 16; }
 
-/// Vectors of 16 numbers at a time, whatever the instruction set: the compilers split them.
+/// These operations work on 16 numbers at a time on every instruction set. The compilers split such vectors.
 inline constexpr int kRunOfRow = 16;
 
 using Run = simd::Vec<float, PortableOf<64>>;
 
-/// to (rows, width) = from + bias, or max(from + bias, 0), and zeros from `width` to the end of the rows, which hold
-/// floats or bfloat16.
+/// to (rows, width) = from + bias, or max(from + bias, 0) with has_relu. The rows of `to` end with zeros. Element is
+/// float or BFloat16.
 template <class Element>
 struct FinishRows {
   template <class Isa>
@@ -53,7 +53,7 @@ struct FinishRows {
   }
 };
 
-/// to (rows, width) = from, rounded; whole runs
+/// to (rows, width) = from, rounded. `width` must be a multiple of kRunOfRow.
 struct RoundRows {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void run(const float* from, int from_row, BFloat16* to, int to_row, int rows, int width) {
@@ -66,7 +66,7 @@ struct RoundRows {
   }
 };
 
-/// to (rows, width) = from where output > 0, else 0; and zeros from `width` to the end of the rows
+/// to (rows, width) = from where output > 0, else 0. The rows of `to` end with zeros.
 template <class Element>
 struct GradientRows {
   template <class Isa>
@@ -86,8 +86,8 @@ struct GradientRows {
   }
 };
 
-/// to[k / 2][c] = (row k[c], row k + 1[c]) in bfloat16, of an even number of rows; neighbours in a row lie side by
-/// side.
+/// Packs pairs of neighbouring rows: to[k / 2][c] = (row k[c], row k + 1[c]) in bfloat16. The number of rows must be
+/// even.
 struct PackFloatsBf16 {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void run(const float* from, int row, int rows, std::uint32_t* to) {
@@ -103,7 +103,7 @@ struct PackFloatsBf16 {
   }
 };
 
-/// sums[c] += the column c of (rows, width)
+/// sums[c] += Σ of column c of (rows, width).
 struct AddColumns {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void run(const float* from, int row, int rows, int width, float* sums) {
@@ -126,7 +126,7 @@ struct AddColumns {
   }
 };
 
-/// to[l · to_row + o] = Σ_k rows[l · row + k] · weights[o · weight_row + k]: a product whose result is narrow.
+/// A product with a narrow result: to[l · to_row + o] = Σ_k rows[l · row + k] · weights[o · weight_row + k].
 struct NarrowProduct {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void run(const float* from, int row, const float* weights, int weight_row, float* to,

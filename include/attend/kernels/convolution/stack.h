@@ -20,12 +20,18 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 struct Convolution {
   int in_channels, out_channels, kernel_size;
   bool has_relu;                // after it
-  bool input_is_bfloat16;       // as it is kept
-  bool has_bf16_dot;               // its products are of bfloat16
+  bool input_is_bfloat16;       // in the saved inputs
+  bool has_bf16_dot;            // whether it uses dot products of bfloat16
   std::vector<float> bias;      // (out_row)
-  std::vector<float> forward;   // weights as (kernel_size · in_row, out_row), or narrow: (out_channels, kernel_size · in_row)
-  std::vector<float> backward;  // as (kernel_size · out_row, in_row), or narrow: (in_channels, kernel_size · out_row); kernel_size reversed
-  std::vector<Bf16x2> forward_pairs, backward_pairs;  // the same with two neighbours of the first index in a word
+
+  // The weights as the forward pass reads them: (kernel_size · in_row, out_row), or, if the output is narrow,
+  // (out_channels, kernel_size · in_row).
+  std::vector<float> forward;
+  // The weights with reversed taps as the backward pass reads them: (kernel_size · out_row, in_row), or, if the input
+  // is narrow, (in_channels, kernel_size · out_row).
+  std::vector<float> backward;
+  // The same, with two neighbours of the first index in a word.
+  std::vector<Bf16x2> forward_pairs, backward_pairs;
 
   int in_row() const { return row_of_channels(in_channels); }
   int out_row() const { return row_of_channels(out_channels); }
@@ -34,14 +40,14 @@ struct Convolution {
   bool has_narrow_input() const { return in_channels <= kFewChannels; }
   bool has_narrow_output() const { return out_channels <= kFewChannels; }
 
-  /// The sums of the gradient of the weights are (in_depth, out_row), or, of a narrow output, (out_channels, in_depth
-  /// in whole vectors).
+  /// The sums of the gradient of the weights are (in_depth, gradient_row), or, if the output is narrow, (out_channels,
+  /// gradient_row).
   int gradient_row() const { return has_narrow_output() ? (in_depth() + 15) / 16 * 16 : out_row(); }
   std::int64_t gradient_size() const {
     return static_cast<std::int64_t>(gradient_row()) * (has_narrow_output() ? out_channels : in_depth());
   }
 
-  /// Brings contiguous weights (out_channels, in_channels, kernel_size) into the orders above.
+  /// Packs contiguous weights (out_channels, in_channels, kernel_size) into `forward` or forward_pairs.
   void pack_forward(const TileOperations<float>& operations, const RowOperations& row_operations,
                     const float* weights) {
     forward.assign(size_of(in_depth(), out_row()), 0.0f);
@@ -67,6 +73,7 @@ struct Convolution {
     if (has_bf16_dot) pair(row_operations, forward, in_depth(), out_row(), forward_pairs);
   }
 
+  /// Packs them into `backward` or backward_pairs.
   void pack_backward(const RowOperations& row_operations, const float* weights) {
     const int depth = in_channels * kernel_size;
     backward.assign(size_of(out_depth(), in_row()), 0.0f);
@@ -81,7 +88,7 @@ struct Convolution {
     if (has_bf16_dot) pair(row_operations, backward, out_depth(), in_row(), backward_pairs);
   }
 
-  /// The way back of the gradient's sums, those of all threads together: to (out_channels, in_channels, kernel_size).
+  /// Adds the sums of all threads, and writes the gradient of the weights (out_channels, in_channels, kernel_size).
   void unpack(const TileOperations<float>& operations, const std::vector<const float*>& sums, float* to) const {
     const int depth = in_channels * kernel_size;
     if (has_narrow_output()) {
@@ -113,7 +120,7 @@ struct Convolution {
  private:
   static std::size_t size_of(int rows, int row) { return static_cast<std::size_t>(std::int64_t{rows} * row); }
 
-  /// Two neighbours of the first index in a word; the numbers themselves are needed no longer.
+  /// Packs two neighbours of the first index into a word. Clears the numbers themselves.
   static void pair(const RowOperations& row_operations, std::vector<float>& weights, int rows, int row,
                    std::vector<Bf16x2>& pairs) {
     pairs.resize(size_of(rows / 2, row));
@@ -122,7 +129,7 @@ struct Convolution {
   }
 };
 
-/// One call of a stack, as the kernels see it. Signals are (N, L, channels), contiguous.
+/// One call of a stack of convolutions as plain numbers and pointers. Signals are contiguous (N, L, channels).
 struct ConvStackParams {
   const TileOperations<float>* operations;
   const RowOperations* row_operations;
@@ -130,22 +137,22 @@ struct ConvStackParams {
   std::int64_t batch = 0;
   int length = 0, kernel_size = 0;
   std::vector<Convolution> convolutions;
-  std::vector<float> zeros;   // as many as largest_row()
+  std::vector<float> zeros;   // largest_row() of them
   std::vector<void*> inputs;  // of each convolution: (slots, rows(), in_row), with zeros around each signal
 
-  /// Zeros before the first position of an input. (An even number of kernel_size reaches one position further ahead.)
+  /// The number of zeros before the first position of an input. An even kernel_size has one more after the last.
   int zeros_before() const { return (kernel_size - 1) / 2; }
   int zeros_after() const { return kernel_size - 1 - zeros_before(); }
 
-  /// One row more than a convolution sees: products read whole vectors, and rows in pairs.
+  /// The rows of an input with its zeros, and one more: products read whole vectors, and rows in pairs.
   int rows() const { return length + kernel_size; }
 
-  /// Of one slot, in numbers; every slot begins at a cache line.
+  /// The size of one slot, in numbers. Every slot begins at a cache line.
   std::int64_t input_size(std::size_t i) const {
     return (static_cast<std::int64_t>(rows()) * convolutions[i].in_row() + 2 * kLine - 1) / kLine * kLine;
   }
 
-  /// In bytes.
+  /// The size of all inputs, in bytes.
   std::int64_t memory_for_inputs(std::int64_t slots) const {
     std::int64_t size = 0;
     for (std::size_t i = 0; i < convolutions.size(); ++i) size += slots * input_bytes(i);
@@ -167,8 +174,8 @@ struct ConvStackParams {
   }
 
  private:
-  static constexpr std::int64_t kLine =
-      32;  // bfloat16 in a cache line; a multiple of kRunOfRow, which may be read beyond
+  // bfloat16 numbers in a cache line. It is a multiple of kRunOfRow, because kernels read whole runs.
+  static constexpr std::int64_t kLine = 32;
 
   std::int64_t input_bytes(std::size_t i) const {
     return input_size(i) *
@@ -176,8 +183,8 @@ struct ConvStackParams {
   }
 };
 
-/// The input of convolution i, zeros around the signal included. `slot` is the signal's number in the batch, or, where
-/// nothing is kept for a backward pass, the thread's.
+/// The input of convolution i, with the zeros around the signal. `slot` is the number of the signal in the batch or,
+/// without a backward pass, of the thread.
 template <class Element>
 Element* input_rows(const ConvStackParams& stack, std::size_t i, std::int64_t slot) {
   return static_cast<Element*>(stack.inputs[i]) + slot * stack.input_size(i);
@@ -192,7 +199,7 @@ void with_input(const ConvStackParams& stack, std::size_t i, std::int64_t slot, 
     action(input_rows<float>(stack, i, slot));
 }
 
-/// to (rows, row) = from (rows, width) in float32, with zeros at the end of each row
+/// to (rows, to_row) = from (rows, width) in float32. The rows of `to` end with zeros.
 template <class Element>
 void widen(const Element* from, int from_row, int width, float* to, int to_row, int rows) {
   for (int l = 0; l < rows; ++l, from += from_row, to += to_row) {
@@ -203,7 +210,7 @@ void widen(const Element* from, int from_row, int width, float* to, int to_row, 
   }
 }
 
-/// The same input as float32: where it is, or converted into `scratch`.
+/// The input of convolution i in float32: in place, or converted into `scratch`.
 inline const float* input_in_float32(const ConvStackParams& stack, std::size_t i, std::int64_t slot, float* scratch) {
   if (!stack.convolutions[i].input_is_bfloat16) return input_rows<float>(stack, i, slot);
   const int row = stack.convolutions[i].in_row();
@@ -211,7 +218,7 @@ inline const float* input_in_float32(const ConvStackParams& stack, std::size_t i
   return scratch;
 }
 
-/// to (L, width) = from + bias, or max(from + bias, 0), with zeros at the end of each row
+/// FinishRows for all positions.
 inline void finish_rows(const ConvStackParams& stack, const float* from, int from_row, const float* bias, float* to, int to_row,
                         int width, bool has_relu) {
   stack.row_operations->finish(from, from_row, bias, to, to_row, stack.length, width, has_relu);
@@ -221,7 +228,7 @@ inline void finish_rows(const ConvStackParams& stack, const float* from, int fro
   stack.row_operations->finish_bfloat16(from, from_row, bias, to, to_row, stack.length, width, has_relu);
 }
 
-/// to (L, width) = from where output > 0, else 0, with zeros at the end of each row
+/// GradientRows for all positions.
 inline void gradient_rows(const ConvStackParams& stack, const float* from, int from_row, const float* output, int output_row,
                           float* to, int to_row, int width) {
   stack.row_operations->gradient(from, from_row, output, output_row, to, to_row, stack.length, width);
@@ -231,7 +238,7 @@ inline void gradient_rows(const ConvStackParams& stack, const float* from, int f
   stack.row_operations->gradient_bfloat16(from, from_row, output, output_row, to, to_row, stack.length, width);
 }
 
-/// Clears what lies around the `length` rows that follow the first `before` of `rows`.
+/// Clears the first `before` of `rows` rows, and those after the next `length`.
 template <class Element>
 void clear_around(Element* memory, int row, int rows, int before, int length) {
   const auto clear = [&](int begin, int end) {
@@ -242,8 +249,8 @@ void clear_around(Element* memory, int row, int rows, int before, int length) {
   clear(before + length, rows);
 }
 
-/// to (L, to_row) = A W, where row l of A is the stretch of kernel_size · row numbers that begins at rows + l · row, and W has
-/// to_row columns; tap by tap, so that W's part stays in the first cache.
+/// to (L, to_row) = A W. Row l of A is the kernel_size · row numbers from rows + l · row on; W has to_row columns. Each
+/// tap is one product, so that its part of W stays in the first cache.
 inline void multiply_rows(const ConvStackParams& stack, const float* rows, int row, const float* weights, float* to, int to_row) {
   const int depth = stack.kernel_size * row, step = std::max(row, 64);
   for (int k = 0; k < depth; k += step)

@@ -39,8 +39,8 @@ struct PackKeysBf16 {
   }
 };
 
-/// Packs pairs of neighbouring queries: to[j · kTileQueries / 2 + i / 2] = (tile[j][i], tile[j][i + 1]). That is the tile
-/// itself in bfloat16. If the number of queries is odd, the last pair ends with 0.
+/// Packs pairs of neighbouring queries: to[j · kTileQueries / 2 + i / 2] = (tile[j][i], tile[j][i + 1]). That is the
+/// tile itself in bfloat16. If the number of queries is odd, the last pair ends with 0.
 struct PackQueriesBf16 {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void run(const float* tile, int keys, int queries, int columns, Bf16x2* to) {
@@ -55,8 +55,8 @@ struct PackQueriesBf16 {
   }
 };
 
-/// Packs pairs of neighbouring rows: to[i / 2 · to_row + d] = (row i[d], row i + 1[d]), and zeros for width ≤ d < to_row.
-/// If the number of rows is odd, the last pairs end with 0. The rows hold bfloat16 numbers without gaps.
+/// Packs pairs of neighbouring rows: to[i / 2 · to_row + d] = (row i[d], row i + 1[d]), and zeros for width ≤ d <
+/// to_row. If the number of rows is odd, the last pairs end with 0. The rows hold bfloat16 numbers without gaps.
 struct PackRowsBf16 {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void run(const std::uint16_t* rows, std::int64_t row, int count, int width, Bf16x2* to,
@@ -79,8 +79,8 @@ struct PackRowsBf16 {
   }
 };
 
-/// Transposes rows of words: to[k · kTileQueries + i] = row i[k], and zeros for count ≤ i < columns. The rows hold words
-/// without gaps.
+/// Transposes rows of words: to[k · kTileQueries + i] = row i[k], and zeros for count ≤ i < columns. The rows hold
+/// words without gaps.
 struct TransposeWords {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void run(const Bf16x2* rows, std::int64_t row, int count, int columns, int width,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Queries, outputs and their gradients are rows in the caller's memory, and columns in the kernels. Blocks of them are
-// transposed in registers. Number by number, the copies would take a sixth of the time of all products (L 100).
+// Queries, outputs and their gradients are rows in the caller's memory and columns in the kernels. Blocks of them are
+// transposed in registers. Copies of single numbers would take a sixth of the time of all products (L 100).
 
 #include <attend/kernels/cpu/head_view.h>
 #include <attend/kernels/cpu/tile.h>
@@ -16,7 +16,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-/// to[d · kTileQueries + i] = factor · (row first + i)[d], and zeros for count ≤ i < columns
+/// to[d · kTileQueries + i] = factor · (row first + i)[d], and zeros for count ≤ i < columns.
 template <class T>
 struct ReadTransposed {
   template <class Isa>
@@ -36,26 +36,25 @@ struct ReadTransposed {
     constexpr int kLanes = Vec<T, Isa>::kLanes;
     elements += first * rows.row;
     int d = 0;
-    if constexpr (std::is_same_v<T, float>)
-      if (rows.column == 1)
-        for (; d + kLanes <= width; d += kLanes)
-          for (int i = 0; i < columns; i += kLanes) {
-            VecBlock<T, Isa> block{};
-            ATTEND_UNROLL for (int r = 0; r < kLanes; ++r) if (i + r < count) {
-              Vec<T, Isa>::load(block.rows[r], elements + (i + r) * rows.row + d);
-              block.rows[r] *= factor;
-            }
-            block.transpose();
-            ATTEND_UNROLL for (int r = 0; r < kLanes; ++r)
-                Vec<T, Isa>::store(to + (d + r) * kTileQueries + i, block.rows[r]);
+    if (rows.column == 1)
+      for (; d + kLanes <= width; d += kLanes)
+        for (int i = 0; i < columns; i += kLanes) {
+          VecBlock<T, Isa> block{};
+          ATTEND_UNROLL for (int r = 0; r < kLanes; ++r) if (i + r < count) {
+            Vec<T, Isa>::load(block.rows[r], elements + (i + r) * rows.row + d);
+            block.rows[r] *= factor;
           }
+          block.transpose();
+          ATTEND_UNROLL for (int r = 0; r < kLanes; ++r)
+              Vec<T, Isa>::store(to + (d + r) * kTileQueries + i, block.rows[r]);
+        }
     for (; d < width; ++d)
       for (int i = 0; i < columns; ++i)
         to[d * kTileQueries + i] = i < count ? factor * static_cast<T>(elements[i * rows.row + d * rows.column]) : T(0);
   }
 };
 
-/// (row first + i)[d] = factor · from[d · kTileQueries + i]
+/// (row first + i)[d] = factor · from[d · kTileQueries + i].
 template <class T>
 struct WriteTransposed {
   template <class Isa>
@@ -74,19 +73,18 @@ struct WriteTransposed {
     constexpr int kLanes = Vec<T, Isa>::kLanes;
     elements += first * rows.row;
     int d = 0;
-    if constexpr (std::is_same_v<T, float>)
-      if (rows.column == 1)
-        for (; d + kLanes <= width; d += kLanes)
-          for (int i = 0; i < count; i += kLanes) {
-            VecBlock<T, Isa> block;
-            ATTEND_UNROLL for (int r = 0; r < kLanes; ++r) {
-              Vec<T, Isa>::load(block.rows[r], from + (d + r) * kTileQueries + i);
-              block.rows[r] *= factor;
-            }
-            block.transpose();
-            ATTEND_UNROLL for (int r = 0; r < kLanes; ++r) if (i + r < count)
-                Vec<T, Isa>::store(elements + (i + r) * rows.row + d, block.rows[r]);
+    if (rows.column == 1)
+      for (; d + kLanes <= width; d += kLanes)
+        for (int i = 0; i < count; i += kLanes) {
+          VecBlock<T, Isa> block;
+          ATTEND_UNROLL for (int r = 0; r < kLanes; ++r) {
+            Vec<T, Isa>::load(block.rows[r], from + (d + r) * kTileQueries + i);
+            block.rows[r] *= factor;
           }
+          block.transpose();
+          ATTEND_UNROLL for (int r = 0; r < kLanes; ++r) if (i + r < count)
+              Vec<T, Isa>::store(elements + (i + r) * rows.row + d, block.rows[r]);
+        }
     for (; d < width; ++d)
       for (int i = 0; i < count; ++i)
         elements[i * rows.row + d * rows.column] = static_cast<Element>(factor * from[d * kTileQueries + i]);

@@ -15,8 +15,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-/// to[0 … 3] = factor · from[0 … 3]. One of them may be bfloat16. Every processor has vectors of four floats, and they
-/// are fast enough to read and write the caller's tensors.
+/// to[0 … 3] = factor · from[0 … 3], in vectors of the baseline. One of both may be bfloat16.
 template <class From, class To>
 ATTEND_ALWAYS_INLINE void copy_four(const From* from, To* to, float factor = 1.0f) {
   using Vec = simd::Vec<float, Portable>;
@@ -25,8 +24,8 @@ ATTEND_ALWAYS_INLINE void copy_four(const From* from, To* to, float factor = 1.0
   Vec::store(to, four * factor);
 }
 
-/// The rows of one head in the caller's memory, at any strides (in numbers). The numbers are T or, if T is float,
-/// bfloat16.
+/// The rows of one head in the caller's memory, at any strides (in numbers). Entry (i, d) is
+/// i · row + d · column numbers after `data`. The numbers are T or, if T is float, bfloat16.
 template <class T>
 struct HeadView {
   char* data;
@@ -40,8 +39,8 @@ struct HeadView {
     return {scratch, width, 1};
   }
 
-  /// The same as pairs of neighbouring bfloat16 numbers: in place, or copied into `scratch`. After an odd last number
-  /// comes a zero.
+  /// The same rows as pairs of neighbouring bfloat16 numbers: in place, or copied into `scratch`. If `width` is odd,
+  /// the last pair ends with 0.
   Strided<Bf16x2> pairs(std::int64_t first, int count, int width, Bf16x2* scratch) const {
     const auto* elements = reinterpret_cast<const std::uint16_t*>(data) + first * row;
     const bool is_aligned = reinterpret_cast<std::uintptr_t>(elements) % sizeof(Bf16x2) == 0;
@@ -109,7 +108,7 @@ class HeadTensor {
   HeadView<T> of(std::int64_t batch, std::int64_t head) const {
     const std::int64_t offset = batch * view_.strides[0] + head * view_.strides[1];
     const std::int64_t element = is_bfloat16_ ? sizeof(BFloat16) : sizeof(T);
-    // What was given to be read is only read.
+    // The kernels write only to tensors that were given as TensorView4d.
     return {static_cast<char*>(const_cast<void*>(view_.data)) + offset * element, view_.strides[2], view_.strides[3],
             is_bfloat16_};
   }

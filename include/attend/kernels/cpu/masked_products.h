@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// A key that is ruled out for a query has the weight 0. But 0 · NaN and 0 · ∞ are NaN. So a NaN or an infinity in what
-// is ruled out would reach outputs and gradients through the products. Such numbers are rare, and a check of the
-// products' operands costs time. So a block is computed as if there were none. If its results are not finite, it is
-// computed again by the products below.
+// A masked key has the weight 0. But 0 · NaN and 0 · ∞ are NaN, so a NaN or an infinity in a masked key or value would
+// reach outputs and gradients through the products. Such numbers are rare, and a check of all operands costs time. So a
+// work item is computed as if all numbers were finite. If its results are not finite, it is computed again by the
+// products below.
 
 #include <attend/simd/product.h>
 #include <attend/kernels/cpu/tile.h>
@@ -21,7 +21,7 @@ struct IsFinite {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE bool run(const T* values, std::int64_t row, int rows, int columns) {
     using Vec = attend::simd::Vec<T, Isa>;
-    constexpr int kSums = 4;  // independent of each other, because an addition takes some cycles
+    constexpr int kSums = 4;  // independent, because an addition takes several cycles
     typename Vec::Vector sums[kSums] = {}, value;
     for (int i = 0; i < columns; i += Vec::kLanes) {
       int j = 0;
@@ -42,7 +42,8 @@ struct IsFinite {
   }
 };
 
-/// C (rows, columns) += A (rows, keys) · tile (keys, columns), where a 0 of the tile adds nothing, whatever it meets.
+/// C (rows, columns) += A (rows, keys) · tile (keys, columns), where a 0 of the tile adds 0, even if the number of A is
+/// not finite.
 template <class T>
 struct AddColumnsOfNonzeros {
   template <class Isa>
@@ -61,8 +62,8 @@ struct AddColumnsOfNonzeros {
   }
 };
 
-/// C (keys, columns) += tile (keys, queries) · B (queries, columns), where a 0 of the tile adds nothing, whatever it
-/// meets. `columns` must be a multiple of the vector's lanes; rows of B and C lie `row` apart.
+/// C (keys, columns) += tile (keys, queries) · B (queries, columns), where a 0 of the tile adds 0, even if the row of B
+/// is not finite. `columns` must be a multiple of the vector's lanes. Rows of B and C lie `row` numbers apart.
 template <class T>
 struct AddRowsOfNonzeros {
   template <class Isa>
@@ -83,39 +84,39 @@ struct AddRowsOfNonzeros {
   }
 };
 
-/// Adds nans[i], which is 0 or NaN, to column i, and puts 0 where a score is −∞. A sum of the column is NaN then, and
-/// would make all of the column NaN. `values` may be the scores, which keep their −∞.
+/// Adds nans[i], which is 0 or NaN, to the entries of column i that are not masked. Masked entries, whose score is −∞,
+/// become 0. If `values` are the scores themselves, masked entries keep −∞.
 template <class T>
 struct SpreadNans {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void run(T* values, const T* scores, int keys, int columns, const T* nans) {
     using Vec = attend::simd::Vec<T, Isa>;
     typename Vec::Vector value, score, nan;
-    const T ruled_out = values == scores ? kNegativeInfinity<T> : T(0);
+    const T masked = values == scores ? kNegativeInfinity<T> : T(0);
     for (int i = 0; i < columns; i += Vec::kLanes) {
       Vec::load(nan, nans + i);
       for (int j = 0; j < keys; ++j) {
         Vec::load(value, values + j * kTileQueries + i);
         Vec::load(score, scores + j * kTileQueries + i);
         Vec::store(values + j * kTileQueries + i,
-                    score == kNegativeInfinity<T> ? ruled_out - typename Vec::Vector{} : value + nan);
+                   score == kNegativeInfinity<T> ? masked - typename Vec::Vector{} : value + nan);
       }
     }
   }
 };
 
-/// Where a weight is `ruled_out`, a gradient becomes 0.
+/// Gradients become 0 where the weight or score is `masked`.
 template <class T>
 struct ClearGradients {
   template <class Isa>
-  static ATTEND_ALWAYS_INLINE void run(const T* weights, T* gradients, int keys, int columns, T ruled_out) {
+  static ATTEND_ALWAYS_INLINE void run(const T* weights, T* gradients, int keys, int columns, T masked) {
     using Vec = attend::simd::Vec<T, Isa>;
     typename Vec::Vector weight, gradient;
     for (int j = 0; j < keys; ++j)
       for (int i = 0; i < columns; i += Vec::kLanes) {
         Vec::load(weight, weights + j * kTileQueries + i);
         Vec::load(gradient, gradients + j * kTileQueries + i);
-        Vec::store(gradients + j * kTileQueries + i, weight == ruled_out ? typename Vec::Vector{} : gradient);
+        Vec::store(gradients + j * kTileQueries + i, weight == masked ? typename Vec::Vector{} : gradient);
       }
   }
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What AttentionOptions do to a tile of scores.
+// The options of a call, on a tile of scores.
 
 #include <attend/kernels/cpu/tile.h>
 #include <attend/simd/vector.h>
@@ -12,10 +12,10 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-// Loops over the numbers of a row have a constant number of steps, so that the compilers make vectors of them.
+// Loops over the numbers of a row have a constant number of steps, so that the compilers vectorize them.
 inline constexpr int kRun = 16;
 
-/// softcap · tanh(score / softcap), and its derivative where `derivatives` is not null.
+/// score = softcap · tanh(score / softcap). Writes the derivatives, unless `derivatives` is null.
 template <class T>
 struct SoftcapScores {
   template <class Isa>
@@ -34,7 +34,7 @@ struct SoftcapScores {
   }
 };
 
-/// score − slope · |distance|; that of query i and key j is first_distance + i − j.
+/// score −= slope · |distance|. The distance of query i and key j is first_distance + i − j.
 template <class T>
 struct AddAlibi {
   template <class Isa>
@@ -48,7 +48,7 @@ struct AddAlibi {
   }
 };
 
-/// Query i keeps the score of key j if begin + j ≤ i < end + j.
+/// Masks key j for query i unless begin + j ≤ i < end + j.
 template <class T>
 struct ApplyBandMask {
   template <class Isa>
@@ -62,15 +62,15 @@ struct ApplyBandMask {
   }
 };
 
-/// What dropout multiplies each weight with, 0 or `kept`: whether word j mod 4 of philox(seed; j / 4, i, h, n) is at
-/// least the threshold.
+/// The factors by which dropout multiplies the weights: `kept` if word j mod 4 of philox(seed; j / 4, i, h, n) is at
+/// least the threshold, otherwise 0.
 template <class T>
 struct DropoutFactors {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void run(const Coordinate& first, int keys, int columns, std::uint64_t seed,
                                        std::uint64_t threshold, T kept, T* factors) {
     const std::uint64_t row = static_cast<std::uint64_t>(first.batch) << 32 | static_cast<std::uint32_t>(first.head);
-    const int skipped = first.key % 4;  // a call of philox serves four keys, the first of which is a multiple of four
+    const int skipped = first.key % 4;  // a call of philox serves four keys; the first is a multiple of four
     for (int j = -skipped; j < keys; j += 4)
       for (int begin = 0; begin < columns; begin += kRun) {
         std::uint32_t words[4][kRun];

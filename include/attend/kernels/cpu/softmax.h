@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What is done to a tile of scores between the matrix products. Queries lie in the lanes, so that no step goes across
+// The operations on a tile of scores between the matrix products. Queries are in the lanes, so no operation goes across
 // lanes.
 
 #include <attend/kernels/cpu/tile.h>
@@ -10,11 +10,11 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-// Long sums are made of sums of so many numbers, which halves their error.
+// Long sums are sums of partial sums of kPart numbers, which halves their error.
 inline constexpr int kPart = 8;
 
-/// One step of the online softmax: scores become P = exp(score − m), where m, in `largest`, is each query's largest
-/// score so far; `rescale` becomes exp(m before − m), and `sum` is rescaled and increased by P.
+/// One step of the online softmax. m, in `largest`, is the largest score of each query so far. Scores become
+/// P = exp(score − m), `rescale` becomes exp(m before − m), and `sum` becomes sum · rescale + ΣP.
 template <class T>
 struct SoftmaxStep {
   template <class Isa>
@@ -51,8 +51,8 @@ struct SoftmaxStep {
   }
 };
 
-/// Divides every row of values by the same divisors, one for each column. Multiplying with their inverses would add an
-/// error that all numbers of a column have in common, and that a backward pass enlarges.
+/// Divides every row of values by the same divisors, one for each column. A multiplication by their inverses would give
+/// all numbers of a column the same error, which a backward pass enlarges.
 template <class T>
 struct DivideColumns {
   template <class Isa>
@@ -69,7 +69,7 @@ struct DivideColumns {
   }
 };
 
-/// Multiplies every row of values with the same factors, one for each column.
+/// Multiplies every row of values by the same factors, one for each column.
 template <class T>
 struct ScaleColumns {
   template <class Isa>
@@ -86,8 +86,7 @@ struct ScaleColumns {
   }
 };
 
-/// values · factors, number by number, for whole rows of a tile; 0 stays 0, whatever the factor: where no gradient
-/// goes, a derivative may be infinite.
+/// values ∘ factors for whole rows of a tile. 0 remains 0, because the derivative of a masked score may be infinite.
 template <class T>
 struct Multiply {
   template <class Isa>
@@ -102,26 +101,26 @@ struct Multiply {
   }
 };
 
-/// For the backward pass: scores become P = exp(score − log-sum-exp), the latter in two parts. Adds ΣP and ΣP · dP over
-/// the keys to the sums.
+/// For the backward pass: scores become P = exp(score − log-sum-exp). The log-sum-exp has two parts: log_sum_exp +
+/// log_sum_exp_lo. Adds ΣP and ΣP · dP over the keys to the sums; `gradients` hold dP.
 template <class T>
 struct RecomputeSoftmax {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void run(T* scores, const T* gradients, int keys, int columns, const T* log_sum_exp,
-                                       const T* rest, T* weight_sum, T* gradient_sum) {
+                                       const T* log_sum_exp_lo, T* weight_sum, T* gradient_sum) {
     using Vec = attend::simd::Vec<T, Isa>;
     using Vector = typename Vec::Vector;
-    Vector shift, small_shift, weight, gradient, weights, products, some_weights{}, some_products{};
+    Vector shift, shift_lo, weight, gradient, weights, products, some_weights{}, some_products{};
     for (int i = 0; i < columns; i += Vec::kLanes) {
       Vec::load(shift, log_sum_exp + i);
-      Vec::load(small_shift, rest + i);
+      Vec::load(shift_lo, log_sum_exp_lo + i);
       Vec::load(weights, weight_sum + i);
       Vec::load(products, gradient_sum + i);
       for (int j = 0; j < keys; ++j) {
         const int entry = j * kTileQueries + i;
         Vec::load(weight, scores + entry);
         Vec::load(gradient, gradients + entry);
-        weight = (weight - shift) - small_shift;
+        weight = (weight - shift) - shift_lo;
         Vec::exp(weight);
         Vec::store(scores + entry, weight);
         some_weights += weight;
@@ -138,7 +137,8 @@ struct RecomputeSoftmax {
   }
 };
 
-/// For the backward pass: adds ΣP (dP − δ) over the keys to the sums, which is what δ lacks.
+/// For the backward pass: adds ΣP (dP − δ) over the keys to the sums. Divided by ΣP,
+/// they are the error of δ.
 template <class T>
 struct AddDeltaResidual {
   template <class Isa>
@@ -160,23 +160,23 @@ struct AddDeltaResidual {
   }
 };
 
-/// For the backward pass: gradients, which hold dP, become dS = P (dP − δ), where δ is in two parts;
-/// 0 where P is, whatever the gradients: a query that may attend to nothing has none.
+/// For the backward pass: gradients dP become dS = P (dP − δ). δ has two parts: delta + delta_lo. Where P is 0, dS is
+/// 0, even if dP is not finite.
 template <class T>
 struct SoftmaxGradient {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void run(const T* weights, T* gradients, int keys, int columns, const T* delta,
-                                       const T* rest) {
+                                       const T* delta_lo) {
     using Vec = attend::simd::Vec<T, Isa>;
-    typename Vec::Vector mean, small_mean, weight, gradient;
+    typename Vec::Vector mean, mean_lo, weight, gradient;
     for (int i = 0; i < columns; i += Vec::kLanes) {
       Vec::load(mean, delta + i);
-      Vec::load(small_mean, rest + i);
+      Vec::load(mean_lo, delta_lo + i);
       for (int j = 0; j < keys; ++j) {
         const int entry = j * kTileQueries + i;
         Vec::load(weight, weights + entry);
         Vec::load(gradient, gradients + entry);
-        Vec::store(gradients + entry, weight == T(0) ? weight : weight * ((gradient - mean) - small_mean));
+        Vec::store(gradients + entry, weight == T(0) ? weight : weight * ((gradient - mean) - mean_lo));
       }
     }
   }

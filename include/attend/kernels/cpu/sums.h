@@ -12,13 +12,13 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-/// The gradient of a tensor that the scores read, which threads add up. Many small numbers may come together in one sum: hence
-/// float64.
+/// The gradient of a tensor that the scores read. Threads add it up in float64, because a sum may have many small
+/// summands.
 ///
-/// Small sums have a row for each thread, as far as all rows together take 1 MiB at most. Larger ones have two rows;
-/// more than two threads share them, and add atomically. Then the order of the additions may differ from run to run. A
-/// sum of float32 numbers whose magnitudes are within a factor of 2^28 / (how many there are) is exact in float64, so
-/// its bits do not depend on the order.
+/// If the rows of all threads take at most 1 MiB, each thread has a row of its own. Otherwise there are fewer rows, at
+/// least two, and threads that share a row add atomically. Then the order of the additions may differ from run to run.
+/// That does not change the bits of a sum of n float32 numbers whose magnitudes are within a factor of 2^28 / n,
+/// because it is exact in float64.
 struct Sums {
   double* data = nullptr;       // the first row; null if no gradient is wanted
   double* more_rows = nullptr;  // the others
@@ -32,7 +32,7 @@ struct Sums {
         std::min<std::int64_t>(threads, std::max<std::int64_t>(2, kSmall / std::max<std::int64_t>(size, 1))));
   }
 
-  /// What one thread adds to.
+  /// The row of one thread.
   struct Row {
     double* data;
     bool is_shared;

@@ -10,28 +10,28 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-using namespace simd;  // NOLINT: the kernels' vocabulary
+using namespace simd;  // NOLINT: the kernels use its names everywhere
 
-/// The kernels work on tiles of so many keys and queries; a tile has one row for each key, its queries side by side.
+/// The size of a tile. It has one row for each key; the queries are side by side in a row.
 inline constexpr int kTileKeys = 64, kTileQueries = 64;
 inline constexpr int kTileSize = kTileKeys * kTileQueries;
 
-/// The scores of some queries and keys: that of query i and key j is scores[j · kTileQueries + i].
+/// The scores of some queries and keys. The score of query i and key j is scores[j · kTileQueries + i].
 ///
-/// All rows are kTileQueries long; columns from `queries` on are padding, whose results nobody reads, and those from
-/// `columns` on, a multiple of every instruction set's lanes, are not even computed.
+/// All rows are kTileQueries long. Columns from `queries` on are padding: their results are not read. Columns from
+/// `columns` on, a multiple of the lanes of every instruction set, are not computed.
 template <class T>
 struct Tile {
   T* scores;
   Coordinate first;       // of i = j = 0
-  std::int32_t position;  // where query i = 0 stands among the keys
+  std::int32_t position;  // of query i = 0 among the keys
   int queries, columns, keys;
 };
 
-/// So many columns are computed for so many queries: whole vectors of every instruction set.
+/// The number of columns that are computed for a number of queries: whole vectors of every instruction set.
 constexpr int columns_for(int queries) { return (queries + 15) / 16 * 16; }
 
-/// The score of what must not be attended.
+/// The score of a masked key.
 template <class T>
 inline constexpr T kNegativeInfinity = -std::numeric_limits<T>::infinity();
 

@@ -14,7 +14,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-/// What the kernels do to tiles, compiled for one instruction set. Each function is described where its struct is.
+/// The operations on tiles, compiled for one instruction set. Each is described at its struct.
 template <class T>
 struct TileOperations {
   InstructionSet set;
@@ -23,10 +23,10 @@ struct TileOperations {
   void (*read_transposed)(HeadView<T> rows, std::int64_t first, int count, int columns, int width, T factor, T* to);
   void (*write_transposed)(HeadView<T> rows, std::int64_t first, int count, int width, T factor, const T* from);
   void (*softmax_step)(T* scores, int keys, int columns, T* largest, T* sum, T* rescale);
-  void (*recompute_softmax)(T* scores, const T* gradients, int keys, int columns, const T* log_sum_exp, const T* rest,
-                        T* weight_sum, T* gradient_sum);
+  void (*recompute_softmax)(T* scores, const T* gradients, int keys, int columns, const T* log_sum_exp,
+                            const T* log_sum_exp_lo, T* weight_sum, T* gradient_sum);
   void (*add_delta_residual)(const T* weights, const T* gradients, int keys, int columns, const T* delta, T* sum);
-  void (*softmax_gradient)(const T* weights, T* gradients, int keys, int columns, const T* delta, const T* rest);
+  void (*softmax_gradient)(const T* weights, T* gradients, int keys, int columns, const T* delta, const T* delta_lo);
   void (*scale_columns)(T* values, int rows, int columns, const T* factors);
   void (*divide_columns)(T* values, int rows, int columns, const T* divisors);
   void (*multiply)(T* values, const T* factors, int rows);
@@ -39,7 +39,7 @@ struct TileOperations {
   void (*add_columns_of_nonzeros)(Strided<T> a, const T* tile, T* c, int rows, int columns, int keys);
   void (*add_rows_of_nonzeros)(const T* tile, const T* b, T* c, std::int64_t row, int keys, int columns, int queries);
   void (*spread_nans)(T* values, const T* scores, int keys, int columns, const T* nans);
-  void (*clear_gradients)(const T* weights, T* gradients, int keys, int columns, T ruled_out);
+  void (*clear_gradients)(const T* weights, T* gradients, int keys, int columns, T masked);
 };
 
 template <class T, class Isa>

@@ -67,8 +67,8 @@ struct CpuConvolution {
     return true;
   }
 
-  /// Whether these kernels are at least as fast as torch. If not, `reason` says why, unless it is null. The rule follows
-  /// from benchmarks/results/convolution.md.
+  /// Whether these kernels are at least as fast as torch. If not, `reason` says why, unless it is null. The rule
+  /// follows from benchmarks/results/convolution.md.
   static bool is_faster(const ConvolutionStack& stack, const at::Tensor& x, std::string* reason = nullptr) {
     if (x.size(0) < at::get_num_threads())
       return refused(reason, "kCpu can run, but a batch of ", x.size(0), " does not keep ", at::get_num_threads(),
@@ -114,8 +114,8 @@ struct CpuConvolution {
       FusedOutputs result;
       result.outputs = {at::empty({x.size(0), x.size(1), stack.convolutions.back().out_channels}, x.options())};
       result.needs_outputs = has_relu_after_last;
-      // One block of memory. Several smaller ones would return to the system after each step and be mapped again page by
-      // page, which takes a quarter of the time of a forward pass.
+      // One block of memory. Several smaller ones would return to the system after each step and be mapped again page
+      // by page, which takes a quarter of the time of a forward pass.
       result.saved = {
           at::empty({stack.memory_for_inputs(with_backward ? stack.batch : threads)}, x.options().dtype(at::kByte))};
       stack.set_inputs(result.saved[0].data_ptr(), with_backward ? stack.batch : threads);

@@ -3,13 +3,13 @@
 
 #include <attend/attention/backend.h>
 #include <attend/attention/detail/instruction_set.h>
-#include <attend/kernels/cpu/workspace.h>
-#include <attend/simd/product.h>
-#include <attend/kernels/cpu/tile_operations.h>
-#include <attend/kernels/convolution/row_operations.h>
 #include <attend/detail/torch/autocast.h>
 #include <attend/detail/torch/fused_node.h>
 #include <attend/detail/torch/parallel.h>
+#include <attend/kernels/convolution/row_operations.h>
+#include <attend/kernels/cpu/plan.h>
+#include <attend/kernels/cpu/tile_operations.h>
+#include <attend/simd/product.h>
 #include <attend/version.h>
 
 #include <ATen/Parallel.h>
