@@ -7,8 +7,8 @@
 #include <attend/detail/torch/fused_node.h>
 #include <attend/detail/torch/parallel.h>
 #include <attend/kernels/convolution/row_operations.h>
-#include <attend/kernels/cpu/plan.h>
 #include <attend/kernels/cpu/tile_operations.h>
+#include <attend/kernels/cpu/workspace.h>
 #include <attend/simd/product.h>
 #include <attend/version.h>
 
