@@ -3,6 +3,7 @@
 
 #include <attend/attention/binder.h>
 #include <attend/score/coordinate.h>
+#include <attend/score/mask_cover.h>
 #include <attend/score/mask_mod.h>
 #include <attend/score/tensor_view.h>
 #include <attend/macros.h>
@@ -21,8 +22,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// A mask_mod for several documents in one sequence: a query attends to the keys of its own document.
 ///
 /// Each position has the number of its document, an integer within int32. The tensors are (L) for the queries and (S)
-/// for the keys, or (N, L) and (N, S) if batch entries differ. In self-attention one tensor is enough. If the numbers
-/// never decrease along the keys, scores of keys in other documents are not computed.
+/// for the keys, or (N, L) and (N, S) if batch entries differ. In self-attention one tensor is enough. Blocks of keys of
+/// other documents are not computed. That works best if each document is one piece of the sequence.
 ///
 /// The tensors are checked when attention is called; see bind().
 ///
@@ -46,25 +47,46 @@ class Document : public detail::MaskOperators {
   struct View : detail::MaskOperators {
     IntegerView query_documents, key_documents;
     std::int32_t query_row, key_row;  // 0: the same for all batch entries; 1: one row for each
-    bool is_sorted;
+    bool are_keys_sorted, are_queries_sorted;  // whether the numbers never decrease
 
     ATTEND_HOST_DEVICE bool operator()(Coordinate at) const {
       return query_documents.read_unchecked(at.batch * query_row, at.query) ==
              key_documents.read_unchecked(at.batch * key_row, at.key);
     }
     ATTEND_HOST_DEVICE KeyRange keys(QueryBlock block) const {
-      if (!is_sorted) return {0, block.key_length};
-      std::int32_t smallest = query_documents.read_unchecked(block.batch * query_row, block.query_begin),
-                   largest = smallest;
-      for (std::int32_t i = block.query_begin + 1; i < block.query_end; ++i) {
-        const std::int32_t document = query_documents.read_unchecked(block.batch * query_row, i);
-        smallest = detail::smaller(smallest, document);
-        largest = detail::larger(largest, document);
-      }
-      return {first_key(block, smallest, false), first_key(block, largest, true)};
+      if (!are_keys_sorted) return {0, block.key_length};
+      const Range documents = of_queries(block);
+      return {first_key(block, documents.smallest, false), first_key(block, documents.largest, true)};
+    }
+    ATTEND_HOST_DEVICE MaskCover cover(QueryBlock queries, KeyRange keys) const {
+      const Range a = of_queries(queries), b = range_of(key_documents, queries.batch * key_row, keys, are_keys_sorted);
+      return detail::cover_of(a.largest < b.smallest || b.largest < a.smallest,
+                              a.smallest == b.largest && b.smallest == a.largest);
     }
 
    private:
+    struct Range {
+      std::int32_t smallest, largest;
+    };
+
+    ATTEND_HOST_DEVICE Range of_queries(const QueryBlock& block) const {
+      return range_of(query_documents, block.batch * query_row, {block.query_begin, block.query_end},
+                      are_queries_sorted);
+    }
+
+    ATTEND_HOST_DEVICE static Range range_of(const IntegerView& documents, std::int32_t row, const KeyRange& positions,
+                                             bool is_sorted) {
+      const std::int32_t first = documents.read_unchecked(row, positions.begin);
+      if (is_sorted) return {first, documents.read_unchecked(row, positions.end - 1)};
+      Range range{first, first};
+      for (std::int32_t i = positions.begin + 1; i < positions.end; ++i) {
+        const std::int32_t document = documents.read_unchecked(row, i);
+        range.smallest = detail::smaller(range.smallest, document);
+        range.largest = detail::larger(range.largest, document);
+      }
+      return range;
+    }
+
     /// The first key whose document is not below this one, or is above it.
     ATTEND_HOST_DEVICE std::int32_t first_key(const QueryBlock& block, std::int32_t document, bool above) const {
       std::int32_t begin = 0, end = block.key_length;
@@ -91,7 +113,11 @@ class Document : public detail::MaskOperators {
     View view;
     view.query_documents = bind_one("query", query_documents_, sizes.query_length, "L", binder, view.query_row);
     view.key_documents = bind_one("key", key_documents_, sizes.key_length, "S", binder, view.key_row);
-    view.is_sorted = key_documents_.is_cpu() && never_decreases(key_documents_);  // else nobody asks for a range
+    const bool is_cpu = key_documents_.is_cpu();  // else nobody asks for a range
+    view.are_keys_sorted = is_cpu && never_decreases(key_documents_);
+    view.are_queries_sorted = query_documents_.is_same(key_documents_)
+                                  ? view.are_keys_sorted
+                                  : is_cpu && query_documents_.is_cpu() && never_decreases(query_documents_);
     return view;
   }
 
@@ -140,6 +166,10 @@ class KeyPadding : public detail::MaskOperators {
 
     ATTEND_HOST_DEVICE bool operator()(Coordinate at) const { return at.key < lengths.read_unchecked(at.batch); }
     ATTEND_HOST_DEVICE KeyRange keys(QueryBlock block) const { return {0, lengths.read_unchecked(block.batch)}; }
+    ATTEND_HOST_DEVICE MaskCover cover(QueryBlock queries, KeyRange keys) const {
+      const std::int32_t length = lengths.read_unchecked(queries.batch);
+      return detail::cover_of(keys.begin >= length, keys.end <= length);
+    }
   };
 
   /// Called by attention: checks the tensors against the sizes of the call.

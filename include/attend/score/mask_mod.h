@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/score/coordinate.h>
-#include <attend/score/score_mod.h>
 #include <attend/macros.h>
+#include <attend/score/coordinate.h>
+#include <attend/score/mask_cover.h>
+#include <attend/score/score_mod.h>
 #include <attend/version.h>
 
 #include <concepts>
@@ -18,23 +19,6 @@ template <class Mod>
 concept MaskFunction = requires(const Mod& mod, Coordinate at) {
   { mod(at) } -> std::same_as<bool>;
 };
-
-template <class Mod>
-concept HasKeyRange = requires(const Mod& mod, QueryBlock block) {
-  { mod.keys(block) } -> std::same_as<KeyRange>;
-};
-
-/// The keys outside of which no query of the block may attend to anything, by the mask's own word.
-template <class Mod>
-ATTEND_HOST_DEVICE constexpr KeyRange key_range(const Mod& mod, const QueryBlock& block) {
-  static_assert(
-      HasKeyRange<Mod> || !requires { &Mod::keys; },
-      "attend: `keys` of a mask_mod must be `attend::KeyRange keys(attend::QueryBlock block) const`");
-  if constexpr (HasKeyRange<Mod>)
-    return mod.keys(block);
-  else
-    return {0, block.key_length};
-}
 
 /// The types whose operators & | ! are those of masks.
 struct MaskOperators {};
@@ -55,9 +39,33 @@ ATTEND_HOST_DEVICE constexpr std::int32_t larger(std::int32_t a, std::int32_t b)
 /// };
 /// @endcode
 ///
-/// The struct may also have `attend::KeyRange keys(attend::QueryBlock block) const`, which saves time: scores of keys
-/// outside of the returned range are not computed. The range may be larger than necessary, but not smaller. The masks
-/// of attend have this function (except EveryKey), and the operators & and | keep it. The operator ! drops it.
+/// Without more, the scores of all keys are computed, and the mask is called for each. Two optional functions avoid that.
+/// A mask for long sequences has `cover`; `keys` is a short form for a mask that is one range of keys.
+///
+/// - `MaskCover cover(attend::QueryBlock queries, attend::KeyRange keys) const`: how much the mask allows of these
+///   scores. Empty blocks are skipped, and for full blocks the mask is not called. kPartial is always a right answer.
+///   It is called for blocks of any size, each with at least one query and one key.
+/// - `KeyRange keys(attend::QueryBlock block) const`: the keys outside of which no query of the block may attend.
+///   The range may be too large, but not too small. It has no holes, and the mask is called for every score in it. In a
+///   mask that has both functions, the range only limits for which keys `cover` is called.
+///
+/// @code
+/// struct SameHalf {  // of an even number of positions
+///   ATTEND_HOST_DEVICE bool operator()(attend::Coordinate at) const {
+///     return (at.query < at.query_length / 2) == (at.key < at.key_length / 2);
+///   }
+///   ATTEND_HOST_DEVICE attend::MaskCover cover(attend::QueryBlock queries, attend::KeyRange keys) const {
+///     const std::int32_t query_half = queries.query_length / 2, key_half = queries.key_length / 2;
+///     const bool are_cut = queries.query_begin < query_half && query_half < queries.query_end;
+///     if (are_cut || (keys.begin < key_half && key_half < keys.end)) return attend::MaskCover::kPartial;
+///     const bool is_same = (queries.query_begin < query_half) == (keys.begin < key_half);
+///     return is_same ? attend::MaskCover::kFull : attend::MaskCover::kEmpty;
+///   }
+/// };
+/// @endcode
+///
+/// The masks of attend have both functions. The operators & and | keep both, and ! keeps `cover`. A wrong answer gives
+/// wrong results, but no access outside of the tensors.
 ///
 /// A struct that holds tensors has `bind` instead of operator(), as a score_mod does; see Binder.
 template <class Mod>
@@ -67,6 +75,8 @@ concept MaskMod = std::is_trivially_copyable_v<detail::Bound<Mod>> && detail::Ma
 struct EveryKey : detail::MaskOperators {
   /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate) const { return true; }
+  /// Called by attention for a block of queries and keys: how much of it is allowed.
+  ATTEND_HOST_DEVICE constexpr MaskCover cover(QueryBlock, KeyRange) const { return MaskCover::kFull; }
 };
 
 /// A mask_mod that allows the keys up to the query's own position: j ≤ p = i + S − L for query i and key j.
@@ -79,6 +89,10 @@ struct Causal : detail::MaskOperators {
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const { return at.key <= at.query_position(); }
   /// Called by attention for a block of queries: a range of keys outside of which no query of the block attends.
   ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const { return {0, block.last_position() + 1}; }
+  /// Called by attention for a block of queries and keys: how much of it is allowed.
+  ATTEND_HOST_DEVICE constexpr MaskCover cover(QueryBlock queries, KeyRange keys) const {
+    return detail::cover_of(keys.begin > queries.last_position(), keys.end - 1 <= queries.first_position());
+  }
 };
 
 /// A mask_mod that allows the keys from `left` before the query's position to `right` after it, both inclusive. A
@@ -111,6 +125,13 @@ struct SlidingWindow : detail::MaskOperators {
     return {left < 0 ? 0 : detail::within(begin, block.key_length),
             right < 0 ? block.key_length : detail::within(end, block.key_length)};
   }
+  /// Called by attention for a block of queries and keys: how much of it is allowed.
+  ATTEND_HOST_DEVICE constexpr MaskCover cover(QueryBlock queries, KeyRange keys) const {
+    const std::int32_t nearest_left = queries.first_position() - (keys.end - 1),  // the smallest distance to the left
+        farthest_left = queries.last_position() - keys.begin;                     // and the largest
+    return detail::cover_of((left >= 0 && nearest_left > left) || (right >= 0 && -farthest_left > right),
+                            (left < 0 || farthest_left <= left) && (right < 0 || -nearest_left <= right));
+  }
 };
 
 /// A mask_mod that allows the first keys (the prefix) to every query, and the keys up to the query's own position.
@@ -138,6 +159,11 @@ struct PrefixLM : detail::MaskOperators {
   ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const {
     return {0, detail::larger(prefix_length, block.last_position() + 1)};
   }
+  /// Called by attention for a block of queries and keys: how much of it is allowed.
+  ATTEND_HOST_DEVICE constexpr MaskCover cover(QueryBlock queries, KeyRange keys) const {
+    return detail::cover_of(keys.begin >= detail::larger(prefix_length, queries.last_position() + 1),
+                            keys.end <= detail::larger(prefix_length, queries.first_position() + 1));
+  }
 };
 
 /// The mask_mod that all_of() and the operator & return: the keys that both allow.
@@ -159,6 +185,10 @@ struct And : detail::MaskOperators {
   ATTEND_HOST_DEVICE constexpr KeyRange keys(QueryBlock block) const {
     const KeyRange x = detail::key_range(a, block), y = detail::key_range(b, block);
     return {detail::larger(x.begin, y.begin), detail::smaller(x.end, y.end)};
+  }
+  /// Called by attention for a block of queries and keys: how much of it is allowed.
+  ATTEND_HOST_DEVICE constexpr MaskCover cover(QueryBlock queries, KeyRange keys) const {
+    return detail::cover_of_and(detail::mask_cover(a, queries, keys), detail::mask_cover(b, queries, keys));
   }
   /// Called by attention: binds the tensors of the operands.
   auto bind(Binder& binder) const requires detail::Bindable<A> || detail::Bindable<B> {
@@ -190,6 +220,10 @@ struct Or : detail::MaskOperators {
     if (y.end <= y.begin) return x;
     return {detail::smaller(x.begin, y.begin), detail::larger(x.end, y.end)};
   }
+  /// Called by attention for a block of queries and keys: how much of it is allowed.
+  ATTEND_HOST_DEVICE constexpr MaskCover cover(QueryBlock queries, KeyRange keys) const {
+    return detail::cover_of_or(detail::mask_cover(a, queries, keys), detail::mask_cover(b, queries, keys));
+  }
   /// Called by attention: binds the tensors of the operands.
   auto bind(Binder& binder) const requires detail::Bindable<A> || detail::Bindable<B> {
     auto bound_a = detail::bound(a, binder);
@@ -208,6 +242,10 @@ struct Not : detail::MaskOperators {
   ATTEND_HOST_DEVICE constexpr explicit Not(const A& mask) : a(mask) {}
   /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const requires detail::MaskFunction<A> { return !a(at); }
+  /// Called by attention for a block of queries and keys: how much of it is allowed.
+  ATTEND_HOST_DEVICE constexpr MaskCover cover(QueryBlock queries, KeyRange keys) const {
+    return detail::cover_of_not(detail::mask_cover(a, queries, keys));
+  }
   /// Called by attention: binds the tensors of the operands.
   auto bind(Binder& binder) const requires detail::Bindable<A> {
     auto bound_a = detail::bound(a, binder);

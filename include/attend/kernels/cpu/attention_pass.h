@@ -39,8 +39,10 @@ class AttentionPass {
     std::atomic<std::int64_t> next{0};
     executor.run(threads_of(executor), [&](int) {
       Workspace<T> memory;
+      KeyTiles keys;
       // From the end: under a causal mask the last items take longest.
-      for (std::int64_t i; (i = next++) < items;) forward_item(plan_, scores_, results, plan_.item(items - 1 - i), memory);
+      for (std::int64_t i; (i = next++) < items;)
+        forward_item(plan_, scores_, results, plan_.item(items - 1 - i), keys, memory);
     });
   }
 

@@ -111,13 +111,10 @@ class BackwardItems {
     if (is_careful) take_nans(log_sum_exp_lo, columns, T(0), nans);  // NaN if the log-sum-exp is not finite
     if (is_careful) take_nans(log_sum_exp, columns, T(0), nans);
 
-    const KeyRange range = scores_.keys(plan_, item);
-    const auto each_tile = [&](const auto& visit) {
-      for (std::int32_t key = range.begin; key < range.end; key += kTileKeys) visit(key);
-    };
-    const auto begin_tile = [&](std::int32_t first_key, TileMemory& tile_memory) {
-      const Tile<T> tile = scores_.tile(plan_, item, first_key, range, tile_memory.weights);
-      products.set_tile(first_key, tile.keys);
+    scores_.find_tiles(plan_, item, keys_);
+    const auto begin_tile = [&](const KeyTiles::Tile& found, TileMemory& tile_memory) {
+      const Tile<T> tile = scores_.tile(plan_, item, found, tile_memory.weights);
+      products.set_tile(found.key, found.keys);
       weights_and_gradients(products, tile, has_weights, is_careful, tile_memory);
       return tile;
     };
@@ -146,19 +143,19 @@ class BackwardItems {
         for (int i = 0; i < queries; ++i) delta_lo[i] -= gradients_.log_sum_exp[row + i];
     };
 
-    if (range.end - range.begin <= kFewTiles * kTileKeys) {
+    if (keys_.tiles.size() <= kFewTiles) {
       std::vector<std::pair<Tile<T>, TileMemory>> tiles;
-      each_tile([&](std::int32_t first_key) {
-        T* const saved = has_weights ? saved_weights + (first_key - range.begin) * kTileQueries : nullptr;
+      for (const KeyTiles::Tile& found : keys_.tiles) {
+        T* const saved = has_weights ? saved_weights + (found.key - keys_.range.begin) * kTileQueries : nullptr;
         TileMemory tile_memory(memory_, saved);
-        const Tile<T> tile = begin_tile(first_key, tile_memory);
+        const Tile<T> tile = begin_tile(found, tile_memory);
         if (has_weights)
           operations.add_delta_residual(tile.scores, tile_memory.gradients, tile.keys, columns, /*delta=*/delta_lo,
                                         delta);
         else
           recompute_softmax(tile, tile_memory, delta);
         tiles.emplace_back(tile, tile_memory);
-      });
+      }
       divide_by_weights(delta);
       for (const auto& [tile, tile_memory] : tiles) add_delta_residual(tile, tile_memory);
       divide_by_weights(delta_lo);
@@ -174,19 +171,19 @@ class BackwardItems {
       set_delta(item, products, delta, delta_lo);
       if (gradients_.has_sums()) {
         std::fill_n(delta_lo, kTileQueries, T(0));
-        each_tile([&](std::int32_t first_key) {
-          const Tile<T> tile = begin_tile(first_key, tile_memory);
+        for (const KeyTiles::Tile& found : keys_.tiles) {
+          const Tile<T> tile = begin_tile(found, tile_memory);
           recompute_softmax(tile, tile_memory, ignored);
           add_delta_residual(tile, tile_memory);
-        });
+        }
         divide_by_weights(delta_lo);
       }
       finish_delta();
-      each_tile([&](std::int32_t first_key) {
-        const Tile<T> tile = begin_tile(first_key, tile_memory);
+      for (const KeyTiles::Tile& found : keys_.tiles) {
+        const Tile<T> tile = begin_tile(found, tile_memory);
         recompute_softmax(tile, tile_memory, ignored);
         end_tile(tile, tile_memory);
-      });
+      }
     }
     operations.write_transposed(gradients_.query.of(item.batch, item.head), item.tile.query_begin, queries,
                                 plan_.head_dim, plan_.scale, query_gradient);
@@ -195,7 +192,7 @@ class BackwardItems {
 
  private:
   // An item with at most so many tiles of keys keeps all of them until δ is known.
-  static constexpr int kFewTiles = 6;
+  static constexpr std::size_t kFewTiles = 6;
   static_assert(kSinglePassKeys <= kFewTiles * kTileKeys);
 
   /// What is computed of one tile: before δ is needed, and after.
@@ -276,6 +273,7 @@ class BackwardItems {
   const AttentionResults<T>& results_;
   const Gradients<T>& gradients_;
   const int thread_;
+  KeyTiles keys_;
   Workspace<T> memory_;
 };
 

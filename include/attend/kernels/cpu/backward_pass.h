@@ -39,9 +39,10 @@ class BackwardPass {
     const std::int64_t items = plan.num_items();
     std::vector<std::int64_t> cost{0};  // of all items before this one
     cost.reserve(static_cast<std::size_t>(items) + 1);
+    KeyTiles keys;
     for (std::int64_t i = 0; i < items; ++i) {
-      const KeyRange range = scores.keys(plan, plan.item(i));
-      cost.push_back(cost.back() + 1 + (std::max(0, range.end - range.begin) + kTileKeys - 1) / kTileKeys);
+      scores.find_tiles(plan, plan.item(i), keys);
+      cost.push_back(cost.back() + 1 + static_cast<std::int64_t>(keys.tiles.size()));
     }
     std::int64_t begin = 0;
     for (int t = 0; t < threads; ++t) {

@@ -60,7 +60,7 @@ void take_nans(T* row, int columns, T instead, T* nans) {
 /// finite, if a key may be masked. is_careful as in TileProducts.
 template <class T>
 bool compute_item(const AttentionPlan<T>& plan, const Scores<T>& scores, const AttentionResults<T>& results,
-                  const WorkItem& item, bool is_careful, Workspace<T>& memory) {
+                  const WorkItem& item, const KeyTiles& keys, bool is_careful, Workspace<T>& memory) {
   const TileOperations<T>& operations = *plan.operations;
   const int queries = item.tile.queries, columns = columns_for(queries);
   memory.begin_again();
@@ -71,11 +71,10 @@ bool compute_item(const AttentionPlan<T>& plan, const Scores<T>& scores, const A
   std::fill_n(largest, kTileQueries, kNegativeInfinity<T>);
   std::fill_n(sum, kTileQueries, T(0));
 
-  const KeyRange range = scores.keys(plan, item);
-  const auto each_tile = [&](T* to, int step, const auto& visit) {
-    for (std::int32_t key = range.begin; key < range.end; key += kTileKeys, to += step) {
-      const Tile<T> tile = scores.tile(plan, item, key, range, to);
-      products.set_tile(key, tile.keys);
+  const auto each_tile = [&](const auto& scores_of, const auto& visit) {
+    for (const KeyTiles::Tile& found : keys.tiles) {
+      const Tile<T> tile = scores.tile(plan, item, found, scores_of(found.key));
+      products.set_tile(found.key, found.keys);
       visit(tile);
     }
   };
@@ -94,25 +93,28 @@ bool compute_item(const AttentionPlan<T>& plan, const Scores<T>& scores, const A
     T* const saved = results.weights_of(plan, item);
     T* const weights = saved != nullptr ? saved : memory.take(kSinglePassKeys * kTileQueries);
     T* const score_copies = is_careful ? memory.take(kSinglePassKeys * kTileQueries) : nullptr;
-    const int keys = range.end - range.begin;
-    each_tile(weights, kTileSize, set_scores);
-    if (is_careful) std::copy_n(weights, keys * kTileQueries, score_copies);
-    operations.softmax_step(weights, keys, columns, largest, sum, rescale);
+    const int all_keys = keys.range.end - keys.range.begin;
+    const auto weights_of = [&](std::int32_t key) { return weights + (key - keys.range.begin) * kTileQueries; };
+    if (keys.has_holes()) std::fill_n(weights, all_keys * kTileQueries, kNegativeInfinity<T>);
+    each_tile(weights_of, set_scores);
+    if (is_careful) std::copy_n(weights, all_keys * kTileQueries, score_copies);
+    operations.softmax_step(weights, all_keys, columns, largest, sum, rescale);
     finish_sums();
     if (is_careful) {
       take_nans(sum, columns, T(1), rescale);
-      operations.spread_nans(weights, score_copies, keys, columns, rescale);
+      operations.spread_nans(weights, score_copies, all_keys, columns, rescale);
     }
-    operations.divide_columns(weights, keys, columns, sum);
-    each_tile(weights, kTileSize, [&](const Tile<T>& tile) { products.add_values(tile.scores, output); });
+    operations.divide_columns(weights, all_keys, columns, sum);
+    each_tile(weights_of, [&](const Tile<T>& tile) { products.add_values(tile.scores, output); });
   } else {
     T *tile_scores = memory.take(kTileSize), *factors = memory.take(kTileSize);
-    each_tile(tile_scores, 0, [&](const Tile<T>& tile) {
+    bool is_first = true;
+    each_tile([&](std::int32_t) { return tile_scores; }, [&](const Tile<T>& tile) {
       set_scores(tile);
       operations.softmax_step(tile.scores, tile.keys, columns, largest, sum, rescale);
       const bool has_changed = std::any_of(rescale, rescale + columns, [](T factor) { return factor != T(1); });
-      if (has_changed && tile.first.key > range.begin)
-        operations.scale_columns(output, plan.value_dim, columns, rescale);
+      if (has_changed && !is_first) operations.scale_columns(output, plan.value_dim, columns, rescale);
+      is_first = false;
       if (scores.options.dropout > 0) {
         scores.options.dropout_factors(operations, tile, factors);
         operations.multiply(tile.scores, factors, tile.keys);
@@ -131,12 +133,13 @@ bool compute_item(const AttentionPlan<T>& plan, const Scores<T>& scores, const A
   return !plan.may_mask || operations.is_finite(output, kTileQueries, plan.value_dim, columns);
 }
 
-/// The same. Masked entries have no effect, even if they are not finite.
+/// The same. Masked entries have no effect, even if they are not finite. `keys` is memory for one item.
 template <class T>
 void forward_item(const AttentionPlan<T>& plan, const Scores<T>& scores, const AttentionResults<T>& results,
-                  const WorkItem& item, Workspace<T>& memory) {
-  if (!compute_item(plan, scores, results, item, /*is_careful=*/false, memory))
-    compute_item(plan, scores, results, item, /*is_careful=*/true, memory);
+                  const WorkItem& item, KeyTiles& keys, Workspace<T>& memory) {
+  scores.find_tiles(plan, item, keys);
+  if (!compute_item(plan, scores, results, item, keys, /*is_careful=*/false, memory))
+    compute_item(plan, scores, results, item, keys, /*is_careful=*/true, memory);
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

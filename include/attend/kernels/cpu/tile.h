@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/score/coordinate.h>
+#include <attend/score/mask_cover.h>
 #include <attend/simd/instruction_set.h>
 #include <attend/version.h>
 
@@ -26,6 +27,7 @@ struct Tile {
   Coordinate first;       // of i = j = 0
   std::int32_t position;  // of query i = 0 among the keys
   int queries, columns, keys;
+  MaskCover cover;        // what the caller's mask allows of it
 };
 
 /// The number of columns that are computed for a number of queries: whole vectors of every instruction set.

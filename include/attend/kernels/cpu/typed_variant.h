@@ -8,6 +8,7 @@
 #include <attend/macros.h>
 #include <attend/score/coordinate.h>
 #include <attend/score/dual.h>
+#include <attend/score/mask_cover.h>
 #include <attend/score/mask_mod.h>
 #include <attend/score/score_mod.h>
 #include <attend/score/tensor_view.h>
@@ -25,13 +26,26 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// A score_mod and a mask_mod applied to every score of a tile, kRun neighbours at a time. All that a run reads and
-/// writes is local, and the mask has a loop of its own: so the compilers make vectors of a caller's struct at -O2.
+/// writes is local, and the mask has a loop of its own: so the compilers make vectors of a caller's struct at -O2. The
+/// mask is not called for a tile that it allows as a whole.
 ///
 /// Padding repeats the last query, because a query that does not exist might read where nothing is.
 template <class T, class Mod>
 struct ApplyVariant {
   template <class Isa>
-  static ATTEND_ALWAYS_INLINE void run(const Mod& given_mod, const Tile<T>& given_tile, T* derivatives) {
+  static ATTEND_ALWAYS_INLINE void run(const Mod& mod, const Tile<T>& tile, T* derivatives) {
+    using Mask = decltype(mod.mask);
+    if constexpr (attend::detail::HasCover<Mask>)
+      if (tile.cover == MaskCover::kFull) {
+        if constexpr (!std::is_same_v<decltype(mod.score), Unchanged>) apply</*kHasMask=*/false>(mod, tile, derivatives);
+        return;
+      }
+    if constexpr (!std::is_same_v<Mask, EveryKey>) apply</*kHasMask=*/true>(mod, tile, derivatives);
+  }
+
+ private:
+  template <bool kHasMask>
+  static ATTEND_ALWAYS_INLINE void apply(const Mod& given_mod, const Tile<T>& given_tile, T* derivatives) {
     const Mod mod = given_mod;
     const Tile<T> tile = given_tile;
     const std::int32_t last = tile.first.query + tile.queries - 1;
@@ -39,13 +53,13 @@ struct ApplyVariant {
       for (int begin = 0; begin < tile.columns; begin += kRun) {
         T* const scores = tile.scores + j * kTileQueries + begin;
         T before[kRun], after[kRun], slopes[kRun];
-        std::int32_t is_allowed[kRun];
+        [[maybe_unused]] std::int32_t is_allowed[kRun];
         Coordinate at = tile.first;
         at.key += j;
         const std::int32_t query = tile.first.query + begin;
         const auto query_at = [&](int i) { return query + i < last ? query + i : last; };
         for (int i = 0; i < kRun; ++i) before[i] = scores[i];
-        for (int i = 0; i < kRun; ++i) {
+        for (int i = 0; kHasMask && i < kRun; ++i) {
           at.query = query_at(i);
           is_allowed[i] = mod.mask(at);
         }
@@ -64,7 +78,8 @@ struct ApplyVariant {
           }
           for (int i = 0; i < kRun; ++i) derivatives[j * kTileQueries + begin + i] = slopes[i];
         }
-        for (int i = 0; i < kRun; ++i) scores[i] = is_allowed[i] != 0 ? after[i] : kNegativeInfinity<T>;
+        for (int i = 0; i < kRun; ++i)
+          scores[i] = !kHasMask || is_allowed[i] != 0 ? after[i] : kNegativeInfinity<T>;
       }
   }
 };
@@ -79,6 +94,13 @@ class TypedCpuVariant final : public CpuVariant<T> {
       : mod_{score, mask}, tensors_(tensors), bind_by_(std::move(bind_by)), apply_(function_for(available)) {}
 
   KeyRange keys(const QueryBlock& block) const override { return attend::detail::key_range(mod_.mask, block); }
+
+  MaskCover cover(const QueryBlock& queries, const KeyRange& keys) const override {
+    if constexpr (attend::detail::HasCover<Mask>)
+      return mod_.mask.cover(queries, keys);
+    else  // outside of keys() nobody asks
+      return MaskCover::kPartial;
+  }
 
   bool apply(const Tile<T>& tile, T* derivatives) const override {
     apply_(mod_, tile, changes_scores() ? derivatives : nullptr);

@@ -4,6 +4,7 @@
 #include <attend/kernels/cpu/sums.h>
 #include <attend/kernels/cpu/tile.h>
 #include <attend/score/coordinate.h>
+#include <attend/score/mask_cover.h>
 #include <attend/version.h>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
@@ -16,7 +17,10 @@ class CpuVariant {
 
   virtual KeyRange keys(const QueryBlock& block) const = 0;
 
-  /// Changes the scores of the tile and masks them. If `derivatives` is not null and the result is true, it was filled;
+  /// How much of the block the mask allows.
+  virtual MaskCover cover(const QueryBlock& queries, const KeyRange& keys) const = 0;
+
+  /// Changes the scores of the tile, and masks them unless its cover is kFull. If `derivatives` is not null and the result is true, it was filled;
   /// otherwise the derivatives are 1.
   virtual bool apply(const Tile<T>& tile, T* derivatives) const = 0;
 

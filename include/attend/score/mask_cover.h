@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/macros.h>
+#include <attend/score/coordinate.h>
+#include <attend/version.h>
+
+#include <concepts>
+#include <cstdint>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
+
+/// How much a mask allows of a block of scores, those of neighbouring queries with neighbouring keys.
+///
+/// A mask_mod returns it from its optional function `cover`, see MaskMod. PyTorch's flex_attention divides blocks in the
+/// same way: skipped, partial and full.
+enum class MaskCover : std::uint8_t {
+  kEmpty,    ///< No query may attend to any of the keys. The block is not computed.
+  kPartial,  ///< Anything else, or not known. The mask is called for every score.
+  kFull,     ///< Every query may attend to every key. The mask is not called.
+};
+
+namespace detail {
+
+template <class Mod>
+concept HasKeyRange = requires(const Mod& mod, QueryBlock block) {
+  { mod.keys(block) } -> std::same_as<KeyRange>;
+};
+
+template <class Mod>
+concept HasCover = requires(const Mod& mod, QueryBlock queries, KeyRange keys) {
+  { mod.cover(queries, keys) } -> std::same_as<MaskCover>;
+};
+
+/// The keys outside of which no query of the block may attend to anything, by the mask's own word.
+template <class Mod>
+ATTEND_HOST_DEVICE constexpr KeyRange key_range(const Mod& mod, const QueryBlock& block) {
+  static_assert(
+      HasKeyRange<Mod> || !requires { &Mod::keys; },
+      "attend: `keys` of a mask_mod must be `attend::KeyRange keys(attend::QueryBlock block) const`");
+  if constexpr (HasKeyRange<Mod>)
+    return mod.keys(block);
+  else
+    return {0, block.key_length};
+}
+
+/// How much the mask allows of the block, by its own word: that of cover(), or else that of keys().
+template <class Mod>
+ATTEND_HOST_DEVICE constexpr MaskCover mask_cover(const Mod& mod, const QueryBlock& queries, const KeyRange& keys) {
+  static_assert(
+      HasCover<Mod> || !requires { &Mod::cover; },
+      "attend: `cover` of a mask_mod must be "
+      "`attend::MaskCover cover(attend::QueryBlock queries, attend::KeyRange keys) const`");
+  if constexpr (HasCover<Mod>) {
+    return mod.cover(queries, keys);
+  } else {
+    const KeyRange range = key_range(mod, queries);
+    return keys.end <= range.begin || range.end <= keys.begin ? MaskCover::kEmpty : MaskCover::kPartial;
+  }
+}
+
+/// kEmpty or kFull if one of these is known to be the case.
+ATTEND_HOST_DEVICE constexpr MaskCover cover_of(bool is_empty, bool is_full) {
+  return is_empty ? MaskCover::kEmpty : is_full ? MaskCover::kFull : MaskCover::kPartial;
+}
+
+// What is known of a & b, a | b and !a.
+ATTEND_HOST_DEVICE constexpr MaskCover cover_of_and(MaskCover a, MaskCover b) { return a < b ? a : b; }
+ATTEND_HOST_DEVICE constexpr MaskCover cover_of_or(MaskCover a, MaskCover b) { return a < b ? b : a; }
+ATTEND_HOST_DEVICE constexpr MaskCover cover_of_not(MaskCover a) {
+  return cover_of(/*is_empty=*/a == MaskCover::kFull, /*is_full=*/a == MaskCover::kEmpty);
+}
+
+}  // namespace detail
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE
