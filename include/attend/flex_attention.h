@@ -5,7 +5,9 @@
 #include <attend/attention/backend.h>
 #include <attend/attention/bias.h>
 #include <attend/attention/binder.h>
+#include <attend/attention/block_mask.h>
 #include <attend/attention/detail/cpu_variant.h>
+#include <attend/attention/flash_mask.h>
 #include <attend/score/mask_mod.h>
 #include <attend/attention/materialize.h>
 #include <attend/attention/variant.h>

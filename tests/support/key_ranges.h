@@ -2,8 +2,9 @@
 #pragma once
 
 #include <attend/attention/binder.h>
-#include <attend/score/mask_mod.h>
 #include <attend/attention/materialize.h>
+#include <attend/score/mask_cover.h>
+#include <attend/score/mask_mod.h>
 
 #include <doctest/doctest.h>
 #include <torch/types.h>
@@ -27,7 +28,8 @@ void with_bound(const Mask& mask, const AttentionSizes& sizes, const Action& act
 }
 
 /// Checks, for random blocks of queries, that keys() contains every allowed key. If `is_tight`, also checks that the
-/// range begins and ends with an allowed key.
+/// range begins and ends with an allowed key. Checks cover() for random blocks of
+/// scores.
 template <class Mask>
 void check_key_ranges(const Mask& mask, const AttentionSizes& sizes, bool is_tight, std::mt19937& random) {
   const torch::Tensor allowed = materialize(mask, sizes);  // (N, H, L, S)
@@ -49,6 +51,15 @@ void check_key_ranges(const Mask& mask, const AttentionSizes& sizes, bool is_tig
             end = std::max(end, j + 1);
           }
       const KeyRange range = attend::detail::key_range(view, block);
+      if (keys > 0) {
+        KeyRange some{below(keys), 0};
+        some.end = some.begin + 1 + below(keys - some.begin);
+        const torch::Tensor within =
+            allowed[block.batch][block.head].slice(0, block.query_begin, block.query_end).slice(1, some.begin, some.end);
+        const MaskCover cover = attend::detail::mask_cover(view, block, some);
+        if (cover == MaskCover::kEmpty) CHECK(!within.any().item<bool>());
+        if (cover == MaskCover::kFull) CHECK(within.all().item<bool>());
+      }
       CAPTURE(block.batch);
       CAPTURE(block.query_begin);
       CAPTURE(block.query_end);

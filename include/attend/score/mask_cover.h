@@ -12,8 +12,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// How much a mask allows of a block of scores, those of neighbouring queries with neighbouring keys.
 ///
-/// A mask_mod returns it from its optional function `cover`, see MaskMod. PyTorch's flex_attention divides blocks in the
-/// same way: skipped, partial and full.
+/// A mask_mod returns it from its optional function `cover`, see MaskMod. PyTorch's flex_attention divides blocks in
+/// the same way: skipped, partial and full.
 enum class MaskCover : std::uint8_t {
   kEmpty,    ///< No query may attend to any of the keys. The block is not computed.
   kPartial,  ///< Anything else, or not known. The mask is called for every score.

@@ -167,9 +167,10 @@ class IntegerView {
     return 0;
   }
 
-  /// The same as read() without the check, for a tensor with 1 or 2 dimensions: the indices must be inside of it.
-  ATTEND_HOST_DEVICE std::int32_t read_unchecked(std::int64_t i, std::int64_t j = 0) const {
-    return data_[i * shape_.strides[0] + j * shape_.strides[1]];
+  /// The same as read() without the check: the indices must be inside of the tensor.
+  ATTEND_HOST_DEVICE std::int32_t read_unchecked(std::int64_t i, std::int64_t j = 0, std::int64_t k = 0,
+                                                 std::int64_t l = 0) const {
+    return data_[shape_.place(i, j, k, l)];
   }
 
   IntegerView() = default;

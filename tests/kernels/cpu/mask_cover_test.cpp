@@ -154,8 +154,7 @@ Results by_every_score(const Sizes& s, const Inputs& in, const Score& score_mod,
           const double* const k = &in.key[(group * s.keys + j) * s.head_dim];
           V product = 0;
           for (std::int32_t d = 0; d < s.head_dim; ++d) product += static_cast<V>(q[d]) * static_cast<V>(k[d]);
-          const Dual<V> changed =
-              score_mod(Dual<V>(product * scale, V(1)), Coordinate{n, h, i, j, s.queries, s.keys});
+          const Dual<V> changed = score_mod(Dual<V>(product * scale, V(1)), Coordinate{n, h, i, j, s.queries, s.keys});
           weights[j] = changed.value.value;
           slopes[j] = changed.derivative.value;
           largest = std::max(largest, weights[j]);
@@ -173,9 +172,10 @@ Results by_every_score(const Sizes& s, const Inputs& in, const Score& score_mod,
           if (!is_allowed(j)) continue;
           weights[j] /= sum;
           const std::uint64_t query = static_cast<std::uint32_t>(i);
-          const auto words = attend::detail::philox(3, query << 32 | static_cast<std::uint32_t>(j / 4),
-                                                    static_cast<std::uint64_t>(n) << 32 | static_cast<std::uint32_t>(h));
-          kept[j] = options.dropout == 0                ? V(1)
+          const auto words =
+              attend::detail::philox(3, query << 32 | static_cast<std::uint32_t>(j / 4),
+                                     static_cast<std::uint64_t>(n) << 32 | static_cast<std::uint32_t>(h));
+          kept[j] = options.dropout == 0              ? V(1)
                     : words.words[j % 4] >= threshold ? static_cast<V>(1 / (1 - options.dropout))
                                                       : V(0);
           const double* const v = &in.value[(group * s.keys + j) * s.value_dim];
@@ -317,10 +317,9 @@ void check(const std::string& name, const Sizes& sizes, const Score& score_mod, 
 }
 
 const Sizes kAll[] = {
-    {1, 2, 1, 128, 128, 16, 16},  // one pass over all keys, if only masked
-    {2, 2, 2, 100, 127, 17, 12},
-    {1, 2, 1, 200, 330, 16, 16},  // few tiles of keys
-    {1, 1, 1, 70, 700, 16, 24},   // many
+    {1, 2, 1, 128, 128, 16, 16},                               // one pass over all keys, if only masked
+    {2, 2, 2, 100, 127, 17, 12}, {1, 2, 1, 200, 330, 16, 16},  // few tiles of keys
+    {1, 1, 1, 70, 700, 16, 24},                                // many
     {1, 1, 1, 300, 40, 8, 8},
 };
 
@@ -356,7 +355,8 @@ TEST_CASE("kernels: the mask is called neither for a score of an empty block nor
   const Inputs inputs = inputs_for(sizes, false);
   const auto count = [&](const auto& score_mod, const Sizes& s, std::int32_t step) {
     std::atomic<std::int64_t> wrong{0}, called{0};
-    by_kernels<float>(s, inputs_for(s, false), score_mod, Blocks(step, &wrong, &called), {}, simd::best_instruction_set());
+    by_kernels<float>(s, inputs_for(s, false), score_mod, Blocks(step, &wrong, &called), {},
+                      simd::best_instruction_set());
     CHECK(wrong == 0);
     return called.load();
   };
@@ -399,8 +399,8 @@ TEST_CASE("kernels: NaN and infinity at masked keys have no effect, in empty blo
 
 TEST_CASE("kernels: a query with no key has output 0, log-sum-exp −∞ and no gradient") {
   const Sizes sizes{1, 1, 1, 200, 330, 16, 16};
-  const Results found = by_kernels<float>(sizes, inputs_for(sizes, false), Unchanged{}, IdleQueries{}, {},
-                                          simd::best_instruction_set());
+  const Results found =
+      by_kernels<float>(sizes, inputs_for(sizes, false), Unchanged{}, IdleQueries{}, {}, simd::best_instruction_set());
   for (std::int32_t i = 60; i < 140; ++i) {
     CHECK(found.log_sum_exp[i] == -std::numeric_limits<double>::infinity());
     for (int d = 0; d < 16; ++d) {
