@@ -41,6 +41,19 @@ struct FirstKeys {
   ATTEND_HOST_DEVICE attend::KeyRange keys(attend::QueryBlock) const { return {0, count}; }
 };
 
+/// A mask with holes: a query attends to the keys of its own chunk of the sequence.
+struct Chunks {
+  std::int32_t size;
+
+  ATTEND_HOST_DEVICE bool operator()(attend::Coordinate at) const { return at.query / size == at.key / size; }
+  ATTEND_HOST_DEVICE attend::MaskCover cover(attend::QueryBlock queries, attend::KeyRange keys) const {
+    const std::int32_t first = queries.query_begin / size, last = (queries.query_end - 1) / size;
+    const std::int32_t first_key = keys.begin / size, last_key = (keys.end - 1) / size;
+    if (last < first_key || last_key < first) return attend::MaskCover::kEmpty;
+    return first == last && first_key == last_key ? attend::MaskCover::kFull : attend::MaskCover::kPartial;
+  }
+};
+
 /// 4. A learned score. The positions are the pixels of an image, row by row. Each offset from one pixel to another has
 /// a learned value, as in the Swin Transformer (Liu et al., 2021).
 struct GridBias {

@@ -131,6 +131,22 @@ TEST_CASE("docs/flex_attention.md, 3: Document and FirstKeys separate packed doc
   CHECK(computed_scores(FirstKeys{8}, torch::arange(64).lt(8).expand({64, 64})) == 64 * 8);
 }
 
+TEST_CASE("docs/flex_attention.md, masks with holes: Chunks, block_mask_of() and FlashMask") {
+  const torch::Tensor position = torch::arange(200), chunk = position.div(70, "floor");
+  CHECK(attend::materialize(Chunks{70}, {1, 1, 200, 200})[0][0].equal(chunk.unsqueeze(1) == chunk));
+  const torch::Tensor q = normal({1, 2, 200, 4}, 1), k = normal({1, 2, 200, 4}, 2), v = normal({1, 2, 200, 4}, 3);
+  CHECK(max_difference(attend::flex_attention(q, k, v, attend::Unchanged{}, Chunks{70}),
+                       dense(scores_of(q, k), chunk.unsqueeze(1) == chunk, v)) < 1e-12);
+
+  auto blocks = attend::block_mask_of(Near{12} & attend::Causal{}, {1, 1, 64, 64}, {64, 64});   // 1, 1: for all N and H
+  torch::Tensor ends = torch::tensor({8, 28, 40, 64}).repeat_interleave(torch::tensor({8, 20, 12, 24}));
+  auto causal_documents = attend::FlashMask(ends.view({1, 1, 64, 1}), /*is_causal=*/true);      // masked from `ends` on
+  const torch::Tensor near = distances(64, 64).le(0) & distances(64, 64).ge(-12);
+  CHECK(attend::materialize(blocks, {2, 3, 64, 64}).equal(near.expand({2, 3, 64, 64})));
+  const torch::Tensor same = ends.unsqueeze(1) == ends;
+  CHECK(attend::materialize(causal_documents, {1, 1, 64, 64})[0][0].equal(same & distances(64, 64).le(0)));
+}
+
 TEST_CASE("docs/flex_attention.md, 4: GridBias and its derivatives equal a bias gathered by torch's indexing") {
   const std::int64_t rows = 3, columns = 4, pixels = rows * columns;
   const torch::Tensor pixel = torch::arange(pixels);

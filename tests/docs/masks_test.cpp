@@ -16,7 +16,7 @@ using attend::test::max_difference;
 
 // clang-format off: the lines are the page's
 
-TEST_CASE("docs/masks.md: padding, causal masks, windows, packed sequences, materialize()") {
+TEST_CASE("docs/masks.md: padding, causal masks, windows, packed sequences, BlockMask, materialize()") {
   torch::Tensor q = torch::randn({2, 4, 5, 8}), k = torch::randn({2, 4, 5, 8}), v = torch::randn({2, 4, 5, 8});
   torch::Tensor lengths = torch::tensor({5, 3});                                  // of each batch entry, (N)
   torch::Tensor is_key = torch::arange(5).unsqueeze(0) < lengths.unsqueeze(1);    // (N, S), true = attend
@@ -49,6 +49,15 @@ TEST_CASE("docs/masks.md: padding, causal masks, windows, packed sequences, mate
   const torch::Tensor second = attend::attention(q.slice(0, 0, 1).slice(2, 2), k.slice(0, 0, 1).slice(2, 2),
                                                  v.slice(0, 0, 1).slice(2, 2), attend::AttentionOptions().is_causal(true));
   CHECK(max_difference(p.slice(2, 2), second) < 1e-6);
+
+  const torch::Tensor x128 = torch::randn({2, 4, 128, 8});
+  torch::Tensor num_blocks = torch::tensor({1, 2}).view({1, 1, 2});            // (N, H, blocks of queries)
+  torch::Tensor indices = torch::tensor({{0, 0}, {0, 1}}).view({1, 1, 2, 2});  // (N, H, blocks of queries, blocks of keys)
+  attend::BlockMask block_causal(num_blocks, indices, {}, {}, /*block_size=*/{64, 64});
+  torch::Tensor b = attend::flex_attention(x128, x128, x128, attend::Unchanged{}, block_causal);
+
+  const torch::Tensor block = torch::arange(128).div(64, "floor"), dense_mask = block.unsqueeze(1) >= block;
+  CHECK(max_difference(b, attend::attention(x128, x128, x128, attend::AttentionOptions().attn_mask(dense_mask))) < 1e-6);
 
   const torch::Tensor nothing = torch::zeros({5, 5}, torch::kBool);
   CHECK(attend::attention(q, k, v, attend::AttentionOptions().attn_mask(nothing)).eq(0.0).all().item<bool>());

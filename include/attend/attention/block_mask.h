@@ -163,7 +163,7 @@ class BlockMask : public detail::MaskOperators {
 /// @throws c10::ValueError for another block size, and for a negative size.
 ///
 /// @code
-/// auto mask = attend::block_mask_of(SameParity{} & attend::Causal{}, {1, 1, 1024, 1024});
+/// auto mask = attend::block_mask_of(attend::SlidingWindow(256, 0) | attend::PrefixLM(8), {1, 1, 1024, 1024});
 /// @endcode
 template <MaskMod Mask>
 BlockMask<Mask> block_mask_of(const Mask& mask_mod, const AttentionSizes& sizes,
