@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <attend/score/block_mask.h>
+#include <attend/score/flash_mask.h>
 #include <attend/score/mask_cover.h>
 #include <attend/score/mask_mod.h>
 
@@ -8,6 +10,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <vector>
 
 using namespace attend;
 
@@ -139,6 +142,71 @@ TEST_CASE("a mask with neither cover() nor keys() is partial everywhere") {
   const QueryBlock queries{0, 0, 0, 4, 8, 8};
   CHECK(attend::detail::mask_cover(SameParity{}, queries, {0, 1}) == MaskCover::kPartial);
   CHECK(attend::all_of(SameParity{}, SameParity{}).cover(queries, {0, 8}) == MaskCover::kPartial);
+}
+
+TEST_CASE("BlockMaskView: cover() is never wrong, also with & | !, and the mask decides in partial blocks alone") {
+  const int blocks = 4;  // of 64: enough for 200 positions
+  std::vector<std::int32_t> table(2 * blocks * blocks);
+  std::mt19937 random(3);
+  for (std::int32_t& cover : table) cover = static_cast<std::int32_t>(random() % 3);
+  attend::detail::ViewShape shape{{2, 2, blocks, blocks}, {0, blocks * blocks, blocks, 1}};
+  const IntegerView view(table.data(), shape);
+  check_cover("BlockMaskView", BlockMaskView(view), false);
+  check_cover("BlockMaskView of SameParity", BlockMaskView(view, SameParity{}), false);
+  check_cover("BlockMaskView of Causal", BlockMaskView(view, Causal{}), false);
+  check_cover("!BlockMaskView & Causal", (!BlockMaskView(view, SameParity{})) & Causal{}, false);
+
+  const BlockMaskView mask(view, SameParity{});
+  for (std::int32_t i = 0; i < blocks; ++i)
+    for (std::int32_t j = 0; j < blocks; ++j) {
+      const bool is_partial = table[static_cast<std::size_t>(i * blocks + j)] == 1;
+      CHECK((mask.only_mask({0, 0, i * 64, i * 64 + 64, 256, 256}, {j * 64, j * 64 + 64}) != nullptr) == is_partial);
+    }
+}
+
+TEST_CASE("mark_blocks: enters every listed block, and refuses lengths and blocks that do not exist") {
+  const std::int32_t num_blocks[] = {2, 0}, indices[] = {2, 0, -9, 7, 7, 7};
+  std::vector<std::int32_t> table(2 * 2 * 3);
+  CHECK(mark_blocks({num_blocks, indices, 2, 3}, 128, 64, MaskCover::kFull, table.data()));
+  CHECK(table == std::vector<std::int32_t>{2, 0, 2, 2, 0, 2, 0, 0, 0, 0, 0, 0});
+  for (const std::int32_t wrong : {-1, 4}) {
+    const std::int32_t lengths[] = {0, wrong};
+    CHECK(!mark_blocks({lengths, indices, 2, 3}, 128, 64, MaskCover::kFull, table.data()));
+  }
+  const std::int32_t all[] = {3, 3};
+  CHECK(!mark_blocks({all, indices, 2, 3}, 128, 64, MaskCover::kFull, table.data()));
+}
+
+TEST_CASE("exact_cover: equals the mask, and asks it only where it does not know") {
+  for (const std::int32_t i : {0, 64, 128})
+    for (const std::int32_t j : {0, 64, 128}) {
+      const QueryBlock queries{0, 0, i, i + 64, 192, 192};
+      const KeyRange keys{j, j + 64};
+      CHECK(exact_cover(SameParity{}, queries, keys) == MaskCover::kPartial);
+      CHECK(exact_cover(attend::not_(attend::any_of(SameParity{}, SameParity{})), queries, keys) ==
+            MaskCover::kPartial);
+      CHECK(exact_cover(attend::any_of(SameParity{}, attend::not_(SameParity{})), queries, keys) == MaskCover::kFull);
+      CHECK(exact_cover(attend::all_of(SameParity{}, attend::not_(SameParity{})), queries, keys) == MaskCover::kEmpty);
+      CHECK(exact_cover(OfOneHead{}, queries, keys) == MaskCover::kEmpty);
+    }
+}
+
+TEST_CASE("FlashMaskView: cover() is never wrong, for ranges that are random, shared by many keys, or empty") {
+  std::mt19937 random(4);
+  const std::int32_t keys = 200, blocks = 4;
+  for (const bool is_causal : {false, true})
+    for (const std::int32_t shared : {1, 30, 64, 100}) {
+      std::vector<std::int32_t> rows(4 * keys), bounds(8 * blocks);
+      for (std::int32_t j = 0; j < keys; ++j)
+        for (std::int32_t k = 0; k < 4; ++k)
+          rows[static_cast<std::size_t>(4 * j + k)] = j % shared == 0 ? static_cast<std::int32_t>(random() % 220)
+                                                                      : rows[static_cast<std::size_t>(4 * j + k - 4)];
+      flash_mask_bounds(rows.data(), keys, bounds.data());
+      const FlashMaskView mask(IntegerView(rows.data(), {{2, 2, keys, 4}, {0, 0, 4, 1}}),
+                               IntegerView(bounds.data(), {{2, 2, blocks, 8}, {0, 0, 8, 1}}), is_causal);
+      check_cover("FlashMaskView", mask, false);
+      check_cover("!FlashMaskView | SlidingWindow", (!mask) | SlidingWindow(3, 0), false);
+    }
 }
 
 TEST_CASE("cover() of attend's masks is constexpr") {

@@ -37,14 +37,24 @@ struct BlockMaskView : detail::MaskOperators {
   }
   /// Called by attention for a block of queries and keys: how much of it is allowed.
   ATTEND_HOST_DEVICE MaskCover cover(QueryBlock queries, KeyRange keys) const {
+    if (only_mask(queries, keys) != nullptr) return detail::mask_cover(mask, queries, keys);
     const MaskCover first = block(queries.batch, queries.head, queries.query_begin / kBlock, keys.begin / kBlock);
-    for (std::int32_t i = queries.query_begin / kBlock; i <= (queries.query_end - 1) / kBlock; ++i)
-      for (std::int32_t j = keys.begin / kBlock; j <= (keys.end - 1) / kBlock; ++j)
-        if (block(queries.batch, queries.head, i, j) != first) return MaskCover::kPartial;
-    return first == MaskCover::kPartial ? detail::mask_cover(mask, queries, keys) : first;
+    return is_uniform(queries, keys, first) ? first : MaskCover::kPartial;
+  }
+  /// Called by attention: `mask` if it decides for the whole block, else null. For a tile of a kernel it mostly does,
+  /// and then the kernel calls it without a look into the table for each score.
+  ATTEND_HOST_DEVICE const Mask* only_mask(QueryBlock queries, KeyRange keys) const {
+    return is_uniform(queries, keys, MaskCover::kPartial) ? &mask : nullptr;
   }
 
  private:
+  ATTEND_HOST_DEVICE bool is_uniform(const QueryBlock& queries, const KeyRange& keys, MaskCover cover) const {
+    for (std::int32_t i = queries.query_begin / kBlock; i <= (queries.query_end - 1) / kBlock; ++i)
+      for (std::int32_t j = keys.begin / kBlock; j <= (keys.end - 1) / kBlock; ++j)
+        if (block(queries.batch, queries.head, i, j) != cover) return false;
+    return true;
+  }
+
   ATTEND_HOST_DEVICE MaskCover block(std::int32_t batch, std::int32_t head, std::int32_t i, std::int32_t j) const {
     return static_cast<MaskCover>(table.read_unchecked(batch, head, i, j));
   }

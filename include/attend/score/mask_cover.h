@@ -32,6 +32,12 @@ concept HasCover = requires(const Mod& mod, QueryBlock queries, KeyRange keys) {
   { mod.cover(queries, keys) } -> std::same_as<MaskCover>;
 };
 
+/// A mask that has another one, which decides alone in some blocks.
+template <class Mod>
+concept HasOnlyMask = requires(const Mod& mod, QueryBlock queries, KeyRange keys) {
+  *mod.only_mask(queries, keys);
+};
+
 /// The keys outside of which no query of the block may attend to anything, by the mask's own word.
 template <class Mod>
 ATTEND_HOST_DEVICE constexpr KeyRange key_range(const Mod& mod, const QueryBlock& block) {

@@ -5,6 +5,7 @@
 #include <attend/detail/philox.h>
 #include <attend/kernels/cpu/attention_pass.h>
 #include <attend/kernels/cpu/typed_variant.h>
+#include <attend/score/block_mask.h>
 #include <attend/score/mask_mod.h>
 #include <attend/simd/bfloat16.h>
 #include <attend/simd/dispatch.h>
@@ -76,6 +77,11 @@ struct IdleQueries : attend::detail::MaskOperators {
     if (queries.query_begin >= 60 && queries.query_end <= 140) return MaskCover::kEmpty;
     return queries.query_end <= 60 || queries.query_begin >= 140 ? MaskCover::kFull : MaskCover::kPartial;
   }
+};
+
+/// Every other key.
+struct OtherKeys {
+  bool operator()(Coordinate at) const { return (at.key + at.query) % 2 == 0; }
 };
 
 struct Tilted {
@@ -338,6 +344,19 @@ TEST_CASE("kernels: masks with cover(), forward and backward, equal loops over e
     check("IdleQueries & !GlobalDocuments", sizes, Unchanged{}, IdleQueries{} & !GlobalDocuments{});
     check("EveryKey", sizes, Tilted{}, EveryKey{});
     check("!EveryKey", sizes, Unchanged{}, !EveryKey{});
+  }
+}
+
+TEST_CASE("kernels: a table of blocks equals loops over every score") {
+  const int blocks = 12;  // of 64
+  std::vector<std::int32_t> table(blocks * blocks);
+  std::mt19937 random(5);
+  for (std::int32_t& cover : table) cover = static_cast<std::int32_t>(random() % 3);
+  const IntegerView view(table.data(), {{1, 1, blocks, blocks}, {0, 0, blocks, 1}});
+  for (const Sizes& sizes : kAll) {
+    check("BlockMaskView", sizes, Unchanged{}, BlockMaskView(view));
+    check("BlockMaskView of OtherKeys", sizes, Tilted{}, BlockMaskView(view, OtherKeys{}));
+    check("window", sizes, Unchanged{}, BlockMaskView(view, OtherKeys{}), {.window_left = 150, .window_right = 30});
   }
 }
 

@@ -25,26 +25,40 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
+template <class Score, class Mask>
+struct ScoreAndMask {
+  Score score;
+  Mask mask;
+};
+
 /// A score_mod and a mask_mod applied to every score of a tile, kRun neighbours at a time. All that a run reads and
 /// writes is local, and the mask has a loop of its own: so the compilers make vectors of a caller's struct at -O2. The
 /// mask is not called for a tile that it allows as a whole.
 ///
 /// Padding repeats the last query, because a query that does not exist might read where nothing is.
-template <class T, class Mod>
+template <class T, class Score, class Mask>
 struct ApplyVariant {
   template <class Isa>
-  static ATTEND_ALWAYS_INLINE void run(const Mod& mod, const Tile<T>& tile, T* derivatives) {
-    using Mask = decltype(mod.mask);
+  static ATTEND_ALWAYS_INLINE void run(const ScoreAndMask<Score, Mask>& mod, const Tile<T>& tile, T* derivatives) {
     if constexpr (attend::detail::HasCover<Mask>)
       if (tile.cover == MaskCover::kFull) {
-        if constexpr (!std::is_same_v<decltype(mod.score), Unchanged>) apply</*kHasMask=*/false>(mod, tile, derivatives);
+        if constexpr (!std::is_same_v<Score, Unchanged>) apply</*kHasMask=*/false>(mod, tile, derivatives);
         return;
       }
+    if constexpr (attend::detail::HasOnlyMask<Mask>) {
+      const Coordinate& first = tile.first;
+      const auto* const only = mod.mask.only_mask({first.batch, first.head, first.query, first.query + tile.queries,
+                                                   first.query_length, first.key_length},
+                                                  {first.key, first.key + tile.keys});
+      using OnlyMask = std::remove_cvref_t<decltype(*only)>;
+      if (only != nullptr)
+        return apply</*kHasMask=*/true>(ScoreAndMask<Score, OnlyMask>{mod.score, *only}, tile, derivatives);
+    }
     if constexpr (!std::is_same_v<Mask, EveryKey>) apply</*kHasMask=*/true>(mod, tile, derivatives);
   }
 
  private:
-  template <bool kHasMask>
+  template <bool kHasMask, class Mod>
   static ATTEND_ALWAYS_INLINE void apply(const Mod& given_mod, const Tile<T>& given_tile, T* derivatives) {
     const Mod mod = given_mod;
     const Tile<T> tile = given_tile;
@@ -141,14 +155,11 @@ class TypedCpuVariant final : public CpuVariant<T> {
   }
 
  private:
-  struct Mod {
-    Score score;
-    Mask mask;
-  };
+  using Mod = ScoreAndMask<Score, Mask>;
   using Function = void (*)(const Mod&, const Tile<T>&, T*);
 
   static Function function_for(InstructionSet set) {
-    return for_isa(set, [](auto isa) -> Function { return &CompiledFor<decltype(isa), ApplyVariant<T, Mod>>::call; });
+    return for_isa(set, [](auto isa) -> Function { return &CompiledFor<decltype(isa), ApplyVariant<T, Score, Mask>>::call; });
   }
 
   struct Differentiated {
