@@ -12,25 +12,48 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// The number types of tensors in memory.
 enum class NumberType {
   kFloat32,   ///< float
-  kBFloat16,  ///< the upper 16 bits of a float; computed in float32
+  kBFloat16,  ///< the upper 16 bits of a float, as std::uint16_t; computed in float32
   kFloat64,   ///< double
 };
 
 /// A tensor (N, H, rows, columns) in memory that is read. Entry (n, h, i, d) is
-/// n · strides[0] + h · strides[1] + i · strides[2] + d · strides[3] numbers after `data`. A stride of 0 broadcasts.
+/// n · strides[0] + h · strides[1] + i · strides[2] + d · strides[3] numbers after `data`.
+///
+/// A stride may be 0, which broadcasts, or negative.
 struct ConstTensorView4d {
-  const void* data = nullptr;     ///< entry (0, 0, 0, 0)
+  const void* data = nullptr;    ///< entry (0, 0, 0, 0), aligned as its number type needs
   std::int64_t strides[4] = {};  ///< in numbers, not bytes
 };
 
 /// A tensor (N, H, rows, columns) in memory that is written. No two entries may share memory.
 struct TensorView4d {
-  void* data = nullptr;           ///< entry (0, 0, 0, 0)
+  void* data = nullptr;          ///< entry (0, 0, 0, 0), aligned as its number type needs
   std::int64_t strides[4] = {};  ///< in numbers, not bytes
 
   /// The same tensor, to be read.
   operator ConstTensorView4d() const { return {data, {strides[0], strides[1], strides[2], strides[3]}}; }
 };
+
+/// The view of a contiguous tensor (N, H, rows, columns).
+///
+/// @param data Its numbers.
+/// @param heads H
+/// @param rows L or S
+/// @param columns D, Dv or S
+/// @return The view, to be read.
+inline ConstTensorView4d contiguous(const void* data, std::int64_t heads, std::int64_t rows, std::int64_t columns) {
+  return {data, {heads * rows * columns, rows * columns, columns, 1}};
+}
+/// The same for a tensor that is written.
+///
+/// @param data Its numbers.
+/// @param heads H
+/// @param rows L or S
+/// @param columns D or Dv
+/// @return The view, to be written.
+inline TensorView4d contiguous(void* data, std::int64_t heads, std::int64_t rows, std::int64_t columns) {
+  return {data, {heads * rows * columns, rows * columns, columns, 1}};
+}
 
 /// What the numbers of a mask are.
 enum class MaskType {
@@ -42,18 +65,32 @@ enum class MaskType {
 
 /// One call of attention as plain numbers and pointers. The kernels read nothing else.
 ///
-/// The formula and the order of the options are those of attention() (attend/attention.h). All memory must stay valid
-/// until the call returns.
+/// The steps, in this order:
+/// 1. score = scale · q·k; query head h reads key head h · G / H
+/// 2. softcap
+/// 3. alibi_slopes
+/// 4. an added attn_mask
+/// 5. the score_mod of flex_attention_forward()
+/// 6. a bool attn_mask, the window, the mask_mod, and the end of a packed sequence: what they mask counts as −∞
+/// 7. softmax
+/// 8. dropout
+/// 9. the sum over the values
+///
+/// Query i is at key position i + S − L: the last query is at the last key. ALiBi and the window count from there, in a
+/// packed batch within each sequence.
+///
+/// A query without any key has zeros as its output, and −∞ as its log-sum-exp. All memory must stay valid until the
+/// call returns.
 struct AttentionParams {
   NumberType dtype = NumberType::kFloat32;  ///< of query, key, value and output
 
-  std::int64_t batch_size = 1,   ///< N
-      num_heads = 1,             ///< H, the heads of query
-      num_kv_heads = 1,          ///< G, the heads of key and value; G divides H
-      query_length = 0,          ///< L
-      key_length = 0,            ///< S
-      head_dim = 0,              ///< D, of query and key
-      value_dim = 0;             ///< Dv, of value and output
+  std::int64_t batch_size = 1,  ///< N, at least 0
+      num_heads = 1,            ///< H, the heads of query
+      num_kv_heads = 1,         ///< G, the heads of key and value; G divides H
+      query_length = 0,         ///< L, at least 0
+      key_length = 0,           ///< S, at least 0
+      head_dim = 0,             ///< D, of query and key; must be set
+      value_dim = 0;            ///< Dv, of value and output; must be set
 
   ConstTensorView4d query,  ///< (N, H, L, D)
       key,                  ///< (N, G, S, D)
@@ -62,31 +99,37 @@ struct AttentionParams {
   std::optional<double> scale;  ///< the factor of q·k; default: 1/√D
   double softcap = 0;           ///< scores become softcap · tanh(score / softcap); 0: no softcap
 
-  /// ALiBi slopes (N, H) through two strides: float32, or float64 for float64 tensors. Null: no ALiBi.
+  /// ALiBi slopes (N, H) through two strides: float32, or float64 for float64 tensors. −slope · |i + S − L − j| is
+  /// added to the score of query i and key j. Null: no ALiBi.
   const void* alibi_slopes = nullptr;
-  std::int64_t alibi_strides[2] = {0, 1};  ///< of batch entries and heads; 0 broadcasts
+  std::int64_t alibi_strides[2] = {0, 1};  ///< of batch entries and heads, in numbers; 0 broadcasts
 
   MaskType mask_type = MaskType::kNone;  ///< what `attn_mask` holds
   ConstTensorView4d attn_mask;           ///< (N, H, L, S)
 
-  /// Keys that a query sees before and after its own position i + S − L, both inclusive; −1: unlimited. Causal
-  /// attention is window_right = 0.
-  std::int64_t window_left = -1, window_right = -1;
+  /// Keys that a query sees before its own position, inclusive; −1: unlimited.
+  std::int64_t window_left = -1;
+  /// Keys that a query sees after its own position, inclusive; −1: unlimited. Causal attention is 0.
+  std::int64_t window_right = -1;
 
   /// Packed batch: sequence b has the queries query_offsets[b] … query_offsets[b + 1] − 1, and attends to its own keys
-  /// alone. Both have num_sequences + 1 numbers. 0 sequences: no packed batch.
-  const std::int32_t *query_offsets = nullptr, *key_offsets = nullptr;
-  std::int64_t num_sequences = 0;
+  /// alone. num_sequences + 1 numbers from 0 to L that never decrease. Null: no packed batch.
+  const std::int32_t* query_offsets = nullptr;
+  const std::int32_t* key_offsets = nullptr;  ///< the same of the keys, from 0 to S
+  std::int64_t num_sequences = 0;             ///< 0: no packed batch
 
-  double dropout = 0;              ///< the probability that a weight is dropped
+  double dropout = 0;  ///< the probability that a weight is dropped; the others are divided by 1 − dropout
   std::uint64_t dropout_seed = 0;  ///< the same seed drops the same weights
 };
 
 /// What a forward pass writes, and a backward pass reads again.
 struct AttentionOutputs {
-  TensorView4d output;          ///< (N, H, L, Dv)
-  void* log_sum_exp = nullptr;  ///< (N, H, L), contiguous: float32, or float64 for float64 tensors; null: not wanted
-  void* saved = nullptr;        ///< for the backward pass: attention_saved_bytes(); null: there will be none
+  TensorView4d output;  ///< (N, H, L, Dv)
+  /// (N, H, L), contiguous: float32, or float64 for float64 tensors. It is that of the changed and masked scores. Null:
+  /// not wanted. The backward pass does not read it.
+  void* log_sum_exp = nullptr;
+  /// For the backward pass: kernels::saved_bytes() bytes, aligned as malloc's. Null: there will be no backward pass.
+  void* saved = nullptr;
 };
 
 /// A gradient that is a sum over many scores. It is written in float64.
@@ -107,7 +150,7 @@ struct AttentionGradients {
   SummedGradient attn_mask;
   /// Written: of the slopes, (N, H), or (1, H) if the stride of batch entries is 0.
   SummedGradient alibi_slopes;
-  /// Written: of each tensor that a score_mod reads through a TensorView.
+  /// Written: of each tensor that the score_mod lists in tensors(). Empty: none is wanted.
   std::vector<SummedGradient> score_tensors;
 };
 

@@ -9,28 +9,45 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// The threads that the kernels run on. A program with threads of its own derives from it:
+/// The threads that the kernels run on. A program with threads of its own derives from it.
 ///
 /// @code
-/// struct EngineThreads : attend::Executor {
-///   int threads() const override { return engine.workers(); }
+/// struct OwnThreads : attend::Executor {
+///   int threads() const override { return 4; }
 ///   void run(int parts, void (*work)(const void*, int), const void* context) override {
-///     engine.for_each(parts, [&](int i) { work(context, i); });
+///     std::vector<std::jthread> own;
+///     for (int i = 0; i < parts; ++i) own.emplace_back([=] { work(context, i); });
 ///   }
+///   using attend::Executor::run;
 /// };
 /// @endcode
 class Executor {
  public:
   virtual ~Executor() = default;
 
-  /// How many parts a call is divided into, at least 1. The same number gives the same bits.
+  /// How many parts a call is divided into.
+  ///
+  /// The same number gives the same bits. Exception: a SummedGradient of many numbers (more than 131,072 / threads, on
+  /// more than two threads) is added up in an order that may differ from run to run.
+  ///
+  /// @return The number; below 1 counts as 1.
   virtual int threads() const = 0;
 
   /// Calls work(context, i) once for each i from 0 to parts − 1, in any order and on any threads, and returns when all
-  /// calls have returned. An exception of a call must reach the caller of run().
+  /// calls have returned.
+  ///
+  /// Work allocates memory, so it may throw std::bad_alloc. An exception of a call must reach the caller of run(), or
+  /// end the program.
+  ///
+  /// @param parts How many calls; at most threads().
+  /// @param work The function.
+  /// @param context Its first argument.
   virtual void run(int parts, void (*work)(const void* context, int part), const void* context) = 0;
 
-  /// The same for a function object.
+  /// The same for a function object. Runs a single part on the calling thread.
+  ///
+  /// @param parts How many calls.
+  /// @param work Called as work(i).
   template <class Work>
   void run(int parts, const Work& work) {
     if (parts == 1) return work(0);
@@ -40,6 +57,9 @@ class Executor {
 };
 
 /// Threads that attend starts at the first call and keeps. All executors of this kind share them.
+///
+/// Only one thread at a time can use them. A call from another thread meanwhile, or from within a part, runs all its
+/// parts on its own thread.
 class ThreadPoolExecutor : public Executor {
  public:
   /// @param threads How many threads work on a call, the caller's among them. Default: one for each processor.
@@ -55,5 +75,11 @@ class ThreadPoolExecutor : public Executor {
  private:
   int threads_;
 };
+
+/// The executor of a call that names none: one thread for each processor.
+inline Executor& default_executor() {
+  static ThreadPoolExecutor executor;
+  return executor;
+}
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

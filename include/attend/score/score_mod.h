@@ -9,6 +9,7 @@
 
 #include <concepts>
 #include <cstdint>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -41,6 +42,15 @@ const Mod& bound(const Mod& mod, Binder&) {
 template <Bindable Mod>
 auto bound(const Mod& mod, Binder& binder) {
   return mod.bind(binder);
+}
+
+/// The TensorViews of a score_mod that kernels::flex_attention_backward() writes gradients for: those of its tensors().
+template <class Mod>
+auto tensors_of(Mod& mod) {
+  if constexpr (requires { mod.tensors(); })
+    return mod.tensors();
+  else
+    return std::tuple<>();
 }
 
 template <class Mod>
@@ -126,6 +136,8 @@ struct Then {
     auto bound_second = detail::bound(second, binder);
     return Then<decltype(bound_first), decltype(bound_second)>{bound_first, bound_second};
   }
+  /// Called by the kernels: the tensors of both.
+  auto tensors() { return std::tuple_cat(detail::tensors_of(first), detail::tensors_of(second)); }
 };
 
 /// One score_mod after the other.

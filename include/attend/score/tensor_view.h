@@ -5,7 +5,11 @@
 #include <attend/macros.h>
 #include <attend/version.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
+#include <type_traits>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
@@ -57,13 +61,13 @@ struct OutsideRead {
 
 }  // namespace detail
 
-/// A view of a floating-point tensor with at most 4 dimensions, for a score_mod or mask_mod. Binder::values() returns
-/// it.
+/// A view of a floating-point tensor with at most 4 dimensions, for a score_mod or mask_mod. Binder::values() makes it
+/// from a tensor of LibTorch, and a constructor from memory.
 ///
 /// A score_mod may read any number of values for a score. Gradients reach the tensor.
 ///
 /// A read outside of the tensor touches no memory and gives NaN. If a mask rules the score out, the read has no effect.
-/// Otherwise attention throws c10::ValueError.
+/// Otherwise attention throws c10::ValueError, and kernels::flex_attention_forward() writes NaN.
 ///
 /// @code
 /// T bias = slopes.read<T>(at.head);
@@ -96,6 +100,41 @@ class TensorView {
 
   TensorView() = default;
 
+  /// A view of contiguous memory.
+  ///
+  /// @param data The numbers: float in a call in float32 or bfloat16, and double in a call in float64.
+  /// @param sizes Up to four sizes. The memory must stay valid while the view is used.
+  /// @throws std::invalid_argument for more sizes, a negative size, or a null pointer to numbers.
+  ///
+  /// @code
+  /// std::vector<float> bias(8 * 64);
+  /// attend::TensorView view(bias.data(), {8, 64});
+  /// @endcode
+  template <class V>
+  requires(std::is_same_v<V, float> || std::is_same_v<V, double>)
+  TensorView(const V* data, std::initializer_list<std::int64_t> sizes) : data_(data), number_size_(sizeof(V)) {
+    static constexpr V kZero = 0;
+    std::size_t d = sizes.size();
+    std::int64_t stride = 1;
+    bool is_valid = d <= 4;
+    for (const std::int64_t* size = sizes.end(); is_valid && d-- > 0; stride *= *size) {
+      shape_.sizes[d] = *--size;
+      shape_.strides[d] = stride;
+      is_valid = *size >= 0;
+    }
+    if (!is_valid) throw std::invalid_argument("attend::TensorView: sizes must be up to 4 numbers, each at least 0");
+    if (data == nullptr && stride > 0) throw std::invalid_argument("attend::TensorView: data must not be null");
+    if (stride == 0) data_ = &kZero;  // a read outside reads the first number
+  }
+
+  /// The sizes. Those that are missing are 1.
+  const std::int64_t (&sizes() const)[4] { return shape_.sizes; }
+
+  // For the kernels: the size of a number in bytes, 0 if the view was made by a Binder; and the reads that a derivative
+  // is by.
+  int number_size() const { return number_size_; }
+  void differentiate(detail::TensorReads* reads) { reads_[0] = reads; }
+
   /// Used by Binder, with internal types.
   ATTEND_HOST_DEVICE TensorView(const void* data, const detail::ViewShape& shape,
                                 detail::TensorReads* inner_reads = nullptr, detail::TensorReads* outer_reads = nullptr,
@@ -127,6 +166,7 @@ class TensorView {
   detail::ViewShape shape_;
   detail::TensorReads* reads_[2] = {};
   detail::OutsideRead* outside_ = nullptr;
+  int number_size_ = 0;
 };
 
 /// A view of an integer or bool tensor with at most 4 dimensions, for a score_mod or mask_mod. Binder::integers()

@@ -25,8 +25,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 template <class T>
 class AttentionPass {
  public:
-  AttentionPass(const AttentionParams& params, InstructionSet set, CpuVariant<T>* variant = nullptr)
-      : plan_(params, set, variant), scores_(params, variant) {}
+  AttentionPass(const AttentionParams& params, const KernelTables<T>& tables, CpuVariant<T>* variant = nullptr)
+      : plan_(params, tables, variant), scores_(params, variant) {}
 
   /// The size of AttentionOutputs::saved, in bytes.
   std::int64_t saved_bytes() const {

@@ -37,6 +37,16 @@ struct WorkItem {
 inline constexpr int kSinglePassKeys = 128;
 inline constexpr int kMaxSavedWeightsRatio = 8;
 
+/// The functions that a call uses: those of an instruction set, or, in tests, of any table.
+template <class T>
+struct KernelTables {
+  const TileOperations<T>* tile;
+  const Bf16Operations* bf16;  // null: there are no products of bfloat16
+
+  KernelTables(InstructionSet set) : tile(&tile_operations<T>(set)), bf16(bf16_operations(set)) {}
+  explicit KernelTables(const TileOperations<T>& operations) : tile(&operations), bf16(nullptr) {}
+};
+
 /// What the kernels derive from AttentionParams. T, float or double, is the type that they compute in.
 template <class T>
 struct AttentionPlan {
@@ -51,9 +61,9 @@ struct AttentionPlan {
   bool may_mask;                // whether a key may be masked for a query of its sequence
   std::vector<QueryTile> tiles;
 
-  AttentionPlan(const AttentionParams& params, InstructionSet set, const CpuVariant<T>* variant)
-      : operations(&tile_operations<T>(set)),
-        bf16(params.dtype == NumberType::kBFloat16 ? bf16_operations(set) : nullptr),
+  AttentionPlan(const AttentionParams& params, const KernelTables<T>& tables, const CpuVariant<T>* variant)
+      : operations(tables.tile),
+        bf16(params.dtype == NumberType::kBFloat16 ? tables.bf16 : nullptr),
         is_bfloat16(params.dtype == NumberType::kBFloat16),
         query(params.query, is_bfloat16),
         key(params.key, is_bfloat16),

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/kernels/attention_params.h>
+#include <attend/kernels/cpu/checked_call.h>
+#include <attend/kernels/executor.h>
+#include <attend/simd/dispatch.h>
+#include <attend/version.h>
+
+#include <cstdint>
+
+/// The kernels of attention on raw memory, for programs without LibTorch.
+namespace attend::inline ATTEND_VERSION_NAMESPACE::kernels {
+
+/// The name of the instruction set that the kernels use on this processor.
+///
+/// @return "AVX-512 with bfloat16", "AVX-512", "AVX2", "NEON with bfloat16", "NEON" or "portable".
+inline const char* instruction_set() {
+  switch (simd::best_instruction_set()) {
+    case simd::InstructionSet::kNeon:
+      return "NEON";
+    case simd::InstructionSet::kNeonBf16:
+      return "NEON with bfloat16";
+    case simd::InstructionSet::kAvx2:
+      return "AVX2";
+    case simd::InstructionSet::kAvx512:
+      return "AVX-512";
+    case simd::InstructionSet::kAvx512Bf16:
+      return "AVX-512 with bfloat16";
+    case simd::InstructionSet::kPortable:
+      break;
+  }
+  return "portable";
+}
+
+/// The size of the memory that a forward pass saves for its backward pass.
+///
+/// @param params The call.
+/// @return The size of AttentionOutputs::saved, in bytes; 0 if nothing is saved.
+/// @throws std::invalid_argument if a member of params breaks its rule.
+inline std::int64_t saved_bytes(const AttentionParams& params) {
+  return cpu::CheckedCall(params, cpu::NoVariant{}).saved_bytes();
+}
+
+/// The output of attention: softmax(scale · q kᵀ) v, with the options of AttentionParams.
+///
+/// No (L, S) tensor is allocated. Exception: with S ≤ 128, and without softcap and dropout, the weights are saved for
+/// the backward pass.
+///
+/// @param params The call.
+/// @param outputs Where the results are written. They must not overlap the inputs.
+/// @param executor The threads. Default: one for each processor.
+/// @throws std::invalid_argument if a member of a struct breaks its rule; the message names the member, the rule and
+/// the value. Nothing has been written then.
+///
+/// Differs from attend::attention(): causal attention is window_right = 0, a dropout seed is given, and nothing is
+/// converted. The results are the same.
+///
+/// Source: Dao et al., "FlashAttention", 2022.
+///
+/// @code
+/// std::vector<float> q(8 * 512 * 64, 1.0f), k = q, v = q, y(q.size());  // (N, H, L, D) = (1, 8, 512, 64)
+/// attend::AttentionParams params;
+/// params.num_heads = params.num_kv_heads = 8;
+/// params.query_length = params.key_length = 512;
+/// params.head_dim = params.value_dim = 64;
+/// params.query = attend::contiguous(q.data(), 8, 512, 64);
+/// params.key = attend::contiguous(k.data(), 8, 512, 64);
+/// params.value = attend::contiguous(v.data(), 8, 512, 64);
+/// params.window_right = 0;  // causal
+/// attend::kernels::attention_forward(params, {.output = attend::contiguous(y.data(), 8, 512, 64)});
+/// @endcode
+inline void attention_forward(const AttentionParams& params, const AttentionOutputs& outputs,
+                              Executor& executor = default_executor()) {
+  cpu::CheckedCall(params, cpu::NoVariant{}).forward(outputs, executor);
+}
+
+/// The gradients of attention_forward().
+///
+/// @param params The call, as in the forward pass. The memory must have the same numbers.
+/// @param outputs What the forward pass wrote, `saved` among them.
+/// @param gradients The gradients that are read, and those that are written.
+/// @param executor The threads. Default: one for each processor.
+/// @throws std::invalid_argument as attention_forward().
+inline void attention_backward(const AttentionParams& params, const AttentionOutputs& outputs,
+                               const AttentionGradients& gradients, Executor& executor = default_executor()) {
+  cpu::CheckedCall(params, cpu::NoVariant{}).backward(outputs, gradients, executor);
+}
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::kernels
