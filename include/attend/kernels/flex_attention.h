@@ -30,7 +30,7 @@ class PlainVariant {
   PlainVariant(const Score& score, const Mask& mask) : score_(score), mask_(mask) {}
 
   template <class T>
-  std::unique_ptr<cpu::CpuVariant<T>> make() const {
+  std::unique_ptr<cpu::CpuVariant<T>> make(simd::InstructionSet set = simd::best_instruction_set()) const {
     const auto by_tensor = [score = score_](int k, TensorReads* reads) {
       Score differentiated = score;
       for_each_tensor(differentiated, [&](int i, TensorView& view) {
@@ -38,8 +38,7 @@ class PlainVariant {
       });
       return differentiated;
     };
-    return std::make_unique<cpu::TypedCpuVariant<T, Score, Mask>>(score_, mask_, kTensors, by_tensor,
-                                                                  simd::best_instruction_set());
+    return std::make_unique<cpu::TypedCpuVariant<T, Score, Mask>>(score_, mask_, kTensors, by_tensor, set);
   }
 
   void check(const AttentionParams& params) const {

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT
+#include "support/call.h"
+
+#include <attend/kernels.h>
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <tuple>
+#include <vector>
+
+using attend::AttentionParams;
+using attend::test::Call;
+
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+bool are_all(const std::vector<double>& numbers, double value) {
+  return std::all_of(numbers.begin(), numbers.end(), [&](double number) { return number == value; });
+}
+
+/// A user's struct with a raw pointer, and one that reads outside of its table.
+struct Scaled {
+  const float* factors;
+  template <class T>
+  T operator()(T score, attend::Coordinate at) const {
+    return score * T(factors[at.head]);
+  }
+};
+struct ReadsOutside {
+  attend::TensorView table;
+  template <class T>
+  T operator()(T score, attend::Coordinate at) const {
+    return score + table.read<T>(at.query);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("kernels: no keys: zeros and −∞, and all gradients are zero") {
+  for (const double softcap : {0.0, 3.0}) {
+    Call call(2, 4, 2, 5, 0, 8, 3);
+    call.params.softcap = softcap;
+    const float slopes[4] = {1, 1, 1, 1};
+    double slope_gradient[4] = {7, 7, 7, 7};
+    call.params.alibi_slopes = slopes;
+    call.gradients.alibi_slopes = {slope_gradient, 4};
+    call.params.key.data = call.params.value.data = nullptr;
+    call.gradients.key.data = call.gradients.value.data = nullptr;
+    call.forward();
+    call.backward();
+    CHECK(are_all(call.output.values(), 0));
+    CHECK(are_all(call.log_sum_exp.values(), -kInfinity));
+    CHECK(are_all(call.query_gradient.values(), 0));
+    CHECK(are_all({slope_gradient, slope_gradient + 4}, 0));
+  }
+}
+
+TEST_CASE("kernels: no queries: the gradients of keys and values are zero") {
+  Call call(2, 4, 2, 0, 6, 8, 3);
+  call.forward();
+  call.backward();
+  CHECK(are_all(call.key_gradient.values(), 0));
+  CHECK(are_all(call.value_gradient.values(), 0));
+}
+
+TEST_CASE("kernels: an empty batch needs no memory") {
+  AttentionParams params;
+  params.batch_size = 0;
+  params.query_length = params.key_length = 5;
+  params.head_dim = params.value_dim = 4;
+  CHECK(attend::kernels::saved_bytes(params) == 0);
+  CHECK_NOTHROW(attend::kernels::attention_forward(params, {}));
+  CHECK_NOTHROW(attend::kernels::attention_backward(params, {}, {}));
+  CHECK_NOTHROW(attend::kernels::flex_attention_forward(params, attend::Softcap{1}, attend::Causal{}, {}));
+}
+
+TEST_CASE("kernels: windows that mask nothing, up to the largest integer") {
+  Call call(1, 2, 2, 70, 80, 8, 8), wide(1, 2, 2, 70, 80, 8, 8);
+  wide.params.window_left = wide.params.window_right = std::numeric_limits<std::int64_t>::max();
+  call.forward();
+  wide.forward();
+  CHECK(call.written()[0] == wide.written()[0]);
+}
+
+TEST_CASE("kernels: dropout 1 gives zeros") {
+  Call call(1, 2, 2, 7, 9, 8, 8);
+  call.params.dropout = 1;
+  call.forward();
+  call.backward();
+  CHECK(are_all(call.output.values(), 0));
+  CHECK(are_all(call.query_gradient.values(), 0));
+  CHECK(are_all(call.value_gradient.values(), 0));
+}
+
+TEST_CASE("kernels: a struct of the user with a raw pointer is the option that does the same") {
+  const float factors[] = {0.5f, 0.5f};
+  Call call(1, 2, 1, 90, 140, 16, 16), scaled(1, 2, 1, 90, 140, 16, 16);
+  call.params.scale = 0.125;
+  call.params.window_right = 0;
+  call.forward();
+  call.backward();
+  attend::kernels::flex_attention_forward(scaled.params, Scaled{factors}, attend::Causal{}, scaled.outputs);
+  attend::kernels::flex_attention_backward(scaled.params, Scaled{factors}, attend::Causal{}, scaled.outputs,
+                                           scaled.gradients);
+  for (std::size_t k = 0; k < call.written().size(); ++k) {
+    const std::vector<double> a = call.written()[k], b = scaled.written()[k];
+    double largest = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) largest = std::max(largest, std::abs(a[i] - b[i]));
+    CHECK(largest < 1e-5);
+  }
+}
+
+TEST_CASE("kernels: a read outside of a TensorView gives NaN, and touches no memory") {
+  Call call(1, 1, 1, 3, 4, 8, 8);
+  const float table[] = {0, 0};
+  attend::kernels::flex_attention_forward(call.params, ReadsOutside{{table, {2}}}, attend::EveryKey{}, call.outputs);
+  const std::vector<double> output = call.output.values();
+  CHECK(std::isfinite(output[0]));
+  CHECK(std::isfinite(output[8]));
+  CHECK(std::isnan(output[16]));
+}
+
+TEST_CASE("kernels: instruction_set() names what the best instruction set is") {
+  const std::string name = attend::kernels::instruction_set();
+  CHECK_FALSE(name.empty());
+  CHECK((name == "portable") == (attend::simd::best_instruction_set() == attend::simd::InstructionSet::kPortable));
+}

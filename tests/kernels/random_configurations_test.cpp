@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: MIT
+
+// Random calls against a naive loop in float64, on every instruction set of this processor and on every vector width.
+//
+// A failure names its configuration n. To run it alone: ATTEND_TEST_CONFIGURATION=n. To run one instruction set:
+// ATTEND_TEST_ISA=avx2 (support/instruction_sets.h has the names).
+
+#include "support/configuration.h"
+#include "support/instruction_sets.h"
+#include "support/naive.h"
+#include "support/structs.h"
+
+#include <attend/kernels.h>
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <map>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+using attend::test::Configuration;
+using attend::test::Naive;
+using attend::test::Results;
+using attend::test::Tensor;
+using attend::test::UserStructs;
+
+namespace {
+
+constexpr std::uint64_t kConfigurations = 500;
+
+/// The configurations to run: all, or the one that the environment names.
+std::pair<std::uint64_t, std::uint64_t> wanted_configurations() {
+  if (const char* const number = std::getenv("ATTEND_TEST_CONFIGURATION")) {
+    const std::uint64_t n = std::strtoull(number, nullptr, 10);
+    return {n, n + 1};
+  }
+  return {0, kConfigurations};
+}
+
+/// The largest difference; infinite where one has a NaN and the other none.
+double max_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  REQUIRE(a.size() == b.size());
+  double largest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (a[i] == b[i] || (std::isnan(a[i]) && std::isnan(b[i]))) continue;
+    const double difference = std::abs(a[i] - b[i]);
+    largest = std::isnan(difference) ? std::numeric_limits<double>::infinity() : std::max(largest, difference);
+  }
+  return largest;
+}
+
+/// The largest finite number, or 1 if that is more.
+double size_of(const std::vector<double>& numbers) {
+  double largest = 1;
+  for (const double number : numbers)
+    if (std::isfinite(number)) largest = std::max(largest, std::abs(number));
+  return largest;
+}
+
+/// The house rule: the error is at most twice that of the dense formula in the same dtype, and 1e-6.
+///
+/// Where the largest error is that of a few scores, the dense formula's may be small by luck. So results with fewer
+/// than 64 numbers, of fewer than 64 queries, or of large scores are compared by the largest and the mean error that
+/// results of their kind had in all calls, relative to their size.
+class Accuracy {
+ public:
+  void check(const std::string& kind, bool has_few_errors, const std::vector<double>& dense,
+             const std::vector<double>& result, const std::vector<double>& exact) {
+    const double ours = max_difference(result, exact), theirs = max_difference(dense, exact);
+    CHECK(theirs < std::numeric_limits<double>::infinity());  // or anything would do
+    if (result.size() >= 64 && !has_few_errors) {
+      CHECK(ours <= 2 * theirs + 1e-6);
+      return;
+    }
+    Errors& errors = few_[kind];
+    errors.ours = std::max(errors.ours, ours / size_of(exact));
+    errors.dense = std::max(errors.dense, theirs / size_of(exact));
+    errors.sum_of_ours += ours / size_of(exact);
+    errors.sum_of_dense += theirs / size_of(exact);
+    ++errors.count;
+  }
+
+  void check_results_of_few_numbers() const {
+    for (const auto& [kind, errors] : few_) {
+      CAPTURE(kind);
+      CHECK(errors.ours <= 2 * errors.dense + 1e-6);
+      CHECK(errors.sum_of_ours <= 2 * errors.sum_of_dense + 1e-6 * errors.count);
+    }
+  }
+
+ private:
+  struct Errors {
+    double ours = 0, dense = 0, sum_of_ours = 0, sum_of_dense = 0;
+    int count = 0;
+  };
+  std::map<std::string, Errors> few_;
+};
+
+/// A configuration whose numbers are computed in T.
+template <class T>
+class Run {
+ public:
+  explicit Run(std::uint64_t number)
+      : c_(number),
+        bias_(c_.bias.begin(), c_.bias.end()),
+        gates_(c_.gates.begin(), c_.gates.end()),
+        structs_(c_.structs, {bias_.data(), gates_.data(), c_.document.data()}) {
+    std::ostringstream text;
+    text << "configuration " << number << ": " << c_;
+    description_ = text.str();
+  }
+
+  const std::string& description() const { return description_; }
+  bool has_few_errors() const {
+    return c_.has_large_scores || c_.params.batch_size * c_.params.num_heads * c_.params.query_length < 64;
+  }
+  bool is_bfloat16() const { return c_.params.dtype == attend::NumberType::kBFloat16; }
+
+  Results exact() const { return Naive<double>(c_, structs_).results(); }
+  Results dense() const {
+    return is_bfloat16() ? Naive<float, true>(c_, structs_).results() : Naive<T>(c_, structs_).results();
+  }
+
+  /// By the kernels of an instruction set.
+  Results computed_by(const attend::test::NamedTables<T>& isa) {
+    if (c_.structs == 0) return computed_by(attend::cpu::AttentionPass<T>(c_.params, isa.tables));
+    Results results;
+    structs_.visit([&](const auto& score_mod, const auto& mask_mod) {
+      const auto variant = attend::detail::PlainVariant(score_mod, mask_mod).template make<T>(isa.set);
+      results = computed_by(attend::cpu::AttentionPass<T>(c_.params, isa.tables, variant.get()));
+    });
+    return results;
+  }
+
+  /// By the public functions.
+  Results computed() {
+    namespace kernels = attend::kernels;
+    if (c_.structs == 0)
+      return computed(
+          kernels::saved_bytes(c_.params),
+          [&](const auto& outputs, auto& executor) { kernels::attention_forward(c_.params, outputs, executor); },
+          [&](const auto& outputs, const auto& gradients, auto& executor) {
+            kernels::attention_backward(c_.params, outputs, gradients, executor);
+          });
+    Results results;
+    structs_.visit([&](const auto& score_mod, const auto& mask_mod) {
+      results = computed(
+          kernels::flex_saved_bytes(c_.params, score_mod, mask_mod),
+          [&](const auto& outputs, auto& executor) {
+            kernels::flex_attention_forward(c_.params, score_mod, mask_mod, outputs, executor);
+          },
+          [&](const auto& outputs, const auto& gradients, auto& executor) {
+            kernels::flex_attention_backward(c_.params, score_mod, mask_mod, outputs, gradients, executor);
+          });
+    });
+    return results;
+  }
+
+ private:
+  Results computed_by(const attend::cpu::AttentionPass<T>& pass) {
+    return computed(
+        pass.saved_bytes(), [&](const auto& outputs, auto& executor) { pass.forward(outputs, executor); },
+        [&](const auto& outputs, const auto& gradients, auto& executor) {
+          pass.backward(outputs, gradients, executor);
+        });
+  }
+
+  template <class Forward, class Backward>
+  Results computed(std::int64_t saved_bytes, const Forward& forward, const Backward& backward) {
+    const attend::AttentionParams& p = c_.params;
+    const std::int64_t N = p.batch_size, H = p.num_heads, G = p.num_kv_heads, L = p.query_length, S = p.key_length;
+    attend::ThreadPoolExecutor executor(c_.threads);
+    Tensor output = c_.output_tensor({N, H, L, p.value_dim}), query = c_.output_tensor({N, H, L, p.head_dim}),
+           key = c_.output_tensor({N, G, S, p.head_dim}), value = c_.output_tensor({N, G, S, p.value_dim});
+    Tensor log_sum_exp(c_.computed(), {N, H, L, 1});
+    std::vector<T> saved(static_cast<std::size_t>(saved_bytes) / sizeof(T) + 1, T(-77));  // and what must stay
+    const attend::AttentionOutputs outputs{output.view(), log_sum_exp.view().data, saved.data()};
+    forward(outputs, executor);
+
+    Results results{{"output", output.values()}, {"log_sum_exp", log_sum_exp.values()}};
+    const auto sum_for = [&](const std::string& name, bool is_wanted, std::int64_t size) -> attend::SummedGradient {
+      if (!is_wanted) return {};
+      std::vector<double>& sum = results[name];
+      sum.resize(static_cast<std::size_t>(size), -77);
+      return {sum.data(), size};
+    };
+    attend::AttentionGradients gradients;
+    gradients.output = c_.output_gradient.view();
+    gradients.log_sum_exp = c_.log_sum_exp_gradient.view().data;
+    gradients.query = query.view();
+    gradients.key = key.view();
+    gradients.value = value.view();
+    const bool is_added = p.mask_type == attend::MaskType::kAdded || p.mask_type == attend::MaskType::kAddedBFloat16;
+    gradients.attn_mask = sum_for("mask", is_added, c_.mask_gradient_size());
+    gradients.alibi_slopes = sum_for("slopes", p.alibi_slopes != nullptr, p.alibi_strides[0] == 0 ? H : N * H);
+    int k = 0;
+    if (c_.structs > 0)
+      for (const std::int64_t size : structs_.tensor_sizes())
+        gradients.score_tensors.push_back(sum_for("tensor" + std::to_string(k++), true, size));
+    backward(outputs, gradients, executor);
+    results["query"] = query.values();
+    results["key"] = key.values();
+    results["value"] = value.values();
+    for (const Tensor* written : {&output, &query, &key, &value}) CHECK(written->is_kept_around());
+    CHECK(saved.back() == T(-77));
+    return results;
+  }
+
+  Configuration c_;
+  std::vector<T> bias_, gates_;
+  UserStructs<T> structs_;
+  std::string description_;
+};
+
+bool is_float64(std::uint64_t number) { return Configuration(number).params.dtype == attend::NumberType::kFloat64; }
+
+/// Runs all configurations in T.
+template <class T>
+void check_all() {
+  const auto [begin, end] = wanted_configurations();
+  const auto isas = attend::test::instruction_sets<T>();
+  REQUIRE_FALSE(isas.empty());
+  std::map<std::string, Accuracy> accuracy;  // of each instruction set
+  int checked = 0;
+  for (std::uint64_t n = begin; n < end; ++n) {
+    if (is_float64(n) != std::is_same_v<T, double>) continue;
+    Run<T> run(n);
+    CAPTURE(run.description());
+    const Results exact = run.exact(), dense = run.dense();
+    for (const auto& isa : isas) {
+      CAPTURE(isa.name);
+      const Results results = run.computed_by(isa);
+      REQUIRE(results.size() == exact.size());
+      for (const auto& [name, numbers] : results) {
+        CAPTURE(name);
+        if (std::is_same_v<T, double>)
+          CHECK(max_difference(numbers, exact.at(name)) <= 1e-12 * size_of(exact.at(name)));
+        else
+          accuracy[isa.name].check(name + (run.is_bfloat16() ? " bfloat16" : " float32"), run.has_few_errors(),
+                                   dense.at(name), numbers, exact.at(name));
+      }
+    }
+    ++checked;
+  }
+  if (end - begin == kConfigurations) CHECK(checked > 50);
+  for (const auto& [isa, errors] : accuracy) {
+    CAPTURE(isa);
+    if (end - begin == kConfigurations) errors.check_results_of_few_numbers();
+  }
+}
+
+}  // namespace
+
+TEST_CASE("kernels: random configurations in float32 and bfloat16 are as exact as the dense formula") {
+  check_all<float>();
+}
+
+TEST_CASE("kernels: random configurations in float64 are exact to 1e-12") { check_all<double>(); }
+
+TEST_CASE("kernels: the public functions give the bits of the best instruction set") {
+  if (std::getenv("ATTEND_TEST_ISA") != nullptr) return;
+  const auto [begin, end] = wanted_configurations();
+  const auto check = [](auto run, const auto& isas) {
+    CAPTURE(run.description());
+    const Results ours = run.computed_by(isas.back()), theirs = run.computed();
+    REQUIRE(ours.size() == theirs.size());
+    for (const auto& [name, numbers] : ours) {
+      CAPTURE(name);
+      CHECK(max_difference(numbers, theirs.at(name)) == 0);
+    }
+  };
+  for (std::uint64_t n = begin; n < std::min(end, begin + 60); ++n) {
+    if (is_float64(n))
+      check(Run<double>(n), attend::test::instruction_sets<double>());
+    else
+      check(Run<float>(n), attend::test::instruction_sets<float>());
+  }
+}
