@@ -37,7 +37,7 @@ class PkgConfig(unittest.TestCase):
 
     def pkg_config(self, pc, *options):
         environment = {**os.environ, "PKG_CONFIG_PATH": str(pc.parent)}
-        return subprocess.run(["pkg-config", *options, "attend"], check=True, env=environment, capture_output=True,
+        return subprocess.run(["pkg-config", *options, pc.stem], check=True, env=environment, capture_output=True,
                               text=True).stdout.split()
 
     def test_cflags_name_the_headers_after_the_installation_was_moved(self):
@@ -56,6 +56,14 @@ class PkgConfig(unittest.TestCase):
         subprocess.run([os.environ["ATTEND_COMPILER"], "-std=c++20", HERE / "consumer/small.cpp", "-o", program, flag,
                         f"-I{TORCH}/include", f"-I{TORCH}/include/torch/csrc/api/include", f"-L{TORCH}/lib",
                         "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{TORCH}/lib"], check=True)
+        subprocess.run([program], check=True, stdout=subprocess.DEVNULL)
+
+    def test_flags_of_attend_kernels_build_a_program_without_libtorch(self):
+        pc = self.install() / "share/pkgconfig/attend-kernels.pc"
+        program = self.folder / "program"
+        consumer = HERE / "kernels_consumer"
+        subprocess.run([os.environ["ATTEND_COMPILER"], "-std=c++20", consumer / "main.cpp", consumer / "second.cpp", "-o",
+                        program, *self.pkg_config(pc, "--cflags", "--libs")], check=True)
         subprocess.run([program], check=True, stdout=subprocess.DEVNULL)
 
     def test_cflags_follow_cmake_install_includedir(self):
