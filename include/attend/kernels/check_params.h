@@ -8,10 +8,13 @@
 #include <attend/version.h>
 
 #include <algorithm>
+#include <cinttypes>
 #include <cmath>
+#include <cstdarg>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -19,21 +22,15 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-[[noreturn]] inline void throw_invalid(const std::string& member, const std::string& rule, const std::string& value) {
-  throw std::invalid_argument("attend::kernels: " + member + " must be " + rule + ", got " + value);
-}
-
-inline std::string text_of(double number) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%g", number);
-  return text;
-}
-
-/// {1, 2, 3, 4}
-inline std::string text_of(const std::int64_t (&numbers)[4]) {
-  std::string text;
-  for (const std::int64_t number : numbers) text += (text.empty() ? "{" : ", ") + std::to_string(number);
-  return text + "}";
+/// Throws "attend::kernels: " and what printf() makes of the arguments. Not by std::string: each of the many calls of
+/// this function would cost compile time.
+[[noreturn, gnu::cold, gnu::noinline, gnu::format(printf, 1, 2)]] inline void throw_invalid(const char* format, ...) {
+  char text[512];
+  std::va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  throw std::invalid_argument(std::string("attend::kernels: ") + text);
 }
 
 inline bool is_float64(const AttentionParams& params) { return params.dtype == NumberType::kFloat64; }
@@ -48,69 +45,71 @@ inline std::size_t compute_size(const AttentionParams& params) { return is_float
 
 inline void check_range(const char* member, std::int64_t value, std::int64_t least, std::int64_t most) {
   if (value < least || value > most)
-    throw_invalid(member, "from " + std::to_string(least) + " to " + std::to_string(most), std::to_string(value));
+    throw_invalid("AttentionParams::%s must be from %" PRId64 " to %" PRId64 ", got %" PRId64, member, least, most,
+                  value);
 }
 
 /// Memory that must be there if it holds any number.
 inline void check_memory(const char* member, const void* data, bool has_numbers, std::size_t alignment) {
-  if (data == nullptr && has_numbers) throw_invalid(member, "set", "a null pointer");
-  if (reinterpret_cast<std::uintptr_t>(data) % alignment != 0) {
-    char address[32];
-    std::snprintf(address, sizeof address, "%p", data);
-    throw_invalid(member, "aligned to " + std::to_string(alignment) + " bytes", std::string("the address ") + address);
-  }
+  if (data == nullptr && has_numbers) throw_invalid("%s must be set, got a null pointer", member);
+  if (reinterpret_cast<std::uintptr_t>(data) % alignment != 0)
+    throw_invalid("%s must be aligned to %zu bytes, got the address %p", member, alignment, data);
 }
 
 inline void check_window(const char* member, std::int64_t keys) {
-  if (keys < -1) throw_invalid(member, "at least 0, or -1 (unlimited)", std::to_string(keys));
+  if (keys < -1) throw_invalid("AttentionParams::%s must be at least 0, or -1 (unlimited), got %" PRId64, member, keys);
 }
 
 /// A tensor that is written: no two entries share memory.
 inline void check_no_overlap(const char* member, const std::int64_t (&strides)[4], const std::int64_t (&sizes)[4]) {
-  std::pair<std::int64_t, std::int64_t> steps[4];  // (stride, the last index)
-  for (int i = 0; i < 4; ++i) steps[i] = {std::abs(strides[i]), sizes[i] - 1};
-  std::sort(steps, steps + 4);
+  int order[4] = {0, 1, 2, 3};  // by stride
+  for (int i = 0; i < 4; ++i)
+    for (int k = i + 1; k < 4; ++k)
+      if (std::abs(strides[order[k]]) < std::abs(strides[order[i]])) std::swap(order[i], order[k]);
   std::int64_t reach = 0;  // of the smaller strides together
-  for (const auto& [stride, last] : steps) {
-    if (last == 0) continue;
-    if (stride <= reach)
-      throw_invalid(std::string(member) + ".strides", "such that no two entries of " + text_of(sizes) + " share memory",
-                    text_of(strides));
-    reach += stride * last;
+  for (const int i : order) {
+    if (sizes[i] == 1) continue;
+    if (std::abs(strides[i]) <= reach)
+      throw_invalid("%s.strides must be such that no two entries of {%" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64
+                    "} share memory, got {%" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64 "}",
+                    member, sizes[0], sizes[1], sizes[2], sizes[3], strides[0], strides[1], strides[2], strides[3]);
+    reach += std::abs(strides[i]) * (sizes[i] - 1);
   }
 }
 
 inline void check_offsets(const char* member, const std::int32_t* offsets, std::int64_t sequences, const char* end_name,
                           std::int64_t end) {
   check_memory(member, offsets, /*has_numbers=*/true, alignof(std::int32_t));
-  const auto value_at = [&](std::int64_t i) { return std::to_string(offsets[i]) + " at " + std::to_string(i); };
-  if (offsets[0] != 0) throw_invalid(member, "0 at first", value_at(0));
+  if (offsets[0] != 0) throw_invalid("%s must be 0 at first, got %d at 0", member, offsets[0]);
   for (std::int64_t i = 0; i < sequences; ++i)
     if (offsets[i + 1] < offsets[i])
-      throw_invalid(member, "never decreasing", value_at(i + 1) + " after " + std::to_string(offsets[i]));
+      throw_invalid("%s must be never decreasing, got %d at %" PRId64 " after %d", member, offsets[i + 1], i + 1,
+                    offsets[i]);
   if (offsets[sequences] != end)
-    throw_invalid(member, std::string(end_name) + " (" + std::to_string(end) + ") at last", value_at(sequences));
+    throw_invalid("%s must be %s (%" PRId64 ") at last, got %d at %" PRId64, member, end_name, end, offsets[sequences],
+                  sequences);
 }
 
 /// Checks a call, and returns it with windows that mask nothing as unlimited ones.
 inline AttentionParams checked(AttentionParams params) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2, kWidest = 1 << 20;
-  check_range("AttentionParams::dtype", static_cast<std::int64_t>(params.dtype), 0, 2);
-  check_range("AttentionParams::mask_type", static_cast<std::int64_t>(params.mask_type), 0, 3);
-  check_range("AttentionParams::batch_size", params.batch_size, 0, kMost);
-  check_range("AttentionParams::num_heads", params.num_heads, 1, kMost);
-  check_range("AttentionParams::num_kv_heads", params.num_kv_heads, 1, kMost);
-  check_range("AttentionParams::query_length", params.query_length, 0, kMost);
-  check_range("AttentionParams::key_length", params.key_length, 0, kMost);
-  check_range("AttentionParams::head_dim", params.head_dim, 1, kWidest);
-  check_range("AttentionParams::value_dim", params.value_dim, 1, kWidest);
+  check_range("dtype", static_cast<std::int64_t>(params.dtype), 0, 2);
+  check_range("mask_type", static_cast<std::int64_t>(params.mask_type), 0, 3);
+  check_range("batch_size", params.batch_size, 0, kMost);
+  check_range("num_heads", params.num_heads, 1, kMost);
+  check_range("num_kv_heads", params.num_kv_heads, 1, kMost);
+  check_range("query_length", params.query_length, 0, kMost);
+  check_range("key_length", params.key_length, 0, kMost);
+  check_range("head_dim", params.head_dim, 1, kWidest);
+  check_range("value_dim", params.value_dim, 1, kWidest);
   if (params.num_heads % params.num_kv_heads != 0)
-    throw_invalid("AttentionParams::num_kv_heads", "a divisor of num_heads (" + std::to_string(params.num_heads) + ")",
-                  std::to_string(params.num_kv_heads));
+    throw_invalid("AttentionParams::num_kv_heads must be a divisor of num_heads (%" PRId64 "), got %" PRId64,
+                  params.num_heads, params.num_kv_heads);
   const double rows = static_cast<double>(params.batch_size) * static_cast<double>(params.num_heads) *
                       static_cast<double>(std::max(params.query_length, params.key_length));
   if (rows > 0x1p47)
-    throw_invalid("AttentionParams::batch_size", "such that N · H · L and N · H · S are at most 2^47", text_of(rows));
+    throw_invalid("AttentionParams::batch_size must be such that N · H · L and N · H · S are at most 2^47, got %g",
+                  rows);
 
   const bool has_queries = params.batch_size * params.query_length > 0;
   const bool has_keys = params.batch_size * params.key_length > 0;
@@ -121,17 +120,18 @@ inline AttentionParams checked(AttentionParams params) {
 
   const double least = is_float64(params) ? 0x1p-1022 : 0x1p-126;
   const double most = is_float64(params) ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
-  const std::string of_dtype = is_float64(params) ? " in float64" : " in float32";
+  const char* const computed_in = is_float64(params) ? "float64" : "float32";
   if (params.scale && !(std::abs(*params.scale) <= most))
-    throw_invalid("AttentionParams::scale", "finite" + of_dtype, text_of(*params.scale));
+    throw_invalid("AttentionParams::scale must be finite in %s, got %g", computed_in, *params.scale);
   if (params.softcap != 0 && !(params.softcap >= least && params.softcap <= most))
-    throw_invalid("AttentionParams::softcap", "0 (none), or positive and finite" + of_dtype, text_of(params.softcap));
+    throw_invalid("AttentionParams::softcap must be 0 (none), or positive and finite in %s, got %g", computed_in,
+                  params.softcap);
   if (!(params.dropout >= 0 && params.dropout <= 1))
-    throw_invalid("AttentionParams::dropout", "a probability from 0 to 1", text_of(params.dropout));
+    throw_invalid("AttentionParams::dropout must be a probability from 0 to 1, got %g", params.dropout);
   check_memory("AttentionParams::alibi_slopes", params.alibi_slopes, /*has_numbers=*/false, computed);
 
   if (params.mask_type == MaskType::kAddedBFloat16 && is_float64(params))
-    throw_invalid("AttentionParams::mask_type", "kNone, kBool or kAdded for float64 tensors", "kAddedBFloat16");
+    throw_invalid("AttentionParams::mask_type must be kNone, kBool or kAdded for float64 tensors, got kAddedBFloat16");
   if (params.mask_type != MaskType::kNone) {
     const std::size_t size = params.mask_type == MaskType::kBool    ? 1
                              : params.mask_type == MaskType::kAdded ? computed
@@ -139,12 +139,12 @@ inline AttentionParams checked(AttentionParams params) {
     check_memory("AttentionParams::attn_mask.data", params.attn_mask.data, has_queries && has_keys, size);
   }
 
-  check_window("AttentionParams::window_left", params.window_left);
-  check_window("AttentionParams::window_right", params.window_right);
+  check_window("window_left", params.window_left);
+  check_window("window_right", params.window_right);
   if (params.window_left >= params.key_length - 1) params.window_left = -1;
   if (params.window_right >= params.query_length - 1) params.window_right = -1;
 
-  check_range("AttentionParams::num_sequences", params.num_sequences, 0, kMost);
+  check_range("num_sequences", params.num_sequences, 0, kMost);
   if (params.num_sequences > 0 || params.query_offsets != nullptr || params.key_offsets != nullptr) {
     check_offsets("AttentionParams::query_offsets", params.query_offsets, params.num_sequences, "query_length",
                   params.query_length);
@@ -161,7 +161,7 @@ inline void check_sum(const char* member, const SummedGradient& sum, const std::
   std::uint64_t size = 1;
   for (int i = 0; i < dimensions; ++i) size *= strides[i] == 0 ? 1 : static_cast<std::uint64_t>(sizes[i]);
   if (static_cast<std::uint64_t>(sum.size) != size)
-    throw_invalid(std::string(member) + ".size", std::to_string(size), std::to_string(sum.size));
+    throw_invalid("%s.size must be %" PRIu64 ", got %" PRId64, member, size, sum.size);
   check_memory(member, sum.data, /*has_numbers=*/false, alignof(double));
 }
 
@@ -193,11 +193,11 @@ inline void check_gradients(const AttentionParams& params, const AttentionGradie
 
   const bool is_added = params.mask_type == MaskType::kAdded || params.mask_type == MaskType::kAddedBFloat16;
   if (gradients.attn_mask.data != nullptr && !is_added)
-    throw_invalid("AttentionGradients::attn_mask.data", "null without an added mask", "a pointer");
+    throw_invalid("AttentionGradients::attn_mask.data must be null without an added mask, got a pointer");
   const std::int64_t sizes[4] = {N, H, L, S}, stride_of_heads[2] = {params.alibi_strides[0], 1};
   check_sum("AttentionGradients::attn_mask", gradients.attn_mask, sizes, params.attn_mask.strides, 4);
   if (gradients.alibi_slopes.data != nullptr && params.alibi_slopes == nullptr)
-    throw_invalid("AttentionGradients::alibi_slopes.data", "null without alibi_slopes", "a pointer");
+    throw_invalid("AttentionGradients::alibi_slopes.data must be null without alibi_slopes, got a pointer");
   check_sum("AttentionGradients::alibi_slopes", gradients.alibi_slopes, sizes, stride_of_heads, 2);
 }
 

@@ -45,8 +45,8 @@ class PlainVariant {
     Score score = score_;
     for_each_tensor(score, [&](int, const TensorView& view) {
       if (view.number_size() != static_cast<int>(compute_size(params)))
-        throw_invalid("a TensorView of the score_mod's tensors()",
-                      is_float64(params) ? "of double in a float64 call" : "of float in a float32 or bfloat16 call",
+        throw_invalid("a TensorView of the score_mod's tensors() must be of %s, got %s",
+                      is_float64(params) ? "double in a float64 call" : "float in a float32 or bfloat16 call",
                       view.number_size() == 0   ? "an unset view"
                       : view.number_size() == 8 ? "double"
                                                 : "float");
@@ -57,9 +57,10 @@ class PlainVariant {
     const std::size_t given = gradients.score_tensors.size();
     if (given == 0) return;
     if (given != kTensors)
-      throw_invalid("AttentionGradients::score_tensors",
-                    "empty, or one for each of the score_mod's tensors() (" + std::to_string(kTensors) + ")",
-                    std::to_string(given) + " gradients");
+      throw_invalid(
+          "AttentionGradients::score_tensors must be empty, or one for each of the score_mod's tensors() (%d), "
+          "got %zu gradients",
+          kTensors, given);
     Score score = score_;
     for_each_tensor(score, [&](int k, const TensorView& view) {
       const std::string member = "AttentionGradients::score_tensors[" + std::to_string(k) + "]";

@@ -13,7 +13,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <string>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
@@ -26,8 +25,9 @@ struct NoVariant {
   void check(const AttentionParams&) const {}
   void check_gradients(const AttentionGradients& gradients) const {
     if (!gradients.score_tensors.empty())
-      attend::detail::throw_invalid("AttentionGradients::score_tensors", "empty without a score_mod",
-                                    std::to_string(gradients.score_tensors.size()) + " gradients");
+      attend::detail::throw_invalid(
+          "AttentionGradients::score_tensors must be empty without a score_mod, got %zu gradients",
+          gradients.score_tensors.size());
   }
 };
 
