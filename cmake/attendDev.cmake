@@ -27,18 +27,20 @@ if(ATTEND_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
       CCACHE_NOHASHDIR=1 "${ATTEND_CCACHE}")
 endif()
 
-# attend's own programs link to this target.
+# attend's own programs link to attend_dev, and those without LibTorch to attend_dev_kernels.
+add_library(attend_dev_kernels INTERFACE)
+target_link_libraries(attend_dev_kernels INTERFACE attend::kernels)
 add_library(attend_dev INTERFACE)
-target_link_libraries(attend_dev INTERFACE attend::attend)
-target_compile_options(attend_dev INTERFACE
+target_link_libraries(attend_dev INTERFACE attend_dev_kernels attend::attend)
+target_compile_options(attend_dev_kernels INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic>
   # g++ 12 warns about inlined code of std::string (GCC bug 105651).
   $<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-restrict>
   $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>)
 if(ATTEND_SANITIZE)
-  target_compile_options(attend_dev INTERFACE
+  target_compile_options(attend_dev_kernels INTERFACE
     -fsanitize=${ATTEND_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
-  target_link_options(attend_dev INTERFACE -fsanitize=${ATTEND_SANITIZE})
+  target_link_options(attend_dev_kernels INTERFACE -fsanitize=${ATTEND_SANITIZE})
 endif()
 
 # ---- CUDA, if there are a compiler and .cu files --------------------------------------------------------------------
