@@ -12,12 +12,16 @@ BEGIN = """\
 // Written by doc_comments.py.
 #include <attend/attend.h>
 #include <attend/data.h>
+#include <attend/kernels.h>
 #include <attend/training.h>
 
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/types.h>
 
 #include <iostream>
+#include <thread>
+#include <tuple>
+#include <vector>
 
 namespace {
 

@@ -134,9 +134,9 @@ std::int64_t flex_saved_bytes(const AttentionParams& params, const Score& score_
 /// Source: Dong et al., "Flex Attention", 2024.
 ///
 /// @code
-/// void forward(const attend::AttentionParams& params, const attend::AttentionOutputs& outputs) {
-///   attend::kernels::flex_attention_forward(params, attend::Softcap{30}, attend::SlidingWindow(256, 0), outputs);
-/// }
+/// attend::AttentionParams params;  // both set as for attention_forward()
+/// attend::AttentionOutputs outputs;
+/// attend::kernels::flex_attention_forward(params, attend::Softcap{30}, attend::SlidingWindow(256, 0), outputs);
 /// @endcode
 template <class Score, class Mask>
 void flex_attention_forward(const AttentionParams& params, const Score& score_mod, const Mask& mask_mod,

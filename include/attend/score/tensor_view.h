@@ -130,9 +130,9 @@ class TensorView {
   /// The sizes. Those that are missing are 1.
   const std::int64_t (&sizes() const)[4] { return shape_.sizes; }
 
-  // For the kernels: the size of a number in bytes, 0 if the view was made by a Binder; and the reads that a derivative
-  // is by.
+  /// Called by the kernels: the size of a number in bytes; 0 if it is not known, because a Binder made the view.
   int number_size() const { return number_size_; }
+  /// Called by the kernels: from now on, derivatives are by what is read through this view.
   void differentiate(detail::TensorReads* reads) { reads_[0] = reads; }
 
   /// Used by Binder, with internal types.
