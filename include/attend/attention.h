@@ -9,6 +9,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#if !defined(ATTEND_COMPILED)
+#include <attend/attention/detail/calls_impl.h>
+#endif
+
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// Attention: each query's output is an average of the values, weighted by how well the query matches each key.
 ///

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <attend/attention/detail/calls.h>
+#include <attend/attention/detail/calls_impl.h>
 #include <attend/attention/sdpa.h>
 
 #include <attend/attention.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The functions that every call of attention goes through. They are inline as a rule. A program that links
-// attend::compiled finds them in that library, and its own files do not compile the kernels.
+// The functions that every call of attention goes through. attention.h defines them inline (calls_impl.h). In a program
+// that links attend::compiled that library holds them, and the program's own files do not compile the kernels.
 
 #include <attend/attention/backend.h>
 #include <attend/attention/detail/problem.h>
@@ -28,7 +28,3 @@ ATTEND_INLINE Explanation explain(const Problem& problem, Backend asked_for);
 ATTEND_INLINE at::Tensor weights(const at::Tensor& query, const at::Tensor& key, const AttentionOptions& options);
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
-
-#if !defined(ATTEND_COMPILED)
-#include <attend/attention/detail/calls_impl.h>
-#endif
