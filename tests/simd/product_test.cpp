@@ -41,7 +41,7 @@ void for_each_shape(const auto& check) {
 
 constexpr int kGap = 3;  // numbers between the rows of a matrix, which must not be written
 
-/// Checks Product<T> of numbers that draw() returns against sums in long double. In each step of a sum the error may be
+/// Checks Product<T> of numbers that draw() returns against sums in a wider type. In each step of a sum the error may be
 /// `units` times that of rounding to T. The gaps between the rows of C must keep their numbers.
 template <class T, class Isa>
 void check_numbers(const Shape& shape, double units, const auto& draw) {
@@ -62,14 +62,15 @@ void check_numbers(const Shape& shape, double units, const auto& draw) {
         wrong += c[entry] != before[entry];
         continue;
       }
-      long double sum = 0, size = 0;
+      using Wide = std::conditional_t<std::is_same_v<T, float>, double, long double>;
+      Wide sum = 0, size = 0;
       for (int k = 0; k < depth; ++k) {
-        const long double term = static_cast<long double>(a[i * a_row + k * a_column]) * b[k * b_row + n];
+        const Wide term = static_cast<Wide>(a[i * a_row + k * a_column]) * b[k * b_row + n];
         sum += term;
         size += std::abs(term);
       }
-      const long double exact = static_cast<T>(factor) * sum + (add ? before[entry] : T(0));
-      const long double allowed = units * std::numeric_limits<T>::epsilon() / 2 * (depth + 8) *
+      const Wide exact = static_cast<T>(factor) * sum + (add ? before[entry] : T(0));
+      const Wide allowed = units * std::numeric_limits<T>::epsilon() / 2 * (depth + 8) *
                                   (factor * size + (add ? std::abs(before[entry]) : T(0)));
       wrong += !(std::abs(c[entry] - exact) <= allowed);
     }
