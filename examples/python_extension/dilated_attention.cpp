@@ -57,9 +57,8 @@ at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::T
   TORCH_CHECK_VALUE(1 <= window && window <= kLargest, "window must be between 1 and ", kLargest, ", got ", window);
   TORCH_CHECK_VALUE(1 <= dilation && dilation <= kLargest, "dilation must be between 1 and ", kLargest, ", got ",
                     dilation);
-  return attend::flex_attention(
-      query, key, value, LogarithmicPenalty{strength, rate},
-      DilatedWindow{static_cast<std::int32_t>(window), static_cast<std::int32_t>(dilation)});
+  return attend::flex_attention(query, key, value, LogarithmicPenalty{strength, rate},
+                                DilatedWindow{static_cast<std::int32_t>(window), static_cast<std::int32_t>(dilation)});
 }
 
 }  // namespace

@@ -8,12 +8,12 @@
 #include <attend/attention/block_mask.h>
 #include <attend/attention/detail/cpu_variant.h>
 #include <attend/attention/flash_mask.h>
-#include <attend/score/mask_mod.h>
 #include <attend/attention/materialize.h>
-#include <attend/attention/variant.h>
 #include <attend/attention/options.h>
-#include <attend/score/score_mod.h>
 #include <attend/attention/sequence_masks.h>
+#include <attend/attention/variant.h>
+#include <attend/score/mask_mod.h>
+#include <attend/score/score_mod.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
@@ -53,7 +53,7 @@ Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::T
   const auto variant = std::make_shared<TypedVariant<Score, Mask>>(score_mod, mask_mod);
   problem.variant_tensors =
       variant->tensors({problem.batch_size(), problem.num_heads(), problem.query_length(), problem.key_length()},
-                            problem.query.device());
+                       problem.query.device());
   problem.variant = variant;
   problem.cpu_variant = std::make_shared<TypedCpuVariantMaker<Score, Mask>>(variant);
   return problem;

@@ -10,8 +10,8 @@
 #define ATTEND_HOST_DEVICE
 #endif
 
-/// Marks a function that is always inlined. A function that is not inlined would be compiled for the baseline instruction
-/// set of the build.
+/// Marks a function that is always inlined. A function that is not inlined would be compiled for the baseline
+/// instruction set of the build.
 #define ATTEND_ALWAYS_INLINE inline __attribute__((always_inline))
 
 /// Stands before a loop with a constant number of steps, up to 16, that is unrolled.

@@ -48,7 +48,8 @@ std::vector<double> error_ratios(const Call& call, at::ScalarType dtype, Backend
                            const torch::Tensor& value) -> AttentionResult {
     torch::Tensor scores = query.matmul(key.transpose(2, 3)) * (1.0 / std::sqrt(static_cast<double>(call.width)));
     if (call.is_causal) {
-      const torch::Tensor later = torch::ones({call.queries, call.keys}, torch::kBool).triu(1 + call.keys - call.queries);
+      const torch::Tensor later =
+          torch::ones({call.queries, call.keys}, torch::kBool).triu(1 + call.keys - call.queries);
       scores = scores.masked_fill(later, dtype == torch::kHalf ? -65504.0 : -3e38);
     }
     return {scores.softmax(-1).matmul(value), scores.logsumexp(-1)};

@@ -136,18 +136,17 @@ TEST_CASE("block_mask_of: N = 1 and H = 1 serve for all batch entries and heads"
 }
 
 TEST_CASE("BlockMask: the lists of PyTorch's create_block_mask give the mask, and the table of block_mask_of()") {
-  // torch 2.15.0: create_block_mask(lambda b, h, q, k: ((q >= k) & (q - k <= 150)) | (k < 40 + h * 100), 1, 2, 400, 500,
-  // device="cpu", BLOCK_SIZE=(64, 128)); numbers after the ends of the lists are left out.
+  // torch 2.15.0: create_block_mask(lambda b, h, q, k: ((q >= k) & (q - k <= 150)) | (k < 40 + h * 100), 1, 2, 400,
+  // 500, device="cpu", BLOCK_SIZE=(64, 128)); numbers after the ends of the lists are left out.
   const torch::Tensor num_blocks = torch::tensor({1, 1, 2, 2, 3, 3, 4, 1, 1, 1, 1, 2, 2, 4}).view({1, 2, 7});
-  const torch::Tensor first = torch::arange(4).expand({7, 4}),
-                      indices = torch::stack({first, torch::tensor({{1, 0, 0, 0},
-                                                                    {1, 0, 0, 0},
-                                                                    {1, 0, 0, 0},
-                                                                    {1, 0, 0, 0},
-                                                                    {1, 2, 0, 0},
-                                                                    {1, 2, 0, 0},
-                                                                    {0, 1, 2, 3}})})
-                                    .unsqueeze(0);
+  const torch::Tensor
+      first = torch::arange(4).expand({7, 4}),
+      indices =
+          torch::stack(
+              {first,
+               torch::tensor(
+                   {{1, 0, 0, 0}, {1, 0, 0, 0}, {1, 0, 0, 0}, {1, 0, 0, 0}, {1, 2, 0, 0}, {1, 2, 0, 0}, {0, 1, 2, 3}})})
+              .unsqueeze(0);
   const torch::Tensor full_num_blocks = torch::tensor({0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0}).view({1, 2, 7});
   const torch::Tensor full_indices = first.expand({1, 2, 7, 4});
   const BlockMask mask(num_blocks, indices, full_num_blocks, full_indices, {64, 128}, WindowAndPrefix{});

@@ -341,13 +341,8 @@ TEST_CASE("kCpu: float32, bfloat16 and float16 are as accurate as the dense form
       CAPTURE(width);
       CAPTURE(value_dim);
       torch::manual_seed(1);
-      const Tensors inputs = random_inputs({.batch = 2,
-                                            .heads = 4,
-                                            .kv_heads = 4,
-                                            .queries = 35,
-                                            .keys = 67,
-                                            .width = width,
-                                            .value_dim = value_dim});
+      const Tensors inputs = random_inputs(
+          {.batch = 2, .heads = 4, .kv_heads = 4, .queries = 35, .keys = 67, .width = width, .value_dim = value_dim});
       for (const auto dtype : kNarrowDtypes) check_accurate(with(on_cpu()), dense(), inputs, dtype);
     }
   }
@@ -470,8 +465,8 @@ TEST_CASE("kCpu: learned alibi_slopes (H) and (N, H) get the right gradients, in
       CAPTURE(is_per_batch);
       CAPTURE(is_causal);
       torch::manual_seed(1);
-      Tensors inputs = random_inputs(
-          {.batch = N, .heads = H, .kv_heads = 2, .queries = 66, .keys = 70, .width = 8, .value_dim = 6});
+      Tensors inputs =
+          random_inputs({.batch = N, .heads = H, .kv_heads = 2, .queries = 66, .keys = 70, .width = 8, .value_dim = 6});
       inputs.push_back(0.25 * (is_per_batch ? torch::rand({N, H}, torch::kDouble) : torch::rand({H}, torch::kDouble)));
       const Attend ours = with_slopes(on_cpu().is_causal(is_causal));
       check_every_dtype(ours, dense(add_slopes, is_causal ? causal : everywhere), inputs);
@@ -612,7 +607,8 @@ TEST_CASE("kCpu: queries that may attend to nothing give zeros, −∞ and zero 
   constexpr std::int64_t L = 70, S = 66;
   torch::Tensor some_rows = torch::ones({L, S}, torch::kBool);
   for (const std::int64_t row : {0, 5, 63, 64, 69}) some_rows[row] = false;
-  const torch::Tensor added = torch::zeros({L, S}, torch::kDouble).masked_fill(some_rows.logical_not(), kNegativeInfinity);
+  const torch::Tensor added =
+      torch::zeros({L, S}, torch::kDouble).masked_fill(some_rows.logical_not(), kNegativeInfinity);
   for (const auto dtype : kDtypes) {
     const std::pair<std::string, AttentionOptions> cases[] = {
         {"causal, more queries than keys", on_cpu().is_causal(true)},

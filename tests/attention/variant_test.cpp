@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <attend/attention/bias.h>
-#include <attend/attention/variant.h>
 #include <attend/attention/sequence_masks.h>
+#include <attend/attention/variant.h>
 
 #include <doctest/doctest.h>
 #include <torch/types.h>

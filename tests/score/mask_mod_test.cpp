@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include <attend/score/mask_mod.h>
 #include <attend/attention/materialize.h>
+#include <attend/score/mask_mod.h>
 
 #include "support/grid.h"
 #include "support/key_ranges.h"

@@ -41,8 +41,8 @@ void for_each_shape(const auto& check) {
 
 constexpr int kGap = 3;  // numbers between the rows of a matrix, which must not be written
 
-/// Checks Product<T> of numbers that draw() returns against sums in a wider type. In each step of a sum the error may be
-/// `units` times that of rounding to T. The gaps between the rows of C must keep their numbers.
+/// Checks Product<T> of numbers that draw() returns against sums in a wider type. In each step of a sum the error may
+/// be `units` times that of rounding to T. The gaps between the rows of C must keep their numbers.
 template <class T, class Isa>
 void check_numbers(const Shape& shape, double units, const auto& draw) {
   const auto [rows, columns, depth, is_transposed, add, factor] = shape;
@@ -71,7 +71,7 @@ void check_numbers(const Shape& shape, double units, const auto& draw) {
       }
       const Wide exact = static_cast<T>(factor) * sum + (add ? before[entry] : T(0));
       const Wide allowed = units * std::numeric_limits<T>::epsilon() / 2 * (depth + 8) *
-                                  (factor * size + (add ? std::abs(before[entry]) : T(0)));
+                           (factor * size + (add ? std::abs(before[entry]) : T(0)));
       wrong += !(std::abs(c[entry] - exact) <= allowed);
     }
   CAPTURE(shape.rows);

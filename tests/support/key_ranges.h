@@ -54,8 +54,9 @@ void check_key_ranges(const Mask& mask, const AttentionSizes& sizes, bool is_tig
       if (keys > 0) {
         KeyRange some{below(keys), 0};
         some.end = some.begin + 1 + below(keys - some.begin);
-        const torch::Tensor within =
-            allowed[block.batch][block.head].slice(0, block.query_begin, block.query_end).slice(1, some.begin, some.end);
+        const torch::Tensor within = allowed[block.batch][block.head]
+                                         .slice(0, block.query_begin, block.query_end)
+                                         .slice(1, some.begin, some.end);
         const MaskCover cover = attend::detail::mask_cover(view, block, some);
         if (cover == MaskCover::kEmpty) CHECK(!within.any().item<bool>());
         if (cover == MaskCover::kFull) CHECK(within.all().item<bool>());

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <attend/attention/binder.h>
+#include <attend/macros.h>
 #include <attend/score/coordinate.h>
 #include <attend/score/tensor_view.h>
-#include <attend/macros.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>

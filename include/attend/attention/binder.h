@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/score/tensor_view.h>
 #include <attend/detail/torch/check_dense.h>
+#include <attend/score/tensor_view.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>

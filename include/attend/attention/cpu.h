@@ -19,7 +19,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The backend kCpu: attend's own kernels for the CPU, for everything that attention() and flex_attention() can ask for.
+/// The backend kCpu: attend's own kernels for the CPU, for everything that attention() and flex_attention() can ask
+/// for.
 struct Cpu {
   static constexpr Backend kBackend = Backend::kCpu;
 

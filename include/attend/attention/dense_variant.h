@@ -6,12 +6,12 @@
 // and to every tensor that the score_mod reads.
 
 #include <attend/attention/binder.h>
-#include <attend/score/coordinate.h>
-#include <attend/score/dual.h>
-#include <attend/score/score_mod.h>
 #include <attend/detail/torch/autograd_node.h>
 #include <attend/detail/torch/const_data.h>
 #include <attend/detail/torch/parallel.h>
+#include <attend/score/coordinate.h>
+#include <attend/score/dual.h>
+#include <attend/score/score_mod.h>
 #include <attend/version.h>
 
 #include <ATen/Parallel.h>

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <attend/attention/binder.h>
-#include <attend/score/mask_mod.h>
 #include <attend/attention/variant.h>
-#include <attend/score/score_mod.h>
 #include <attend/detail/torch/check_dense.h>
+#include <attend/score/mask_mod.h>
+#include <attend/score/score_mod.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>

@@ -96,7 +96,8 @@ struct Reference {
     if (is_added_mask) scores = scores + mask;
     if (problem.variant != nullptr) scores = problem.variant->change(scores, problem.variant_tensors);
     if (masked.defined()) scores = scores.masked_fill(masked, kNegativeInfinity);
-    return is_watched ? scores.masked_fill(scores.eq(kNegativeInfinity), kNegativeInfinity) : scores;  // −∞ has no gradient
+    return is_watched ? scores.masked_fill(scores.eq(kNegativeInfinity), kNegativeInfinity)
+                      : scores;  // −∞ has no gradient
   }
 
   /// The positions of queries and keys, and, in packed batches, the sequence that each belongs to.
@@ -124,9 +125,7 @@ struct Reference {
   /// What masks, the window and packed batches rule out: bool, broadcastable to (N, H, L, S); undefined if nothing.
   static at::Tensor masked_by(const Problem& problem, const Positions& at, const AttentionSizes& sizes) {
     at::Tensor masked;
-    const auto add = [&masked](const at::Tensor& also) {
-      masked = masked.defined() ? masked.logical_or(also) : also;
-    };
+    const auto add = [&masked](const at::Tensor& also) { masked = masked.defined() ? masked.logical_or(also) : also; };
     const Window& window = problem.window;
     if (window.left >= 0) add(at.key < at.query - window.left);
     if (window.right >= 0) add(at.key > at.query + window.right);
@@ -141,7 +140,8 @@ struct Reference {
   /// A row of nothing but −∞ gives zeros, and zero gradients. In a row with NaN, −∞ gives 0 too.
   static at::Tensor softmax(const at::Tensor& scores) {
     const at::Tensor weights = at::_safe_softmax(scores, -1);
-    return is_looked_at(weights) && !is_finite(weights) ? weights.masked_fill(scores.eq(kNegativeInfinity), 0.0) : weights;
+    return is_looked_at(weights) && !is_finite(weights) ? weights.masked_fill(scores.eq(kNegativeInfinity), 0.0)
+                                                        : weights;
   }
 
   /// A row of nothing but −∞ gives −∞, and zero gradients, where torch's gradient is NaN.

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/attention_node.h>
 #include <attend/attention/detail/cpu_call.h>
 #include <attend/attention/detail/finite.h>
 #include <attend/attention/detail/output_layout.h>
 #include <attend/attention/detail/problem.h>
-#include <attend/attention/attention_node.h>
 #include <attend/detail/torch/refused.h>
 #include <attend/detail/torch/without_data.h>
 #include <attend/version.h>

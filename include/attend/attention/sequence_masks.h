@@ -2,11 +2,11 @@
 #pragma once
 
 #include <attend/attention/binder.h>
+#include <attend/macros.h>
 #include <attend/score/coordinate.h>
 #include <attend/score/mask_cover.h>
 #include <attend/score/mask_mod.h>
 #include <attend/score/tensor_view.h>
-#include <attend/macros.h>
 #include <attend/version.h>
 
 #include <ATen/TensorOperators.h>
@@ -22,8 +22,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// A mask_mod for several documents in one sequence: a query attends to the keys of its own document.
 ///
 /// Each position has the number of its document, an integer within int32. The tensors are (L) for the queries and (S)
-/// for the keys, or (N, L) and (N, S) if batch entries differ. In self-attention one tensor is enough. Blocks of keys of
-/// other documents are not computed. That works best if each document is one piece of the sequence.
+/// for the keys, or (N, L) and (N, S) if batch entries differ. In self-attention one tensor is enough. Blocks of keys
+/// of other documents are not computed. That works best if each document is one piece of the sequence.
 ///
 /// The tensors are checked when attention is called; see bind().
 ///
@@ -46,7 +46,7 @@ class Document : public detail::MaskOperators {
 
   struct View : detail::MaskOperators {
     IntegerView query_documents, key_documents;
-    std::int32_t query_row, key_row;  // 0: the same for all batch entries; 1: one row for each
+    std::int32_t query_row, key_row;           // 0: the same for all batch entries; 1: one row for each
     bool are_keys_sorted, are_queries_sorted;  // whether the numbers never decrease
 
     ATTEND_HOST_DEVICE bool operator()(Coordinate at) const {

@@ -3,10 +3,10 @@
 
 #include <attend/attention/binder.h>
 #include <attend/attention/dense_variant.h>
-#include <attend/score/mask_mod.h>
-#include <attend/score/score_mod.h>
 #include <attend/detail/torch/expanded.h>
 #include <attend/detail/torch/in_memory.h>
+#include <attend/score/mask_mod.h>
+#include <attend/score/score_mod.h>
 #include <attend/version.h>
 
 #include <ATen/TensorOperators.h>

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <attend/attention/backend.h>
-#include <attend/layers/detail/cpu_convolution.h>
-#include <attend/layers/detail/convolution_stack.h>
 #include <attend/detail/nn/archive.h>
 #include <attend/detail/torch/checks.h>
 #include <attend/layers/activation.h>
+#include <attend/layers/detail/convolution_stack.h>
+#include <attend/layers/detail/cpu_convolution.h>
 #include <attend/version.h>
 
 #include <torch/arg.h>

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <attend/attention.h>
-#include <attend/layers/detail/fused_linear.h>
 #include <attend/detail/nn/archive.h>
 #include <attend/detail/torch/checks.h>
 #include <attend/detail/torch/without_data.h>
+#include <attend/layers/detail/fused_linear.h>
 #include <attend/version.h>
 
 #include <torch/arg.h>

@@ -39,8 +39,8 @@ ATTEND_HOST_DEVICE constexpr std::int32_t larger(std::int32_t a, std::int32_t b)
 /// };
 /// @endcode
 ///
-/// Without more, the scores of all keys are computed, and the mask is called for each. Two optional functions avoid that.
-/// A mask for long sequences has `cover`; `keys` is a short form for a mask that is one range of keys.
+/// Without more, the scores of all keys are computed, and the mask is called for each. Two optional functions avoid
+/// that. A mask for long sequences has `cover`; `keys` is a short form for a mask that is one range of keys.
 ///
 /// - `MaskCover cover(attend::QueryBlock queries, attend::KeyRange keys) const`: how much the mask allows of these
 ///   scores. Empty blocks are skipped, and for full blocks the mask is not called. kPartial is always a right answer.

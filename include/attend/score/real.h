@@ -18,9 +18,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 //
 //   template <class T> T operator()(T score, Coordinate at) const { return score - abs(score) * 0.5f; }
 //
-// It is called with Real<V> for its value, and with Dual<V> (dual.h) for its value and derivative. V is float or double.
-// Both types have + - * /, comparisons of the values, and abs exp log pow sqrt sin cos tan tanh sigmoid erf floor round
-// max min select, which are found without a namespace. Both convert from any number.
+// It is called with Real<V> for its value, and with Dual<V> (dual.h) for its value and derivative. V is float or
+// double. Both types have + - * /, comparisons of the values, and abs exp log pow sqrt sin cos tan tanh sigmoid erf
+// floor round max min select, which are found without a namespace. Both convert from any number.
 
 /// A number. A class, because for a built-in float the name abs may mean that of int, and exp that of double.
 template <class V>
@@ -44,7 +44,7 @@ struct Real {
   ATTEND_NUMBER friend constexpr bool operator==(Real a, Real b) { return a.value == b.value; }
   ATTEND_NUMBER friend constexpr bool is_zero(Real x) { return x.value == V(0); }
   ATTEND_NUMBER friend constexpr Real unless_zero(Real x, Real y) {  // y, or 0 if x is; by its bits, because g++
-    using Bits = typename simd::FloatFormat<V>::Bits;              // makes a branch of a ?: here
+    using Bits = typename simd::FloatFormat<V>::Bits;                // makes a branch of a ?: here
     return __builtin_bit_cast(V, static_cast<Bits>(__builtin_bit_cast(Bits, y.value) & (Bits{0} - (x.value != V(0)))));
   }
 

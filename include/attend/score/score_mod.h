@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/macros.h>
 #include <attend/score/coordinate.h>
 #include <attend/score/dual.h>
 #include <attend/score/tensor_view.h>
-#include <attend/macros.h>
 #include <attend/version.h>
 
 #include <concepts>

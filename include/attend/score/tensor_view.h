@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/score/dual.h>
 #include <attend/macros.h>
+#include <attend/score/dual.h>
 #include <attend/version.h>
 
 #include <cstddef>
@@ -112,7 +112,8 @@ class TensorView {
   /// @endcode
   template <class V>
   requires(std::is_same_v<V, float> || std::is_same_v<V, double>)
-  TensorView(const V* data, std::initializer_list<std::int64_t> sizes) : data_(data), number_size_(sizeof(V)) {
+      TensorView(const V* data, std::initializer_list<std::int64_t> sizes)
+      : data_(data), number_size_(sizeof(V)) {
     static constexpr V kZero = 0;
     std::size_t d = sizes.size();
     std::int64_t stride = 1;

@@ -25,7 +25,8 @@ struct Avx512 {
 template <class Operation>
 struct CompiledFor<Avx512, Operation> {
   template <class... Arguments>
-  [[gnu::flatten, gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]] static auto call(Arguments... arguments) {
+  [[gnu::flatten, gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]] static auto call(
+      Arguments... arguments) {
     return Operation::template run<Avx512>(arguments...);
   }
 };

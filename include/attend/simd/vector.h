@@ -54,7 +54,8 @@ struct Vec {
     __builtin_memcpy(to, &halves, sizeof halves);
   }
 
-#if !defined(__CUDA_ARCH__)  // nvcc also reads these for the GPU, where vectors are an error; the host's code is the same
+#if !defined( \
+    __CUDA_ARCH__)  // nvcc also reads these for the GPU, where vectors are an error; the host's code is the same
   /// eˣ, for x ≤ 80.
   static ATTEND_ALWAYS_INLINE void exp(Vector& x) { exponential<T, /*kIsBounded=*/true, Integers>(x); }
   static ATTEND_ALWAYS_INLINE void tanh(Vector& x) { hyperbolic_tangent<T, Integers>(x); }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include <attend/detail/torch/parallel.h>
 #include <attend/detail/thread_pool.h>
+#include <attend/detail/torch/parallel.h>
 #include <attend/layers/conv_stack.h>
 
 #include <ATen/Context.h>

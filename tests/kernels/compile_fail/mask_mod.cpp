@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// expect: attend::kernels: a mask_mod must be trivially copyable and have `bool operator()(attend::Coordinate at) const`
+// expect: attend::kernels: a mask_mod must be trivially copyable and have `bool operator()(attend::Coordinate at)
+// const`
 #include <attend/kernels.h>
 
 struct NotBool {

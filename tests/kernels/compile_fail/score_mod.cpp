@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// expect: attend::kernels: a score_mod must be trivially copyable and have `template <class T> T operator()(T score, attend::Coordinate at) const`
+// expect: attend::kernels: a score_mod must be trivially copyable and have `template <class T> T operator()(T score,
+// attend::Coordinate at) const`
 #include <attend/kernels.h>
 
 struct OnlyFloat {

@@ -4,8 +4,8 @@
 #include <attend/attention/attention_node.h>
 #include <attend/attention/detail/cpu_variant.h>
 #include <attend/attention/detail/instruction_set.h>
-#include <attend/attention/detail/params.h>
 #include <attend/attention/detail/output_layout.h>
+#include <attend/attention/detail/params.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/detail/torch_executor.h>
 #include <attend/attention/variant.h>
@@ -93,7 +93,8 @@ struct CpuKernel {
         return read.defined() ? sum_for(read, one_copy(read).sizes()) : sum_for(read, {});
       };
       gradients.attn_mask = sum_for_copy(problem_.attn_mask);
-      gradients.alibi_slopes = sum_for(problem_.alibi_slopes, params_.alibi_slopes.defined() ? params_.alibi_slopes.sizes() : at::IntArrayRef());
+      gradients.alibi_slopes = sum_for(
+          problem_.alibi_slopes, params_.alibi_slopes.defined() ? params_.alibi_slopes.sizes() : at::IntArrayRef());
       const int score_tensors = variant_ == nullptr ? 0 : variant_->tensors();
       for (int k = 0; k < score_tensors; ++k)
         gradients.score_tensors.push_back(sum_for_copy(problem_.variant_tensors[static_cast<std::size_t>(k)]));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/detail/torch/const_data.h>
 #include <attend/detail/philox.h>
+#include <attend/detail/torch/const_data.h>
 #include <attend/version.h>
 
 #include <ATen/TensorOperators.h>

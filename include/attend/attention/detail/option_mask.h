@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/score/coordinate.h>
 #include <attend/attention/detail/problem.h>
+#include <attend/score/coordinate.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>

@@ -26,12 +26,12 @@ struct Problem {
   at::Tensor value;         // (N, G, S, Dv)
   at::Tensor attn_mask;     // undefined, or 4-d and broadcastable to (N, H, L, S): bool, float32, or the query's dtype
   at::Tensor alibi_slopes;  // undefined, or (1 or N, H)
-  at::Tensor query_offsets, key_offsets;  // undefined, or int32 (sequences + 1)
-  at::Tensor dropout_seed;                // undefined without dropout, or int64 (1) on the device, drawn once per call
-  std::shared_ptr<const Variant> variant;              // of flex_attention(); null without
+  at::Tensor query_offsets, key_offsets;   // undefined, or int32 (sequences + 1)
+  at::Tensor dropout_seed;                 // undefined without dropout, or int64 (1) on the device, drawn once per call
+  std::shared_ptr<const Variant> variant;  // of flex_attention(); null without
   std::shared_ptr<const CpuVariantMaker> cpu_variant;  // the same for the CPU kernels
-  std::vector<at::Tensor> variant_tensors;      // those that it reads
-  Window window;                                     // is_causal is in it; unlimited where it would rule nothing out
+  std::vector<at::Tensor> variant_tensors;             // those that it reads
+  Window window;                                       // is_causal is in it; unlimited where it would rule nothing out
   double scale = 1.0;
   double softcap = 0.0;
   double dropout = 0.0;
@@ -51,9 +51,7 @@ struct Problem {
   bool is_packed() const { return query_offsets.defined(); }
 
   /// Whether a key may be ruled out for a query that is computed beside it. Sequences of a packed batch never are.
-  bool may_mask() const {
-    return attn_mask.defined() || variant != nullptr || window.left >= 0 || window.right >= 0;
-  }
+  bool may_mask() const { return attn_mask.defined() || variant != nullptr || window.left >= 0 || window.right >= 0; }
 };
 
 /// Whether a backward pass to this tensor may follow.

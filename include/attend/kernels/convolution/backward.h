@@ -110,11 +110,12 @@ class ConvStackBackward {
     stack_.bf16->pack_rows(words(dY_rounded), row, L, row, dY_pairs, row);
     const BFloat16* const input = input_rows<BFloat16>(stack_, i, n);
     stack_.bf16->pack_rows(words(input), in_row, stack_.rows(), in_row, even, in_row);
-    if (stack_.kernel_size > 1) stack_.bf16->pack_rows(words(input + in_row), in_row, stack_.rows() - 1, in_row, odd, in_row);
+    if (stack_.kernel_size > 1)
+      stack_.bf16->pack_rows(words(input + in_row), in_row, stack_.rows() - 1, in_row, odd, in_row);
     for (int j = 0; j < stack_.kernel_size; ++j)
       stack_.bf16->product({(j % 2 == 0 ? even : odd) + j / 2 * in_row, 1, in_row}, dY_pairs, row,
-                            sums + static_cast<std::int64_t>(j) * in_row * row, row, in_row, row, (L + 1) / 2,
-                            /*add=*/true, 1.0f);
+                           sums + static_cast<std::int64_t>(j) * in_row * row, row, in_row, row, (L + 1) / 2,
+                           /*add=*/true, 1.0f);
     if (!has_next) return;
     multiply_rows(stack_, rounded, row, convolution.backward_pairs.data(), next_, in_row);
   }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/kernels/cpu/bf16_operations.h>
+#include <attend/kernels/cpu/tile_operations.h>
 #include <attend/simd/bfloat16.h>
 #include <attend/simd/dispatch.h>
 #include <attend/simd/portable.h>
-#include <attend/kernels/cpu/bf16_operations.h>
-#include <attend/kernels/cpu/tile_operations.h>
 #include <attend/simd/vector.h>
 #include <attend/version.h>
 

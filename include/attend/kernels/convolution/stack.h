@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/kernels/cpu/head_view.h>
-#include <attend/kernels/cpu/workspace.h>
-#include <attend/kernels/cpu/bf16_operations.h>
-#include <attend/kernels/cpu/tile_operations.h>
 #include <attend/kernels/convolution/row_operations.h>
+#include <attend/kernels/cpu/bf16_operations.h>
+#include <attend/kernels/cpu/head_view.h>
+#include <attend/kernels/cpu/tile_operations.h>
+#include <attend/kernels/cpu/workspace.h>
 #include <attend/version.h>
 
 #include <algorithm>
@@ -19,10 +19,10 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 /// One convolution of a stack.
 struct Convolution {
   int in_channels, out_channels, kernel_size;
-  bool has_relu;                // after it
-  bool input_is_bfloat16;       // in the saved inputs
-  bool has_bf16_dot;            // whether it uses dot products of bfloat16
-  std::vector<float> bias;      // (out_row)
+  bool has_relu;            // after it
+  bool input_is_bfloat16;   // in the saved inputs
+  bool has_bf16_dot;        // whether it uses dot products of bfloat16
+  std::vector<float> bias;  // (out_row)
 
   // The weights as the forward pass reads them: (kernel_size · in_row, out_row), or, if the output is narrow,
   // (out_channels, kernel_size · in_row).
@@ -219,8 +219,8 @@ inline const float* input_in_float32(const ConvStackParams& stack, std::size_t i
 }
 
 /// FinishRows for all positions.
-inline void finish_rows(const ConvStackParams& stack, const float* from, int from_row, const float* bias, float* to, int to_row,
-                        int width, bool has_relu) {
+inline void finish_rows(const ConvStackParams& stack, const float* from, int from_row, const float* bias, float* to,
+                        int to_row, int width, bool has_relu) {
   stack.row_operations->finish(from, from_row, bias, to, to_row, stack.length, width, has_relu);
 }
 inline void finish_rows(const ConvStackParams& stack, const float* from, int from_row, const float* bias, BFloat16* to,
@@ -229,12 +229,12 @@ inline void finish_rows(const ConvStackParams& stack, const float* from, int fro
 }
 
 /// GradientRows for all positions.
-inline void gradient_rows(const ConvStackParams& stack, const float* from, int from_row, const float* output, int output_row,
-                          float* to, int to_row, int width) {
+inline void gradient_rows(const ConvStackParams& stack, const float* from, int from_row, const float* output,
+                          int output_row, float* to, int to_row, int width) {
   stack.row_operations->gradient(from, from_row, output, output_row, to, to_row, stack.length, width);
 }
-inline void gradient_rows(const ConvStackParams& stack, const float* from, int from_row, const BFloat16* output, int output_row,
-                          float* to, int to_row, int width) {
+inline void gradient_rows(const ConvStackParams& stack, const float* from, int from_row, const BFloat16* output,
+                          int output_row, float* to, int to_row, int width) {
   stack.row_operations->gradient_bfloat16(from, from_row, output, output_row, to, to_row, stack.length, width);
 }
 
@@ -251,7 +251,8 @@ void clear_around(Element* memory, int row, int rows, int before, int length) {
 
 /// to (L, to_row) = A W. Row l of A is the kernel_size · row numbers from rows + l · row on; W has to_row columns. Each
 /// tap is one product, so that its part of W stays in the first cache.
-inline void multiply_rows(const ConvStackParams& stack, const float* rows, int row, const float* weights, float* to, int to_row) {
+inline void multiply_rows(const ConvStackParams& stack, const float* rows, int row, const float* weights, float* to,
+                          int to_row) {
   const int depth = stack.kernel_size * row, step = std::max(row, 64);
   for (int k = 0; k < depth; k += step)
     stack.operations->product({rows + k, row, 1}, weights + static_cast<std::int64_t>(k) * to_row, to_row, to, to_row,
@@ -265,7 +266,7 @@ inline void multiply_rows(const ConvStackParams& stack, const BFloat16* rows, in
   const auto* pairs = reinterpret_cast<const Bf16x2*>(rows);
   for (int k = 0; k < depth; k += step)
     stack.bf16->product({pairs + k, words, 1}, weights + static_cast<std::int64_t>(k) * to_row, to_row, to, to_row,
-                         stack.length, to_row, std::min(step, depth - k), /*add=*/k > 0, 1.0f);
+                        stack.length, to_row, std::min(step, depth - k), /*add=*/k > 0, 1.0f);
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

@@ -48,7 +48,8 @@ struct Gradients {
   /// Whether some gradient adds up dS over many scores.
   bool has_sums() const {
     return mask.data != nullptr || slopes.data != nullptr ||
-           std::any_of(score_tensors.begin(), score_tensors.end(), [](const Sums& sums) { return sums.data != nullptr; });
+           std::any_of(score_tensors.begin(), score_tensors.end(),
+                       [](const Sums& sums) { return sums.data != nullptr; });
   }
 };
 

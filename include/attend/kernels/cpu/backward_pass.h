@@ -125,8 +125,7 @@ class BackwardPass {
     const std::int64_t batch = group / plan_.kv_heads, head = group % plan_.kv_heads;
     const HeadView<T> keys = gradients_.key.of(batch, head), values = gradients_.value.of(batch, head);
     keys.write(begin, end - begin, plan_.head_dim, plan_.scale, sums.key.data() + begin * sums.key_row, sums.key_row);
-    values.write(begin, end - begin, plan_.value_dim, T(1), sums.value.data() + begin * sums.value_row,
-                 sums.value_row);
+    values.write(begin, end - begin, plan_.value_dim, T(1), sums.value.data() + begin * sums.value_row, sums.value_row);
   }
 
   const AttentionPlan<T>& plan_;

@@ -109,18 +109,20 @@ bool compute_item(const AttentionPlan<T>& plan, const Scores<T>& scores, const A
   } else {
     T *tile_scores = memory.take(kTileSize), *factors = memory.take(kTileSize);
     bool is_first = true;
-    each_tile([&](std::int32_t) { return tile_scores; }, [&](const Tile<T>& tile) {
-      set_scores(tile);
-      operations.softmax_step(tile.scores, tile.keys, columns, largest, sum, rescale);
-      const bool has_changed = std::any_of(rescale, rescale + columns, [](T factor) { return factor != T(1); });
-      if (has_changed && !is_first) operations.scale_columns(output, plan.value_dim, columns, rescale);
-      is_first = false;
-      if (scores.options.dropout > 0) {
-        scores.options.dropout_factors(operations, tile, factors);
-        operations.multiply(tile.scores, factors, tile.keys);
-      }
-      products.add_values(tile.scores, output);
-    });
+    each_tile([&](std::int32_t) { return tile_scores; },
+              [&](const Tile<T>& tile) {
+                set_scores(tile);
+                operations.softmax_step(tile.scores, tile.keys, columns, largest, sum, rescale);
+                const bool has_changed =
+                    std::any_of(rescale, rescale + columns, [](T factor) { return factor != T(1); });
+                if (has_changed && !is_first) operations.scale_columns(output, plan.value_dim, columns, rescale);
+                is_first = false;
+                if (scores.options.dropout > 0) {
+                  scores.options.dropout_factors(operations, tile, factors);
+                  operations.multiply(tile.scores, factors, tile.keys);
+                }
+                products.add_values(tile.scores, output);
+              });
     finish_sums();
     operations.divide_columns(output, plan.value_dim, columns, sum);
   }

@@ -6,8 +6,8 @@
 // work item is computed as if all numbers were finite. If its results are not finite, it is computed again by the
 // products below.
 
-#include <attend/simd/product.h>
 #include <attend/kernels/cpu/tile.h>
+#include <attend/simd/product.h>
 #include <attend/simd/vector.h>
 #include <attend/version.h>
 

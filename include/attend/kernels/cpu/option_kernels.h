@@ -3,9 +3,9 @@
 
 // The options of a call, on a tile of scores.
 
+#include <attend/detail/philox.h>
 #include <attend/kernels/cpu/tile.h>
 #include <attend/simd/vector.h>
-#include <attend/detail/philox.h>
 #include <attend/version.h>
 
 #include <cstdint>

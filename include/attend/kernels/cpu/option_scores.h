@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/detail/philox.h>
+#include <attend/kernels/attention_params.h>
 #include <attend/kernels/cpu/plan.h>
 #include <attend/kernels/cpu/sums.h>
 #include <attend/kernels/cpu/tile.h>
 #include <attend/kernels/cpu/tile_operations.h>
-#include <attend/detail/philox.h>
-#include <attend/kernels/attention_params.h>
 #include <attend/version.h>
 
 #include <algorithm>
@@ -88,8 +88,9 @@ struct OptionScores {
     const bool is_cut_right = window_right >= 0 && distance + tile.keys - 1 > window_right;
     const bool is_cut_left = window_left >= 0 && distance - (tile.queries - 1) < -window_left;
     if (!is_cut_right && !is_cut_left) return;
-    operations.apply_band_mask(tile.scores, tile.keys, tile.columns, window_right >= 0 ? distance - window_right : -kTileKeys,
-                         window_left >= 0 ? distance + window_left + 1 : kTileQueries);
+    operations.apply_band_mask(tile.scores, tile.keys, tile.columns,
+                               window_right >= 0 ? distance - window_right : -kTileKeys,
+                               window_left >= 0 ? distance + window_left + 1 : kTileQueries);
   }
 
   /// What dropout multiplies each weight of the tile with.

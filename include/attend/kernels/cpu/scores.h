@@ -31,8 +31,8 @@ struct KeyTiles {
   }
 };
 
-/// The steps between the product of queries and keys and the softmax: the options, then the caller's score_mod, then all
-/// masks.
+/// The steps between the product of queries and keys and the softmax: the options, then the caller's score_mod, then
+/// all masks.
 template <class T>
 struct Scores {
   OptionScores<T> options;
@@ -43,7 +43,7 @@ struct Scores {
   /// The keys that any query of the item may see.
   void find_tiles(const AttentionPlan<T>& plan, const WorkItem& item, KeyTiles& result) const {
     const QueryTile& tile = item.tile;
-    const QueryBlock block{item.batch, item.head, tile.query_begin, tile.query_begin + tile.queries,
+    const QueryBlock block{item.batch,   item.head, tile.query_begin, tile.query_begin + tile.queries,
                            plan.queries, plan.keys};
     KeyRange& range = result.range = options.keys(tile);
     if (variant != nullptr) {
@@ -78,8 +78,8 @@ struct Scores {
   }
 
  private:
-  /// Asks the caller's mask about all keys at once, and about each half if the answer is kPartial. So a few questions are
-  /// enough for a row of many tiles that are all empty or all full.
+  /// Asks the caller's mask about all keys at once, and about each half if the answer is kPartial. So a few questions
+  /// are enough for a row of many tiles that are all empty or all full.
   void add_tiles(const QueryBlock& block, const KeyRange& keys, std::vector<KeyTiles::Tile>& tiles) const {
     const MaskCover cover = variant == nullptr ? MaskCover::kFull : variant->cover(block, keys);
     if (cover == MaskCover::kEmpty) return;

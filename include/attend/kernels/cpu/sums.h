@@ -22,7 +22,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 struct Sums {
   double* data = nullptr;       // the first row; null if no gradient is wanted
   double* more_rows = nullptr;  // the others
-  std::int64_t size = 0;   // of a row
+  std::int64_t size = 0;        // of a row
   int rows = 0;
   bool is_shared = false;  // some row belongs to several threads
 

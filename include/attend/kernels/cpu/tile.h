@@ -27,7 +27,7 @@ struct Tile {
   Coordinate first;       // of i = j = 0
   std::int32_t position;  // of query i = 0 among the keys
   int queries, columns, keys;
-  MaskCover cover;        // what the caller's mask allows of it
+  MaskCover cover;  // what the caller's mask allows of it
 };
 
 /// The number of columns that are computed for a number of queries: whole vectors of every instruction set.

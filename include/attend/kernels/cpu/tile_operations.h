@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/simd/product.h>
 #include <attend/kernels/cpu/head_transpose.h>
 #include <attend/kernels/cpu/masked_products.h>
-#include <attend/kernels/cpu/softmax.h>
 #include <attend/kernels/cpu/option_kernels.h>
+#include <attend/kernels/cpu/softmax.h>
+#include <attend/simd/product.h>
 #include <attend/simd/transpose.h>
 #include <attend/version.h>
 

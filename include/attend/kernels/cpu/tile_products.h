@@ -93,8 +93,7 @@ class TileProducts {
 
   /// dP = V dOᵀ
   void weight_gradients(T* to) {
-    columns_product(value_, value_pairs_, bf16_ == nullptr ? gradient_columns_ : gradient_pairs_, value_dim_, T(1),
-                    to);
+    columns_product(value_, value_pairs_, bf16_ == nullptr ? gradient_columns_ : gradient_pairs_, value_dim_, T(1), to);
   }
 
   /// Oᵀ += Vᵀ P
@@ -119,7 +118,7 @@ class TileProducts {
     if constexpr (kHasPairs)
       if (bf16_ != nullptr)
         return bf16_->product(left_pairs, words(right), kTileQueries, to, kTileQueries, tile_keys_, columns_,
-                               (width + 1) / 2, /*add=*/false, factor);
+                              (width + 1) / 2, /*add=*/false, factor);
     operations_.product(left, right, kTileQueries, to, kTileQueries, tile_keys_, columns_, width, /*add=*/false);
   }
 
@@ -131,8 +130,8 @@ class TileProducts {
         const std::int64_t row = row_of(width);
         bf16_->pack_rows(halves(left_pairs), 2 * left_pairs.row, tile_keys_, width, words(paired_), row);
         bf16_->pack_keys(tile, tile_keys_, columns_, words(packed_));
-        return bf16_->product({words(paired_), 1, row}, words(packed_), kTileQueries, to, kTileQueries, width,
-                               columns_, (tile_keys_ + 1) / 2, /*add=*/true, 1.0f);
+        return bf16_->product({words(paired_), 1, row}, words(packed_), kTileQueries, to, kTileQueries, width, columns_,
+                              (tile_keys_ + 1) / 2, /*add=*/true, 1.0f);
       }
     operations_.product(left.transposed(), tile, kTileQueries, to, kTileQueries, width, columns_, tile_keys_,
                         /*add=*/true);
@@ -145,7 +144,7 @@ class TileProducts {
       if (bf16_ != nullptr) {
         bf16_->pack_queries(tile, tile_keys_, queries, columns_, words(packed_));
         return bf16_->product({words(packed_), kTileQueries / 2, 1}, words(rows), row, to, row, tile_keys_, columns,
-                               (queries + 1) / 2, /*add=*/true, 1.0f);
+                              (queries + 1) / 2, /*add=*/true, 1.0f);
       }
     operations_.product({tile, kTileQueries, 1}, rows, row, to, row, tile_keys_, columns, queries, /*add=*/true);
   }

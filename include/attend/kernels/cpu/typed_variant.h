@@ -47,9 +47,9 @@ struct ApplyVariant {
       }
     if constexpr (attend::detail::HasOnlyMask<Mask>) {
       const Coordinate& first = tile.first;
-      const auto* const only = mod.mask.only_mask({first.batch, first.head, first.query, first.query + tile.queries,
-                                                   first.query_length, first.key_length},
-                                                  {first.key, first.key + tile.keys});
+      const auto* const only = mod.mask.only_mask(
+          {first.batch, first.head, first.query, first.query + tile.queries, first.query_length, first.key_length},
+          {first.key, first.key + tile.keys});
       using OnlyMask = std::remove_cvref_t<decltype(*only)>;
       if (only != nullptr)
         return apply</*kHasMask=*/true>(ScoreAndMask<Score, OnlyMask>{mod.score, *only}, tile, derivatives);
@@ -92,8 +92,7 @@ struct ApplyVariant {
           }
           for (int i = 0; i < kRun; ++i) derivatives[j * kTileQueries + begin + i] = slopes[i];
         }
-        for (int i = 0; i < kRun; ++i)
-          scores[i] = !kHasMask || is_allowed[i] != 0 ? after[i] : kNegativeInfinity<T>;
+        for (int i = 0; i < kRun; ++i) scores[i] = !kHasMask || is_allowed[i] != 0 ? after[i] : kNegativeInfinity<T>;
       }
   }
 };
@@ -159,7 +158,8 @@ class TypedCpuVariant final : public CpuVariant<T> {
   using Function = void (*)(const Mod&, const Tile<T>&, T*);
 
   static Function function_for(InstructionSet set) {
-    return for_isa(set, [](auto isa) -> Function { return &CompiledFor<decltype(isa), ApplyVariant<T, Score, Mask>>::call; });
+    return for_isa(
+        set, [](auto isa) -> Function { return &CompiledFor<decltype(isa), ApplyVariant<T, Score, Mask>>::call; });
   }
 
   struct Differentiated {

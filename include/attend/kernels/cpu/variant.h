@@ -20,8 +20,8 @@ class CpuVariant {
   /// How much of the block the mask allows.
   virtual MaskCover cover(const QueryBlock& queries, const KeyRange& keys) const = 0;
 
-  /// Changes the scores of the tile, and masks them unless its cover is kFull. If `derivatives` is not null and the result is true, it was filled;
-  /// otherwise the derivatives are 1.
+  /// Changes the scores of the tile, and masks them unless its cover is kFull. If `derivatives` is not null and the
+  /// result is true, it was filled; otherwise the derivatives are 1.
   virtual bool apply(const Tile<T>& tile, T* derivatives) const = 0;
 
   /// False if it only masks.

@@ -2,14 +2,14 @@
 #pragma once
 
 #include <attend/attention/detail/instruction_set.h>
-#include <attend/kernels/convolution/backward.h>
-#include <attend/kernels/convolution/forward.h>
-#include <attend/layers/detail/convolution_stack.h>
 #include <attend/detail/torch/autocast.h>
 #include <attend/detail/torch/const_data.h>
 #include <attend/detail/torch/fused_node.h>
 #include <attend/detail/torch/parallel.h>
 #include <attend/detail/torch/refused.h>
+#include <attend/kernels/convolution/backward.h>
+#include <attend/kernels/convolution/forward.h>
+#include <attend/layers/detail/convolution_stack.h>
 #include <attend/version.h>
 
 #include <ATen/Parallel.h>

@@ -94,8 +94,8 @@ struct FusedLinear {
           const std::int64_t begin = block.first * panel.output_row + panel.first_column;
           if (has_bf16_dot) {
             bf16_operations().product({words(numbers<BFloat16>(x)) + block.first * channels / 2, channels / 2, 1},
-                                         words(panel.weights.data()), cpu::kTileQueries, sums, cpu::kTileQueries,
-                                         block.rows, panel.columns, channels / 2, /*add=*/false, 1.0f);
+                                      words(panel.weights.data()), cpu::kTileQueries, sums, cpu::kTileQueries,
+                                      block.rows, panel.columns, channels / 2, /*add=*/false, 1.0f);
             row_operations().round(sums, cpu::kTileQueries, numbers<BFloat16>(panel.output) + begin, panel.output_row,
                                    block.rows, panel.columns);
           } else {
@@ -127,7 +127,7 @@ struct FusedLinear {
         if (has_bf16_dot) {
           const at::Tensor pairs = at::empty({out / 2, channels}, x.options().dtype(at::kFloat));
           bf16_operations().pack_rows(halves(weights), channels, static_cast<int>(out), channels,
-                                         words(numbers<float>(pairs)), channels);
+                                      words(numbers<float>(pairs)), channels);
           weights = pairs;
         }
         all.push_back({gradient, weights, static_cast<int>(out), size_of_sums});
@@ -201,7 +201,7 @@ struct FusedLinear {
                     output, outputs, first, columns};
         if (has_bf16_dot)
           bf16_operations().transpose_words(words(numbers<BFloat16>(weights)) + first * channels / 2, channels / 2,
-                                               columns, columns, channels / 2, words(panel.weights.data()));
+                                            columns, columns, channels / 2, words(panel.weights.data()));
         else
           operations().read_transposed({reinterpret_cast<char*>(numbers<float>(weights)), channels, 1, false}, first,
                                        columns, columns, channels, 1.0f, panel.weights.data());
