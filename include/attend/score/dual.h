@@ -8,20 +8,26 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A number and its derivative. V is float or double, or a Dual again, for derivatives of derivatives. kByTensor:
-/// whether the derivative may be by a value that a TensorView reads; if not, what it reads is a constant.
+/// A number and its derivative. V is float or double, or a Dual for derivatives of derivatives. With kByTensor the
+/// derivative may be by a value that a TensorView reads; without it these values are constants.
 ///
-/// Where a function has no derivative, it is that of torch: 0 for abs at 0. max and min of equals take the first.
+/// If a function has no derivative at a point, torch's is used: 0 for abs at 0. max and min of equal numbers take the
+/// first.
 template <class V, bool kByTensor = false>
 struct Dual {
+  /// The type of both members.
   using Number = std::conditional_t<std::is_arithmetic_v<V>, Real<V>, V>;
 
+  /// The value.
   Number value;
+  /// The derivative of the value.
   Number derivative;
 
   Dual() = default;
+  /// A constant, whose derivative is 0.
   template <class Constant, class = std::enable_if_t<std::is_arithmetic_v<Constant>>>
   ATTEND_NUMBER constexpr Dual(Constant constant) : value(constant), derivative(0) {}
+  /// A number with this derivative.
   ATTEND_NUMBER constexpr Dual(Number number, Number slope) : value(number), derivative(slope) {}
 
   ATTEND_NUMBER friend constexpr Dual operator+(Dual a, Dual b) {
@@ -122,18 +128,22 @@ inline constexpr bool kIsChecking = kDepth<T> == 2;
 
 }  // namespace detail
 
+/// a becomes the sum of a and b.
 template <class T>
 requires detail::kIsNumber<T> ATTEND_NUMBER constexpr T& operator+=(T& a, const std::type_identity_t<T>& b) {
   return a = a + b;
 }
+/// a becomes the difference of a and b.
 template <class T>
 requires detail::kIsNumber<T> ATTEND_NUMBER constexpr T& operator-=(T& a, const std::type_identity_t<T>& b) {
   return a = a - b;
 }
+/// a becomes the product of a and b.
 template <class T>
 requires detail::kIsNumber<T> ATTEND_NUMBER constexpr T& operator*=(T& a, const std::type_identity_t<T>& b) {
   return a = a * b;
 }
+/// a becomes the quotient of a and b.
 template <class T>
 requires detail::kIsNumber<T> ATTEND_NUMBER constexpr T& operator/=(T& a, const std::type_identity_t<T>& b) {
   return a = a / b;

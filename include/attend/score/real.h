@@ -22,12 +22,15 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 // double. Both types have + - * /, comparisons of the values, and abs exp log pow sqrt sin cos tan tanh sigmoid erf
 // floor round max min select, which are found without a namespace. Both convert from any number.
 
-/// A number. A class, because for a built-in float the name abs may mean that of int, and exp that of double.
+/// A number of type V, float or double. It is a class because abs of a built-in float may mean abs of int, and exp that
+/// of double.
 template <class V>
 struct Real {
+  /// The number.
   V value;
 
   Real() = default;
+  /// The nearest number of type V.
   template <class Number, class = std::enable_if_t<std::is_arithmetic_v<Number>>>
   ATTEND_NUMBER constexpr Real(Number number) : value(static_cast<V>(number)) {}
 
