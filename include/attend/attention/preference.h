@@ -42,6 +42,8 @@ inline bool is_next_faster(Backend backend, const Problem& problem, std::string*
     return !refused(reason, "kCpu can run, but kSdpa is faster in float64.");
   if (available_instruction_set() == simd::InstructionSet::kPortable)
     return !refused(reason, "kCpu can run, but kSdpa is faster without AVX2 or AVX-512.");
+  if (!is_measured(available_instruction_set()))
+    return !refused(reason, "kCpu can run, but its speed on this kind of processor was never measured.");
   return false;
 }
 

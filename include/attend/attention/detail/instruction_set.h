@@ -28,6 +28,9 @@ inline simd::InstructionSet available_instruction_set() {
   return available;
 }
 
+/// Whether the speed of the kernels was measured with this instruction set. kAuto prefers them there only.
+inline bool is_measured(simd::InstructionSet set) { return set >= simd::InstructionSet::kAvx2; }
+
 /// The end of a sentence of explain(): "with AVX2 instructions."
 inline std::string with_instructions(at::ScalarType dtype) {
   const simd::InstructionSet set = available_instruction_set();

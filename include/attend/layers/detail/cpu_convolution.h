@@ -70,6 +70,8 @@ struct CpuConvolution {
   /// Whether these kernels are at least as fast as torch. If not, `reason` says why, unless it is null. The rule
   /// follows from benchmarks/results/convolution.md.
   static bool is_faster(const ConvolutionStack& stack, const at::Tensor& x, std::string* reason = nullptr) {
+    if (!is_measured(available_instruction_set()))
+      return refused(reason, "kCpu can run, but its speed on this kind of processor was never measured.");
     if (x.size(0) < at::get_num_threads())
       return refused(reason, "kCpu can run, but a batch of ", x.size(0), " does not keep ", at::get_num_threads(),
                      " threads busy.");

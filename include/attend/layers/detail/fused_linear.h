@@ -63,7 +63,7 @@ struct FusedLinear {
     const at::Tensor& x = inputs[0];
     const at::ScalarType dtype = dtype_under_autocast(x);
     const simd::InstructionSet set = available_instruction_set();
-    const bool is_fast = dtype == at::kBFloat16 ? simd::has_bf16_dot(set) : set != simd::InstructionSet::kPortable;
+    const bool is_fast = dtype == at::kBFloat16 ? simd::has_bf16_dot(set) : is_measured(set);
     if (x.dim() != 3 || x.numel() == 0 || !x.is_contiguous() || (dtype != at::kFloat && dtype != at::kBFloat16) ||
         !is_fast)
       return false;
