@@ -61,6 +61,8 @@ void set_packed(Call& call, const std::int32_t* query_offsets, const std::int32_
 // N 2, H 4, G 2, L 5, S 6, D 8, Dv 3
 const Wrong kWrongParams[] = {
     {"AttentionParams::dtype must be from 0 to 2, got 7", [](Call& c) { c.params.dtype = static_cast<NumberType>(7); }},
+    {"AttentionParams::dtype must be kFloat32 or kBFloat16 for T = float, got kFloat64; call attention_forward<double>",
+     [](Call& c) { c.params.dtype = NumberType::kFloat64; }},
     {"AttentionParams::mask_type must be from 0 to 3, got -1",
      [](Call& c) { c.params.mask_type = static_cast<MaskType>(-1); }},
     {"AttentionParams::batch_size must be from 0 to 1073741823, got -1", [](Call& c) { c.params.batch_size = -1; }},
@@ -250,6 +252,16 @@ TEST_CASE("kernels: an error of AttentionParams names the member, the rule and t
           }));
     CHECK(is_untouched(call));
   }
+}
+
+TEST_CASE("kernels: the dtype must be one that T computes") {
+  Call call(2, 4, 2, 5, 6, 8, 3);
+  CHECK(message_of([&] { attend::kernels::attention_forward<double>(call.params, call.outputs); }) ==
+        "attend::kernels: AttentionParams::dtype must be kFloat64 for T = double, got kFloat32");
+  call.params.dtype = NumberType::kBFloat16;
+  CHECK(message_of([&] { attend::kernels::saved_bytes<double>(call.params); }) ==
+        "attend::kernels: AttentionParams::dtype must be kFloat64 for T = double, got kBFloat16");
+  CHECK(is_untouched(call));
 }
 
 TEST_CASE("kernels: an error of AttentionOutputs names the member, the rule and the value, and nothing is written") {

@@ -145,20 +145,20 @@ class Run {
     namespace kernels = attend::kernels;
     if (c_.structs == 0)
       return computed(
-          kernels::saved_bytes(c_.params),
-          [&](const auto& outputs, auto& executor) { kernels::attention_forward(c_.params, outputs, executor); },
+          kernels::saved_bytes<T>(c_.params),
+          [&](const auto& outputs, auto& executor) { kernels::attention_forward<T>(c_.params, outputs, executor); },
           [&](const auto& outputs, const auto& gradients, auto& executor) {
-            kernels::attention_backward(c_.params, outputs, gradients, executor);
+            kernels::attention_backward<T>(c_.params, outputs, gradients, executor);
           });
     Results results;
     structs_.visit([&](const auto& score_mod, const auto& mask_mod) {
       results = computed(
-          kernels::flex_saved_bytes(c_.params, score_mod, mask_mod),
+          kernels::flex_saved_bytes<T>(c_.params, score_mod, mask_mod),
           [&](const auto& outputs, auto& executor) {
-            kernels::flex_attention_forward(c_.params, score_mod, mask_mod, outputs, executor);
+            kernels::flex_attention_forward<T>(c_.params, score_mod, mask_mod, outputs, executor);
           },
           [&](const auto& outputs, const auto& gradients, auto& executor) {
-            kernels::flex_attention_backward(c_.params, score_mod, mask_mod, outputs, gradients, executor);
+            kernels::flex_attention_backward<T>(c_.params, score_mod, mask_mod, outputs, gradients, executor);
           });
     });
     return results;

@@ -35,11 +35,13 @@ inline const char* instruction_set() {
 
 /// The size of the memory that a forward pass saves for its backward pass.
 ///
+/// @tparam T As in attention_forward().
 /// @param params The call.
 /// @return The size of AttentionOutputs::saved, in bytes; 0 if nothing is saved.
 /// @throws std::invalid_argument if a member of params breaks its rule.
-inline std::int64_t saved_bytes(const AttentionParams& params) {
-  return cpu::CheckedCall(params, cpu::NoVariant{}).saved_bytes();
+template <class T = float>
+std::int64_t saved_bytes(const AttentionParams& params) {
+  return cpu::checked_call<T>(params, cpu::NoVariant{}).saved_bytes();
 }
 
 /// The output of attention: softmax(scale · q kᵀ) v, with the options of AttentionParams.
@@ -47,6 +49,8 @@ inline std::int64_t saved_bytes(const AttentionParams& params) {
 /// No (L, S) tensor is allocated. Exception: with S ≤ 128, and without softcap and dropout, the weights are saved for
 /// the backward pass.
 ///
+/// @tparam T The type that is computed in: float for float32 and bfloat16, double for float64. Only its kernels are
+/// compiled. Default: float.
 /// @param params The call.
 /// @param outputs Where the results are written. They must not overlap the inputs.
 /// @param executor The threads. Default: one for each processor.
@@ -70,21 +74,24 @@ inline std::int64_t saved_bytes(const AttentionParams& params) {
 /// params.window_right = 0;  // causal
 /// attend::kernels::attention_forward(params, {.output = attend::contiguous(y.data(), 8, 512, 64)});
 /// @endcode
-inline void attention_forward(const AttentionParams& params, const AttentionOutputs& outputs,
-                              Executor& executor = default_executor()) {
-  cpu::CheckedCall(params, cpu::NoVariant{}).forward(outputs, executor);
+template <class T = float>
+void attention_forward(const AttentionParams& params, const AttentionOutputs& outputs,
+                       Executor& executor = default_executor()) {
+  cpu::checked_call<T>(params, cpu::NoVariant{}).forward(outputs, executor);
 }
 
 /// The gradients of attention_forward().
 ///
+/// @tparam T As in the forward pass.
 /// @param params The call, as in the forward pass. The memory must have the same numbers.
 /// @param outputs What the forward pass wrote, `saved` among them.
 /// @param gradients The gradients that are read, and those that are written.
 /// @param executor The threads. Default: one for each processor.
 /// @throws std::invalid_argument as attention_forward().
-inline void attention_backward(const AttentionParams& params, const AttentionOutputs& outputs,
-                               const AttentionGradients& gradients, Executor& executor = default_executor()) {
-  cpu::CheckedCall(params, cpu::NoVariant{}).backward(outputs, gradients, executor);
+template <class T = float>
+void attention_backward(const AttentionParams& params, const AttentionOutputs& outputs,
+                        const AttentionGradients& gradients, Executor& executor = default_executor()) {
+  cpu::checked_call<T>(params, cpu::NoVariant{}).backward(outputs, gradients, executor);
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::kernels

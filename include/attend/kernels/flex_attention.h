@@ -102,15 +102,16 @@ namespace kernels {
 
 /// saved_bytes() of a call of flex_attention_forward().
 ///
+/// @tparam T As in flex_attention_forward().
 /// @param params The call.
 /// @param score_mod As in flex_attention_forward().
 /// @param mask_mod As in flex_attention_forward().
 /// @return The size of AttentionOutputs::saved, in bytes; 0 if nothing is saved.
 /// @throws std::invalid_argument as flex_attention_forward().
-template <class Score, class Mask>
+template <class T = float, class Score, class Mask>
 std::int64_t flex_saved_bytes(const AttentionParams& params, const Score& score_mod, const Mask& mask_mod) {
   if constexpr (detail::check_plain_variant<Score, Mask>())
-    return cpu::CheckedCall(params, detail::PlainVariant(score_mod, mask_mod)).saved_bytes();
+    return cpu::checked_call<T>(params, detail::PlainVariant(score_mod, mask_mod)).saved_bytes();
 }
 
 /// attention_forward() with a score_mod, a struct that changes each score, and a mask_mod, a struct that says which
@@ -119,6 +120,7 @@ std::int64_t flex_saved_bytes(const AttentionParams& params, const Score& score_
 /// output = softmax(mask_mod(score_mod(score))) v, where `score` has softcap, alibi_slopes and an added attn_mask
 /// applied. Both structs are compiled into the kernel, with the derivative of the score.
 ///
+/// @tparam T The type that is computed in: float for float32 and bfloat16, double for float64. Default: float.
 /// @param params The call.
 /// @param score_mod A struct as ScoreMod describes, or attend::Unchanged. It may hold raw pointers and TensorViews.
 /// @param mask_mod A struct as MaskMod describes, or attend::EveryKey.
@@ -138,11 +140,11 @@ std::int64_t flex_saved_bytes(const AttentionParams& params, const Score& score_
 /// attend::AttentionOutputs outputs;
 /// attend::kernels::flex_attention_forward(params, attend::Softcap{30}, attend::SlidingWindow(256, 0), outputs);
 /// @endcode
-template <class Score, class Mask>
+template <class T = float, class Score, class Mask>
 void flex_attention_forward(const AttentionParams& params, const Score& score_mod, const Mask& mask_mod,
                             const AttentionOutputs& outputs, Executor& executor = default_executor()) {
   if constexpr (detail::check_plain_variant<Score, Mask>())
-    cpu::CheckedCall(params, detail::PlainVariant(score_mod, mask_mod)).forward(outputs, executor);
+    cpu::checked_call<T>(params, detail::PlainVariant(score_mod, mask_mod)).forward(outputs, executor);
 }
 
 /// The gradients of flex_attention_forward().
@@ -150,6 +152,7 @@ void flex_attention_forward(const AttentionParams& params, const Score& score_mo
 /// Gradients of the numbers that a score_mod reads: let it read them through TensorViews, and list the views in
 /// `auto tensors()`. AttentionGradients::score_tensors then has one gradient for each, in this order.
 ///
+/// @tparam T As in the forward pass.
 /// @param params The call, as in the forward pass. The memory must have the same numbers.
 /// @param score_mod As in the forward pass.
 /// @param mask_mod As in the forward pass.
@@ -168,12 +171,12 @@ void flex_attention_forward(const AttentionParams& params, const Score& score_mo
 ///   auto tensors() { return std::tie(bias); }
 /// };
 /// @endcode
-template <class Score, class Mask>
+template <class T = float, class Score, class Mask>
 void flex_attention_backward(const AttentionParams& params, const Score& score_mod, const Mask& mask_mod,
                              const AttentionOutputs& outputs, const AttentionGradients& gradients,
                              Executor& executor = default_executor()) {
   if constexpr (detail::check_plain_variant<Score, Mask>())
-    cpu::CheckedCall(params, detail::PlainVariant(score_mod, mask_mod)).backward(outputs, gradients, executor);
+    cpu::checked_call<T>(params, detail::PlainVariant(score_mod, mask_mod)).backward(outputs, gradients, executor);
 }
 
 }  // namespace kernels

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
@@ -31,12 +32,23 @@ struct NoVariant {
   }
 };
 
-/// One checked call of kernels.h.
-template <class Variant>
+/// One checked call of kernels.h that is computed in T.
+template <class T, class Variant>
 class CheckedCall {
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>,
+                "attend::kernels: T must be float, for float32 and bfloat16, or double, for float64");
+
  public:
   CheckedCall(const AttentionParams& params, const Variant& variant)
       : params_(attend::detail::checked(params)), variant_(variant) {
+    const bool is_bfloat16 = params_.dtype == NumberType::kBFloat16, is_float64 = attend::detail::is_float64(params_);
+    if (is_float64 && std::is_same_v<T, float>)
+      attend::detail::throw_invalid(
+          "AttentionParams::dtype must be kFloat32 or kBFloat16 for T = float, got kFloat64; call "
+          "attention_forward<double>");
+    if (!is_float64 && std::is_same_v<T, double>)
+      attend::detail::throw_invalid("AttentionParams::dtype must be kFloat64 for T = double, got %s",
+                                    is_bfloat16 ? "kBFloat16" : "kFloat32");
     variant_.check(params_);
   }
 
@@ -64,10 +76,6 @@ class CheckedCall {
  private:
   template <class Action>
   auto with_pass(const Action& action) const {
-    return attend::detail::is_float64(params_) ? with_pass_in<double>(action) : with_pass_in<float>(action);
-  }
-  template <class T, class Action>
-  auto with_pass_in(const Action& action) const {
     const auto variant = variant_.template make<T>();
     return action(AttentionPass<T>(params_, best_instruction_set(), variant ? &*variant : nullptr));
   }
@@ -99,5 +107,10 @@ class CheckedCall {
   AttentionParams params_;
   const Variant& variant_;
 };
+
+template <class T, class Variant>
+CheckedCall<T, Variant> checked_call(const AttentionParams& params, const Variant& variant) {
+  return {params, variant};
+}
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu
