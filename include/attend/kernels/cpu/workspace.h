@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
@@ -28,42 +29,40 @@ class Workspace {
 
   /// All pieces are given back. From now on the memory is one piece, as large as all that was taken.
   void begin_again() {
-    if (chunks_.size() > 1) {
-      std::int64_t size = 0;
-      for (const Chunk& chunk : chunks_) size += chunk.size;
-      chunks_.clear();
-      add_chunk(size);
+    if (!outgrown_.empty()) {
+      outgrown_.clear();
+      allocate(total_);
     }
-    if (!chunks_.empty()) enter(chunks_.back());
+    if (memory_ != nullptr) enter();
   }
 
   /// Whole cache lines.
   static constexpr std::int64_t rounded(std::int64_t size) { return (size + kLine - 1) / kLine * kLine; }
 
  private:
-  static constexpr std::int64_t kLine = 64 / sizeof(T), kSmallest = 1 << 15;
-
-  struct Chunk {
-    std::unique_ptr<T[]> memory;
-    std::int64_t size;  // without the numbers before the first cache line
-  };
+  static constexpr std::int64_t kLine = 64 / sizeof(T);
+  static constexpr std::int64_t kSmallest = 3 << 13;  // enough for a call of a few queries and keys
 
   void grow(std::int64_t wanted) {
-    add_chunk(std::max({wanted, kSmallest, chunks_.empty() ? 0 : 2 * chunks_.back().size}));
-    enter(chunks_.back());
+    if (memory_ != nullptr) outgrown_.push_back(std::move(memory_));
+    allocate(std::max({wanted, kSmallest, 2 * size_}));
+    total_ += size_;
+    enter();
   }
-  void add_chunk(std::int64_t size) {
-    chunks_.push_back({std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(size + kLine)), size});
+  void allocate(std::int64_t size) {
+    memory_ = std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(size + kLine));
+    size_ = size;
   }
-  void enter(const Chunk& chunk) {
-    const auto address = reinterpret_cast<std::uintptr_t>(chunk.memory.get());
-    next_ = chunk.memory.get() + (64 - address % 64) % 64 / sizeof(T);
-    left_ = chunk.size;
+  void enter() {
+    const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
+    next_ = memory_.get() + (64 - address % 64) % 64 / sizeof(T);
+    left_ = size_;
   }
 
-  std::vector<Chunk> chunks_;
+  std::unique_ptr<T[]> memory_;                   // the pieces are taken from it
+  std::vector<std::unique_ptr<T[]>> outgrown_;    // pieces of it are still in use
+  std::int64_t size_ = 0, total_ = 0, left_ = 0;  // without the numbers before the first cache line
   T* next_ = nullptr;
-  std::int64_t left_ = 0;
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu
