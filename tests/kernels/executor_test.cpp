@@ -7,8 +7,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <exception>
-#include <memory>
 #include <stdexcept>
 #include <thread>
 #include <vector>

@@ -11,8 +11,6 @@
 
 #include <functional>
 #include <string>
-#include <type_traits>
-#include <utility>
 #include <vector>
 
 using attend::Coordinate;

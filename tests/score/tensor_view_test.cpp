@@ -5,7 +5,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <initializer_list>
 #include <type_traits>
 
 using attend::Dual;

@@ -5,8 +5,6 @@
 #include <torch/types.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
 #include <limits>
 #include <map>
 #include <string>

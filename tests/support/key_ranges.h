@@ -4,7 +4,6 @@
 #include <attend/attention/binder.h>
 #include <attend/attention/materialize.h>
 #include <attend/score/mask_cover.h>
-#include <attend/score/mask_mod.h>
 
 #include <doctest/doctest.h>
 #include <torch/types.h>

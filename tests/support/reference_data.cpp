@@ -10,6 +10,7 @@
 
 #include <fstream>
 #include <iterator>
+#include <string>
 #include <vector>
 
 namespace attend::test {

@@ -11,7 +11,9 @@
 #include <attend/detail/torch/parallel.h>
 #include <attend/score/coordinate.h>
 #include <attend/score/dual.h>
+#include <attend/score/real.h>
 #include <attend/score/score_mod.h>
+#include <attend/score/tensor_view.h>
 #include <attend/version.h>
 
 #include <ATen/Parallel.h>

@@ -5,8 +5,11 @@
 #include <attend/attention/dense_variant.h>
 #include <attend/detail/torch/expanded.h>
 #include <attend/detail/torch/in_memory.h>
+#include <attend/score/coordinate.h>
+#include <attend/score/dual.h>
 #include <attend/score/mask_mod.h>
 #include <attend/score/score_mod.h>
+#include <attend/score/tensor_view.h>
 #include <attend/version.h>
 
 #include <ATen/TensorOperators.h>
@@ -19,8 +22,6 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
-#include <memory>
-#include <utility>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {

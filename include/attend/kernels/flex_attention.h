@@ -5,6 +5,7 @@
 #include <attend/kernels/check_params.h>
 #include <attend/kernels/cpu/checked_call.h>
 #include <attend/kernels/cpu/typed_variant.h>
+#include <attend/kernels/cpu/variant.h>
 #include <attend/kernels/executor.h>
 #include <attend/score/mask_mod.h>
 #include <attend/score/score_mod.h>

@@ -13,7 +13,6 @@
 #include <ostream>
 #include <string>
 #include <type_traits>
-#include <utility>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 

@@ -6,7 +6,6 @@
 #include <attend/version.h>
 
 #include <cmath>
-#include <cstdint>
 #include <type_traits>
 
 // A call that is not inlined would keep the compiler from making vectors of a loop.

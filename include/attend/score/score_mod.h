@@ -4,11 +4,11 @@
 #include <attend/macros.h>
 #include <attend/score/coordinate.h>
 #include <attend/score/dual.h>
+#include <attend/score/real.h>
 #include <attend/score/tensor_view.h>
 #include <attend/version.h>
 
 #include <concepts>
-#include <cstdint>
 #include <tuple>
 #include <type_traits>
 #include <utility>

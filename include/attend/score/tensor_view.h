@@ -3,6 +3,7 @@
 
 #include <attend/macros.h>
 #include <attend/score/dual.h>
+#include <attend/score/real.h>
 #include <attend/version.h>
 
 #include <cstddef>

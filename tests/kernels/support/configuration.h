@@ -6,10 +6,10 @@
 #include <attend/kernels/attention_params.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <optional>
 #include <ostream>
 #include <vector>
 

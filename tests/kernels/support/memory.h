@@ -4,15 +4,14 @@
 #include <attend/kernels/attention_params.h>
 #include <attend/simd/bfloat16.h>
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <random>
-#include <utility>
 #include <vector>
 
 namespace attend::test {

@@ -5,8 +5,8 @@
 
 #include <cmath>
 #include <cstdint>
-#include <memory>
 #include <tuple>
+#include <vector>
 
 namespace attend::test {
 

@@ -8,7 +8,6 @@
 #include <attend/detail/torch/expanded.h>
 #include <attend/detail/torch/in_memory.h>
 #include <attend/detail/torch/without_data.h>
-#include <attend/macros.h>
 #include <attend/version.h>
 
 #include <ATen/TensorOperators.h>

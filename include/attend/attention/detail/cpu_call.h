@@ -10,7 +10,9 @@
 #include <attend/attention/detail/torch_executor.h>
 #include <attend/attention/variant.h>
 #include <attend/detail/torch/expanded.h>
+#include <attend/kernels/attention_params.h>
 #include <attend/kernels/cpu/attention_pass.h>
+#include <attend/kernels/cpu/variant.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
@@ -19,7 +21,6 @@
 #include <ATen/ops/zeros_like.h>
 
 #include <cstddef>
-#include <cstdint>
 #include <memory>
 #include <vector>
 

@@ -6,6 +6,7 @@
 #include <attend/attention/variant.h>
 #include <attend/kernels/cpu/typed_variant.h>
 #include <attend/kernels/cpu/variant.h>
+#include <attend/score/score_mod.h>
 #include <attend/score/tensor_view.h>
 #include <attend/version.h>
 

@@ -19,7 +19,6 @@
 #include <cstdint>
 #include <mutex>
 #include <string>
-#include <vector>
 
 // The two matrix products of attention, written densely. A key that is ruled out for a query has the weight 0, and so
 // has the gradient of its score. But 0 · NaN and 0 · ∞ are NaN. So in these products a weight of 0 adds nothing,

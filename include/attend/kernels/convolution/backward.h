@@ -16,12 +16,12 @@
 // step.
 
 #include <attend/kernels/convolution/stack.h>
+#include <attend/kernels/cpu/workspace.h>
+#include <attend/simd/bfloat16.h>
 #include <attend/version.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {

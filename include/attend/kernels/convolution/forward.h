@@ -13,9 +13,10 @@
 // while it is in the caches.
 
 #include <attend/kernels/convolution/stack.h>
+#include <attend/kernels/cpu/workspace.h>
+#include <attend/simd/bfloat16.h>
 #include <attend/version.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 

@@ -2,7 +2,8 @@
 #pragma once
 
 #include <attend/kernels/cpu/bf16_operations.h>
-#include <attend/kernels/cpu/tile_operations.h>
+#include <attend/kernels/cpu/tile.h>
+#include <attend/macros.h>
 #include <attend/simd/bfloat16.h>
 #include <attend/simd/dispatch.h>
 #include <attend/simd/portable.h>

@@ -4,8 +4,9 @@
 #include <attend/kernels/convolution/row_operations.h>
 #include <attend/kernels/cpu/bf16_operations.h>
 #include <attend/kernels/cpu/head_view.h>
+#include <attend/kernels/cpu/tile.h>
 #include <attend/kernels/cpu/tile_operations.h>
-#include <attend/kernels/cpu/workspace.h>
+#include <attend/simd/bfloat16.h>
 #include <attend/version.h>
 
 #include <algorithm>

@@ -19,9 +19,12 @@
 // every error of δ. If such sums are wanted, items with many tiles compute them twice, first for δ.
 
 #include <attend/kernels/cpu/forward.h>
+#include <attend/kernels/cpu/head_view.h>
 #include <attend/kernels/cpu/plan.h>
 #include <attend/kernels/cpu/scores.h>
 #include <attend/kernels/cpu/sums.h>
+#include <attend/kernels/cpu/tile.h>
+#include <attend/kernels/cpu/tile_operations.h>
 #include <attend/kernels/cpu/tile_products.h>
 #include <attend/kernels/cpu/workspace.h>
 #include <attend/version.h>

@@ -10,6 +10,7 @@
 // tensors of a score_mod) are added up in float64 (sums.h).
 
 #include <attend/kernels/cpu/backward.h>
+#include <attend/kernels/cpu/head_view.h>
 #include <attend/kernels/cpu/plan.h>
 #include <attend/kernels/cpu/scores.h>
 #include <attend/version.h>

@@ -18,8 +18,11 @@
 // rescaling need no step across lanes. K and V are read number by number in place, at any strides. No (L, S) tensor is
 // allocated except these saved weights, and K and V are not copied.
 
+#include <attend/kernels/cpu/head_view.h>
 #include <attend/kernels/cpu/plan.h>
 #include <attend/kernels/cpu/scores.h>
+#include <attend/kernels/cpu/tile.h>
+#include <attend/kernels/cpu/tile_operations.h>
 #include <attend/kernels/cpu/tile_products.h>
 #include <attend/kernels/cpu/workspace.h>
 #include <attend/version.h>

@@ -7,6 +7,7 @@
 #include <attend/kernels/cpu/head_view.h>
 #include <attend/kernels/cpu/tile.h>
 #include <attend/macros.h>
+#include <attend/simd/bfloat16.h>
 #include <attend/simd/transpose.h>
 #include <attend/simd/vector.h>
 #include <attend/version.h>

@@ -7,6 +7,7 @@
 // products below.
 
 #include <attend/kernels/cpu/tile.h>
+#include <attend/macros.h>
 #include <attend/simd/product.h>
 #include <attend/simd/vector.h>
 #include <attend/version.h>

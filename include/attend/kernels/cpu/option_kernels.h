@@ -5,6 +5,8 @@
 
 #include <attend/detail/philox.h>
 #include <attend/kernels/cpu/tile.h>
+#include <attend/macros.h>
+#include <attend/score/coordinate.h>
 #include <attend/simd/vector.h>
 #include <attend/version.h>
 

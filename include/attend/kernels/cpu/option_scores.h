@@ -7,6 +7,9 @@
 #include <attend/kernels/cpu/sums.h>
 #include <attend/kernels/cpu/tile.h>
 #include <attend/kernels/cpu/tile_operations.h>
+#include <attend/macros.h>
+#include <attend/score/coordinate.h>
+#include <attend/simd/bfloat16.h>
 #include <attend/version.h>
 
 #include <algorithm>

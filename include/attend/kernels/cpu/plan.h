@@ -4,6 +4,7 @@
 #include <attend/kernels/attention_params.h>
 #include <attend/kernels/cpu/bf16_operations.h>
 #include <attend/kernels/cpu/head_view.h>
+#include <attend/kernels/cpu/tile.h>
 #include <attend/kernels/cpu/tile_operations.h>
 #include <attend/kernels/cpu/variant.h>
 #include <attend/version.h>

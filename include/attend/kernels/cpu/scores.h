@@ -4,7 +4,11 @@
 #include <attend/kernels/attention_params.h>
 #include <attend/kernels/cpu/option_scores.h>
 #include <attend/kernels/cpu/plan.h>
+#include <attend/kernels/cpu/tile.h>
+#include <attend/kernels/cpu/tile_operations.h>
 #include <attend/kernels/cpu/variant.h>
+#include <attend/score/coordinate.h>
+#include <attend/score/mask_cover.h>
 #include <attend/version.h>
 
 #include <algorithm>

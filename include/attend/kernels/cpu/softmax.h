@@ -5,6 +5,7 @@
 // lanes.
 
 #include <attend/kernels/cpu/tile.h>
+#include <attend/macros.h>
 #include <attend/simd/vector.h>
 #include <attend/version.h>
 

@@ -2,15 +2,17 @@
 #pragma once
 
 #include <attend/kernels/cpu/head_transpose.h>
+#include <attend/kernels/cpu/head_view.h>
 #include <attend/kernels/cpu/masked_products.h>
 #include <attend/kernels/cpu/option_kernels.h>
 #include <attend/kernels/cpu/softmax.h>
+#include <attend/kernels/cpu/tile.h>
+#include <attend/score/coordinate.h>
+#include <attend/simd/dispatch.h>
 #include <attend/simd/product.h>
-#include <attend/simd/transpose.h>
 #include <attend/version.h>
 
 #include <cstdint>
-#include <type_traits>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 

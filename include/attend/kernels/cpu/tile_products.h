@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/kernels/cpu/bf16_operations.h>
+#include <attend/kernels/cpu/head_view.h>
 #include <attend/kernels/cpu/plan.h>
+#include <attend/kernels/cpu/tile.h>
+#include <attend/kernels/cpu/tile_operations.h>
 #include <attend/kernels/cpu/workspace.h>
+#include <attend/simd/bfloat16.h>
+#include <attend/simd/product.h>
 #include <attend/version.h>
 
 #include <algorithm>

@@ -10,6 +10,7 @@
 #include <attend/score/dual.h>
 #include <attend/score/mask_cover.h>
 #include <attend/score/mask_mod.h>
+#include <attend/score/real.h>
 #include <attend/score/score_mod.h>
 #include <attend/score/tensor_view.h>
 #include <attend/simd/dispatch.h>
