@@ -19,7 +19,6 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 /// The operations on tiles, compiled for one instruction set. Each is described at its struct.
 template <class T>
 struct TileOperations {
-  InstructionSet set;
   void (*product)(Strided<T> a, const T* b, std::int64_t b_row, T* c, std::int64_t c_row, int rows, int columns,
                   int depth, bool add);
   void (*read_transposed)(HeadView<T> rows, std::int64_t first, int count, int columns, int width, T factor, T* to);
@@ -45,26 +44,17 @@ struct TileOperations {
 };
 
 template <class T, class Isa>
-inline constexpr TileOperations<T> kTileOperations{Isa::kInstructionSet,
-                                                   &CompiledFor<Isa, Product<T>>::call,
-                                                   &CompiledFor<Isa, ReadTransposed<T>>::call,
-                                                   &CompiledFor<Isa, WriteTransposed<T>>::call,
-                                                   &CompiledFor<Isa, SoftmaxStep<T>>::call,
-                                                   &CompiledFor<Isa, RecomputeSoftmax<T>>::call,
-                                                   &CompiledFor<Isa, AddDeltaResidual<T>>::call,
-                                                   &CompiledFor<Isa, SoftmaxGradient<T>>::call,
-                                                   &CompiledFor<Isa, ScaleColumns<T>>::call,
-                                                   &CompiledFor<Isa, DivideColumns<T>>::call,
-                                                   &CompiledFor<Isa, Multiply<T>>::call,
-                                                   &CompiledFor<Isa, SoftcapScores<T>>::call,
-                                                   &CompiledFor<Isa, AddAlibi<T>>::call,
-                                                   &CompiledFor<Isa, ApplyBandMask<T>>::call,
-                                                   &CompiledFor<Isa, DropoutFactors<T>>::call,
-                                                   &CompiledFor<Isa, IsFinite<T>>::call,
-                                                   &CompiledFor<Isa, AddColumnsOfNonzeros<T>>::call,
-                                                   &CompiledFor<Isa, AddRowsOfNonzeros<T>>::call,
-                                                   &CompiledFor<Isa, SpreadNans<T>>::call,
-                                                   &CompiledFor<Isa, ClearGradients<T>>::call};
+inline constexpr TileOperations<T> kTileOperations{
+    &CompiledFor<Isa, Product<T>>::call,           &CompiledFor<Isa, ReadTransposed<T>>::call,
+    &CompiledFor<Isa, WriteTransposed<T>>::call,   &CompiledFor<Isa, SoftmaxStep<T>>::call,
+    &CompiledFor<Isa, RecomputeSoftmax<T>>::call,  &CompiledFor<Isa, AddDeltaResidual<T>>::call,
+    &CompiledFor<Isa, SoftmaxGradient<T>>::call,   &CompiledFor<Isa, ScaleColumns<T>>::call,
+    &CompiledFor<Isa, DivideColumns<T>>::call,     &CompiledFor<Isa, Multiply<T>>::call,
+    &CompiledFor<Isa, SoftcapScores<T>>::call,     &CompiledFor<Isa, AddAlibi<T>>::call,
+    &CompiledFor<Isa, ApplyBandMask<T>>::call,     &CompiledFor<Isa, DropoutFactors<T>>::call,
+    &CompiledFor<Isa, IsFinite<T>>::call,          &CompiledFor<Isa, AddColumnsOfNonzeros<T>>::call,
+    &CompiledFor<Isa, AddRowsOfNonzeros<T>>::call, &CompiledFor<Isa, SpreadNans<T>>::call,
+    &CompiledFor<Isa, ClearGradients<T>>::call};
 
 template <class T>
 const TileOperations<T>& tile_operations(InstructionSet set) {
