@@ -14,7 +14,7 @@
 /// instruction set of the build.
 #define ATTEND_ALWAYS_INLINE inline __attribute__((always_inline))
 
-/// Stands before a loop with a constant number of steps, up to 16, that is unrolled.
+/// Unrolls the loop that follows, which has a constant number of steps, at most 16.
 #if defined(__clang__)
 #define ATTEND_UNROLL _Pragma("unroll")
 #elif defined(__CUDACC__)  // nvcc passes the pragma on to g++, and warns that it does not know it
@@ -24,7 +24,7 @@
 #define ATTEND_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/// Stands before a function that the library attend::compiled may hold. ATTEND_COMPILED is defined by that target only.
+/// Marks a function that the library attend::compiled may hold. Only that target defines ATTEND_COMPILED.
 #if defined(ATTEND_COMPILED)
 #define ATTEND_INLINE
 #else

@@ -27,8 +27,7 @@ void with_bound(const Mask& mask, const AttentionSizes& sizes, const Action& act
 }
 
 /// Checks, for random blocks of queries, that keys() contains every allowed key. If `is_tight`, also checks that the
-/// range begins and ends with an allowed key. Checks cover() for random blocks of
-/// scores.
+/// range begins and ends with an allowed key. Checks cover() for random blocks of scores.
 template <class Mask>
 void check_key_ranges(const Mask& mask, const AttentionSizes& sizes, bool is_tight, std::mt19937& random) {
   const torch::Tensor allowed = materialize(mask, sizes);  // (N, H, L, S)

@@ -25,7 +25,7 @@ inline std::vector<at::Tensor*> inputs_of(Problem& problem) {
   return inputs;
 }
 
-/// What an attention kernel's forward pass gives.
+/// The results of an attention kernel's forward pass.
 struct KernelResult : AttentionResult {
   at::Tensor saved;  // for its backward pass; undefined if it needs nothing more
 };

@@ -111,7 +111,7 @@ class Binder {
     return shape;
   }
 
-  /// Where the numbers lie. What has none gets a zero: a view reads the first number where it is asked for one outside.
+  /// Where the numbers are. An empty tensor gets a zero, because a read outside of a tensor reads its first number.
   const void* data_of(const at::Tensor& tensor) const {
     static constexpr double kZero = 0.0;
     return is_collecting_ ? nullptr : tensor.numel() == 0 ? &kZero : tensor.const_data_ptr();

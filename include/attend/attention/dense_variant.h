@@ -80,7 +80,7 @@ struct Direction {
   int turn = 0;
 };
 
-/// What a score_mod makes of scores (N, H, L, S), or a derivative of that by up to two `directions`.
+/// A score_mod applied to scores (N, H, L, S), or the derivative of the result by up to two `directions`.
 template <class Mod>
 class DenseScores : public torch::autograd::Node {
  public:
@@ -150,9 +150,9 @@ class DenseScores : public torch::autograd::Node {
     std::vector<Direction> directions = directions_;
     directions.push_back(direction);
     const at::Tensor derivative = apply_to(mod_, inputs, directions);
-    // Where no gradient goes, because a mask rules it out, a derivative may be infinite.
-    const at::Tensor is_ruled_out = gradient.eq(0.0).logical_and(derivative.isfinite().logical_not());
-    return gradient * derivative.masked_fill(is_ruled_out, 0.0);
+    // The derivative of a masked score, which gets no gradient, may be infinite.
+    const at::Tensor is_masked = gradient.eq(0.0).logical_and(derivative.isfinite().logical_not());
+    return gradient * derivative.masked_fill(is_masked, 0.0);
   }
 
   /// The derivative. If it is by one direction, that of a tensor, also the place of the value that it is by, 0 where

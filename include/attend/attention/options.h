@@ -75,7 +75,7 @@ struct Window {
 /// 2. softcap
 /// 3. alibi_slopes
 /// 4. a float attn_mask
-/// 5. is_causal, window, a bool attn_mask and the bounds of a packed sequence: the scores of ruled out keys count as −∞
+/// 5. is_causal, window, a bool attn_mask and the bounds of a packed sequence: masked scores count as −∞
 /// 6. softmax
 /// 7. dropout
 ///
@@ -99,7 +99,7 @@ struct AttentionOptions {
   /// A mask, (L, S), (H, L, S) or (N, H, L, S). Any size may be 1 and is then broadcast. Default: none.
   ///
   /// - bool: true = attend.
-  /// - float64, float32, bfloat16 or float16: added to the scaled scores. −∞ rules a key out. The mask may require a
+  /// - float64, float32, bfloat16 or float16: added to the scaled scores. −∞ masks a key. The mask may require a
   ///   gradient, which has the mask's dtype.
   ///
   /// A float mask whose dtype differs from the query's is converted to float32, and to float64 for a float64 query. A

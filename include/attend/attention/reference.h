@@ -71,7 +71,7 @@ struct Reference {
  private:
   static constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
 
-  /// Here the sequences of a packed batch are ruled out for each other, too.
+  /// Here keys of other sequences of a packed batch are masked, too.
   static bool may_mask(const Problem& problem) { return problem.may_mask() || problem.is_packed(); }
 
   static at::Tensor masked_scores(const Problem& problem) {
@@ -84,7 +84,7 @@ struct Reference {
     const at::Tensor masked = masked_by(problem, at, sizes_of(scores));
     const at::Tensor& mask = problem.attn_mask;
     const bool is_added_mask = mask.defined() && mask.scalar_type() != at::kBool;
-    // No derivative below may see a NaN that is ruled out, and no NaN that comes back may pass: 0 · NaN is NaN.
+    // No derivative below may see a masked NaN, and no NaN that comes back may pass: 0 · NaN is NaN.
     const bool is_watched = is_looked_at(scores) && !is_finite(scores);
     if (masked.defined() && is_watched) scores = scores.masked_fill(masked, 0.0);
     if (is_added_mask) scores = scores.masked_fill(mask.eq(kNegativeInfinity), 0.0);
@@ -122,7 +122,7 @@ struct Reference {
     return {(query + (key_end - query_end)).unsqueeze(1), key, number.unsqueeze(1), sequence(problem.key_offsets, key)};
   }
 
-  /// What masks, the window and packed batches rule out: bool, broadcastable to (N, H, L, S); undefined if nothing.
+  /// The scores that masks, the window and packed batches mask: bool, broadcastable to (N, H, L, S); undefined if none.
   static at::Tensor masked_by(const Problem& problem, const Positions& at, const AttentionSizes& sizes) {
     at::Tensor masked;
     const auto add = [&masked](const at::Tensor& also) { masked = masked.defined() ? masked.logical_or(also) : also; };

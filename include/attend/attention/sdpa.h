@@ -43,9 +43,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// (benchmarks/results/accuracy.md). ATen computes the scores a second time with other rounding, unless the scale is a
 /// power of two.
 ///
-/// NaN on the CPU: ATen's kernel returns zeros if all scores of a query are NaN. A NaN or an infinity that a mask rules
-/// out changes its result. Calls in which one of the two may have happened are computed again by kCpu. On other devices
-/// ATen's results are returned.
+/// NaN on the CPU: ATen's kernel returns zeros if all scores of a query are NaN. A NaN or an infinity in a masked key
+/// or value changes its result. Calls in which one of the two may have happened are computed again by kCpu. On other
+/// devices ATen's results are returned.
 struct Sdpa {
   static constexpr Backend kBackend = Backend::kSdpa;
   /// For so many queries a causal mask for unequal lengths is made as a tensor; see masks_causally().

@@ -57,7 +57,7 @@ class Variant {
   /// Which scores the mask_mod allows: bool (N, H, L, S).
   virtual at::Tensor mask(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors) const = 0;
 
-  /// The tensors as cpu_variant() needs them. Those of the score_mod get the dtype of the computation. Those of the
+  /// The tensors as a CpuVariantMaker needs them. Those of the score_mod get the dtype of the computation. Those of the
   /// mask_mod get float32, because a mask_mod has no type parameter.
   std::vector<at::Tensor> on_cpu(const std::vector<at::Tensor>& tensors, at::ScalarType dtype) const {
     std::vector<at::Tensor> results;

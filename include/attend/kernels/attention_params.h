@@ -55,7 +55,7 @@ inline TensorView4d contiguous(void* data, std::int64_t heads, std::int64_t rows
   return {data, {heads * rows * columns, rows * columns, columns, 1}};
 }
 
-/// What the numbers of a mask are.
+/// The kinds of numbers in a mask.
 enum class MaskType {
   kNone,           ///< there is no mask
   kBool,           ///< one byte each; 0 masks the key
@@ -71,7 +71,7 @@ enum class MaskType {
 /// 3. alibi_slopes
 /// 4. an added attn_mask
 /// 5. the score_mod of flex_attention_forward()
-/// 6. a bool attn_mask, the window, the mask_mod, and the end of a packed sequence: what they mask counts as −∞
+/// 6. a bool attn_mask, the window, the mask_mod, and the end of a packed sequence: masked scores count as −∞
 /// 7. softmax
 /// 8. dropout
 /// 9. the sum over the values
@@ -122,11 +122,11 @@ struct AttentionParams {
   std::uint64_t dropout_seed = 0;  ///< the same seed drops the same weights
 };
 
-/// What a forward pass writes, and a backward pass reads again.
+/// The memory that a forward pass writes, and a backward pass reads again.
 struct AttentionOutputs {
   TensorView4d output;  ///< (N, H, L, Dv)
-  /// (N, H, L), contiguous: float32, or float64 for float64 tensors. It is that of the changed and masked scores. Null:
-  /// not wanted. The backward pass does not read it.
+  /// The log-sum-exp of the changed and masked scores, (N, H, L), contiguous: float32, or float64 for float64 tensors.
+  /// Null: not wanted. The backward pass does not read it.
   void* log_sum_exp = nullptr;
   /// For the backward pass: kernels::saved_bytes() bytes, aligned as malloc's. Null: there will be no backward pass.
   void* saved = nullptr;
@@ -138,7 +138,7 @@ struct SummedGradient {
   std::int64_t size = 0;   ///< how many numbers
 };
 
-/// What a backward pass reads, and what it writes.
+/// The gradients that a backward pass reads, and those that it writes.
 struct AttentionGradients {
   ConstTensorView4d output;           ///< read: of the output, (N, H, L, Dv)
   const void* log_sum_exp = nullptr;  ///< read: of the log-sum-exp, (N, H, L), contiguous; null: zeros

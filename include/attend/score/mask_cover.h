@@ -70,7 +70,7 @@ ATTEND_HOST_DEVICE constexpr MaskCover cover_of(bool is_empty, bool is_full) {
   return is_empty ? MaskCover::kEmpty : is_full ? MaskCover::kFull : MaskCover::kPartial;
 }
 
-// What is known of a & b, a | b and !a.
+// The cover of a & b, a | b and !a, as far as it follows from those of a and b.
 ATTEND_HOST_DEVICE constexpr MaskCover cover_of_and(MaskCover a, MaskCover b) { return a < b ? a : b; }
 ATTEND_HOST_DEVICE constexpr MaskCover cover_of_or(MaskCover a, MaskCover b) { return a < b ? b : a; }
 ATTEND_HOST_DEVICE constexpr MaskCover cover_of_not(MaskCover a) {

@@ -306,7 +306,7 @@ constexpr Not<A> not_(const A& a) {
   return Not<A>(a);
 }
 
-// They ask for no more, so that flex_attention() can say what an operand lacks.
+// The operators do not require MaskMod, so that flex_attention() can say what an operand lacks.
 /// The same as all_of(), if one operand is a mask of attend.
 template <class A, class B>
 requires(std::derived_from<A, detail::MaskOperators> || std::derived_from<B, detail::MaskOperators>) constexpr And<A, B>

@@ -29,7 +29,7 @@ template <class Mod>
 concept ScoreFunction = ChangesScore<Mod, Real<float>> && ChangesScore<Mod, Dual<float>> &&
     ChangesScore<Mod, Real<double>> && ChangesScore<Mod, Dual<double>>;
 
-/// What holds tensors, and gives a struct of views of them.
+/// A struct that holds tensors, and gives a struct of views of them.
 template <class Mod>
 concept Bindable = requires(const Mod& mod, Binder& binder) {
   mod.bind(binder);

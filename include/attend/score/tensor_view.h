@@ -16,11 +16,11 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
-/// By which of the values that a score_mod reads of one tensor a derivative is: the one that is read at the turn
-/// `wanted`, from 0. Set anew for each score; each thread has its own.
+/// Names one of the values that a score_mod reads of one tensor: the derivative is by the value that is read at the
+/// turn `wanted`, counted from 0. It is set anew for each score. Each thread has its own.
 struct TensorReads {
   int wanted = 0;
-  int turn = 0;            // so many values have been read
+  int turn = 0;            // the number of values that have been read
   std::int64_t place = 0;  // where the wanted value lies
 
   void begin(int wanted_turn) {
@@ -67,7 +67,7 @@ struct OutsideRead {
 ///
 /// A score_mod may read any number of values for a score. Gradients reach the tensor.
 ///
-/// A read outside of the tensor touches no memory and gives NaN. If a mask rules the score out, the read has no effect.
+/// A read outside of the tensor touches no memory and gives NaN. If a mask excludes the score, the read has no effect.
 /// Otherwise attention throws c10::ValueError, and kernels::flex_attention_forward() writes NaN.
 ///
 /// @code
@@ -134,7 +134,7 @@ class TensorView {
 
   /// Called by the kernels: the size of a number in bytes; 0 if it is not known, because a Binder made the view.
   int number_size() const { return number_size_; }
-  /// Called by the kernels: from now on, derivatives are by what is read through this view.
+  /// Called by the kernels: from now on, derivatives are by the values that are read through this view.
   void differentiate(detail::TensorReads* reads) { reads_[0] = reads; }
 
   /// Used by Binder, with internal types.
@@ -174,7 +174,7 @@ class TensorView {
 /// A view of an integer or bool tensor with at most 4 dimensions, for a score_mod or mask_mod. Binder::integers()
 /// returns it.
 ///
-/// A read outside of the tensor touches no memory and gives 0. If a mask rules the score out, the read has no effect.
+/// A read outside of the tensor touches no memory and gives 0. If a mask excludes the score, the read has no effect.
 /// Otherwise attention throws c10::ValueError.
 ///
 /// @code

@@ -32,7 +32,7 @@ struct FloatFormat<float> {
   static constexpr int kMantissaBits = 23, kBias = 127, kExpTerms = 7, kLogTerms = 5;
   static constexpr float kShifter = 12582912.0f;  // 1.5 · 2²³: adding it rounds, and leaves n in the lowest bits
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;  // ln 2 in two; n · high is exact
-  static constexpr float kLargest = 88.722839f, kSmallest = -86.6f;           // what eˣ is computed for
+  static constexpr float kLargest = 88.722839f, kSmallest = -86.6f;           // eˣ is computed between these
 };
 
 template <>
@@ -73,7 +73,7 @@ ATTEND_HOST_DEVICE ATTEND_ALWAYS_INLINE void split_exponential(const Lanes& x, L
 }
 
 /// x becomes eˣ, to a unit or two in the last place; 0 below kSmallest, −∞ included; NaN stays NaN. With kIsBounded x
-/// must not be above 80, or else +∞ is what it becomes where the result is too large.
+/// must not be above 80. Without it, results that are too large become +∞.
 template <class V, bool kIsBounded, class Bits, class Lanes>
 ATTEND_HOST_DEVICE ATTEND_ALWAYS_INLINE void exponential(Lanes& x) {
   using Format = FloatFormat<V>;
@@ -91,7 +91,7 @@ ATTEND_HOST_DEVICE ATTEND_ALWAYS_INLINE void exponential(Lanes& x) {
 /// x becomes tanh x = (e²ˣ − 1) / (e²ˣ + 1), to a few units in the last place, near 0 too; NaN stays NaN.
 template <class V, class Bits, class Lanes>
 ATTEND_HOST_DEVICE ATTEND_ALWAYS_INLINE void hyperbolic_tangent(Lanes& x) {
-  constexpr V kLimit = 40;  // where it is ±1
+  constexpr V kLimit = 40;  // tanh is ±1 beyond it
   Lanes twice = x + x, rest, power;
   twice = twice > kLimit ? Lanes{} + kLimit : twice;
   twice = twice < -kLimit ? Lanes{} - kLimit : twice;

@@ -11,7 +11,8 @@
 
 namespace attend::test {
 
-/// What a test runs on: an instruction set of this processor, or vectors of some width that the compiler emulates.
+/// The functions that a test runs: those of an instruction set of this processor, or those for vectors of some width,
+/// which the compiler emulates.
 template <class T>
 struct NamedTables {
   std::string name;

@@ -39,7 +39,7 @@ class Random {
 /// The nearest bfloat16.
 inline float rounded_to_bfloat16(float number) { return static_cast<float>(static_cast<simd::BFloat16>(number)); }
 
-/// What the numbers of a Tensor are.
+/// The number types of a Tensor.
 enum class Element { kFloat32, kBFloat16, kFloat64, kBool };
 
 inline Element element_of(NumberType dtype) {

@@ -20,7 +20,7 @@
 
 namespace attend::test {
 
-/// What a call computes, by name; the gradients are "query", "key", and so on.
+/// The results of a call, by name; the gradients are "query", "key", and so on.
 using Results = std::map<std::string, std::vector<double>>;
 
 /// V: the type that is computed in. kIsBFloat16: what the dense formula writes to memory is rounded to bfloat16.

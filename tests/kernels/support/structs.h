@@ -10,9 +10,9 @@
 
 namespace attend::test {
 
-// The structs of a user, and beside each what it computes, with the derivative by hand.
+// The structs of a user. Beside each is its result, with the derivative by hand.
 
-/// What a user's struct makes of a score: the value, the derivative by the score, and those by the entries of its
+/// The result of a user's struct for a score: the value, the derivative by the score, and those by the entries of its
 /// tables.
 template <class V>
 struct Changed {

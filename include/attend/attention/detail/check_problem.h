@@ -62,7 +62,7 @@ inline at::ScalarType added_mask_dtype(at::ScalarType mask_dtype, at::ScalarType
   return at::kFloat;
 }
 
-/// A float mask as it is added to the scores. What is finite stays finite.
+/// A float mask as it is added to the scores. Finite numbers stay finite.
 inline at::Tensor added_mask(const at::Tensor& mask, at::ScalarType query_dtype) {
   const at::ScalarType dtype = added_mask_dtype(mask.scalar_type(), query_dtype);
   if (mask.scalar_type() == dtype) return mask;
@@ -101,7 +101,7 @@ inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem, Purpose 
                                       : added_mask(mask, query_dtype);
 }
 
-/// Both sides of the window, with is_causal in it; unlimited where it rules nothing out.
+/// Both sides of the window, with is_causal in it; unlimited where it masks nothing.
 inline Window checked_window(const AttentionOptions& options, const Problem& problem) {
   Window window = options.window();
   TORCH_CHECK_VALUE(window.left >= -1 && window.right >= -1,

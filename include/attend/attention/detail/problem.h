@@ -31,12 +31,12 @@ struct Problem {
   std::shared_ptr<const Variant> variant;  // of flex_attention(); null without
   std::shared_ptr<const CpuVariantMaker> cpu_variant;  // the same for the CPU kernels
   std::vector<at::Tensor> variant_tensors;             // those that it reads
-  Window window;                                       // is_causal is in it; unlimited where it would rule nothing out
+  Window window;                                       // is_causal is in it; unlimited where it would mask nothing
   double scale = 1.0;
   double softcap = 0.0;
   double dropout = 0.0;
   bool needs_log_sum_exp = false;
-  std::int64_t dimensions = 4;  // so many had the caller's query: 4, 3 (H, L, D) or 2 (L, D)
+  std::int64_t dimensions = 4;  // of the caller's query: 4, 3 (H, L, D) or 2 (L, D)
 
   std::int64_t batch_size() const { return query.size(0); }
   std::int64_t num_heads() const { return query.size(1); }
@@ -50,7 +50,7 @@ struct Problem {
   bool has_window() const { return window.left >= 0 || window.right > 0; }
   bool is_packed() const { return query_offsets.defined(); }
 
-  /// Whether a key may be ruled out for a query that is computed beside it. Sequences of a packed batch never are.
+  /// Whether a key may be masked for a query of its sequence. Keys of other sequences of a packed batch do not count.
   bool may_mask() const { return attn_mask.defined() || variant != nullptr || window.left >= 0 || window.right >= 0; }
 };
 

@@ -20,7 +20,7 @@
 #include <mutex>
 #include <string>
 
-// The two matrix products of attention, written densely. A key that is ruled out for a query has the weight 0, and so
+// The two matrix products of attention, written densely. A masked key has the weight 0 for its query, and so
 // has the gradient of its score. But 0 · NaN and 0 · ∞ are NaN. So in these products a weight of 0 adds nothing,
 // whatever value it meets. That holds in their derivatives of every order, because each is made of the same two
 // products. On finite numbers they are at::matmul().

@@ -12,11 +12,11 @@
 //       dQᵀ += Kᵀ dS                                                (head_dim, queries)
 //     write scale · dQ; dK is multiplied by the scale at the end
 //
-// δ is Σ dO · O as well, and that is known before the first tile. But if a query attends almost to a single key, dP − δ
-// is a difference of nearly equal numbers, and δ must have the errors of dP. So if an item has few tiles of keys, which
-// is where single keys count, all of them are computed before δ. That costs no arithmetic, and the gradients are as
-// accurate as those of the dense formula. The gradient of a slope adds up dS times a distance over whole rows, and so
-// every error of δ. If such sums are wanted, items with many tiles compute them twice, first for δ.
+// δ is also Σ dO · O, which is known before the first tile. But if a query attends almost to a single key, dP − δ is a
+// difference of nearly equal numbers, and δ must have the errors of dP. Single keys matter most if an item has few
+// tiles of keys. Then all of its tiles are computed before δ. That costs no arithmetic, and the gradients are as
+// accurate as those of the dense formula. The gradient of a slope is a sum of dS times a distance over whole rows, and
+// adds up every error of δ. If such sums are wanted, items with many tiles compute their tiles twice, first for δ.
 
 #include <attend/kernels/cpu/forward.h>
 #include <attend/kernels/cpu/head_view.h>
@@ -142,7 +142,7 @@ class BackwardItems {
     };
     const auto finish_delta = [&] {
       for (int i = 0; i < queries; ++i)
-        if (!std::isfinite(delta_lo[i])) delta_lo[i] = T(0);  // if some dP is infinite, δ says all
+        if (!std::isfinite(delta_lo[i])) delta_lo[i] = T(0);  // if some dP is infinite, δ alone is right
       if (gradients_.log_sum_exp != nullptr)
         for (int i = 0; i < queries; ++i) delta_lo[i] -= gradients_.log_sum_exp[row + i];
     };
@@ -195,11 +195,11 @@ class BackwardItems {
   }
 
  private:
-  // An item with at most so many tiles of keys keeps all of them until δ is known.
+  // An item with at most this many tiles of keys keeps all of them until δ is known.
   static constexpr std::size_t kFewTiles = 6;
   static_assert(kSinglePassKeys <= kFewTiles * kTileKeys);
 
-  /// What is computed of one tile: before δ is needed, and after.
+  /// The memory of one tile from before δ is known until after.
   struct TileMemory {
     T *weights, *gradients, *slopes, *variant_slopes, *before, *factors;
     bool has_slopes = false, has_variant_slopes = false;

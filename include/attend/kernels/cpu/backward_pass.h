@@ -81,8 +81,8 @@ class BackwardPass {
     }
   }
 
-  /// Whether a thread that was not careful met numbers that are not finite and may be masked. Then nothing that was
-  /// computed counts: set all sums to zero again, and let all threads work carefully.
+  /// Whether a thread that was not careful met numbers that are not finite and may be masked. Then all
+  /// results are invalid: set all sums to zero again, and let all threads work carefully.
   bool must_begin_again() const { return must_begin_again_; }
 
   /// Adds up the parts of groups that several threads have worked on. Each thread does some of the keys.

@@ -59,8 +59,8 @@ void take_nans(T* row, int columns, T instead, T* nans) {
   }
 }
 
-/// Computes the output of one item and, if they are wanted, its log-sum-exp and weights. Returns whether the output is
-/// finite, if a key may be masked. is_careful as in TileProducts.
+/// Computes the output of one item and, if they are wanted, its log-sum-exp and weights. Returns false if a key may be
+/// masked and the output is not finite. is_careful as in TileProducts.
 template <class T>
 bool compute_item(const AttentionPlan<T>& plan, const Scores<T>& scores, const AttentionResults<T>& results,
                   const WorkItem& item, const KeyTiles& keys, bool is_careful, Workspace<T>& memory) {
@@ -138,7 +138,7 @@ bool compute_item(const AttentionPlan<T>& plan, const Scores<T>& scores, const A
   return !plan.may_mask || operations.is_finite(output, kTileQueries, plan.value_dim, columns);
 }
 
-/// The same. Masked entries have no effect, even if they are not finite. `keys` is memory for one item.
+/// Computes one item so that masked entries have no effect, even if they are not finite. `keys` is memory for one item.
 template <class T>
 void forward_item(const AttentionPlan<T>& plan, const Scores<T>& scores, const AttentionResults<T>& results,
                   const WorkItem& item, KeyTiles& keys, Workspace<T>& memory) {

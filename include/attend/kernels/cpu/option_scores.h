@@ -96,13 +96,13 @@ struct OptionScores {
                                window_left >= 0 ? distance + window_left + 1 : kTileQueries);
   }
 
-  /// What dropout multiplies each weight of the tile with.
+  /// The factors by which dropout multiplies each weight of the tile.
   void dropout_factors(const TileOperations<T>& operations, const Tile<T>& tile, T* factors) const {
     operations.dropout_factors(tile.first, tile.keys, tile.columns, dropout_seed, dropout_threshold, dropout_scale,
                                factors);
   }
 
-  /// Adds the gradients of the scores, after all of change(), to those of what was added.
+  /// Adds the gradients of the scores, after all of change(), to those of the mask or of the slopes.
   void add_mask_gradient(const Tile<T>& tile, const T* gradients, const Sums::Row& sums) const {
     if (sums.is_shared)
       for_each_entry(tile, sums.data, mask_gradient_strides,

@@ -74,7 +74,7 @@ struct Scores {
             keys.cover};
   }
 
-  /// Makes the scores what the softmax takes. is_careful as in OptionScores::change().
+  /// Changes and masks the scores for the softmax. is_careful as in OptionScores::change().
   void apply(const TileOperations<T>& operations, const Tile<T>& tile, bool is_careful) const {
     options.change(operations, tile, nullptr, is_careful);
     if (variant != nullptr) variant->apply(tile, nullptr);

@@ -138,8 +138,7 @@ struct RecomputeSoftmax {
   }
 };
 
-/// For the backward pass: adds ΣP (dP − δ) over the keys to the sums. Divided by ΣP,
-/// they are the error of δ.
+/// For the backward pass: adds ΣP (dP − δ) over the keys to the sums. Divided by ΣP, they are the error of δ.
 template <class T>
 struct AddDeltaResidual {
   template <class Isa>

@@ -51,7 +51,7 @@ class TileProducts {
       transpose_pairs(queries_, head_dim_, query_columns_);
   }
 
-  /// Reads what the backward pass needs besides: Q in rows, and the gradient of the output.
+  /// Reads what only the backward pass needs: Q in rows, and the gradient of the output.
   void set_output_gradient(const HeadView<T>& gradients, Workspace<T>& memory) {
     query_rows_ = memory.take(kTileQueries * row_of(head_dim_));
     gradient_rows_ = memory.take(kTileQueries * row_of(value_dim_));

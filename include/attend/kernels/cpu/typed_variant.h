@@ -32,11 +32,11 @@ struct ScoreAndMask {
   Mask mask;
 };
 
-/// A score_mod and a mask_mod applied to every score of a tile, kRun neighbours at a time. All that a run reads and
-/// writes is local, and the mask has a loop of its own: so the compilers make vectors of a caller's struct at -O2. The
+/// A score_mod and a mask_mod applied to every score of a tile, kRun neighbours at a time. All memory that a run reads
+/// and writes is local, and the mask has a loop of its own: so the compilers vectorize a caller's struct at -O2. The
 /// mask is not called for a tile that it allows as a whole.
 ///
-/// Padding repeats the last query, because a query that does not exist might read where nothing is.
+/// Padding repeats the last query, because the struct may read outside of its memory for a query that does not exist.
 template <class T, class Score, class Mask>
 struct ApplyVariant {
   template <class Isa>
@@ -98,21 +98,22 @@ struct ApplyVariant {
   }
 };
 
+/// The CpuVariant of one pair of types. Only this class is compiled for them.
 template <class T, class Score, class Mask>
 class TypedCpuVariant final : public CpuVariant<T> {
  public:
   /// A score_mod bound so that its Duals are derivatives by what it reads of tensor k, as `reads` says.
   using BindBy = std::function<Score(int k, attend::detail::TensorReads* reads)>;
 
-  TypedCpuVariant(const Score& score, const Mask& mask, int tensors, BindBy bind_by, InstructionSet available)
-      : mod_{score, mask}, tensors_(tensors), bind_by_(std::move(bind_by)), apply_(function_for(available)) {}
+  TypedCpuVariant(const Score& score, const Mask& mask, int tensors, BindBy bind_by, InstructionSet set)
+      : mod_{score, mask}, tensors_(tensors), bind_by_(std::move(bind_by)), apply_(function_for(set)) {}
 
   KeyRange keys(const QueryBlock& block) const override { return attend::detail::key_range(mod_.mask, block); }
 
   MaskCover cover(const QueryBlock& queries, const KeyRange& keys) const override {
     if constexpr (attend::detail::HasCover<Mask>)
       return mod_.mask.cover(queries, keys);
-    else  // outside of keys() nobody asks
+    else  // the kernels ask only about keys within keys()
       return MaskCover::kPartial;
   }
 
@@ -140,7 +141,7 @@ class TypedCpuVariant final : public CpuVariant<T> {
     for (int j = 0; j < tile.keys; ++j)
       for (int i = 0; i < tile.queries; ++i) {
         const T gradient = gradients[j * kTileQueries + i];
-        if (gradient == T(0)) continue;  // ruled out: the derivative may be infinite
+        if (gradient == T(0)) continue;  // masked: the derivative may be infinite
         Coordinate at = tile.first;
         at.key += j;
         at.query += i;

@@ -12,8 +12,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-/// Scratch memory of one thread, given out in pieces that begin at a cache line. It grows when it is used up, so nobody
-/// counts its size in advance.
+/// Scratch memory of one thread, given out in pieces that begin at a cache line. It grows when it is used up, so its
+/// size is not computed in advance.
 template <class T>
 class Workspace {
  public:

@@ -23,7 +23,7 @@ struct ConvolutionStack {
   bool has_relu_after(std::size_t i) const { return i + 1 < weights.size() ? has_relu : has_relu_after_last; }
 };
 
-/// What a stack gives, by torch's own operations: x (N, in channels, L) to (N, out channels, L).
+/// The output of a stack, by torch's own operations: x (N, in channels, L) to (N, out channels, L).
 inline at::Tensor convolve_by_torch(const ConvolutionStack& stack, const at::Tensor& x) {
   at::Tensor y = x;
   for (std::size_t i = 0; i < stack.weights.size(); ++i) {
