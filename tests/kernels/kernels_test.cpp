@@ -42,6 +42,28 @@ struct ReadsOutside {
 
 }  // namespace
 
+TEST_CASE("kernels: a query whose keys all have the lowest number in attn_mask attends to all alike, backward too") {
+  for (const std::int64_t S : {100, 200, 500}) {  // weights saved, few tiles, many tiles
+    CAPTURE(S);
+    constexpr std::int64_t L = 3, D = 8;
+    Call call(1, 1, 1, L, S, D, D);
+    const std::vector<float> mask(static_cast<std::size_t>(L * S), std::numeric_limits<float>::lowest());
+    call.params.mask_type = attend::MaskType::kAdded;
+    call.params.attn_mask = attend::contiguous(mask.data(), 1, L, S);
+    call.forward();
+    call.backward();
+    for (std::int64_t d = 0; d < D; ++d) {
+      double value_sum = 0, gradient_sum = 0;
+      for (std::int64_t j = 0; j < S; ++j) value_sum += call.value.get(0, 0, j, d);
+      for (std::int64_t i = 0; i < L; ++i) gradient_sum += call.output_gradient.get(0, 0, i, d);
+      const auto count = static_cast<double>(S);
+      for (std::int64_t i = 0; i < L; ++i) CHECK(std::abs(call.output.get(0, 0, i, d) - value_sum / count) < 1e-6);
+      for (std::int64_t j = 0; j < S; ++j)
+        CHECK(std::abs(call.value_gradient.get(0, 0, j, d) - gradient_sum / count) < 1e-6);
+    }
+  }
+}
+
 TEST_CASE("kernels: no keys: zeros and −∞, and all gradients are zero") {
   for (const double softcap : {0.0, 3.0}) {
     Call call(2, 4, 2, 5, 0, 8, 3);

@@ -39,14 +39,17 @@ void write_log_sum_exp(const AttentionPlan<T>& plan, const AttentionResults<T>& 
   if (results.log_sum_exp == nullptr && results.saved_log_sum_exp == nullptr) return;
   const std::int64_t row = plan.row_of(item.batch, item.head) + item.tile.query_begin;
   for (int i = 0; i < item.tile.queries; ++i) {
-    const double exact = static_cast<double>(largest[i]) + std::log(static_cast<double>(sum[i]));
+    const double most = static_cast<double>(largest[i]), log_sum = std::log(static_cast<double>(sum[i]));
     const bool has_infinity = largest[i] == -kNegativeInfinity<T>;  // then the sum is NaN, but its logarithm is not
-    const T rounded = sum[i] == T(0) ? kNegativeInfinity<T> : has_infinity ? largest[i] : static_cast<T>(exact);
+    const T rounded = sum[i] == T(0) ? kNegativeInfinity<T>
+                      : has_infinity ? largest[i]
+                                     : static_cast<T>(most + log_sum);
     if (results.log_sum_exp != nullptr) results.log_sum_exp[row + i] = rounded;
     if (results.saved_log_sum_exp == nullptr) continue;
     results.saved_log_sum_exp[row + i] = rounded;
+    // The difference comes first: log_sum is lost in the sum of a very large score and log_sum, even in double.
     results.log_sum_exp_lo[row + i] =
-        rounded == kNegativeInfinity<T> ? T(0) : static_cast<T>(exact - static_cast<double>(rounded));
+        rounded == kNegativeInfinity<T> ? T(0) : static_cast<T>((most - static_cast<double>(rounded)) + log_sum);
   }
 }
 
