@@ -42,6 +42,14 @@ struct ReadsOutside {
 
 }  // namespace
 
+TEST_CASE("kernels: no keys: a null pointer may have any strides") {
+  Call call(2, 2, 1, 3, 0, 4, 4);
+  for (attend::ConstTensorView4d* const view : {&call.params.key, &call.params.value})
+    *view = {nullptr, {4096, 512, 4, 1}};  // of a cache that is still empty
+  call.forward();
+  CHECK(are_all(call.output.values(), 0));
+}
+
 TEST_CASE("kernels: a query whose keys all have the lowest number in attn_mask attends to all alike, backward too") {
   for (const std::int64_t S : {100, 200, 500}) {  // weights saved, few tiles, many tiles
     CAPTURE(S);

@@ -106,7 +106,8 @@ class HeadTensor {
   HeadTensor(const ConstTensorView4d& view, bool is_bfloat16) : view_(view), is_bfloat16_(is_bfloat16) {}
 
   HeadView<T> of(std::int64_t batch, std::int64_t head) const {
-    const std::int64_t offset = batch * view_.strides[0] + head * view_.strides[1];
+    // A tensor without numbers may be a null pointer, which takes no offset.
+    const std::int64_t offset = view_.data == nullptr ? 0 : batch * view_.strides[0] + head * view_.strides[1];
     const std::int64_t element = is_bfloat16_ ? sizeof(BFloat16) : sizeof(T);
     // The kernels write only to tensors that were given as TensorView4d.
     return {static_cast<char*>(const_cast<void*>(view_.data)) + offset * element, view_.strides[2], view_.strides[3],
