@@ -2,12 +2,15 @@
 #include "support/call.h"
 
 #include <attend/kernels.h>
+#include <attend/kernels/cpu/attention_pass.h>
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <stdexcept>
 #include <thread>
@@ -142,4 +145,28 @@ TEST_CASE("Executor: calls from several user threads at the same time") {
     });
   for (std::thread& user : users) user.join();
   CHECK(wrong == 0);
+}
+
+TEST_CASE("BackwardPass: keys times threads may be more than 2^31") {
+  constexpr std::int64_t S = 30'000;
+  constexpr int kThreads = 100'000;
+  Call call(1, 2, 1, 1, S, 1, 1);  // two items that add to the gradients of the same keys
+  call.forward();
+  call.backward();
+  const std::vector<double> expected = call.value_gradient.values();
+
+  const attend::cpu::AttentionPlan<float> plan(call.params, attend::simd::best_instruction_set(), nullptr);
+  const attend::cpu::Scores<float> scores(call.params, nullptr);
+  const attend::cpu::AttentionResults<float> results(plan, call.outputs);
+  attend::cpu::Gradients<float> gradients;
+  gradients.output = {call.gradients.output, false};
+  gradients.query = {call.gradients.query, false};
+  gradients.key = {call.gradients.key, false};
+  gradients.value = {call.gradients.value, false};
+  call.value_gradient.fill([] { return -77; });
+  attend::cpu::BackwardPass<float> pass(plan, scores, results, gradients, kThreads);
+  for (int thread = 0; thread < kThreads; ++thread) pass.work(thread, /*is_careful=*/false);
+  for (int thread = kThreads - 10; thread < kThreads; ++thread) pass.finish(thread);  // the last three keys
+  for (std::int64_t j = S - 3; j < S; ++j)
+    CHECK(std::abs(call.value_gradient.get(0, 0, j, 0) - expected[static_cast<std::size_t>(j)]) < 1e-6);
 }

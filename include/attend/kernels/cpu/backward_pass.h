@@ -88,7 +88,7 @@ class BackwardPass {
   /// Adds up the parts of groups that several threads have worked on. Each thread does some of the keys.
   void finish(int thread) {
     const auto threads = static_cast<std::int64_t>(pieces_.size());
-    const std::int64_t begin = plan_.keys * thread / threads, end = plan_.keys * (thread + 1) / threads;
+    const std::int64_t keys = plan_.keys, begin = keys * thread / threads, end = keys * (thread + 1) / threads;
     KeyValueGradients<T>* total = nullptr;
     std::int64_t group = -1;
     for (Piece& piece : pieces_)

@@ -116,7 +116,8 @@ struct OptionScores {
       for (int i = 0; i < tile.queries; ++i)
         sum +=
             std::abs(tile.position + i - (tile.first.key + j)) * static_cast<double>(gradients[j * kTileQueries + i]);
-    sums.add((alibi_strides[0] != 0 ? tile.first.batch : 0) * heads + tile.first.head, -sum);
+    const std::int64_t batch = alibi_strides[0] != 0 ? tile.first.batch : 0;
+    sums.add(batch * heads + tile.first.head, -sum);
   }
 
  private:
