@@ -3,7 +3,6 @@
 
 #include <attend/attention/backend.h>
 #include <attend/attention/detail/calls.h>
-#include <attend/attention/detail/problem.h>
 #include <attend/attention/options.h>
 #include <attend/version.h>
 
@@ -56,7 +55,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @endcode
 inline at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             const AttentionOptions& options = {}) {
-  return detail::run(detail::attention_problem(query, key, value, options), options.backend()).output;
+  return detail::attention(query, key, value, options, /*with_lse=*/false).output;
 }
 
 /// attention(), together with the log-sum-exp: for each query, the logarithm of the sum of exp(score) over all keys.
@@ -80,9 +79,7 @@ inline at::Tensor attention(const at::Tensor& query, const at::Tensor& key, cons
 /// @endcode
 inline AttentionResult attention_with_lse(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                           const AttentionOptions& options = {}) {
-  detail::Problem problem = detail::attention_problem(query, key, value, options);
-  problem.needs_log_sum_exp = true;
-  return detail::run(problem, options.backend());
+  return detail::attention(query, key, value, options, /*with_lse=*/true);
 }
 
 /// The weights of attention(): for each query, how much of each value its output takes.
@@ -102,7 +99,7 @@ inline AttentionResult attention_with_lse(const at::Tensor& query, const at::Ten
 /// @endcode
 inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& key,
                                     const AttentionOptions& options = {}) {
-  return detail::weights(query, key, options);
+  return detail::attention_weights(query, key, options);
 }
 
 /// Says which backend attention() uses for these arguments, why not a faster one, and what it copies. Computes nothing.
@@ -121,9 +118,7 @@ inline at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& k
 /// @endcode
 inline Explanation explain(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const AttentionOptions& options = {}, bool with_lse = false) {
-  detail::Problem problem = detail::attention_problem(query, key, value, options, detail::Purpose::kExplain);
-  problem.needs_log_sum_exp = with_lse;
-  return detail::explain(problem, options.backend());
+  return detail::explain(query, key, value, options, with_lse);
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

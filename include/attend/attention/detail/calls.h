@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The functions that every call of attention goes through. attention.h defines them inline (calls_impl.h). In a program
-// that links attend::compiled that library holds them, and the program's own files do not compile the kernels.
+// The functions that every call of attention goes through. attention.h defines them inline (calls_impl.h). If a program
+// links attend::compiled, this library holds them, and the files of the program do not compile the kernels.
 
 #include <attend/attention/backend.h>
 #include <attend/attention/detail/problem.h>
@@ -14,6 +14,17 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
+// Of attention.h. They hide the Problem from its callers, whose files would compile its destructor.
+
+ATTEND_INLINE AttentionResult attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                                        const AttentionOptions& options, bool with_lse);
+ATTEND_INLINE at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& key,
+                                           const AttentionOptions& options);
+ATTEND_INLINE Explanation explain(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                                  const AttentionOptions& options, bool with_lse);
+
+// Of flex_attention.h, which adds a variant to the problem.
+
 /// Checks a call and makes it a problem.
 ATTEND_INLINE Problem attention_problem(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                         const AttentionOptions& options, Purpose purpose = Purpose::kCompute);
@@ -23,8 +34,5 @@ ATTEND_INLINE AttentionResult run(Problem problem, Backend asked_for);
 
 /// Says how run() would compute a problem.
 ATTEND_INLINE Explanation explain(const Problem& problem, Backend asked_for);
-
-/// The weights of a call without values.
-ATTEND_INLINE at::Tensor weights(const at::Tensor& query, const at::Tensor& key, const AttentionOptions& options);
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

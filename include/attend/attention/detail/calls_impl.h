@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
@@ -60,11 +61,26 @@ ATTEND_INLINE Explanation explain(const Problem& problem, Backend asked_for) {
   return {entry.backend, why_not_faster, entry.copies(problem), entry.how(problem)};
 }
 
-ATTEND_INLINE at::Tensor weights(const at::Tensor& query, const at::Tensor& key, const AttentionOptions& options) {
+ATTEND_INLINE AttentionResult attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                                        const AttentionOptions& options, bool with_lse) {
+  Problem problem = attention_problem(query, key, value, options);
+  problem.needs_log_sum_exp = with_lse;
+  return run(std::move(problem), options.backend());
+}
+
+ATTEND_INLINE at::Tensor attention_weights(const at::Tensor& query, const at::Tensor& key,
+                                           const AttentionOptions& options) {
   const Problem problem = scores_problem(query, key, options);
   check_has_data(problem);
   const WithoutAutocast without_autocast;
   return as_given(Reference::weights(problem), problem);
+}
+
+ATTEND_INLINE Explanation explain(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                                  const AttentionOptions& options, bool with_lse) {
+  Problem problem = attention_problem(query, key, value, options, Purpose::kExplain);
+  problem.needs_log_sum_exp = with_lse;
+  return explain(problem, options.backend());
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
