@@ -30,23 +30,25 @@ struct KernelResult : AttentionResult {
   at::Tensor saved;  // for its backward pass; undefined if it needs nothing more
 };
 
-/// The node of an attention kernel in torch's graph (detail/torch/fused_node.h).
+/// An attention kernel: two functions on raw tensors, which know nothing of autograd.
 ///
-/// Kernel is a struct with two functions on raw tensors, which know nothing of autograd:
-///   static KernelResult forward(const Problem&, bool with_backward);
-///   static std::vector<at::Tensor> backward(const Problem&, const KernelResult& result,
-///                                           const AttentionResult& gradients);
 /// backward returns gradients in the order of inputs_of(). Those at the end may be missing, and so may those of tensors
 /// that require none. LibTorch casts them to the inputs' dtypes. Those of the mask and of the variant's tensors are
 /// summed over copies (detail/torch/expanded.h). One of `gradients` may be undefined, which means zeros.
-template <class Kernel>
+struct AttentionKernel {
+  KernelResult (*forward)(const Problem&, bool with_backward);
+  std::vector<at::Tensor> (*backward)(const Problem&, const KernelResult& result, const AttentionResult& gradients);
+};
+
+/// The node of an attention kernel in torch's graph (detail/torch/fused_node.h).
 class AttentionNode {
  public:
-  static AttentionResult run(Problem problem) {
+  static AttentionResult run(const AttentionKernel& kernel, Problem problem) {
     std::vector<at::Tensor> inputs;
     // They are saved apart from the problem, so that torch watches for changes in place.
     for (at::Tensor* input : inputs_of(problem)) inputs.push_back(std::exchange(*input, at::Tensor()));
-    const std::vector<at::Tensor> outputs = FusedNode<AttentionNode>::run(AttentionNode(std::move(problem)), inputs);
+    const std::vector<at::Tensor> outputs =
+        FusedNode<AttentionNode>::run(AttentionNode(kernel, std::move(problem)), inputs);
     return {outputs[kOutput], outputs.size() > kLogSumExp ? outputs[kLogSumExp] : at::Tensor()};
   }
 
@@ -56,7 +58,7 @@ class AttentionNode {
   bool sums_copies(std::size_t input) const { return input == 3 || input >= 5; }
 
   FusedOutputs forward(const std::vector<at::Tensor>& inputs, bool with_backward) const {
-    const KernelResult result = Kernel::forward(problem_of(inputs), with_backward);
+    const KernelResult result = kernel_.forward(problem_of(inputs), with_backward);
     FusedOutputs outputs{{result.output}, {result.saved}};
     if (problem_.needs_log_sum_exp)
       outputs.outputs.push_back(result.log_sum_exp);
@@ -71,7 +73,7 @@ class AttentionNode {
     result.output = forward.outputs[kOutput];
     result.log_sum_exp = problem_.needs_log_sum_exp ? forward.outputs[kLogSumExp] : forward.saved[1];
     result.saved = forward.saved[0];
-    return Kernel::backward(problem_of(inputs), result,
+    return kernel_.backward(problem_of(inputs), result,
                             {gradients[kOutput], gradients.size() > kLogSumExp ? gradients[kLogSumExp] : at::Tensor()});
   }
 
@@ -83,7 +85,7 @@ class AttentionNode {
  private:
   static constexpr std::size_t kOutput = 0, kLogSumExp = 1;  // the places in the outputs
 
-  explicit AttentionNode(Problem problem) : problem_(std::move(problem)) {}
+  AttentionNode(const AttentionKernel& kernel, Problem problem) : kernel_(kernel), problem_(std::move(problem)) {}
 
   Problem problem_of(const std::vector<at::Tensor>& inputs) const {
     Problem problem = problem_;
@@ -92,6 +94,7 @@ class AttentionNode {
     return problem;
   }
 
+  AttentionKernel kernel_;
   Problem problem_;  // without its tensors
 };
 

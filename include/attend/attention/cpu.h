@@ -52,7 +52,8 @@ struct Cpu {
   }
 
   static AttentionResult run(const Problem& problem) {
-    const AttentionResult result = AttentionNode<CpuKernel>::run(CpuKernel::readable(problem));
+    constexpr AttentionKernel kKernel{&CpuKernel::forward, &CpuKernel::backward};
+    const AttentionResult result = AttentionNode::run(kKernel, CpuKernel::readable(problem));
     return {result.output.to(problem.query.scalar_type()), result.log_sum_exp};
   }
 };

@@ -123,7 +123,7 @@ struct Sdpa {
     problem.key = readable(given.key);
     problem.value = readable(given.value);
     problem.attn_mask = readable(given.attn_mask, kIsMask);
-    if (problem.query.is_cpu()) return AttentionNode<AtenKernel>::run(problem);
+    if (problem.query.is_cpu()) return AttentionNode::run({&AtenKernel::forward, &AtenKernel::backward}, problem);
     return {
         at::scaled_dot_product_attention(problem.query, problem.key, problem.value, optional(problem.attn_mask),
                                          /*dropout_p=*/0.0, problem.is_causal(), problem.scale, is_grouped(problem)),
