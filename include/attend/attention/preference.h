@@ -18,6 +18,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 inline bool has_few_queries(const Problem& problem) {
   const std::int64_t queries = problem.query_length(), keys = problem.key_length();
   const at::ScalarType dtype = problem.query.scalar_type();
+  const bool has_avx512 = available_instruction_set() >= simd::InstructionSet::kAvx512;
+  if (dtype == at::kDouble) return queries <= (has_avx512 ? 4 : 8);
   if (needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value)) {
     const std::int64_t rows = problem.batch_size() * problem.num_heads();
     return dtype == at::kFloat && (queries == 1 ? keys >= 64 : queries <= 4 && rows * keys >= 1 << 14);
@@ -32,14 +34,12 @@ inline bool has_few_queries(const Problem& problem) {
 }
 
 /// Whether kAuto passes over a backend that can run, because the next fused one is faster if it can run too; with the
-/// reason. That is so for kCpu in float64, without AVX2 or AVX-512, and for few queries, because its kernels compute
-/// tiles of 64 queries. Measured in benchmarks/results/backends.md and backends_zen.md.
+/// reason. That is so for kCpu without AVX2 or AVX-512, and for few queries, because its kernels compute tiles of 64
+/// queries. Measured in benchmarks/results/backends.md and backends_zen.md.
 inline bool is_next_faster(Backend backend, const Problem& problem, std::string* reason = nullptr) {
   if (backend != Backend::kCpu) return false;
   if (has_few_queries(problem))
     return !refused(reason, "kCpu can run, but kSdpa is faster for so few queries (L = ", problem.query_length(), ").");
-  if (problem.query.scalar_type() == at::kDouble)
-    return !refused(reason, "kCpu can run, but kSdpa is faster in float64.");
   if (available_instruction_set() == simd::InstructionSet::kPortable)
     return !refused(reason, "kCpu can run, but kSdpa is faster without AVX2 or AVX-512.");
   if (!is_measured(available_instruction_set()))
