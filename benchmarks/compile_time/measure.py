@@ -2,17 +2,16 @@
 # SPDX-License-Identifier: MIT
 """How long does a file that includes attend take to compile, compared with a file that includes only LibTorch?
 
-Compiles small files in turn for several rounds, with and without optimization. Each round starts with the next file. The
-result is the processor time of the compiler in user mode, because other work on the machine disturbs it less than the
-elapsed time. Writes compile_time.md.
+Compiles small files in turn for several rounds, with each compiler. Each round starts with the next file. The result is
+the processor time of the compiler, because other work on the machine disturbs it less than the elapsed time, and the
+size of the code in the object file. Writes compile_time.md.
 
-Needs a compiler and LibTorch: the folder of --torch, or the package torch of the Python that runs this script.
+Needs the compilers, the program `size`, and LibTorch: the folder of --torch, or the package torch of the Python that runs this script.
 """
 
 import argparse
 import importlib.util
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,21 +21,42 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT / "benchmarks"))
 import machine  # noqa: E402
 
-# The name in the table, and the source. The others are compared with the first one.
-USE = """int main() {
+NN = "#include <torch/nn.h>\n"
+ATTENTION = NN + """#include <attend/attention.h>
+torch::Tensor f(const torch::Tensor& x) { return attend::attention(x, x, x); }
+"""
+LAYER = """torch::Tensor f(const torch::Tensor& x) {
   LIBRARY::MultiheadAttention layer(LIBRARY::MultiheadAttentionOptions(64, 4));
-  torch::Tensor x = torch::randn({10, 2, 64});
-  return std::get<0>(layer(x, x, x)).size(0) == 10 ? 0 : 1;
+  return std::get<0>(layer(x, x, x));
 }
 """
-PROGRAMS = {
-    "`<torch/nn.h>` alone": "#include <torch/nn.h>\n",
-    "`<torch/nn.h>` and one layer": "#include <torch/nn.h>\n" + USE.replace("LIBRARY", "torch::nn"),
-    "`<attend/attend.h>` and one layer": "#include <attend/attend.h>\n" + USE.replace("LIBRARY", "attend"),
-    "`<attend/layers/multihead_attention.h>` alone": "#include <attend/layers/multihead_attention.h>\n",
-    "`<torch/torch.h>` alone": "#include <torch/torch.h>\n",
+OUR_LAYER = NN + "#include <attend/layers/multihead_attention.h>\n" + LAYER.replace("LIBRARY", "attend")
+FLEX = NN + """#include <attend/flex_attention.h>
+struct Halved {
+  template <class T>
+  T operator()(T score, attend::Coordinate) const { return 0.5f * score; }
+};
+torch::Tensor f(const torch::Tensor& x) { return attend::flex_attention(x, x, x, Halved{}, attend::Causal{}); }
+"""
+KERNELS = """#include <attend/kernels.h>
+void f(const attend::AttentionParams& params, const attend::AttentionOutputs& outputs) {
+  attend::kernels::attention_forward(params, outputs);
 }
-OPTIMIZATIONS = ("-O0", "-O2")
+"""
+COMPILED = ["-DATTEND_COMPILED"]
+# The name in the table, the source, and more flags. The others are compared with the first one.
+PROGRAMS = {
+    "`<torch/nn.h>` alone": (NN, []),
+    "`<torch/nn.h>`, one `shared_ptr`": (NN + "void f(std::shared_ptr<int>& x) { x.reset(); }\n", []),
+    "`<torch/nn.h>`, one layer of torch": (NN + LAYER.replace("LIBRARY", "torch::nn"), []),
+    "`<attend/attention.h>`, one call": (ATTENTION, []),
+    "the same with `attend::compiled`": (ATTENTION, COMPILED),
+    "`<attend/layers/multihead_attention.h>`, one layer": (OUR_LAYER, []),
+    "this layer with `attend::compiled`": (OUR_LAYER, COMPILED),
+    "`<attend/flex_attention.h>`, one score_mod": (FLEX, []),
+    "this score_mod with `attend::compiled`": (FLEX, COMPILED),
+    "`<attend/kernels.h>`, one call, no LibTorch": (KERNELS, []),
+}
 
 RESULTS = PROJECT / "benchmarks" / "results"
 
@@ -44,13 +64,17 @@ PAGE = """# Compile time
 
 How long does a file that includes attend take to compile, compared with a file that includes only LibTorch?
 
-`benchmarks/compile_time/measure.py` compiles the files in turn, in {rounds} rounds. Seconds are the user time of the
-compiler, as a median of the rounds. The number in parentheses is the ratio to `<torch/nn.h>` alone, as a median of the
-ratios of the rounds. The layer is `MultiheadAttention` of torch or of attend, depending on the header.
+`benchmarks/compile_time/measure.py` compiles the files in turn with {flags}, in {rounds} rounds. All files except the
+last also include `<torch/nn.h>`. Seconds are the processor time of the compiler, the shortest of the rounds. The number
+in parentheses is the ratio to `<torch/nn.h>` alone. KB are the code and the constants in the object file.
 
 {table}
 
-{machine}; {compiler}, {libtorch}.
+The second row releases one `std::shared_ptr`. Compilers that follow virtual calls, such as g++, then keep the
+destructors of all modules in `<torch/nn.h>` until they are found to be unused. Every file that uses a layer has this
+cost, and `attention()` has it because LibTorch's saved tensors contain a `shared_ptr`.
+
+{machine}; {compilers}; {libtorch}.
 """
 
 
@@ -76,21 +100,28 @@ def torch_version(root):
     sys.exit(f"measure.py: {root} is not LibTorch's folder, the one with include/ and lib/")
 
 
-def user_seconds(command):
-    """Processor time in user mode of a command and its child processes."""
+def seconds_of(command):
+    """Processor time of a command and its child processes."""
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
         sys.exit(f"measure.py: this command failed: {' '.join(map(str, command))}")
-    return usage.ru_utime
+    return usage.ru_utime + usage.ru_stime
+
+
+def kilobytes_of(object_file):
+    """Code and constants in an object file."""
+    output = subprocess.run(["size", object_file], capture_output=True, check=True, text=True).stdout
+    return int(output.splitlines()[1].split()[0]) / 1024
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compiler", default=os.environ.get("CXX", "c++"), help="the compiler (default: $CXX, or c++)")
+    parser.add_argument("--compiler", nargs="+", default=["g++", "clang++"], help="the compilers (default: g++ clang++)")
+    parser.add_argument("--flags", default="-O2", help="flags of all files (default: -O2)")
     parser.add_argument("--torch", type=Path, help="LibTorch's folder, the one with include/ and lib/ (default: that of this Python's package torch)")
     parser.add_argument("--attend", type=Path, default=PROJECT / "include", help="attend's include folder (default: that of this repository)")
-    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: 3)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results (default: benchmarks/results)")
     settings = parser.parse_args()
     if settings.rounds < 1:
@@ -98,46 +129,47 @@ def main():
 
     root = torch_root(settings.torch)
     libtorch = torch_version(root)
-    flags = ["-std=c++20", f"-I{settings.attend}", "-isystem", root / "include", "-isystem",
+    flags = ["-std=c++20", *settings.flags.split(), f"-I{settings.attend}", "-isystem", root / "include", "-isystem",
              root / "include/torch/csrc/api/include"]
-    os.environ["CCACHE_DISABLE"] = "1"  # in case the compiler is a link to ccache
+    os.environ["CCACHE_DISABLE"] = "1"  # in case a compiler is a link to ccache
     machine.warn_if_busy()
 
     names = list(PROGRAMS)
-    seconds = {(name, optimization): [] for name in names for optimization in OPTIMIZATIONS}
+    seconds = {(name, compiler): [] for name in names for compiler in settings.compiler}
+    kilobytes = {}
     with tempfile.TemporaryDirectory() as folder:
-        sources = {name: Path(folder, f"program{i}.cpp") for i, name in enumerate(names)}
-        for name, source in sources.items():
-            source.write_text(PROGRAMS[name])
+        object_file = Path(folder, "program.o")
 
-        def compile_one(name, optimization):
-            return user_seconds([settings.compiler, optimization, *flags, "-c", sources[name],
-                                 "-o", Path(folder, "program.o")])
+        def compile_one(name, compiler, record=True):
+            source = Path(folder, f"program{names.index(name)}.cpp")
+            source.write_text(PROGRAMS[name][0])
+            took = seconds_of([compiler, *flags, *PROGRAMS[name][1], "-c", source, "-o", object_file])
+            if record:
+                seconds[name, compiler].append(took)
+                kilobytes[name, compiler] = kilobytes_of(object_file)
 
-        for name in names:
-            compile_one(name, "-O0")  # warm-up: reads the headers from the disk
+        compile_one(names[0], settings.compiler[0], record=False)  # reads the headers from the disk
         for round_ in range(settings.rounds):
-            for optimization in OPTIMIZATIONS:
+            for compiler in settings.compiler:
                 for turn in range(len(names)):
-                    name = names[(round_ + turn) % len(names)]
-                    seconds[name, optimization].append(compile_one(name, optimization))
+                    compile_one(names[(round_ + turn) % len(names)], compiler)
 
-    lines = ["| a file with | " + " | ".join(f"{optimization} (s)" for optimization in OPTIMIZATIONS) + " |",
-             "| --- " * (1 + len(OPTIMIZATIONS)) + "|"]
+    lines = ["| a file with | " + " | ".join(f"{compiler} (s) | KB" for compiler in settings.compiler) + " |",
+             "| --- " * (1 + 2 * len(settings.compiler)) + "|"]
     for name in names:
         cells = []
-        for optimization in OPTIMIZATIONS:
-            own, base = seconds[name, optimization], seconds[names[0], optimization]
-            ratio = statistics.median(a / b for a, b in zip(own, base))
-            cells.append(f"{statistics.median(own):.1f} ({ratio:.2f})")
+        for compiler in settings.compiler:
+            own, base = min(seconds[name, compiler]), min(seconds[names[0], compiler])
+            cells.append(f"{own:.1f} ({own / base:.2f}) | {kilobytes[name, compiler]:.0f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     table = "\n".join(lines)
     print(table)
-    compiler = subprocess.run([settings.compiler, "--version"], capture_output=True, check=True, text=True)
+    versions = [subprocess.run([compiler, "--version"], capture_output=True, check=True, text=True).stdout.splitlines()[0]
+                for compiler in settings.compiler]
     page = settings.output / "compile_time.md"
     settings.output.mkdir(parents=True, exist_ok=True)
-    page.write_text(PAGE.format(rounds=settings.rounds, table=table, machine=machine.describe(),
-                                compiler=compiler.stdout.splitlines()[0], libtorch=libtorch))
+    page.write_text(PAGE.format(flags=f"`{settings.flags}`", rounds=settings.rounds, table=table,
+                                machine=machine.describe(), compilers=", ".join(versions), libtorch=libtorch))
     print(f"Wrote {page}.")
 
 
