@@ -290,7 +290,7 @@ TEST_CASE("attention_weights: rows sum to one or to zero, and their product with
 TEST_CASE("kAuto: results equal those of the backend that explain() names, to the bit") {
   std::set<Backend> taken;
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
-    for (const std::int64_t length : {40, 0}) {
+    for (const std::int64_t length : {40, 3, 0}) {
       for (const std::int64_t value_dim : {8, 5}) {
         CAPTURE(dtype);
         CAPTURE(length);

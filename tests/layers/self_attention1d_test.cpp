@@ -170,7 +170,7 @@ TEST_CASE("SelfAttention1d: explain() names the backend that forward() uses, in 
     for (const bool is_autocast : {false, true}) {
       for (const bool has_gradients : {false, true}) {
         for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu}) {
-          for (const std::int64_t length : {1, 3, 20, 200}) {
+          for (const std::int64_t length : {1, 2, 3, 4, 20, 200}) {
             for (const std::int64_t out_channels : {16, 32}) {
               CAPTURE(dtype);
               CAPTURE(is_autocast);
