@@ -365,7 +365,7 @@ TEST_CASE("MultiheadAttention: results and all gradients equal those of Python's
   const std::map<std::string, torch::Tensor> data = reference_data("multihead_attention");
   struct Case {
     std::string name;
-    Backend backend;  // of kAuto in float64
+    Backend backend;  // ATen if its kernels can run the case
     MultiheadAttentionOptions options = options_of();
     bool is_causal = false, has_attn_mask = true;
 
