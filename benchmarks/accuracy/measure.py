@@ -42,8 +42,8 @@ A ratio is the error of attend divided by the error of the dense formula. Below 
 - **Options**: none; causal; a window of S/4 keys to the left and S/8 to the right; softcap 3 with q times 4; ALiBi with
   slopes between 0 and 0.3; half as many key heads; three packed sequences with N 1.
 - **Dtypes**: float32 with every combination of lengths, D and option; bfloat16 and float16 with every fourth one.
-- **Inputs**: normally distributed random numbers with standard deviation 1, drawn anew for each call. The gradients are
-  those of the output; `lse` gets none.
+- **Inputs**: normally distributed random numbers with standard deviation 1, drawn again for each call. The backward
+  pass starts from a gradient of the output; `lse` gets no gradient.
 - **Backends**: `kCpu`, and `kSdpa` (ATen's fused kernel) for the calls that it can run. The rows "`kAuto`" have the
   results of the backend that `kAuto` uses for each call.
 
@@ -52,8 +52,8 @@ A ratio is the error of attend divided by the error of the dense formula. Below 
 ## Largest errors
 
 The largest error of each result, divided by the largest error of the dense formula. If a result has few elements, both
-errors vary much by chance. For example, `lse` has 12 elements if L is 1. The last two columns count the calls with a
-ratio above 1 and above 2.
+errors vary much by chance. For example, `lse` has 12 elements if L is 1. The columns "90 %" and "99 %" are percentiles
+of the ratios. The last two columns count the calls with a ratio above 1 and above 2.
 
 {largest}
 
@@ -77,8 +77,9 @@ The same ratio for root mean square errors over all elements of a result. These 
 
 ## Few queries
 
-float32, N 2, H 6, D 64, no gradients. Ratios of the largest errors of the output: the mean over {draws} draws of
-the inputs, with the worst ratio in parentheses. `kAuto` uses `kSdpa` in all of these calls.
+float32, N 2, H 6, D 64, no gradients. The column "q times" is a factor by which q is multiplied. The other columns are
+ratios of the largest errors of the output: the mean over {draws} draws of the inputs, with the worst ratio in
+parentheses. `kAuto` uses `kSdpa` in all of these calls.
 
 {few}
 """

@@ -64,15 +64,15 @@ PAGE = """# Compile time
 
 How long does a file that includes attend take to compile, compared with a file that includes only LibTorch?
 
-`benchmarks/compile_time/measure.py` compiles the files in turn with {flags}, in {rounds} rounds. All files except the
-last also include `<torch/nn.h>`. Seconds are the processor time of the compiler, the shortest of the rounds. The number
-in parentheses is the ratio to `<torch/nn.h>` alone. KB are the code and the constants in the object file.
+`benchmarks/compile_time/measure.py` compiles the files in turn with {flags}, in {rounds} rounds. All files except that
+of the last row also include `<torch/nn.h>`. Seconds are the processor time of the compiler, the shortest of the rounds.
+The number in parentheses is the ratio to `<torch/nn.h>` alone. KB are the code and the constants in the object file.
 
 {table}
 
-The second row releases one `std::shared_ptr`. Compilers that follow virtual calls, such as g++, then keep the
-destructors of all modules in `<torch/nn.h>` until they are found to be unused. Every file that uses a layer has this
-cost, and `attention()` has it because LibTorch's saved tensors contain a `shared_ptr`.
+The file of the second row releases one `std::shared_ptr`. A compiler that devirtualizes calls, such as g++, then
+processes the destructors of all modules in `<torch/nn.h>`, and removes them later because they are unused. Every file
+that uses a layer has this cost. `attention()` has it too, because LibTorch's saved tensors contain a `shared_ptr`.
 
 {machine}; {compilers}; {libtorch}.
 """

@@ -34,8 +34,9 @@ idle machine, in the column "alone".
 
 ## An idle machine
 
-Single calls in float32, in microseconds. Each number is a median of {rounds} runs, and the result of a run is the median of
-its calls. The programs run in turn. "Product of matrices" multiplies two matrices of 512² on LibTorch's threads.
+Single calls in float32, in microseconds. Each number is a median of {rounds} runs, and the result of a run is the
+median of its calls. The programs run in turn. "Product of matrices" multiplies two matrices of 512² on LibTorch's
+threads. A section is one piece of work that several threads share.
 
 {calls_table}
 
