@@ -21,6 +21,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -180,7 +181,7 @@ BlockMask<Mask> block_mask_of(const Mask& mask_mod, const AttentionSizes& sizes,
 
   const std::array<std::int64_t, 2> lengths{sizes.query_length, sizes.key_length};
   std::array<std::int64_t, 2> blocks{}, factors{};
-  for (int d = 0; d < 2; ++d) {
+  for (std::size_t d = 0; d < 2; ++d) {
     blocks[d] = (lengths[d] + block_size[d] - 1) / block_size[d];
     factors[d] = block_size[d] / BlockMaskView<>::kBlock;
   }
@@ -192,7 +193,7 @@ BlockMask<Mask> block_mask_of(const Mask& mask_mod, const AttentionSizes& sizes,
     for (std::int64_t row = rows * thread / threads; row < rows * (thread + 1) / threads; ++row)
       for (std::int64_t j = 0; j < blocks[1]; ++j) {
         const std::int64_t head = row / blocks[0], i = row % blocks[0];
-        const auto end = [&](int d, std::int64_t block) {
+        const auto end = [&](std::size_t d, std::int64_t block) {
           return static_cast<std::int32_t>(std::min(lengths[d], (block + 1) * block_size[d]));
         };
         const QueryBlock queries{static_cast<std::int32_t>(head / sizes.num_heads),
