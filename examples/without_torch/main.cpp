@@ -68,6 +68,7 @@ int main() {
   attend::AttentionOutputs outputs;
   outputs.output = view(y);
   outputs.saved = saved.data();
+  outputs.saved_bytes = size;
   attend::AttentionGradients gradients;
   gradients.output = view(dy);
   gradients.query = view(dq);

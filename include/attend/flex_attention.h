@@ -13,6 +13,7 @@
 #include <attend/attention/sequence_masks.h>
 #include <attend/attention/variant.h>
 #include <attend/score/mask_mod.h>
+#include <attend/score/mask_operators.h>
 #include <attend/score/score_mod.h>
 #include <attend/version.h>
 

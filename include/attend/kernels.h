@@ -7,7 +7,10 @@
 #include <attend/kernels/attention_params.h>
 #include <attend/kernels/executor.h>
 #include <attend/kernels/flex_attention.h>
+#include <attend/score/block_mask.h>
 #include <attend/score/coordinate.h>
+#include <attend/score/flash_mask.h>
 #include <attend/score/mask_mod.h>
+#include <attend/score/mask_operators.h>
 #include <attend/score/score_mod.h>
 #include <attend/score/tensor_view.h>

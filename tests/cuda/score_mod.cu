@@ -4,6 +4,7 @@
 // code. Without a GPU it tests only that they compile.
 
 #include <attend/score/mask_mod.h>
+#include <attend/score/mask_operators.h>
 #include <attend/score/score_mod.h>
 #include <attend/score/tensor_view.h>
 

@@ -36,6 +36,7 @@ int main() {
   attend::AttentionOutputs outputs;
   outputs.output = attend::contiguous(y.data(), H, L, D);
   outputs.saved = saved.data();                                         // null if there is no backward pass
+  outputs.saved_bytes = 8 * saved.size();
   attend::kernels::attention_forward(params, outputs);
 
   attend::AttentionGradients gradients;
@@ -125,6 +126,7 @@ TEST_CASE("docs/kernels.md: a score_mod with a learned table, and a mask_mod wit
   Occupied mask_mod{squares};
   std::vector<double> saved(attend::kernels::flex_saved_bytes(params, score_mod, mask_mod) / 8 + 1);
   outputs.saved = saved.data();
+  outputs.saved_bytes = 8 * saved.size();
   attend::kernels::flex_attention_forward(params, score_mod, mask_mod, outputs);
   gradients.score_tensors = {{bias_gradient.data(), 64 * 64}};  // in the order of tensors()
   attend::kernels::flex_attention_backward(params, score_mod, mask_mod, outputs, gradients);
@@ -133,6 +135,20 @@ TEST_CASE("docs/kernels.md: a score_mod with a learned table, and a mask_mod wit
   CHECK(bias_gradient[0] == 0);                                      // square 0 is empty on both
   CHECK(bias_gradient[3] != 0);
   CHECK(bias_gradient[3] == doctest::Approx(-bias_gradient[8]));  // of a softmax over two keys
+}
+
+TEST_CASE("docs/kernels.md: a mask given as data") {
+  Boards boards;
+  auto& [q, k, v, dy, y, dq, dk, dv, params, outputs, gradients] = boards;
+
+  std::vector<std::int32_t> table = {1};  // (L / 64, S / 64): 0 is an empty block, 1 a partial and 2 a full one
+  attend::BlockMaskView mask(attend::IntegerView(table.data(), {1, 1, 1, 1}), attend::Causal{});  // for partial blocks
+  attend::kernels::flex_attention_forward(params, attend::Unchanged{}, mask, outputs);
+
+  const std::vector<float> by_table = y;
+  params.window_right = 0;
+  attend::kernels::attention_forward(params, outputs);
+  for (std::size_t i = 0; i < y.size(); ++i) CHECK(by_table[i] == doctest::Approx(y[i]));
 }
 
 TEST_CASE("docs/kernels.md: the threads of an engine") {

@@ -9,9 +9,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <initializer_list>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <typeinfo>
 #include <vector>
 
@@ -76,6 +79,13 @@ const Wrong kWrongParams[] = {
     {"AttentionParams::head_dim must be from 1 to 1048576, got 0", [](Call& c) { c.params.head_dim = 0; }},
     {"AttentionParams::value_dim must be from 1 to 1048576, got 1048577",
      [](Call& c) { c.params.value_dim = (1 << 20) + 1; }},
+    {"AttentionParams::batch_size must be such that a tensor (N, H, L or S, D or Dv) has at most 2^58 numbers, got "
+     "1.47574e+20",
+     [](Call& c) {
+       c.params.batch_size = 1 << 17;
+       c.params.num_heads = 1 << 10;
+       c.params.query_length = c.params.head_dim = 1 << 20;
+     }},
     {"AttentionParams::batch_size must be such that N · H · L and N · H · S are at most 2^47, got 4.32346e+17",
      [](Call& c) { c.params.batch_size = c.params.num_heads = 1 << 28; }},
     {"AttentionParams::query.data must be set, got a null pointer", [](Call& c) { c.params.query.data = nullptr; }},
@@ -157,14 +167,22 @@ const Wrong kWrongOutputs[] = {
        c.outputs.output.strides[2] = 2;
        c.outputs.output.strides[3] = -1;
      }},
+    {"AttentionOutputs::output.strides must be such that no two entries of {2, 4, 5, 3} share memory, got "
+     "{9223372036854775807, -9223372036854775808, 3, 1}",
+     [](Call& c) {
+       c.outputs.output.strides[0] = std::numeric_limits<std::int64_t>::max();
+       c.outputs.output.strides[1] = std::numeric_limits<std::int64_t>::min();
+     }},
     {"AttentionOutputs::log_sum_exp must be aligned to 4 bytes, got the address 0x…",
      [](Call& c) { c.outputs.log_sum_exp = const_cast<void*>(misaligned(kNumbers)); }},
     {"AttentionOutputs::saved must be aligned to 4 bytes, got the address 0x…",
      [](Call& c) { c.outputs.saved = const_cast<void*>(misaligned(kNumbers)); }},
+    {"AttentionOutputs::saved_bytes must be at least 12288, got 12287", [](Call& c) { c.outputs.saved_bytes = 12287; }},
 };
 
 const Wrong kWrongGradients[] = {
     {"AttentionOutputs::saved must be set, got a null pointer", [](Call& c) { c.outputs.saved = nullptr; }},
+    {"AttentionOutputs::saved_bytes must be at least 12288, got 0", [](Call& c) { c.outputs.saved_bytes = 0; }},
     {"AttentionGradients::output.data must be set, got a null pointer",
      [](Call& c) { c.gradients.output.data = nullptr; }},
     {"AttentionGradients::log_sum_exp must be aligned to 4 bytes, got the address 0x…",
@@ -300,6 +318,7 @@ TEST_CASE("kernels: errors of the tables of a score_mod: number of gradients, si
   std::vector<char> saved(static_cast<std::size_t>(
       attend::kernels::flex_saved_bytes(call.params, OneTable{{kNumbers, {4}}}, attend::EveryKey{})));
   call.outputs.saved = saved.data();
+  call.outputs.saved_bytes = static_cast<std::int64_t>(saved.size());
   const auto message = [&](const attend::TensorView& view) {
     return message_of([&] {
       attend::kernels::flex_attention_backward(call.params, OneTable{view}, attend::EveryKey{}, call.outputs,
@@ -324,14 +343,24 @@ TEST_CASE("kernels: errors of the tables of a score_mod: number of gradients, si
   CHECK(message({kNumbers, {4}}) == "");
 }
 
-TEST_CASE("TensorView: errors of its constructor") {
-  const float* const null = nullptr;
-  CHECK(message_of([&] {
-          attend::TensorView(kNumbers, {1, 2, 3, 4, 5});
-        }) == "attend::TensorView: sizes must be up to 4 numbers, each at least 0");
-  CHECK(message_of([&] {
-          attend::TensorView(kNumbers, {2, -1});
-        }) == "attend::TensorView: sizes must be up to 4 numbers, each at least 0");
-  CHECK(message_of([&] { attend::TensorView(null, {2}); }) == "attend::TensorView: data must not be null");
-  CHECK(message_of([&] { attend::TensorView(null, {2, 0}); }) == "");
+TEST_CASE_TEMPLATE("TensorView, IntegerView: errors of the constructors from memory", V, float, std::int32_t) {
+  using View = std::conditional_t<std::is_same_v<V, float>, attend::TensorView, attend::IntegerView>;
+  const std::string name = std::is_same_v<V, float> ? "attend::TensorView" : "attend::IntegerView";
+  const V numbers[4] = {}, *const null = nullptr;
+  const auto message = [](const V* data, std::initializer_list<std::int64_t> sizes) {
+    return message_of([&] { View(data, sizes); });
+  };
+  CHECK(message(numbers, {1, 2, 3, 4, 5}) == name + ": sizes must be up to 4 numbers, each at least 0");
+  CHECK(message(numbers, {2, -1}) == name + ": sizes must be up to 4 numbers, each at least 0");
+  CHECK(message(numbers, {1 << 30, 1 << 30, 1 << 30}) == name + ": sizes must be of at most 2^58 numbers");
+  CHECK(message(null, {2}) == name + ": data must not be null");
+  CHECK(message(null, {2, 0}) == "");
+  CHECK(message(numbers, {}) == "");
+}
+
+TEST_CASE("TensorView: reads of a view without numbers give NaN and touch no memory") {
+  const auto bad = reinterpret_cast<const float*>(8);  // nobody may read it
+  const attend::TensorView view(bad, {3, 0});
+  CHECK(std::isnan(view.read<attend::Real<float>>(0, 0).value));
+  CHECK(std::isnan(view.read<attend::Real<float>>(2, 1).value));
 }

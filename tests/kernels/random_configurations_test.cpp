@@ -37,13 +37,13 @@ namespace {
 
 constexpr std::uint64_t kConfigurations = 500;
 
-/// The configurations to run: all, or the one that the environment names.
+/// The configurations to run: all, or those that the environment names, as "7" or "0-19".
 std::pair<std::uint64_t, std::uint64_t> wanted_configurations() {
-  if (const char* const number = std::getenv("ATTEND_TEST_CONFIGURATION")) {
-    const std::uint64_t n = std::strtoull(number, nullptr, 10);
-    return {n, n + 1};
-  }
-  return {0, kConfigurations};
+  const char* const given = std::getenv("ATTEND_TEST_CONFIGURATION");
+  if (given == nullptr) return {0, kConfigurations};
+  char* end = nullptr;
+  const std::uint64_t first = std::strtoull(given, &end, 10);
+  return {first, (*end == '-' ? std::strtoull(end + 1, nullptr, 10) : first) + 1};
 }
 
 /// The largest difference; infinite where one has a NaN and the other none.
@@ -183,7 +183,7 @@ class Run {
            key = c_.output_tensor({N, G, S, p.head_dim}), value = c_.output_tensor({N, G, S, p.value_dim});
     Tensor log_sum_exp(c_.computed(), {N, H, L, 1});
     std::vector<T> saved(static_cast<std::size_t>(saved_bytes) / sizeof(T) + 1, T(-77));  // and what must stay
-    const attend::AttentionOutputs outputs{output.view(), log_sum_exp.view().data, saved.data()};
+    const attend::AttentionOutputs outputs{output.view(), log_sum_exp.view().data, saved.data(), saved_bytes};
     forward(outputs, executor);
 
     Results results{{"output", output.values()}, {"log_sum_exp", log_sum_exp.values()}};

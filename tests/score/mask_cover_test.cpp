@@ -3,6 +3,7 @@
 #include <attend/score/flash_mask.h>
 #include <attend/score/mask_cover.h>
 #include <attend/score/mask_mod.h>
+#include <attend/score/mask_operators.h>
 
 #include <doctest/doctest.h>
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <attend/attention/materialize.h>
 #include <attend/score/mask_mod.h>
+#include <attend/score/mask_operators.h>
 
 #include "support/grid.h"
 #include "support/key_ranges.h"

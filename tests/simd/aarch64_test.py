@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Compiles the tests that include no LibTorch for aarch64, and runs them under qemu: on a processor with all features
-and, with g++, on one without bfloat16. The argument names the compiler."""
+"""Compiles the tests that include no LibTorch for aarch64, and runs them under qemu: on a processor with all features,
+and on one without products of bfloat16."""
 
 import os
 import pathlib
@@ -12,18 +12,14 @@ import tempfile
 SKIPPED = 77
 SYSTEM = "/usr/aarch64-linux-gnu"
 TESTS = pathlib.Path(__file__).resolve().parents[1]
-COMPILERS = {"g++": ["aarch64-linux-gnu-g++"], "clang++": ["clang++", "--target=aarch64-linux-gnu"]}
+COMPILER = "aarch64-linux-gnu-g++"
 
 
 def main():
-    command = COMPILERS[sys.argv[1]]
-    for tool, package in [(command[0], "g++-aarch64-linux-gnu or clang"), ("qemu-aarch64", "qemu-user")]:
+    for tool, package in [(COMPILER, "g++-aarch64-linux-gnu"), ("qemu-aarch64", "qemu-user")]:
         if not shutil.which(tool):
             print(f"skipped: this machine lacks {tool} ({package})")
             return SKIPPED
-    if not os.path.isdir(f"{SYSTEM}/include/c++"):
-        print(f"skipped: this machine lacks {SYSTEM}/include/c++ (g++-aarch64-linux-gnu)")
-        return SKIPPED
 
     options = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{TESTS.parent}/include", f"-I{TESTS}"]
     options += [f"-isystem{folder}" for folder in os.environ["ATTEND_TEST_HEADERS"].split(":")]
@@ -32,12 +28,13 @@ def main():
         objects = []
         for i, source in enumerate(os.environ["ATTEND_TEST_SOURCES"].split(":")):
             objects.append(f"{folder}/{i}.o")
-            subprocess.run(ccache + command + options + ["-c", TESTS / source, "-o", objects[-1]], check=True)
+            subprocess.run(ccache + [COMPILER] + options + ["-c", TESTS / source, "-o", objects[-1]], check=True)
         program = f"{folder}/tests"
-        subprocess.run(command + ["-pthread"] + objects + ["-o", program], check=True)
-        for cpu in ["max", "cortex-a72"] if sys.argv[1] == "g++" else ["max"]:
+        subprocess.run([COMPILER, "-pthread"] + objects + ["-o", program], check=True)
+        for cpu in ["max", "cortex-a72"]:
             print(f"---- {cpu}", flush=True)
-            subprocess.run(["qemu-aarch64", "-L", SYSTEM, "-cpu", cpu, program], check=True)
+            few_calls = {**os.environ, "ATTEND_TEST_CONFIGURATION": "0-19"}
+            subprocess.run(["qemu-aarch64", "-L", SYSTEM, "-cpu", cpu, program], env=few_calls, check=True)
     return 0
 
 

@@ -4,6 +4,7 @@
 #include <attend/attention/binder.h>
 #include <attend/score/flash_mask.h>
 #include <attend/score/mask_mod.h>
+#include <attend/score/mask_operators.h>
 #include <attend/score/tensor_view.h>
 #include <attend/version.h>
 

@@ -5,6 +5,7 @@
 #include <attend/attention/variant.h>
 #include <attend/detail/torch/check_dense.h>
 #include <attend/score/mask_mod.h>
+#include <attend/score/mask_operators.h>
 #include <attend/score/score_mod.h>
 #include <attend/version.h>
 

@@ -6,6 +6,7 @@
 #include <attend/score/coordinate.h>
 #include <attend/score/mask_cover.h>
 #include <attend/score/mask_mod.h>
+#include <attend/score/mask_operators.h>
 #include <attend/score/tensor_view.h>
 #include <attend/version.h>
 

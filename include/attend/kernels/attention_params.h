@@ -128,8 +128,9 @@ struct AttentionOutputs {
   /// The log-sum-exp of the changed and masked scores, (N, H, L), contiguous: float32, or float64 for float64 tensors.
   /// Null: not wanted. The backward pass does not read it.
   void* log_sum_exp = nullptr;
-  /// For the backward pass: kernels::saved_bytes() bytes, aligned as malloc's. Null: there will be no backward pass.
+  /// For the backward pass: memory aligned as malloc's. Null: there will be no backward pass.
   void* saved = nullptr;
+  std::int64_t saved_bytes = 0;  ///< the size of `saved`, at least kernels::saved_bytes()
 };
 
 /// A gradient that is a sum over many scores. It is written in float64.

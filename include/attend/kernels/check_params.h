@@ -14,7 +14,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -60,20 +59,21 @@ inline void check_window(const char* member, std::int64_t keys) {
   if (keys < -1) throw_invalid("AttentionParams::%s must be at least 0, or -1 (unlimited), got %" PRId64, member, keys);
 }
 
-/// A tensor that is written: no two entries share memory.
+/// A tensor that is written: no two entries share memory. It computes in double, where no product overflows.
 inline void check_no_overlap(const char* member, const std::int64_t (&strides)[4], const std::int64_t (&sizes)[4]) {
+  const auto step = [&](int i) { return std::abs(static_cast<double>(strides[i])); };
   int order[4] = {0, 1, 2, 3};  // by stride
   for (int i = 0; i < 4; ++i)
     for (int k = i + 1; k < 4; ++k)
-      if (std::abs(strides[order[k]]) < std::abs(strides[order[i]])) std::swap(order[i], order[k]);
-  std::int64_t reach = 0;  // of the smaller strides together
+      if (step(order[k]) < step(order[i])) std::swap(order[i], order[k]);
+  double reach = 0;  // of the smaller strides together
   for (const int i : order) {
     if (sizes[i] == 1) continue;
-    if (std::abs(strides[i]) <= reach)
+    if (step(i) <= reach)
       throw_invalid("%s.strides must be such that no two entries of {%" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64
                     "} share memory, got {%" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64 "}",
                     member, sizes[0], sizes[1], sizes[2], sizes[3], strides[0], strides[1], strides[2], strides[3]);
-    reach += std::abs(strides[i]) * (sizes[i] - 1);
+    reach += step(i) * static_cast<double>(sizes[i] - 1);
   }
 }
 
@@ -110,6 +110,12 @@ inline AttentionParams checked(AttentionParams params) {
   if (rows > 0x1p47)
     throw_invalid("AttentionParams::batch_size must be such that N · H · L and N · H · S are at most 2^47, got %g",
                   rows);
+  const double numbers = rows * static_cast<double>(std::max(params.head_dim, params.value_dim));
+  if (numbers > 0x1p58)
+    throw_invalid(
+        "AttentionParams::batch_size must be such that a tensor (N, H, L or S, D or Dv) has at most 2^58 numbers, got "
+        "%g",
+        numbers);
 
   const bool has_queries = params.batch_size * params.query_length > 0;
   const bool has_keys = params.batch_size * params.key_length > 0;

@@ -8,6 +8,7 @@
 #include <attend/kernels/cpu/variant.h>
 #include <attend/kernels/executor.h>
 #include <attend/score/mask_mod.h>
+#include <attend/score/mask_operators.h>
 #include <attend/score/score_mod.h>
 #include <attend/score/tensor_view.h>
 #include <attend/simd/dispatch.h>

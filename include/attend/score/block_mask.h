@@ -16,8 +16,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// A mask given as data: a table of the blocks of 64 queries and 64 keys that are empty, partial and full. In partial
 /// blocks `mask` decides. With LibTorch use BlockMask, which makes the table from the lists of PyTorch's BlockMask.
 ///
-/// `table` has the numbers of MaskCover, 0, 1 and 2: (N, H, ⌈L / 64⌉, ⌈S / 64⌉), or larger in the last two sizes.
-/// A stride of 0 broadcasts.
+/// `table` has the numbers of MaskCover, 0, 1 and 2: (N, H, ⌈L / 64⌉, ⌈S / 64⌉), or larger in the last two sizes. A
+/// size of 1 for N or H, with the stride 0, serves all batch entries or heads. The sizes are not checked.
 template <class Mask = EveryKey>
 struct BlockMaskView : detail::MaskOperators {
   /// The number of queries and of keys in a block of the table.

@@ -17,8 +17,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// A mask given as data: for each key, two ranges of queries that may not attend to it. With LibTorch use FlashMask.
 ///
 /// `rows` has the ranges of each key, (N, H, S, 4). Query i may not attend to key j if rows[j][0] ≤ i < rows[j][1] or
-/// rows[j][2] ≤ i < rows[j][3]. flash_mask_bounds() makes `bounds` of it, (N, H, ⌈S / 64⌉, 8). A stride of 0
-/// broadcasts.
+/// rows[j][2] ≤ i < rows[j][3]. flash_mask_bounds() makes `bounds` of it, (N, H, ⌈S / 64⌉, 8). A size of
+/// 1 for N or H, with the stride 0, serves all batch entries or heads. The sizes are not checked.
 ///
 /// Source: Wang et al., "FlashMask: Efficient and Rich Mask Extension of FlashAttention", 2024.
 struct FlashMaskView : detail::MaskOperators {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
@@ -44,6 +45,28 @@ struct ViewShape {
     return i * strides[0] + j * strides[1] + k * strides[2] + l * strides[3];
   }
 };
+
+/// The shape of contiguous memory with these sizes; a size of 1 has the stride 0. `name` is the class that the messages
+/// name.
+inline ViewShape contiguous_shape(const char* name, const void* data, std::initializer_list<std::int64_t> sizes) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 58;
+  const auto check = [name](bool is_right, const char* rule) {
+    if (!is_right) throw std::invalid_argument(std::string("attend::") + name + ": " + rule);
+  };
+  check(sizes.size() <= 4, "sizes must be up to 4 numbers, each at least 0");
+  ViewShape shape;
+  std::int64_t count = 1;
+  std::size_t d = sizes.size();
+  for (const std::int64_t* size = sizes.end(); d-- > 0; count *= *size) {
+    --size;
+    check(*size >= 0, "sizes must be up to 4 numbers, each at least 0");
+    check(*size == 0 || count <= kMost / *size, "sizes must be of at most 2^58 numbers");
+    shape.sizes[d] = *size;
+    shape.strides[d] = *size == 1 ? 0 : count;
+  }
+  check(data != nullptr || count == 0, "data must not be null");
+  return shape;
+}
 
 /// A read outside of a tensor, for the message.
 struct OutsideRead {
@@ -105,7 +128,8 @@ class TensorView {
   ///
   /// @param data The numbers: float in a call in float32 or bfloat16, and double in a call in float64.
   /// @param sizes Up to four sizes. The memory must stay valid while the view is used.
-  /// @throws std::invalid_argument for more sizes, a negative size, or a null pointer to numbers.
+  /// @throws std::invalid_argument for more sizes, a negative size, more than 2^58 numbers, or a null pointer to
+  /// numbers.
   ///
   /// @code
   /// std::vector<float> bias(8 * 64);
@@ -114,19 +138,10 @@ class TensorView {
   template <class V>
   requires(std::is_same_v<V, float> || std::is_same_v<V, double>)
       TensorView(const V* data, std::initializer_list<std::int64_t> sizes)
-      : data_(data), number_size_(sizeof(V)) {
+      : data_(data), shape_(detail::contiguous_shape("TensorView", data, sizes)), number_size_(sizeof(V)) {
     static constexpr V kZero = 0;
-    std::size_t d = sizes.size();
-    std::int64_t stride = 1;
-    bool is_valid = d <= 4;
-    for (const std::int64_t* size = sizes.end(); is_valid && d-- > 0; stride *= *size) {
-      shape_.sizes[d] = *--size;
-      shape_.strides[d] = stride;
-      is_valid = *size >= 0;
-    }
-    if (!is_valid) throw std::invalid_argument("attend::TensorView: sizes must be up to 4 numbers, each at least 0");
-    if (data == nullptr && stride > 0) throw std::invalid_argument("attend::TensorView: data must not be null");
-    if (stride == 0) data_ = &kZero;  // a read outside reads the first number
+    for (const std::int64_t size : sizes)
+      if (size == 0) data_ = &kZero;  // a read outside reads the first number
   }
 
   /// The sizes. Those that are missing are 1.
@@ -171,11 +186,11 @@ class TensorView {
   int number_size_ = 0;
 };
 
-/// A view of an integer or bool tensor with at most 4 dimensions, for a score_mod or mask_mod. Binder::integers()
-/// returns it.
+/// A view of an integer or bool tensor with at most 4 dimensions, for a score_mod or mask_mod. Binder::integers() makes
+/// it from a tensor of LibTorch, and a constructor from memory.
 ///
 /// A read outside of the tensor touches no memory and gives 0. If a mask excludes the score, the read has no effect.
-/// Otherwise attention throws c10::ValueError.
+/// Otherwise attention throws c10::ValueError, and kernels::flex_attention_forward() goes on with the 0.
 ///
 /// @code
 /// struct SameGroup {
@@ -216,6 +231,19 @@ class IntegerView {
   }
 
   IntegerView() = default;
+
+  /// A view of contiguous memory.
+  ///
+  /// @param data The numbers.
+  /// @param sizes Up to four sizes. The memory must stay valid while the view is used.
+  /// @throws std::invalid_argument as TensorView.
+  ///
+  /// @code
+  /// std::vector<std::int32_t> group(64);
+  /// attend::IntegerView view(group.data(), {64});
+  /// @endcode
+  IntegerView(const std::int32_t* data, std::initializer_list<std::int64_t> sizes)
+      : data_(data), shape_(detail::contiguous_shape("IntegerView", data, sizes)) {}
 
   /// Used by Binder, with internal types.
   ATTEND_HOST_DEVICE IntegerView(const std::int32_t* data, const detail::ViewShape& shape, int* seen_outside = nullptr,

@@ -7,6 +7,7 @@
 #include <attend/kernels/cpu/typed_variant.h>
 #include <attend/score/block_mask.h>
 #include <attend/score/mask_mod.h>
+#include <attend/score/mask_operators.h>
 #include <attend/simd/bfloat16.h>
 #include <attend/simd/dispatch.h>
 
@@ -271,6 +272,7 @@ Results by_kernels(const Sizes& s, const Inputs& in, const Score& score_mod, con
   outputs.output = view_of<Element, Write>(output.memory, s.heads, s.queries, s.value_dim);
   outputs.log_sum_exp = log_sum_exp.data();
   outputs.saved = saved.data();
+  outputs.saved_bytes = pass.saved_bytes();
   ThreadPoolExecutor executor(threads);
   pass.forward(outputs, executor);
   AttentionGradients gradients;

@@ -58,6 +58,7 @@ struct Call {
     with_softcap.softcap = 1;
     saved.resize(static_cast<std::size_t>(kernels::saved_bytes(params) + kernels::saved_bytes(with_softcap)) / 4);
     outputs.saved = saved.data();
+    outputs.saved_bytes = static_cast<std::int64_t>(saved.size() * sizeof(float));
   }
 
   // The views point into the tensors.

@@ -119,7 +119,10 @@ struct CpuKernel {
       AttentionOutputs outputs;
       outputs.output = view_to_write(result.output);
       if (result.log_sum_exp.defined()) outputs.log_sum_exp = result.log_sum_exp.mutable_data_ptr();
-      if (result.saved.defined()) outputs.saved = result.saved.mutable_data_ptr();
+      if (result.saved.defined()) {
+        outputs.saved = result.saved.mutable_data_ptr();
+        outputs.saved_bytes = result.saved.numel();
+      }
       return outputs;
     }
 

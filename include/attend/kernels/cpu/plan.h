@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/kernels/attention_params.h>
+#include <attend/kernels/check_params.h>
 #include <attend/kernels/cpu/bf16_operations.h>
 #include <attend/kernels/cpu/head_view.h>
 #include <attend/kernels/cpu/tile.h>
@@ -10,6 +11,7 @@
 #include <attend/version.h>
 
 #include <algorithm>
+#include <cinttypes>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -131,6 +133,10 @@ struct AttentionResults {
   AttentionResults(const AttentionPlan<T>& plan, const AttentionOutputs& given)
       : output(given.output, plan.is_bfloat16), log_sum_exp(static_cast<T*>(given.log_sum_exp)) {
     if (given.saved == nullptr) return;
+    const std::int64_t bytes = saved_size(plan) * static_cast<std::int64_t>(sizeof(T));
+    if (given.saved_bytes < bytes)
+      attend::detail::throw_invalid("AttentionOutputs::saved_bytes must be at least %" PRId64 ", got %" PRId64, bytes,
+                                    given.saved_bytes);
     T* next = static_cast<T*>(given.saved);
     for (const Piece& piece : pieces(plan)) {
       if (piece.size > 0) this->*piece.pointer = next;
