@@ -362,6 +362,7 @@ TEST_CASE("TensorView: reads of a view without numbers give NaN and touch no mem
   const attend::TensorView view(reinterpret_cast<const float*>(8), {3, 0});  // an address that nobody may read
   volatile std::int64_t row = 0, column = 0;                                 // else the compiler drops the read
   CHECK(std::isnan(view.read<attend::Real<float>>(row, column).value));
-  row = 2, column = 1;
+  row = 2;
+  column = 1;
   CHECK(std::isnan(view.read<attend::Real<float>>(row, column).value));
 }

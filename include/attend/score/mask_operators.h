@@ -108,7 +108,7 @@ struct Not : detail::MaskOperators {
 /// @return A mask_mod.
 ///
 /// @code
-/// attend::all_of(SameParity{}, attend::Causal{})
+/// auto mask_mod = attend::all_of(attend::PrefixLM(16), attend::SlidingWindow(256, 0));
 /// @endcode
 template <MaskMod A, MaskMod B>
 constexpr And<A, B> all_of(const A& a, const B& b) {
