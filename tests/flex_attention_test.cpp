@@ -1287,7 +1287,7 @@ TEST_CASE("flex_attention: type and text of errors about structs and arguments")
   };
   const torch::Tensor whole = torch::arange(4), elsewhere = torch::empty({4}, torch::kMeta);
   const ErrorCase cases[] = {
-      {"attend::Binder: values needs a tensor of floating-point, got Long", true,
+      {"attend::Binder: values() needs a floating-point tensor, got Long", true,
        [&] { flex(attend::Alibi(whole), EveryKey{}); }},
       {"attend::Binder: a tensor of a score_mod or mask_mod (meta) must be on the device of query (cpu)", false,
        [&] { flex(attend::Alibi(elsewhere), EveryKey{}); }},
@@ -1295,7 +1295,7 @@ TEST_CASE("flex_attention: type and text of errors about structs and arguments")
        [&] { flex(attend::Alibi(torch::rand({3})), EveryKey{}); }},
       {"attend::KeyPadding: lengths must be (N), with N = 2, got [4]", false,
        [&] { flex(Unchanged{}, attend::KeyPadding(whole)); }},
-      {"attend::Binder: integers needs a tensor of whole numbers or bool, got Double", true,
+      {"attend::Binder: integers() needs an integer or bool tensor, got Double", true,
        [&] { flex(Unchanged{}, attend::KeyPadding(torch::ones({2}, torch::kDouble))); }},
       {"attend::attention: value (Float) must have the dtype of query (Double)", true,
        [&] { attend::flex_attention(inputs[0], inputs[1], inputs[2].to(torch::kFloat), Unchanged{}); }},

@@ -70,7 +70,7 @@ Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::T
 /// Otherwise its score counts as −∞.
 ///
 /// Both structs are compiled into the kernel, with the derivative of the score. On the CPU no (L, S) tensor is
-/// allocated. Exception: with a mask_mod alone and S ≤ 128, the weights are kept for the backward pass.
+/// allocated. Exception: with a mask_mod alone and S ≤ 128, the weights may be kept for the backward pass.
 ///
 /// @param query (N, H, L, D), as in attention().
 /// @param key (N, G, S, D), as in attention().
@@ -80,7 +80,8 @@ Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::T
 /// @param options As in attention(). In packed batches a Coordinate counts queries and keys through all sequences.
 /// @return (N, H, L, Dv), as attention() returns it.
 /// @throws c10::Error of the same kinds as attention().
-/// @throws c10::ValueError also if a struct reads outside of a tensor, for a score that no mask excludes.
+/// @throws c10::ValueError also if a struct reads outside of a tensor, for a score that no mask excludes. Exception: a
+/// mask_mod that reads outside of a TensorView gets NaN and no error.
 ///
 /// Gradients: for query, key, value, attn_mask, alibi_slopes, and the tensors that a score_mod reads. They can be
 /// differentiated once more. A mask_mod has no gradient.

@@ -101,12 +101,13 @@ TEST_CASE("Binder: first and second derivatives are taken with respect to the te
 TEST_CASE("Binder: a struct that requests other tensors than in its first bind() is refused") {
   const torch::Tensor numbers = torch::ones({2});
   Binder binder(kSizes, {numbers});
-  CHECK(
-      message_of<c10::ValueError>([&] { binder.integers(torch::ones({2}, torch::kInt)); }) ==
-      "attend::Binder: bind must ask for the same tensors in the same order each time, got integers for tensor 0 of 1");
+  CHECK(message_of<c10::ValueError>([&] { binder.integers(torch::ones({2}, torch::kInt)); }) ==
+        "attend::Binder: bind() must ask for the same tensors in the same order each time, got integers() for tensor 0 "
+        "of 1");
   binder.values(numbers);
   CHECK(message_of<c10::ValueError>([&] { binder.values(numbers); }) ==
-        "attend::Binder: bind must ask for the same tensors in the same order each time, got values for tensor 1 of 1");
+        "attend::Binder: bind() must ask for the same tensors in the same order each time, got values() for tensor 1 "
+        "of 1");
 }
 
 TEST_CASE("Binder: type and text of errors") {
@@ -121,17 +122,17 @@ TEST_CASE("Binder: type and text of errors") {
   };
   const torch::TensorOptions meta(torch::kMeta);
   const Case cases[] = {
-      {"attend::Binder: values needs a tensor, got an undefined one", false, values({})},
-      {"attend::Binder: integers needs a tensor, got an undefined one", false, integers({})},
-      {"attend::Binder: values needs a tensor of floating-point, got Int", true, values(torch::ones({2}, torch::kInt))},
-      {"attend::Binder: values needs a tensor of floating-point, got Bool", true,
+      {"attend::Binder: values() needs a tensor, got an undefined one", false, values({})},
+      {"attend::Binder: integers() needs a tensor, got an undefined one", false, integers({})},
+      {"attend::Binder: values() needs a floating-point tensor, got Int", true, values(torch::ones({2}, torch::kInt))},
+      {"attend::Binder: values() needs a floating-point tensor, got Bool", true,
        values(torch::ones({2}, torch::kBool))},
-      {"attend::Binder: values needs a tensor of floating-point, got ComplexFloat", true,
+      {"attend::Binder: values() needs a floating-point tensor, got ComplexFloat", true,
        values(torch::ones({2}, torch::kComplexFloat))},
-      {"attend::Binder: integers needs a tensor of whole numbers or bool, got Float", true, integers(torch::ones({2}))},
-      {"attend::Binder: values needs a tensor with at most 4 dimensions, got [1, 2, 1, 2, 1]", false,
+      {"attend::Binder: integers() needs an integer or bool tensor, got Float", true, integers(torch::ones({2}))},
+      {"attend::Binder: values() needs a tensor with at most 4 dimensions, got [1, 2, 1, 2, 1]", false,
        values(torch::ones({1, 2, 1, 2, 1}))},
-      {"attend::Binder: integers needs a tensor with at most 4 dimensions, got [1, 2, 1, 2, 1]", false,
+      {"attend::Binder: integers() needs a tensor with at most 4 dimensions, got [1, 2, 1, 2, 1]", false,
        integers(torch::ones({1, 2, 1, 2, 1}, torch::kInt))},
       {"attend::Binder: a tensor of a score_mod or mask_mod (meta) must be on the device of query (cpu)", false,
        values(torch::empty({2}, meta))},

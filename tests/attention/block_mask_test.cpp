@@ -200,7 +200,7 @@ TEST_CASE("BlockMask, block_mask_of: type and text of errors") {
         std::string::npos);
   CHECK(value_error([&] {
           BlockMask(counts, indices, {}, {}, {64, 100});
-        }).find("the block size must be multiples of 64, got 64 × 100") != std::string::npos);
+        }).find("both sizes of a block must be multiples of 64, got 64 × 100") != std::string::npos);
   CHECK(value_error([&] { BlockMask(counts, indices, {}, {}, {0, 64}); }).find("got 0 × 64") != std::string::npos);
   const std::string outside = "kv_num_blocks must be 0 to 3, and listed kv_indices 0 to 2";
   for (const torch::Tensor& wrong : {counts * 4, counts * -1})

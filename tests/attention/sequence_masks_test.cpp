@@ -157,9 +157,9 @@ TEST_CASE("Document, KeyPadding: type and text of errors") {
       {of_key + "[4]", false, ask(Document(four))},
       {of_key + "[1, 5]", false, ask(Document(four, five.unsqueeze(0)))},
       {of_key + "an undefined tensor", false, ask(Document(four, torch::Tensor()))},
-      {"attend::Binder: integers needs a tensor of whole numbers or bool, got Float", true,
+      {"attend::Binder: integers() needs an integer or bool tensor, got Float", true,
        ask(Document(four.to(torch::kFloat), five))},
-      {"attend::Binder: integers needs a tensor of whole numbers or bool, got Double", true,
+      {"attend::Binder: integers() needs an integer or bool tensor, got Double", true,
        ask(Document(four, five.to(torch::kDouble)))},
       {"attend::Binder: a tensor of a score_mod or mask_mod (meta) must be on the device of query (cpu)", false,
        ask(KeyPadding(torch::empty({2}, torch::TensorOptions(torch::kMeta).dtype(torch::kInt))))},
@@ -168,7 +168,7 @@ TEST_CASE("Document, KeyPadding: type and text of errors") {
       {"attend::KeyPadding: lengths must be (N), with N = 2, got []", false, ask(KeyPadding(torch::tensor(1)))},
       {"attend::KeyPadding: lengths must be (N), with N = 2, got an undefined tensor", false,
        ask(KeyPadding(torch::Tensor()))},
-      {"attend::Binder: integers needs a tensor of whole numbers or bool, got Float", true,
+      {"attend::Binder: integers() needs an integer or bool tensor, got Float", true,
        ask(KeyPadding(torch::ones({2})))},
   };
   for (const Case& c : cases) {

@@ -14,8 +14,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// All tensors of the caller's that a pass over a problem reads, in one order everywhere; some may be undefined. Those
-/// that no gradient goes back to come last.
+/// All tensors of the caller that a forward or backward pass reads, always in this order. Some may be undefined. The
+/// tensors that never get a gradient come last.
 inline std::vector<at::Tensor*> inputs_of(Problem& problem) {
   std::vector<at::Tensor*> inputs{&problem.query, &problem.key, &problem.value, &problem.attn_mask,
                                   &problem.alibi_slopes};
@@ -33,8 +33,8 @@ struct KernelResult : AttentionResult {
 /// An attention kernel: two functions on raw tensors, which know nothing of autograd.
 ///
 /// backward returns gradients in the order of inputs_of(). Those at the end may be missing, and so may those of tensors
-/// that require none. LibTorch casts them to the inputs' dtypes. Those of the mask and of the variant's tensors are
-/// summed over copies (detail/torch/expanded.h). One of `gradients` may be undefined, which means zeros.
+/// that require none. LibTorch casts them to the inputs' dtypes. If the mask or a tensor of the variant is expanded,
+/// its gradient is summed over the copies (detail/torch/expanded.h). One of `gradients` may be undefined: zeros.
 struct AttentionKernel {
   KernelResult (*forward)(const Problem&, bool with_backward);
   std::vector<at::Tensor> (*backward)(const Problem&, const KernelResult& result, const AttentionResult& gradients);
@@ -54,7 +54,7 @@ class AttentionNode {
 
   const char* name() const { return "attend::attention"; }
 
-  /// Of the mask and the tensors of the variant.
+  /// See FusedNode. True for the mask and the tensors of the variant.
   bool sums_copies(std::size_t input) const { return input == 3 || input >= 5; }
 
   FusedOutputs forward(const std::vector<at::Tensor>& inputs, bool with_backward) const {
@@ -83,7 +83,7 @@ class AttentionNode {
   }
 
  private:
-  static constexpr std::size_t kOutput = 0, kLogSumExp = 1;  // the places in the outputs
+  static constexpr std::size_t kOutput = 0, kLogSumExp = 1;  // the indices in the outputs
 
   AttentionNode(const AttentionKernel& kernel, Problem problem) : kernel_(kernel), problem_(std::move(problem)) {}
 

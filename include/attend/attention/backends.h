@@ -16,10 +16,10 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// One backend, as the choice sees it.
+/// One backend in the table kBackends.
 struct BackendEntry {
   Backend backend;
-  bool (*can_run)(const Problem&, std::string* reason);  // if not, with a sentence that says why, unless that is null
+  bool (*can_run)(const Problem&, std::string* reason);  // if not, writes why not to `reason`, unless it is null
   std::string (*copies)(const Problem&);
   std::string (*how)(const Problem&);
   AttentionResult (*run)(const Problem&);
@@ -31,8 +31,8 @@ inline constexpr BackendEntry kEntry{B::kBackend, &B::can_run, &B::copies, &B::h
 /// All backends, the fastest first. The last one can do everything.
 inline constexpr BackendEntry kBackends[] = {kEntry<Cpu>, kEntry<Sdpa>, kEntry<Reference>};
 
-/// The backend for a call. Adds to `why_not_faster`, unless that is null, why not one of those before it. Throws
-/// c10::NotImplementedError if a backend asked for by name cannot run.
+/// The backend for a call. Adds a sentence to `why_not_faster`, unless it is null, for each faster backend that is
+/// passed over. Throws c10::NotImplementedError if a backend asked for by name cannot run.
 inline const BackendEntry& choose(const Problem& problem, Backend asked_for, std::string* why_not_faster = nullptr) {
   const Backend wanted = asked_for == Backend::kAuto ? BackendGuard::current() : asked_for;
   bool is_known_to_run = false;

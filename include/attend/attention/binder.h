@@ -26,12 +26,12 @@ struct AttentionSizes {
 
 namespace detail {
 
-/// What views are for, besides reading.
+/// What views do besides reading.
 struct ViewPurpose {
-  /// For each depth of Dual: by the values of which tensor its derivative is, −1 for none, and the reads of it.
+  /// For each depth of Dual: the number of the tensor that its derivative is with respect to, or −1 for none.
   int differentiated[2] = {-1, -1};
-  TensorReads* reads[2] = {};
-  int* seen_outside = nullptr;     // where an IntegerView says that it was read outside of its tensor
+  TensorReads* reads[2] = {};      // for each depth of Dual: counts the reads of this tensor
+  int* seen_outside = nullptr;     // becomes 1 if an IntegerView is read outside of its tensor
   OutsideRead* outside = nullptr;  // where a check notes what was read outside of a tensor
 };
 
@@ -71,7 +71,7 @@ class Binder {
   /// @throws c10::TypeError for another dtype, and for a tensor that is sparse, nested, mkldnn or quantized.
   /// @throws c10::ValueError for an undefined tensor, more dimensions or another device.
   TensorView values(const at::Tensor& tensor) {
-    const at::Tensor& bound = next(tensor, "values", at::isFloatingType, "floating-point");
+    const at::Tensor& bound = next(tensor, "values()", at::isFloatingType, "a floating-point");
     const auto reads_at = [this](int depth) {
       return purpose_.differentiated[depth] == number_ - 1 ? purpose_.reads[depth] : nullptr;
     };
@@ -83,10 +83,10 @@ class Binder {
   /// @param tensor Integers or bool, with at most 4 dimensions, on the device of query.
   /// @return The view, for a member of the struct that bind() returns.
   /// @throws c10::TypeError as values().
-  /// @throws c10::ValueError as values(), and for integers beyond int32.
+  /// @throws c10::ValueError as values(). Integers beyond int32 make attention throw it after bind().
   IntegerView integers(const at::Tensor& tensor) {
     constexpr auto is_whole = [](at::ScalarType dtype) { return at::isIntegralType(dtype, /*includeBool=*/true); };
-    const at::Tensor& bound = next(tensor, "integers", is_whole, "whole numbers or bool");
+    const at::Tensor& bound = next(tensor, "integers()", is_whole, "an integer or bool");
     return {static_cast<const std::int32_t*>(data_of(bound)), shape_of(bound), purpose_.seen_outside, purpose_.outside};
   }
 
@@ -123,14 +123,14 @@ class Binder {
     if (!is_collecting_) {
       TORCH_CHECK_VALUE(number_ < static_cast<int>(tensors_.size()) &&
                             is_wanted(tensors_[static_cast<std::size_t>(number_)].scalar_type()),
-                        "attend::Binder: bind must ask for the same tensors in the same order each time, got ",
+                        "attend::Binder: bind() must ask for the same tensors in the same order each time, got ",
                         function, " for tensor ", number_, " of ", tensors_.size());
       return tensors_[static_cast<std::size_t>(number_++)];
     }
     TORCH_CHECK_VALUE(tensor.defined(), "attend::Binder: ", function, " needs a tensor, got an undefined one");
     detail::check_dense("attend::Binder", "a tensor of a score_mod or mask_mod", tensor);
-    TORCH_CHECK_TYPE(is_wanted(tensor.scalar_type()), "attend::Binder: ", function, " needs a tensor of ", wanted,
-                     ", got ", tensor.scalar_type());
+    TORCH_CHECK_TYPE(is_wanted(tensor.scalar_type()), "attend::Binder: ", function, " needs ", wanted, " tensor, got ",
+                     tensor.scalar_type());
     TORCH_CHECK_VALUE(tensor.dim() <= 4, "attend::Binder: ", function,
                       " needs a tensor with at most 4 dimensions, got ", tensor.sizes());
     TORCH_CHECK_VALUE(tensor.device() == device_, "attend::Binder: a tensor of a score_mod or mask_mod (",

@@ -56,7 +56,7 @@ class BlockMask : public detail::MaskOperators {
   /// kv_num_blocks numbers of a row count.
   /// @param full_kv_num_blocks The same for full blocks. Default: none.
   /// @param full_kv_indices The same for full blocks. Default: none.
-  /// @param block_size The number of queries and of keys in a block, multiples of 64.
+  /// @param block_size The number of queries and of keys in a block, multiples of 64. Default: 128 each.
   /// @param mask_mod Decides in partial blocks. Default: every key.
   BlockMask(const at::Tensor& kv_num_blocks, const at::Tensor& kv_indices, const at::Tensor& full_kv_num_blocks = {},
             const at::Tensor& full_kv_indices = {}, std::array<std::int64_t, 2> block_size = {128, 128},
@@ -83,6 +83,10 @@ class BlockMask : public detail::MaskOperators {
   const at::Tensor& table() const { return table_; }
 
   /// Called by attention: checks the tensors against the sizes of the call.
+  ///
+  /// @param binder Gives the sizes of the call and the views.
+  /// @return The struct that is called for each query and key.
+  /// @throws c10::ValueError for lists that do not fit the sizes, or are not on the device of query.
   auto bind(Binder& binder) const {
     const AttentionSizes& sizes = binder.sizes();
     const auto fits = [&](int d, std::int64_t size) { return table_.size(d) == 1 || table_.size(d) == size; };
@@ -99,15 +103,15 @@ class BlockMask : public detail::MaskOperators {
     return BlockMaskView<detail::Bound<Mask>>(table, detail::bound(mask_mod_, binder));
   }
 
-  /// Of a table as table() returns it. block_mask_of() calls it.
+  /// A mask with a table as table() returns it. block_mask_of() calls this constructor.
   BlockMask(at::Tensor table, std::array<std::int64_t, 2> blocks, std::array<std::int64_t, 2> block_size, Mask mask_mod)
       : table_(std::move(table)), blocks_(blocks), block_size_(block_size), mask_mod_(std::move(mask_mod)) {}
 
   /// Throws c10::ValueError unless both sizes are multiples of 64.
   static void check_block_size(const std::array<std::int64_t, 2>& size) {
     TORCH_CHECK_VALUE(size[0] > 0 && size[1] > 0 && size[0] % kBlock == 0 && size[1] % kBlock == 0,
-                      "attend::BlockMask: the block size must be multiples of ", kBlock, ", got ", size[0], " × ",
-                      size[1]);
+                      "attend::BlockMask: both sizes of a block must be multiples of ", kBlock, ", got ", size[0],
+                      " × ", size[1]);
   }
 
  private:
@@ -161,7 +165,7 @@ class BlockMask : public detail::MaskOperators {
 ///
 /// @param mask_mod A struct as MaskMod describes, on the CPU.
 /// @param sizes N, H, L and S. Pass N = 1 or H = 1 if all batch entries or heads have the same mask.
-/// @param block_size The number of queries and of keys in a block, multiples of 64.
+/// @param block_size The number of queries and of keys in a block, multiples of 64. Default: 128 each.
 /// @return The mask.
 /// @throws c10::ValueError for another block size, and for a negative size.
 ///

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// A score_mod and a mask_mod applied to whole tensors of scores, one score after the other: the definition, which the
-// kernels are held against, and what materialize() shows. It can be differentiated twice, with respect to the scores
-// and to every tensor that the score_mod reads.
+// Applies a score_mod and a mask_mod to whole tensors of scores, one score after the other. The dense reference and
+// materialize() use these functions, and tests compare the kernels with them. The results can be differentiated twice,
+// with respect to the scores and to every tensor that the score_mod reads.
 
 #include <attend/attention/binder.h>
 #include <attend/detail/torch/autograd_node.h>
@@ -44,8 +44,8 @@ inline AttentionSizes sizes_of(const at::Tensor& scores) {
   return {scores.size(0), scores.size(1), scores.size(2), scores.size(3)};
 }
 
-/// Calls make_action()(coordinate, place) for every score of (N, H, L, S), on all threads; each makes an action for
-/// itself.
+/// Calls action(coordinate, index) for every score of (N, H, L, S), on all threads. Each thread makes its own action by
+/// make_action().
 template <class MakeAction>
 void for_each_score(const AttentionSizes& sizes, const MakeAction& make_action) {
   const std::int64_t rows = sizes.batch_size * sizes.num_heads * sizes.query_length;
@@ -73,14 +73,14 @@ void for_each_score_in_order(const AttentionSizes& sizes, const Action& action) 
         for (at.key = 0; at.key < sizes.key_length; ++at.key) action(at);
 }
 
-/// By what a score is differentiated: input 0 is the score itself, and input k is the tensor k − 1. `turn` counts the
-/// values that the score_mod reads of this tensor, from 0, and names one of them.
+/// What the result of a score_mod is differentiated with respect to: input 0 is the score itself, and input k is a
+/// value of tensor k − 1. `turn` is the number of this value, from 0, in the order in which the score_mod reads them.
 struct Direction {
   std::size_t input;
   int turn = 0;
 };
 
-/// A score_mod applied to scores (N, H, L, S), or the derivative of the result by up to two `directions`.
+/// A score_mod applied to scores (N, H, L, S), or the derivative of the result with respect to one or two `directions`.
 template <class Mod>
 class DenseScores : public torch::autograd::Node {
  public:
@@ -145,7 +145,7 @@ class DenseScores : public torch::autograd::Node {
     for (const at::Tensor& input : inputs) inputs_.emplace_back(input, /*is_output=*/false);
   }
 
-  /// The gradient of each score's result, times its derivative in one more direction: (N, H, L, S).
+  /// The gradient times the derivative with respect to one more direction, for each score: (N, H, L, S).
   at::Tensor gradient_by(const Tensors& inputs, const at::Tensor& gradient, const Direction& direction) const {
     std::vector<Direction> directions = directions_;
     directions.push_back(direction);
@@ -155,8 +155,10 @@ class DenseScores : public torch::autograd::Node {
     return gradient * derivative.masked_fill(is_masked, 0.0);
   }
 
-  /// The derivative. If it is by one direction, that of a tensor, also the place of the value that it is by, 0 where
-  /// the score_mod reads fewer values; and how many values of the tensor it reads at most.
+  /// The result of evaluate(). `results` has for each score the changed score, or its derivative.
+  ///
+  /// Only for a single direction that is a tensor: `places` has for each score the index of the value number `turn` in
+  /// the tensor, or 0 if the score_mod reads fewer values. `turns` is the largest number of values that it reads.
   struct Evaluation {
     at::Tensor results, places;
     int turns = 0;
@@ -177,7 +179,7 @@ class DenseScores : public torch::autograd::Node {
     Evaluation evaluation{at::empty(scores.sizes(), scores.options()), {}};
     V* const result = evaluation.results.template mutable_data_ptr<V>();
 
-    // Each thread has a score_mod of its own, whose views note in `reads` what they are asked for.
+    // Each thread has its own score_mod. Its views count in `reads` the values that it reads.
     struct Bound {
       Bound(const Mod& mod, const AttentionSizes& sizes, const Tensors& tensors,
             const std::vector<Direction>& directions)

@@ -51,7 +51,7 @@ class FlashMask : public detail::MaskOperators {
  public:
   /// @param startend_row_indices Whole numbers, (N, H, S, 4), or 1 or 2 instead of 4. N may be 1. Instead of H, the
   /// number of key heads and 1 are allowed.
-  /// @param is_causal Whether queries may not attend to later keys, as in Causal.
+  /// @param is_causal Whether queries may not attend to later keys, as in Causal. Default: false.
   explicit FlashMask(const at::Tensor& startend_row_indices, bool is_causal = false) : is_causal_(is_causal) {
     const at::Tensor& given = startend_row_indices;
     const std::int64_t numbers = given.defined() && given.dim() == 4 ? given.size(3) : 0;
@@ -77,6 +77,10 @@ class FlashMask : public detail::MaskOperators {
   }
 
   /// Called by attention: checks the tensors against the sizes of the call.
+  ///
+  /// @param binder Gives the sizes of the call and the views.
+  /// @return The struct that is called for each query and key.
+  /// @throws c10::ValueError for a tensor that does not fit the sizes, or is not on the device of query.
   FlashMaskView bind(Binder& binder) const {
     const AttentionSizes& sizes = binder.sizes();
     TORCH_CHECK_VALUE((rows_.size(0) == 1 || rows_.size(0) == sizes.batch_size) && rows_.size(1) > 0 &&

@@ -105,7 +105,7 @@ struct AttentionOptions {
   /// A float mask whose dtype differs from the query's is converted to float32, and to float64 for a float64 query. A
   /// finite float64 value beyond float32's range becomes the largest value of float32.
   ///
-  /// Differs from torch, which accepts only float32 and the query's dtype.
+  /// Differs from torch, whose float masks must be float32 or have the query's dtype.
   TORCH_ARG(at::Tensor, attn_mask);
 
   /// The factor by which q·k is multiplied: a finite number, or kInverseSqrt. Default: kInverseSqrt, 1/√D.

@@ -33,9 +33,13 @@ inline bool has_few_queries(const Problem& problem) {
   return queries <= 32 && !(is_grouped && problem.key.numel() <= 1 << 23);
 }
 
-/// Whether kAuto passes over a backend that can run, because the next fused one is faster if it can run too; with the
-/// reason. That is so for kCpu without AVX2 or AVX-512, and for few queries, because its kernels compute tiles of 64
-/// queries. Measured in benchmarks/results/backends.md and backends_zen.md.
+/// Whether the next backend is faster than this one, which can run. If so, kAuto takes the next one if it can run, and
+/// `reason` gets a sentence unless it is null.
+///
+/// The answer is true for kCpu in these cases (benchmarks/results/backends.md and backends_zen.md):
+/// - There are few queries: the kernels compute tiles of 64 queries.
+/// - The instruction set is kPortable.
+/// - The speed of the kernels was never measured with its instruction set.
 inline bool is_next_faster(Backend backend, const Problem& problem, std::string* reason = nullptr) {
   if (backend != Backend::kCpu) return false;
   if (has_few_queries(problem))

@@ -27,7 +27,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// Attention by its definition: the dense formula, in a few lines, differentiable any number of times. Tests compare
 /// every kernel with it. It computes the calls that no kernel can.
 ///
-/// float64 is computed in float64, everything else in float32; results have the query's dtype.
+/// float64 is computed in float64, everything else in float32. The output and the weights have the query's dtype.
 struct Reference {
   static constexpr Backend kBackend = Backend::kReference;
 
@@ -84,7 +84,7 @@ struct Reference {
     const at::Tensor masked = masked_by(problem, at, sizes_of(scores));
     const at::Tensor& mask = problem.attn_mask;
     const bool is_added_mask = mask.defined() && mask.scalar_type() != at::kBool;
-    // No derivative below may see a masked NaN, and no NaN that comes back may pass: 0 · NaN is NaN.
+    // A masked NaN must not reach the derivatives below, and no gradient may pass a NaN back: 0 · NaN is NaN.
     const bool is_watched = is_looked_at(scores) && !is_finite(scores);
     if (masked.defined() && is_watched) scores = scores.masked_fill(masked, 0.0);
     if (is_added_mask) scores = scores.masked_fill(mask.eq(kNegativeInfinity), 0.0);

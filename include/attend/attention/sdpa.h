@@ -48,7 +48,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// devices ATen's results are returned.
 struct Sdpa {
   static constexpr Backend kBackend = Backend::kSdpa;
-  /// For so many queries a causal mask for unequal lengths is made as a tensor; see masks_causally().
+  /// Up to this number of queries, is_causal for L < S is passed to ATen as a mask; see masks_causally().
   static constexpr std::int64_t kMostMaskedQueries = 32;
 
   static bool can_run(const Problem& problem, std::string* reason = nullptr) {
@@ -80,8 +80,8 @@ struct Sdpa {
                      ", because ATen counts the diagonal from the first key, not from the last.");
     if (problem.scale <= 0.0)  // the causal kernel for the CPU scales its -inf
       return refused(reason, "kSdpa needs a positive scale; this one is ", problem.scale, ".");
-    // ATen looks at the mask's requires_grad whether gradients are recorded or not; and on the CPU it is the kernel
-    // itself, not this question, that takes a mask together with is_causal.
+    // The mask is detached, because _fused_sdp_choice() reads its requires_grad even if no gradient is recorded. With
+    // is_causal it is left out: _fused_sdp_choice() refuses both together, but the kernel for the CPU accepts them.
     const bool is_causal = aten_is_causal(problem);
     const at::Tensor mask = is_causal ? at::Tensor() : stand_in(detached(problem.attn_mask), kIsMask);
     const auto choice = static_cast<at::SDPBackend>(
@@ -165,8 +165,9 @@ struct Sdpa {
       std::vector<at::Tensor> inputs(3);
       if (gradients.output.defined()) inputs = run(readable(gradients.output.to(wide)));
       if (gradients.log_sum_exp.defined()) {
-        // Its derivative by a score is the weight. So it gives the query scale · g times the average of the keys, and
-        // the key what a value would get from the gradient scale · g · query.
+        // The derivative of the log-sum-exp with respect to a score is the weight. With its gradient g, the gradient of
+        // a query is scale · g times the average of the keys. The gradient of a key is that of a value if scale · g ·
+        // query is the gradient of the output.
         const at::Tensor gradient = (problem.scale * gradients.log_sum_exp).unsqueeze(3);  // (N, H, L, 1)
         Problem averaged = problem;
         averaged.value = problem.key;
@@ -229,9 +230,10 @@ struct Sdpa {
 
   static at::Tensor detached(const at::Tensor& tensor) { return tensor.defined() ? tensor.detach() : tensor; }
 
-  // Any other stride along the last dimension sends ATen to its dense path; and rows that overlap (windows of one
-  // signal, or one row expanded) are misread by its matrix products, though not by the addition of a mask. Where rows
-  // of several heads or batch entries of a query overlap, ATen lays the output out as it does not write it.
+  // A tensor is readable for ATen if its last dimension has stride 1, and, unless it is a mask, if its rows do not
+  // overlap (has_rows()). With another stride ATen takes its dense path. Its matrix products misread rows that overlap,
+  // for example windows of one signal or one expanded row. If rows of several heads or batch entries of query overlap,
+  // the strides of ATen's output differ from those that its kernel writes.
   static constexpr bool kIsMask = true;
 
   static bool is_readable(const at::Tensor& tensor, bool is_mask = false) {
@@ -243,7 +245,7 @@ struct Sdpa {
     return is_readable(tensor, is_mask) ? tensor : tensor.clone(at::MemoryFormat::Contiguous);
   }
 
-  /// What readable() gives, without its contents: to ask ATen with.
+  /// A tensor with the sizes and strides of readable() and without data, for _fused_sdp_choice().
   static at::Tensor stand_in(const at::Tensor& tensor, bool is_mask = false) {
     if (is_readable(tensor, is_mask)) return tensor;
     return without_data(tensor.sizes(), tensor.options(), tensor.requires_grad());

@@ -47,7 +47,7 @@ std::int64_t saved_bytes(const AttentionParams& params) {
 /// The output of attention: softmax(scale · q kᵀ) v, with the options of AttentionParams.
 ///
 /// No (L, S) tensor is allocated. Exception: with S ≤ 128, and without softcap and dropout, the weights are saved for
-/// the backward pass.
+/// the backward pass, unless they have more than 8 times as many numbers as query and key.
 ///
 /// @tparam T The type that is computed in: float for float32 and bfloat16, double for float64. Only its kernels are
 /// compiled. Default: float.
@@ -57,8 +57,8 @@ std::int64_t saved_bytes(const AttentionParams& params) {
 /// @throws std::invalid_argument if a member of a struct breaks its rule; the message names the member, the rule and
 /// the value. Nothing has been written then.
 ///
-/// Differs from attend::attention(): causal attention is window_right = 0, a dropout seed is given, and nothing is
-/// converted. The results are the same.
+/// Differs from attend::attention(): causal attention is window_right = 0, the caller chooses the dropout seed, and
+/// nothing is converted. The results are the same.
 ///
 /// Source: Dao et al., "FlashAttention", 2022.
 ///

@@ -107,15 +107,15 @@ struct AttentionParams {
   MaskType mask_type = MaskType::kNone;  ///< what `attn_mask` holds
   ConstTensorView4d attn_mask;           ///< (N, H, L, S)
 
-  /// Keys that a query sees before its own position, inclusive; −1: unlimited.
+  /// The number of keys before its own position that a query may attend to; −1: unlimited.
   std::int64_t window_left = -1;
-  /// Keys that a query sees after its own position, inclusive; −1: unlimited. Causal attention is 0.
+  /// The number of keys after its own position that a query may attend to; −1: unlimited. Causal attention is 0.
   std::int64_t window_right = -1;
 
   /// Packed batch: sequence b has the queries query_offsets[b] … query_offsets[b + 1] − 1, and attends to its own keys
   /// alone. num_sequences + 1 numbers from 0 to L that never decrease. Null: no packed batch.
   const std::int32_t* query_offsets = nullptr;
-  const std::int32_t* key_offsets = nullptr;  ///< the same of the keys, from 0 to S
+  const std::int32_t* key_offsets = nullptr;  ///< the same for the keys, from 0 to S
   std::int64_t num_sequences = 0;             ///< 0: no packed batch
 
   double dropout = 0;  ///< the probability that a weight is dropped; the others are divided by 1 − dropout

@@ -21,8 +21,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Throws "attend::kernels: " and what printf() makes of the arguments. Not by std::string: each of the many calls of
-/// this function would cost compile time.
+/// Throws std::invalid_argument. Its text is "attend::kernels: ", then the arguments as printf() formats them. They are
+/// not std::strings, because each of the many calls of this function would take longer to compile.
 [[noreturn, gnu::cold, gnu::noinline, gnu::format(printf, 1, 2)]] inline void throw_invalid(const char* format, ...) {
   char text[512];
   std::va_list arguments;
@@ -39,7 +39,7 @@ inline std::size_t number_size(const AttentionParams& params) {
   return is_float64(params) ? 8 : params.dtype == NumberType::kBFloat16 ? 2 : 4;
 }
 
-/// The size of a number of what is computed in float32 or float64, in bytes.
+/// The size of a number in the type that the kernels compute in (float32 or float64), in bytes.
 inline std::size_t compute_size(const AttentionParams& params) { return is_float64(params) ? 8 : 4; }
 
 inline void check_range(const char* member, std::int64_t value, std::int64_t least, std::int64_t most) {
@@ -80,14 +80,14 @@ inline void check_no_overlap(const char* member, const std::int64_t (&strides)[4
 inline void check_offsets(const char* member, const std::int32_t* offsets, std::int64_t sequences, const char* end_name,
                           std::int64_t end) {
   check_memory(member, offsets, /*has_numbers=*/true, alignof(std::int32_t));
-  if (offsets[0] != 0) throw_invalid("%s must be 0 at first, got %d at 0", member, offsets[0]);
+  if (offsets[0] != 0) throw_invalid("%s must begin with 0, got %d", member, offsets[0]);
   for (std::int64_t i = 0; i < sequences; ++i)
     if (offsets[i + 1] < offsets[i])
-      throw_invalid("%s must be never decreasing, got %d at %" PRId64 " after %d", member, offsets[i + 1], i + 1,
+      throw_invalid("%s must never decrease, got %d at index %" PRId64 " after %d", member, offsets[i + 1], i + 1,
                     offsets[i]);
   if (offsets[sequences] != end)
-    throw_invalid("%s must be %s (%" PRId64 ") at last, got %d at %" PRId64, member, end_name, end, offsets[sequences],
-                  sequences);
+    throw_invalid("%s must end with %s (%" PRId64 "), got %d at index %" PRId64, member, end_name, end,
+                  offsets[sequences], sequences);
 }
 
 /// Checks a call, and returns it with windows that mask nothing as unlimited ones.
@@ -179,7 +179,8 @@ inline void check_written(const AttentionParams& params, const char* member, con
   if (has_numbers) check_no_overlap(member, view.strides, {params.batch_size, heads, rows, columns});
 }
 
-/// The params must be checked. saved_bytes: what the backward pass needs, or 0 if memory for it may be missing.
+/// The params must come from checked(). saved_bytes: the memory that a backward pass needs, or 0 in a forward pass,
+/// which may save nothing.
 inline void check_outputs(const AttentionParams& params, const AttentionOutputs& outputs, std::int64_t saved_bytes) {
   check_written(params, "AttentionOutputs::output", outputs.output, params.num_heads, params.query_length,
                 params.value_dim);
@@ -187,7 +188,7 @@ inline void check_outputs(const AttentionParams& params, const AttentionOutputs&
   check_memory("AttentionOutputs::saved", outputs.saved, saved_bytes > 0, compute_size(params));
 }
 
-/// The params must be checked.
+/// The params must come from checked().
 inline void check_gradients(const AttentionParams& params, const AttentionGradients& gradients) {
   const std::int64_t N = params.batch_size, H = params.num_heads, G = params.num_kv_heads, L = params.query_length,
                      S = params.key_length;

@@ -36,7 +36,7 @@ class Executor {
   /// Calls work(context, i) once for each i from 0 to parts − 1, in any order and on any threads, and returns when all
   /// calls have returned.
   ///
-  /// Work allocates memory, so it may throw std::bad_alloc. An exception of a call must reach the caller of run(), or
+  /// `work` allocates memory, so it may throw std::bad_alloc. An exception of a call must reach the caller of run(), or
   /// end the program.
   ///
   /// @param parts How many calls; at most threads().

@@ -39,15 +39,15 @@ struct ConvStackOptions {
   ConvStackOptions(std::int64_t in_channels, std::int64_t hidden_channels, std::int64_t out_channels)
       : in_channels_(in_channels), hidden_channels_(hidden_channels), out_channels_(out_channels) {}
 
-  /// The number of channels of the input x. No default.
+  /// The number of channels of the input x, at least 1. No default.
   TORCH_ARG(std::int64_t, in_channels);
-  /// The number of channels between the convolutions. No default.
+  /// The number of channels between the convolutions, at least 1. No default.
   TORCH_ARG(std::int64_t, hidden_channels);
-  /// The number of channels of the output y. No default.
+  /// The number of channels of the output y, at least 1. No default.
   TORCH_ARG(std::int64_t, out_channels);
-  /// The number of convolutions. Default: 5.
+  /// The number of convolutions, at least 1. Default: 5.
   TORCH_ARG(std::int64_t, depth) = 5;
-  /// The kernel_size of each convolution, in positions. It may be odd or even. Default: 5.
+  /// The kernel_size of each convolution, in positions, at least 1. It may be odd or even. Default: 5.
   TORCH_ARG(std::int64_t, kernel_size) = 5;
   /// The activation after each convolution but the last. Default: torch::kReLU.
   TORCH_ARG(Activation, activation) = torch::kReLU;
@@ -73,9 +73,9 @@ struct ConvStackOptions {
 /// Memory layout: the result of kCpu is channels-last, as y.transpose(1, 2).contiguous().transpose(1, 2) is. The next
 /// layer of attend reads it without a copy.
 ///
-/// On the CPU, attend's kernels compute float32 and bfloat16, also under autocast. If the activation is torch::kReLU,
-/// they compute the whole stack in one pass. Their results differ from those of torch by rounding only. torch computes
-/// all other calls.
+/// On the CPU, attend's kernels can compute float32, and bfloat16 if the processor has dot products of bfloat16, also
+/// under autocast. If the activation is torch::kReLU, they compute the whole stack in one pass. Their results differ
+/// from those of torch by rounding only. torch computes all other calls. explain() says which of the two is used.
 ///
 /// @throws c10::ValueError if x is not 3-d, or its channels or device are not those of the weights.
 /// @throws c10::TypeError if the dtype of x is not that of the weights.

@@ -42,7 +42,7 @@ struct MultiheadAttentionOptions {
   MultiheadAttentionOptions(std::int64_t embed_dim, std::int64_t num_heads)
       : embed_dim_(embed_dim), num_heads_(num_heads), kdim_(embed_dim), vdim_(embed_dim) {}
 
-  /// Width E of the query and of the output. No default.
+  /// Width E of the query and of the output, at least 1. No default.
   TORCH_ARG(std::int64_t, embed_dim);
   /// The number of query heads. It must divide embed_dim, unless head_dim is given. No default.
   TORCH_ARG(std::int64_t, num_heads);
@@ -117,7 +117,7 @@ struct MultiheadAttentionOptions {
 ///
 /// Differs from torch::nn::MultiheadAttention:
 /// - A bool mask masks. torch adds it as 0 and 1.
-/// - attn_mask may have a mask for each head. Masks may be bfloat16 or float16, and used under autocast.
+/// - attn_mask may have a mask for each head. Masks may be bfloat16 or float16, also under autocast.
 /// - kdim and vdim may differ.
 /// - A query that may attend to no key gives b_o, and adds zeros to the gradients of query, key and value. torch gives
 ///   NaN.
@@ -127,6 +127,8 @@ struct MultiheadAttentionOptions {
 ///
 /// @throws c10::ValueError if options or sizes do not fit.
 /// @throws c10::TypeError if dtypes do not fit.
+/// @throws c10::NotImplementedError if a backend asked for by name cannot compute the attention. The message has the
+/// reason.
 ///
 /// Source: Vaswani et al., "Attention is all you need", 2017.
 ///
@@ -238,6 +240,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   /// undefined tensor without need_weights.
   /// @throws c10::ValueError if the sizes or devices of the tensors do not fit the options or one another.
   /// @throws c10::TypeError if their dtypes do not fit.
+  /// @throws c10::NotImplementedError if a backend asked for by name cannot compute the attention.
   ///
   /// Differs from Python's module, where is_causal is a hint that attn_mask is the causal mask. Here is_causal needs no
   /// attn_mask, and a given attn_mask applies as well. A call that is correct in Python gives the same results here.

@@ -36,11 +36,11 @@ struct SelfAttention1dOptions {
   SelfAttention1dOptions(std::int64_t in_channels, std::int64_t out_channels, std::int64_t key_channels)
       : in_channels_(in_channels), out_channels_(out_channels), key_channels_(key_channels) {}
 
-  /// The number of channels of the input x. No default.
+  /// The number of channels of the input x, at least 1. No default.
   TORCH_ARG(std::int64_t, in_channels);
-  /// The number of channels of the values and of the output y, all heads together. No default.
+  /// The number of channels of the values and of the output y, all heads together, at least 1. No default.
   TORCH_ARG(std::int64_t, out_channels);
-  /// The number of channels of the queries and of the keys, all heads together. No default.
+  /// The number of channels of the queries and of the keys, all heads together, at least 1. No default.
   TORCH_ARG(std::int64_t, key_channels);
   /// The number of heads H. It must divide key_channels and out_channels. Default: 1.
   TORCH_ARG(std::int64_t, num_heads) = 1;
@@ -67,12 +67,14 @@ struct SelfAttention1dOptions {
 /// Differs from torch.nn.MultiheadAttention:
 /// - Channels come first.
 /// - There is no output projection and no bias.
-/// - scale is 1 by default, because the layer of the experiment is unscaled.
+/// - scale is 1 by default, as in the source below.
 /// - Permuting the positions of x permutes those of y likewise. Code that reads (N, C, L) as (N, H, L, C / H)
 ///   by view() mixes channels with positions, and does not have this property.
 ///
 /// @throws c10::ValueError if x is not 3-d, or its channels or device are not those of the weights.
 /// @throws c10::TypeError if the dtype of x is not that of the weights.
+/// @throws c10::NotImplementedError if a backend asked for by name cannot compute the attention. The message has the
+/// reason.
 ///
 /// Source: F. Fleuret, Deep Learning course, handout 13.2.
 ///

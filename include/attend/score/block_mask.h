@@ -41,8 +41,8 @@ struct BlockMaskView : detail::MaskOperators {
     const MaskCover first = block(queries.batch, queries.head, queries.query_begin / kBlock, keys.begin / kBlock);
     return is_uniform(queries, keys, first) ? first : MaskCover::kPartial;
   }
-  /// Called by attention: `mask` if it decides for the whole block, else null. For a tile of a kernel it mostly does,
-  /// and then the kernel calls it without a look into the table for each score.
+  /// Called by attention: `mask` if it decides for the whole block, else null. For most tiles of a kernel it does. Then
+  /// the kernel calls `mask` itself, and does not read the table for each score.
   ATTEND_HOST_DEVICE const Mask* only_mask(QueryBlock queries, KeyRange keys) const {
     return is_uniform(queries, keys, MaskCover::kPartial) ? &mask : nullptr;
   }
@@ -60,7 +60,12 @@ struct BlockMaskView : detail::MaskOperators {
   }
 };
 
-/// How much a mask allows of a block of scores. It asks the mask for every score if the mask does not know.
+/// How much a mask allows of a block of scores. If its cover() returns kPartial, the mask is called for every score.
+///
+/// @param mask A struct as MaskMod describes, without tensors of LibTorch.
+/// @param queries The queries of the block, at least one.
+/// @param keys The keys of the block, at least one.
+/// @return kEmpty or kFull if that is right for all scores, otherwise kPartial.
 ///
 /// @code
 /// attend::MaskCover cover = attend::exact_cover(attend::Causal{}, {0, 0, 0, 64, 256, 256}, {128, 192});  // kEmpty
@@ -82,7 +87,7 @@ ATTEND_HOST_DEVICE constexpr MaskCover exact_cover(const Mask& mask, const Query
 /// Lists of key blocks, one for each block of queries, as in PyTorch's BlockMask.
 struct KeyBlockLists {
   const std::int32_t *num_blocks,  ///< (rows): the length of each list
-      *indices;                    ///< (rows, columns): the blocks of each list, then anything
+      *indices;                    ///< (rows, columns): the blocks of each list; the rest of a row is not read
   std::int64_t rows,               ///< the number of blocks of queries
       columns;                     ///< the number of blocks of keys
 };
@@ -93,8 +98,7 @@ struct KeyBlockLists {
 /// @param query_block, key_block The size of their blocks, a multiple of 64.
 /// @param cover What the listed blocks are.
 /// @param table (rows · query_block / 64, columns · key_block / 64): is changed for the listed blocks.
-/// @return False if a length or the number of a block is negative or too large. Then nothing is written outside of the
-/// table.
+/// @return False if a length or the number of a block is negative or too large. The blocks after it are not entered.
 inline bool mark_blocks(const KeyBlockLists& lists, std::int64_t query_block, std::int64_t key_block, MaskCover cover,
                         std::int32_t* table) {
   const std::int64_t height = query_block / BlockMaskView<>::kBlock, width = key_block / BlockMaskView<>::kBlock;

@@ -9,7 +9,7 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// A number and its derivative. V is float or double, or a Dual for derivatives of derivatives. With kByTensor the
-/// derivative may be by a value that a TensorView reads; without it these values are constants.
+/// derivative may be with respect to a value that a TensorView reads. Without it these values are constants.
 ///
 /// If a function has no derivative at a point, torch's is used: 0 for abs at 0. max and min of equal numbers take the
 /// first.
@@ -85,7 +85,7 @@ struct Dual {
   }
   ATTEND_NUMBER friend Dual pow(Dual x, Dual y) {
     const Number power = pow(x.value, y.value);
-    // As torch: no derivative by x for the exponent 0, and none by y at 0 for an exponent that is not negative.
+    // As in torch, the derivative with respect to x is 0 if y = 0, and that with respect to y is 0 if x = 0 and y ≥ 0.
     const Number by_x = is_zero(y.value) ? Number(0) : y.value * pow(x.value, y.value - Number(1));
     const Number by_y = x.value == Number(0) && y.value >= Number(0) ? Number(0) : power * log(x.value);
     return {power, times(x.derivative, by_x) + times(y.derivative, by_y)};

@@ -32,13 +32,13 @@ concept HasCover = requires(const Mod& mod, QueryBlock queries, KeyRange keys) {
   { mod.cover(queries, keys) } -> std::same_as<MaskCover>;
 };
 
-/// A mask that has another one, which decides alone in some blocks.
+/// A mask that contains another mask, which alone decides about some blocks: only_mask() returns it for these.
 template <class Mod>
 concept HasOnlyMask = requires(const Mod& mod, QueryBlock queries, KeyRange keys) {
   *mod.only_mask(queries, keys);
 };
 
-/// The keys outside of which no query of the block may attend to anything, by the mask's own word.
+/// The range that keys() of the mask returns, or all keys if the mask has no keys().
 template <class Mod>
 ATTEND_HOST_DEVICE constexpr KeyRange key_range(const Mod& mod, const QueryBlock& block) {
   static_assert(
@@ -50,7 +50,7 @@ ATTEND_HOST_DEVICE constexpr KeyRange key_range(const Mod& mod, const QueryBlock
     return {0, block.key_length};
 }
 
-/// How much the mask allows of the block, by its own word: that of cover(), or else that of keys().
+/// How much the mask allows of the block, by its cover(). For a mask without cover() the answer follows from keys().
 template <class Mod>
 ATTEND_HOST_DEVICE constexpr MaskCover mask_cover(const Mod& mod, const QueryBlock& queries, const KeyRange& keys) {
   static_assert(
@@ -65,7 +65,7 @@ ATTEND_HOST_DEVICE constexpr MaskCover mask_cover(const Mod& mod, const QueryBlo
   }
 }
 
-/// kEmpty or kFull if one of these is known to be the case.
+/// kEmpty or kFull if the block is known to be so, otherwise kPartial.
 ATTEND_HOST_DEVICE constexpr MaskCover cover_of(bool is_empty, bool is_full) {
   return is_empty ? MaskCover::kEmpty : is_full ? MaskCover::kFull : MaskCover::kPartial;
 }

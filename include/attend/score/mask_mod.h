@@ -39,8 +39,8 @@ ATTEND_HOST_DEVICE constexpr std::int32_t larger(std::int32_t a, std::int32_t b)
 /// };
 /// @endcode
 ///
-/// Without more, the scores of all keys are computed, and the mask is called for each. Two optional functions avoid
-/// that. A mask for long sequences has `cover`; `keys` is a short form for a mask that is one range of keys.
+/// With operator() alone, the scores of all keys are computed, and the mask is called for each. Two optional functions
+/// avoid that. For long sequences write `cover`. `keys` is a short form for a mask that is one range of keys.
 ///
 /// - `MaskCover cover(attend::QueryBlock queries, attend::KeyRange keys) const`: how much the mask allows of these
 ///   scores. Empty blocks are skipped, and for full blocks the mask is not called. kPartial is always a right answer.
@@ -64,8 +64,8 @@ ATTEND_HOST_DEVICE constexpr std::int32_t larger(std::int32_t a, std::int32_t b)
 /// };
 /// @endcode
 ///
-/// The masks of attend have both functions. The operators & and | keep both, and ! keeps `cover`. A wrong answer gives
-/// wrong results, but no access outside of the tensors.
+/// All masks of attend have `cover`, and most have `keys`. The operators & and | keep both, and ! keeps `cover`. A
+/// wrong answer gives wrong results, but no access outside of the tensors.
 ///
 /// A struct that holds tensors has `bind` instead of operator(), as a score_mod does; see Binder.
 template <class Mod>

@@ -21,8 +21,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 // double. Both types have + - * /, comparisons of the values, and abs exp log pow sqrt sin cos tan tanh sigmoid erf
 // floor round max min select, which are found without a namespace. Both convert from any number.
 
-/// A number of type V, float or double. It is a class because abs of a built-in float may mean abs of int, and exp that
-/// of double.
+/// A number of type V, float or double. It is a class because for a built-in float, abs(x) may call the abs of int, and
+/// exp(x) the exp of double.
 template <class V>
 struct Real {
   /// The number.

@@ -17,12 +17,12 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
-/// Names one of the values that a score_mod reads of one tensor: the derivative is by the value that is read at the
-/// turn `wanted`, counted from 0. It is set anew for each score. Each thread has its own.
+/// Counts the values that a score_mod reads from one tensor for one score. The derivative is with respect to the value
+/// number `wanted`, counted from 0. Each thread has its own object.
 struct TensorReads {
   int wanted = 0;
   int turn = 0;            // the number of values that have been read
-  std::int64_t place = 0;  // where the wanted value lies
+  std::int64_t place = 0;  // the index of the wanted value in memory
 
   void begin(int wanted_turn) {
     wanted = wanted_turn;
@@ -91,7 +91,8 @@ struct OutsideRead {
 /// A score_mod may read any number of values for a score. Gradients reach the tensor.
 ///
 /// A read outside of the tensor touches no memory and gives NaN. If a mask excludes the score, the read has no effect.
-/// Otherwise attention throws c10::ValueError, and kernels::flex_attention_forward() writes NaN.
+/// Otherwise a score_mod makes attention throw c10::ValueError, and kernels::flex_attention_forward() write NaN. A
+/// mask_mod gets the NaN and no error.
 ///
 /// @code
 /// T bias = slopes.read<T>(at.head);
@@ -126,7 +127,8 @@ class TensorView {
 
   /// A view of contiguous memory.
   ///
-  /// @param data The numbers: float in a call in float32 or bfloat16, and double in a call in float64.
+  /// @param data The numbers. For a score_mod: float in a call in float32 or bfloat16, and double in a call in float64.
+  /// For a mask_mod: float, which it reads by read<attend::Real<float>>().
   /// @param sizes Up to four sizes. The memory must stay valid while the view is used.
   /// @throws std::invalid_argument for more sizes, a negative size, more than 2^58 numbers, or a null pointer to
   /// numbers.
@@ -147,9 +149,9 @@ class TensorView {
   /// The sizes. Those that are missing are 1.
   const std::int64_t (&sizes() const)[4] { return shape_.sizes; }
 
-  /// Called by the kernels: the size of a number in bytes; 0 if it is not known, because a Binder made the view.
+  /// Called by the kernels: the size of a number in bytes; 0 for a view without memory, or one that a Binder made.
   int number_size() const { return number_size_; }
-  /// Called by the kernels: from now on, derivatives are by the values that are read through this view.
+  /// Called by the kernels: from now on, derivatives are with respect to the values that are read through this view.
   void differentiate(detail::TensorReads* reads) { reads_[0] = reads; }
 
   /// Used by Binder, with internal types.

@@ -16,8 +16,8 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE::simd {
 
 // eˣ, log x and tanh x without a branch or a call, so that a compiler turns a loop of them into vectors, which it does
-// not do for calls of the standard library. The same code serves a number, a vector of the compiler's whose elements
-// are of type V, and a GPU. What may be a vector is passed by reference: by value its calling convention would differ
+// not do for calls of the standard library. The same code serves a number, a vector type of the compiler with elements
+// of type V, and a GPU. What may be a vector is passed by reference: by value its calling convention would differ
 // between instruction sets.
 
 template <class V>
@@ -47,7 +47,7 @@ struct FloatFormat<double> {
   static constexpr double kLargest = 709.782712893384, kSmallest = -707.7;
 };
 
-/// sum = f/1! + f²/2! + … + fⁿ/n!, from its term k on divided by fᵏ⁻¹
+/// sum = f/k! + f²/(k + 1)! + … + fⁿ⁻ᵏ⁺¹/n!, where n is kExpTerms. It is called with k = 1.
 template <class V, int k, class Lanes>
 ATTEND_HOST_DEVICE ATTEND_ALWAYS_INLINE void sum_exponential_series(const Lanes& f, Lanes& sum, V coefficient = 1) {
   coefficient = coefficient / static_cast<V>(k);
@@ -100,7 +100,7 @@ ATTEND_HOST_DEVICE ATTEND_ALWAYS_INLINE void hyperbolic_tangent(Lanes& x) {
   x = less_one / (less_one + V(2));
 }
 
-/// sum = x/3 + x²/5 + …, from its term k on divided by xᵏ⁻¹
+/// sum = x/(2k + 1) + x²/(2k + 3) + … up to the divisor 2n + 1, where n is kLogTerms. It is called with k = 1.
 template <class V, int k>
 ATTEND_HOST_DEVICE ATTEND_ALWAYS_INLINE void sum_logarithm_series(V x, V& sum) {
   if constexpr (k < FloatFormat<V>::kLogTerms) sum_logarithm_series<V, k + 1>(x, sum);

@@ -5,8 +5,8 @@
 // a transposed matrix or a caller's tensor in place.
 //
 // A panel of C, a few rows of a few vectors, stays in registers while k runs. Each step loads the vectors of one row of
-// B, and multiplies all of them with one number of A for each row. The share of the processor's product rate is
-// measured in benchmarks/results/simd.md.
+// B, and multiplies all of them with one number of A for each row. benchmarks/results/simd.md has the
+// measured share of the processor's largest rate.
 
 #include <attend/macros.h>
 #include <attend/simd/bfloat16.h>
@@ -45,7 +45,7 @@ struct Product {
   }
 
  private:
-  // The depth of one pass over C: as many rows of B as the first cache holds (benchmarks/results/simd.md). Longer sums
+  // The depth of one pass over C: as many rows of B as the L1 cache holds (benchmarks/results/simd.md). Longer sums
   // also lose accuracy: with 256 in float32, wide heads had 1.4 times the error of torch
   // (benchmarks/results/accuracy.md).
   static constexpr int kDepth = 512 / sizeof(T);

@@ -10,7 +10,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::simd {
 
-/// As many vectors of T as one has lanes.
+/// A square block of numbers: kLanes vectors with kLanes numbers each.
 template <class T, class Isa>
 struct VecBlock {
   using Vector = typename Vec<T, Isa>::Vector;
@@ -19,7 +19,8 @@ struct VecBlock {
 
   Vector rows[kLanes];
 
-  /// Each step interleaves row r with row r + kLanes / 2; after log₂ kLanes of them every number is in its place.
+  /// Transposes the block. Each step interleaves row r with row r + kLanes / 2. After log₂ kLanes steps every number is
+  /// in its place.
   ATTEND_ALWAYS_INLINE void transpose() { transpose(std::make_index_sequence<kLanes>()); }
 
  private:

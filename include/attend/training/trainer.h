@@ -94,7 +94,7 @@ struct MakeAdam {
 /// | on_before_step | between gradients and update; with accumulation_steps, once for each update |
 /// | on_batch_end | after each batch |
 /// | on_epoch_end | after each epoch that has a batch |
-/// | on_fit_end | always, at the end |
+/// | on_fit_end | at the end, also after an early end, but not after an exception |
 ///
 /// A hook that returns true ends the fit. First the current batch and its update are finished, the epoch is recorded
 /// with the batches so far, and on_epoch_end and on_fit_end are called. An epoch without a batch is not recorded. A

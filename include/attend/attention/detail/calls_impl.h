@@ -21,13 +21,13 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Autocast has done its work when a problem is made; a backend computes in the dtypes that it chooses itself.
+/// Switches autocast off. All casts of autocast happen when a problem is made. A backend chooses its own dtypes.
 struct WithoutAutocast {
   c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
 };
 
-/// @throws c10::ValueError if a score_mod or mask_mod read outside of a tensor for a score that is allowed. Looks for
-/// it where the result shows that it may be so: a TensorView gives NaN there, and an IntegerView leaves a mark.
+/// Throws c10::ValueError if a score_mod or mask_mod has read outside of a tensor for a score that is allowed. Searches
+/// for such a read only if there is a sign of one: a NaN in the output, or the mark that an IntegerView leaves.
 inline void check_reads(const Problem& problem, Backend backend, const at::Tensor& output) {
   const auto is_whole = [](const at::Tensor& tensor) { return !tensor.is_floating_point(); };
   const std::vector<at::Tensor>& tensors = problem.variant_tensors;

@@ -101,7 +101,7 @@ inline at::Tensor checked_mask(at::Tensor mask, const Problem& problem, Purpose 
                                       : added_mask(mask, query_dtype);
 }
 
-/// Both sides of the window, with is_causal in it; unlimited where it masks nothing.
+/// The window that follows from the options window and is_causal. A side that masks nothing becomes unlimited.
 inline Window checked_window(const AttentionOptions& options, const Problem& problem) {
   Window window = options.window();
   TORCH_CHECK_VALUE(window.left >= -1 && window.right >= -1,
@@ -251,7 +251,7 @@ inline Problem scores_problem(const at::Tensor& query, const at::Tensor& key, co
   return checked_problem(query, key, nullptr, options);
 }
 
-/// Throws c10::ValueError for tensors that explain() can tell about, but nothing can compute with.
+/// Throws c10::ValueError for tensors on the device meta, which have no data. explain() accepts them.
 inline void check_has_data(const Problem& problem) {
   TORCH_CHECK_VALUE(!problem.query.is_meta(),
                     "attend::attention: query must have data, got a tensor on the device meta");

@@ -16,9 +16,9 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-// Dropout of attention weights. Whether entry (n, h, i, j) is kept depends on the call's seed and its coordinates only,
-// not on who asks, in which order, or on how many threads: it is word j mod 4 of philox(seed; j / 4, i, h, n), four
-// 32-bit counters, and kept if that is at least dropout · 2³².
+// Dropout of attention weights. The random number of entry (n, h, i, j) is word j mod 4 of philox(seed; j / 4, i, h,
+// n), with four 32-bit counters. The entry is kept if its random number is at least dropout · 2³². So it depends only
+// on the seed of the call and on the coordinates, and is the same in every backend and for every number of threads.
 
 /// One random number from the device's generator, left on the device: reading it would stall a GPU.
 inline at::Tensor draw_dropout_seed(const at::Tensor& query) {

@@ -9,8 +9,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Whether `count` numbers are finite. Each is an integer of the same bits; those in `exponent` are all set in NaN and
-/// ±∞.
+/// Whether `count` floating-point numbers are finite. They are passed as integers with the same bits. `exponent` has
+/// the bits of the exponent, which are all set in NaN and ±∞.
 template <class Bits>
 bool are_finite(const Bits* numbers, std::int64_t count, Bits exponent) {
   constexpr std::int64_t kRun = 16;           // a constant number of steps, so that the compilers make vectors of them

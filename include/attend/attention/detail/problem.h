@@ -31,7 +31,7 @@ struct Problem {
   std::shared_ptr<const Variant> variant;  // of flex_attention(); null without
   std::shared_ptr<const CpuVariantMaker> cpu_variant;  // the same for the CPU kernels
   std::vector<at::Tensor> variant_tensors;             // those that it reads
-  Window window;                                       // is_causal is in it; unlimited where it would mask nothing
+  Window window;                                       // includes is_causal; unlimited where it would mask nothing
   double scale = 1.0;
   double softcap = 0.0;
   double dropout = 0.0;

@@ -27,8 +27,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Whether numbers that are not finite are looked for: on the CPU, where looking stops nothing. Not under forward-mode
-/// differentiation, which knows torch's own operations only.
+/// Whether to search the tensor for numbers that are not finite. Only on the CPU: on a GPU the search would wait for
+/// the device. Not under forward-mode differentiation, which supports torch's own operations only.
 inline bool is_looked_at(const at::Tensor& tensor) {
   return tensor.is_cpu() && !tensor._fw_grad(/*level=*/0).defined();
 }
@@ -79,7 +79,7 @@ class ProductNode : public torch::autograd::Node {
   torch::autograd::SavedVariable left_, right_;
 };
 
-/// A product with its place in the graph; `compute` gives its numbers.
+/// The result of `compute`, with a ProductNode in torch's graph if a gradient is recorded.
 template <class Compute>
 at::Tensor product(ProductNode::Kind kind, const at::Tensor& left, const at::Tensor& right, const Compute& compute) {
   const bool is_recorded = torch::autograd::compute_requires_grad(left, right);

@@ -29,7 +29,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 struct FusedOutputs {
   std::vector<at::Tensor> outputs;
   std::vector<at::Tensor> saved;  // for its backward pass, besides inputs and outputs; some may be undefined
-  bool needs_outputs = true;      // whether it wants to see the outputs again, which then cannot be changed in place
+  bool needs_outputs = true;      // whether the backward pass reads the outputs; they cannot be changed in place then
 };
 
 /// The node of a fused kernel in torch's graph. It saves tensors for the backward pass and calls the kernel.

@@ -158,7 +158,7 @@ struct NarrowProduct {
   }
 };
 
-/// All of it, compiled for one instruction set.
+/// The operations above, compiled for one instruction set.
 struct RowOperations {
   void (*finish)(const float* from, int from_row, const float* bias, float* to, int to_row, int rows, int width,
                  bool has_relu);

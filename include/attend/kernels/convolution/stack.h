@@ -251,7 +251,7 @@ void clear_around(Element* memory, int row, int rows, int before, int length) {
 }
 
 /// to (L, to_row) = A W. Row l of A is the kernel_size · row numbers from rows + l · row on; W has to_row columns. Each
-/// tap is one product, so that its part of W stays in the first cache.
+/// tap is one product, so that its part of W stays in the L1 cache.
 inline void multiply_rows(const ConvStackParams& stack, const float* rows, int row, const float* weights, float* to,
                           int to_row) {
   const int depth = stack.kernel_size * row, step = std::max(row, 64);

@@ -21,7 +21,7 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// One call of attention, forward or backward, on the threads of an executor. T is double for float64, and float
-/// otherwise. The params must be checked.
+/// otherwise. The params must come from checked().
 template <class T>
 class AttentionPass {
  public:
@@ -56,7 +56,7 @@ class AttentionPass {
     gradients.key = {given.key, plan_.is_bfloat16};
     gradients.value = {given.value, plan_.is_bfloat16};
 
-    // Each query has entries of its own in a mask that is not broadcast: no two threads meet.
+    // In a mask that is not broadcast each query has its own entries, so no two threads add to the same one.
     std::vector<SumRows> rows;
     rows.reserve(2 + given.score_tensors.size());
     rows.emplace_back(given.attn_mask, scores_.options.is_mask_full() ? 1 : threads);

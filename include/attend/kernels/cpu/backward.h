@@ -12,11 +12,11 @@
 //       dQᵀ += Kᵀ dS                                                (head_dim, queries)
 //     write scale · dQ; dK is multiplied by the scale at the end
 //
-// δ is also Σ dO · O, which is known before the first tile. But if a query attends almost to a single key, dP − δ is a
-// difference of nearly equal numbers, and δ must have the errors of dP. Single keys matter most if an item has few
-// tiles of keys. Then all of its tiles are computed before δ. That costs no arithmetic, and the gradients are as
-// accurate as those of the dense formula. The gradient of a slope is a sum of dS times a distance over whole rows, and
-// adds up every error of δ. If such sums are wanted, items with many tiles compute their tiles twice, first for δ.
+// δ is also Σ dO · O, which is known before the first tile. But if nearly all weight of a query is on one key, dP − δ
+// is a difference of nearly equal numbers, and δ must have the errors of dP. This matters most if an item has few tiles
+// of keys. Then all of its tiles are computed before δ. That costs no arithmetic, and the gradients are as accurate as
+// those of the dense formula. The gradient of a slope is a sum of dS times a distance over whole rows, and adds up
+// every error of δ. If such sums are wanted, items with many tiles compute their tiles twice, first for δ.
 
 #include <attend/kernels/cpu/forward.h>
 #include <attend/kernels/cpu/head_view.h>
@@ -84,7 +84,8 @@ class BackwardItems {
       : plan_(plan), scores_(scores), results_(results), gradients_(gradients), thread_(thread) {}
 
   /// Writes the query gradient of the item, and adds its part of all other gradients. is_careful as in TileProducts.
-  /// Returns false as soon as an item that is not careful meets numbers that are not finite and may be masked.
+  /// Without is_careful it returns false if it meets a number that is not finite and may be masked. The gradients are
+  /// then invalid.
   bool run(const WorkItem& item, bool is_careful, KeyValueGradients<T>& sums) {
     const TileOperations<T>& operations = *plan_.operations;
     const int queries = item.tile.queries, columns = columns_for(queries);

@@ -2,7 +2,7 @@
 #pragma once
 
 // Queries, outputs and their gradients are rows in the caller's memory and columns in the kernels. Blocks of them are
-// transposed in registers. Copies of single numbers would take a sixth of the time of all products (L 100).
+// transposed in registers. Copies of single numbers would take a sixth of the time of all products (L = 100).
 
 #include <attend/kernels/cpu/head_view.h>
 #include <attend/kernels/cpu/tile.h>

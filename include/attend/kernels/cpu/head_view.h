@@ -15,7 +15,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-/// to[0 … 3] = factor · from[0 … 3], in vectors of the baseline. One of both may be bfloat16.
+/// to[0 … 3] = factor · from[0 … 3], in vectors of the baseline. Either may be bfloat16.
 template <class From, class To>
 ATTEND_ALWAYS_INLINE void copy_four(const From* from, To* to, float factor = 1.0f) {
   using Vec = simd::Vec<float, Portable>;

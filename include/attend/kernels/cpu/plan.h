@@ -126,8 +126,8 @@ struct AttentionResults {
   T* log_sum_exp = nullptr;  // (N, H, L); null: not wanted
 
   // Saved by a call with one pass: the weights of each item, (keys, kTileQueries). By another call: the log-sum-exp,
-  // its rounding error and, for bfloat16, the output in float32 (N, H, L, Dv). Without the latter two the gradients
-  // would have several times the error of the dense formula, because both concern all keys of a query alike.
+  // its rounding error and, for bfloat16, the output in float32 (N, H, L, Dv). Without the last two the gradients
+  // would have several times the error of the dense formula, because an error in them affects all keys of a query.
   T *weights = nullptr, *saved_log_sum_exp = nullptr, *log_sum_exp_lo = nullptr, *exact_output = nullptr;
 
   AttentionResults(const AttentionPlan<T>& plan, const AttentionOutputs& given)

@@ -44,7 +44,7 @@ struct Scores {
 
   Scores(const AttentionParams& params, CpuVariant<T>* caller) : options(params), variant(caller) {}
 
-  /// The keys that any query of the item may see.
+  /// Finds the keys that any query of the item may attend to.
   void find_tiles(const AttentionPlan<T>& plan, const WorkItem& item, KeyTiles& result) const {
     const QueryTile& tile = item.tile;
     const QueryBlock block{item.batch,   item.head, tile.query_begin, tile.query_begin + tile.queries,

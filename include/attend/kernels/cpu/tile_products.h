@@ -73,7 +73,7 @@ class TileProducts {
     if (!operations_.is_finite(gradient_columns_, kTileQueries, value_dim_, columns_)) return false;
     const int row = static_cast<int>(row_of(head_dim_));
     if (bf16_ == nullptr) return operations_.is_finite(query_rows_, row, tile_.queries, row);
-    Bf16x2 infinities = 0;  // the last bit of each half: whether all bits of an exponent are set
+    Bf16x2 infinities = 0;  // the highest bit of each half: whether all bits of an exponent are set
     const Bf16x2* const pairs = words(query_rows_);
     for (int i = 0; i < (tile_.queries + 1) / 2 * row; ++i) infinities |= (pairs[i] & 0x7F807F80) + 0x00800080;
     return (infinities & 0x80008000) == 0;
@@ -82,7 +82,7 @@ class TileProducts {
   /// dOᵀ
   const T* gradient_columns() const { return gradient_columns_; }
 
-  /// Takes the next keys. The functions below are about them.
+  /// Sets the tile of keys that the functions below use.
   void set_tile(std::int32_t first_key, int keys) {
     tile_keys_ = keys;
     if (bf16_ == nullptr) {

@@ -102,7 +102,7 @@ struct ApplyVariant {
 template <class T, class Score, class Mask>
 class TypedCpuVariant final : public CpuVariant<T> {
  public:
-  /// A score_mod bound so that its Duals are derivatives by what it reads of tensor k, as `reads` says.
+  /// Makes a score_mod whose Duals are derivatives with respect to the value that `reads` names of tensor k.
   using BindBy = std::function<Score(int k, attend::detail::TensorReads* reads)>;
 
   TypedCpuVariant(const Score& score, const Mask& mask, int tensors, BindBy bind_by, InstructionSet set)
@@ -172,7 +172,7 @@ class TypedCpuVariant final : public CpuVariant<T> {
   Mod mod_;
   int tensors_;
   BindBy bind_by_;
-  std::vector<Differentiated> differentiated_;  // of thread 0: by tensor 0, 1, …; of thread 1; …
+  std::vector<Differentiated> differentiated_;  // of thread 0: for tensor 0, 1, …; of thread 1; …
   Function apply_;
 };
 

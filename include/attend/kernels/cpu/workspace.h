@@ -27,7 +27,7 @@ class Workspace {
     return taken;
   }
 
-  /// All pieces are given back. From now on the memory is one piece, as large as all that was taken.
+  /// Takes all pieces back. Afterwards the memory is one allocation, as large as all earlier ones together.
   void begin_again() {
     if (!outgrown_.empty()) {
       outgrown_.clear();

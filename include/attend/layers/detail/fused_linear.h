@@ -159,7 +159,7 @@ struct FusedLinear {
       return by_torch(inputs);
     }
 
-    /// Each thread has some blocks of rows.
+    /// The number of threads. Each has at least one block of kRows rows.
     static int threads_for(const at::Tensor& x) {
       const std::int64_t blocks = (x.size(0) * x.size(1) + kRows - 1) / kRows;
       return static_cast<int>(std::min<std::int64_t>(at::get_num_threads(), blocks));
@@ -176,8 +176,8 @@ struct FusedLinear {
       bool is_first_of_thread;
     };
 
-    /// Some columns of an output, and the weights that they take: (channels, kTileQueries), or as many pairs of two
-    /// neighbouring channels.
+    /// Some columns of an output, and the weights that compute them: (channels, kTileQueries), or (channels / 2,
+    /// kTileQueries) pairs of two neighbouring channels.
     struct Panel {
       std::vector<float> weights;
       at::Tensor output;
@@ -188,7 +188,7 @@ struct FusedLinear {
     struct Given {
       at::Tensor gradient, weights;  // contiguous; in bfloat16 the weights are pairs (out / 2, channels)
       int out;
-      std::int64_t sums;  // where those of the weights begin
+      std::int64_t sums;  // where the sums for the gradient of the weights begin
     };
 
     static void add_panels(const at::Tensor& given, const at::Tensor& output, std::vector<Panel>& panels) {
@@ -264,9 +264,9 @@ struct FusedLinear {
     static Bf16x2* words(void* memory) { return static_cast<Bf16x2*>(memory); }
     static const Bf16x2* words(const void* memory) { return static_cast<const Bf16x2*>(memory); }
 
-    static constexpr std::int64_t kRows = 96;  // of x and of all gradients, which stay in the second cache
+    static constexpr std::int64_t kRows = 96;  // of x and of all gradients, which stay in the L2 cache
 
-    /// Calls work(block, memory for so many floats) for all rows of x; a thread's share is the same in every call, so
+    /// Calls work(block, memory for `size` floats) for all rows of x. A thread's share is the same in every call, so
     /// that sums have the same order.
     template <class Work>
     static void each_block(const at::Tensor& x, std::int64_t size, const Work& work) {
