@@ -39,7 +39,7 @@ inline bool has_few_queries(const Problem& problem) {
 /// The answer is true for kCpu in these cases (benchmarks/results/backends.md and backends_zen.md):
 /// - There are few queries: the kernels compute tiles of 64 queries.
 /// - The instruction set is kPortable.
-/// - The speed of the kernels was never measured with its instruction set.
+/// - The speed of the kernels was never measured with this instruction set.
 inline bool is_next_faster(Backend backend, const Problem& problem, std::string* reason = nullptr) {
   if (backend != Backend::kCpu) return false;
   if (has_few_queries(problem))

@@ -166,8 +166,8 @@ struct Sdpa {
       if (gradients.output.defined()) inputs = run(readable(gradients.output.to(wide)));
       if (gradients.log_sum_exp.defined()) {
         // The derivative of the log-sum-exp with respect to a score is the weight. With its gradient g, the gradient of
-        // a query is scale · g times the average of the keys. The gradient of a key is that of a value if scale · g ·
-        // query is the gradient of the output.
+        // a query is scale · g times the average of the keys. The gradient of a key is the one that its
+        // value would get if scale · g · query were the gradient of the output.
         const at::Tensor gradient = (problem.scale * gradients.log_sum_exp).unsqueeze(3);  // (N, H, L, 1)
         Problem averaged = problem;
         averaged.value = problem.key;

@@ -23,8 +23,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// A mask_mod for several documents in one sequence: a query attends to the keys of its own document.
 ///
 /// Each position has the number of its document, an integer within int32. The tensors are (L) for the queries and (S)
-/// for the keys, or (N, L) and (N, S) if batch entries differ. In self-attention one tensor is enough. Blocks of keys
-/// of other documents are not computed. That works best if each document is one piece of the sequence.
+/// for the keys, or (N, L) and (N, S) if batch entries differ. In self-attention one tensor is enough. On the CPU,
+/// blocks of keys of other documents are not computed. That works best if each document is one piece of the sequence.
 ///
 /// The tensors are checked when attention is called; see bind().
 ///

@@ -26,8 +26,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The tensor as a Binder takes it: contiguous on the CPU, in `dtype` or int32. Throws c10::ValueError for integers
-/// beyond int32. An expanded tensor stays expanded unless its gradient is recorded.
+/// The tensor as a Binder takes it: contiguous on the CPU, in `dtype` if it is floating-point, otherwise in int32.
+/// Throws c10::ValueError for integers beyond int32. An expanded tensor stays expanded unless its gradient is recorded.
 inline at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType dtype) {
   const bool is_recorded = tensor.requires_grad() && c10::GradMode::is_enabled();
   if (is_expanded(tensor) && !is_recorded) return on_cpu(one_copy(tensor), dtype).expand(tensor.sizes());

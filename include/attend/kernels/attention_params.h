@@ -139,7 +139,7 @@ struct SummedGradient {
   std::int64_t size = 0;   ///< how many numbers
 };
 
-/// The gradients that a backward pass reads, and those that it writes.
+/// The gradients that a backward pass reads, and those that it writes. output, query, key and value must be set.
 struct AttentionGradients {
   ConstTensorView4d output;           ///< read: of the output, (N, H, L, Dv)
   const void* log_sum_exp = nullptr;  ///< read: of the log-sum-exp, (N, H, L), contiguous; null: zeros

@@ -127,7 +127,7 @@ std::int64_t flex_saved_bytes(const AttentionParams& params, const Score& score_
 /// @param score_mod A struct as ScoreMod describes, or attend::Unchanged. It may hold raw pointers and TensorViews.
 /// @param mask_mod A struct as MaskMod describes, or attend::EveryKey.
 /// @param outputs Where the results are written. They must not overlap the inputs.
-/// @param executor The threads. Default: one for each processor. They call both structs at the same time.
+/// @param executor The threads. Default: one for each processor. Several threads may call a struct at the same time.
 /// @throws std::invalid_argument if a member of a struct breaks its rule.
 ///
 /// A struct that does not fit ScoreMod or MaskMod does not compile, and one sentence says why.

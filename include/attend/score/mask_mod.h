@@ -44,7 +44,7 @@ ATTEND_HOST_DEVICE constexpr std::int32_t larger(std::int32_t a, std::int32_t b)
 ///
 /// - `MaskCover cover(attend::QueryBlock queries, attend::KeyRange keys) const`: how much the mask allows of these
 ///   scores. Empty blocks are skipped, and for full blocks the mask is not called. kPartial is always a right answer.
-///   It is called for blocks of any size, each with at least one query and one key.
+///   `cover` is called for blocks of any size, each with at least one query and one key.
 /// - `KeyRange keys(attend::QueryBlock block) const`: the keys outside of which no query of the block may attend.
 ///   The range may be too large, but not too small. It has no holes, and the mask is called for every score in it. In a
 ///   mask that has both functions, the range only limits for which keys `cover` is called.

@@ -91,8 +91,8 @@ struct OutsideRead {
 /// A score_mod may read any number of values for a score. Gradients reach the tensor.
 ///
 /// A read outside of the tensor touches no memory and gives NaN. If a mask excludes the score, the read has no effect.
-/// Otherwise a score_mod makes attention throw c10::ValueError, and kernels::flex_attention_forward() write NaN. A
-/// mask_mod gets the NaN and no error.
+/// Otherwise, if a score_mod has read it, attention throws c10::ValueError, and kernels::flex_attention_forward()
+/// writes NaN. If a mask_mod has read it, there is no error.
 ///
 /// @code
 /// T bias = slopes.read<T>(at.head);
