@@ -91,6 +91,43 @@ TEST_CASE("kernels: no keys: zeros and −∞, and all gradients are zero") {
   }
 }
 
+TEST_CASE("kernels: few queries, nothing saved: masked keys and values that are not finite have no effect") {
+  for (const double softcap : {0.0, 5.0}) {
+    Call with_nan(1, 6, 2, 2, 900, 24, 40), without(1, 6, 2, 2, 900, 24, 40);
+    std::vector<unsigned char> mask(2 * 900, 1);
+    for (const std::int64_t key : {0, 130, 700, 899}) {
+      mask[static_cast<std::size_t>(key)] = mask[static_cast<std::size_t>(900 + key)] = 0;
+      for (std::int64_t d = 0; d < 24; ++d) with_nan.key.set(0, 1, key, d, std::nan(""));
+      for (std::int64_t d = 0; d < 40; ++d) with_nan.value.set(0, 0, key, d, kInfinity);
+    }
+    for (Call* call : {&with_nan, &without}) {
+      call->outputs.saved = nullptr;
+      call->params.softcap = softcap;
+      call->params.mask_type = attend::MaskType::kBool;
+      call->params.attn_mask = {mask.data(), {0, 0, 900, 1}};
+      call->forward();
+    }
+    const std::vector<double> result = with_nan.output.values(), expected = without.output.values();
+    for (std::size_t i = 0; i < result.size(); ++i) CHECK(std::abs(result[i] - expected[i]) < 1e-6);
+    const std::vector<double> sums = with_nan.log_sum_exp.values(), expected_sums = without.log_sum_exp.values();
+    for (std::size_t i = 0; i < sums.size(); ++i) CHECK(std::abs(sums[i] - expected_sums[i]) < 1e-6);
+  }
+}
+
+TEST_CASE("kernels: few queries, nothing saved: any number of threads gives the same bits") {
+  std::vector<std::vector<double>> first;
+  for (const int threads : {1, 2, 3, 7}) {
+    attend::ThreadPoolExecutor executor(threads);
+    Call call(1, 4, 2, 3, 2000, 32, 32);
+    call.outputs.saved = nullptr;
+    call.params.window_right = 0;
+    call.forward(executor);
+    const std::vector<std::vector<double>> results{call.output.values(), call.log_sum_exp.values()};
+    if (first.empty()) first = results;
+    CHECK(results == first);
+  }
+}
+
 TEST_CASE("kernels: no queries: the gradients of keys and values are zero") {
   Call call(2, 4, 2, 0, 6, 8, 3);
   call.forward();

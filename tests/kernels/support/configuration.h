@@ -108,7 +108,9 @@ struct Configuration {
       return random_.from_to(1, most);
     };
     params.query_length = length();
-    params.key_length = random_.chance(25)   ? random_.from_to(129, 460)
+    const bool is_decoding = params.query_length <= 8 && random_.chance(40);
+    params.key_length = is_decoding          ? random_.from_to(300, 1500)
+                        : random_.chance(25) ? random_.from_to(129, 460)
                         : random_.chance(30) ? params.query_length
                                              : length();
     const auto width = [this]() -> std::int64_t {

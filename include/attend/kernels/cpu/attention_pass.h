@@ -3,6 +3,7 @@
 
 #include <attend/kernels/attention_params.h>
 #include <attend/kernels/cpu/backward_pass.h>
+#include <attend/kernels/cpu/few_query_pass.h>
 #include <attend/kernels/cpu/forward.h>
 #include <attend/kernels/cpu/plan.h>
 #include <attend/kernels/cpu/scores.h>
@@ -35,20 +36,22 @@ class AttentionPass {
 
   void forward(const AttentionOutputs& outputs, Executor& executor) const {
     const AttentionResults<T> results(plan_, outputs);
+    if (FewQueryPass<T>::is_for(plan_, results)) {
+      FewQueryPass<T> pass(plan_, scores_, results);
+      return for_each_item(pass.num_items(), executor, [&](std::int64_t i, KeyTiles& keys, Workspace<T>& memory) {
+        pass.work(i, keys, memory);
+      });
+    }
+    // From the end: under a causal mask the last items take longest.
     const std::int64_t items = plan_.num_items();
-    std::atomic<std::int64_t> next{0};
-    executor.run(threads_of(executor), [&](int) {
-      Workspace<T> memory;
-      KeyTiles keys;
-      // From the end: under a causal mask the last items take longest.
-      for (std::int64_t i; (i = next++) < items;)
-        forward_item(plan_, scores_, results, plan_.item(items - 1 - i), keys, memory);
+    for_each_item(items, executor, [&](std::int64_t i, KeyTiles& keys, Workspace<T>& memory) {
+      forward_item(plan_, scores_, results, plan_.item(items - 1 - i), keys, memory);
     });
   }
 
   void backward(const AttentionOutputs& outputs, const AttentionGradients& given, Executor& executor) const {
     const AttentionResults<T> results(plan_, outputs);
-    const int threads = threads_of(executor);
+    const int threads = threads_of(plan_.num_items(), executor);
     Gradients<T> gradients;
     gradients.output = {given.output, plan_.is_bfloat16};
     gradients.log_sum_exp = static_cast<const T*>(given.log_sum_exp);
@@ -86,8 +89,18 @@ class AttentionPass {
   }
 
  private:
-  int threads_of(const Executor& executor) const {
-    return static_cast<int>(std::clamp<std::int64_t>(plan_.num_items(), 1, std::max(executor.threads(), 1)));
+  static int threads_of(std::int64_t items, const Executor& executor) {
+    return static_cast<int>(std::clamp<std::int64_t>(items, 1, std::max(executor.threads(), 1)));
+  }
+
+  template <class Action>
+  static void for_each_item(std::int64_t items, Executor& executor, const Action& action) {
+    std::atomic<std::int64_t> next{0};
+    executor.run(threads_of(items, executor), [&](int) {
+      Workspace<T> memory;
+      KeyTiles keys;
+      for (std::int64_t i; (i = next++) < items;) action(i, keys, memory);
+    });
   }
 
   AttentionPlan<T> plan_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/kernels/cpu/few_query_products.h>
 #include <attend/kernels/cpu/head_transpose.h>
 #include <attend/kernels/cpu/head_view.h>
 #include <attend/kernels/cpu/masked_products.h>
@@ -41,6 +42,10 @@ struct TileOperations {
   void (*add_rows_of_nonzeros)(const T* tile, const T* b, T* c, std::int64_t row, int keys, int columns, int queries);
   void (*spread_nans)(T* values, const T* scores, int keys, int columns, const T* nans);
   void (*clear_gradients)(const T* weights, T* gradients, int keys, int columns, T masked);
+  void (*few_query_scores)(DenseRows<T> keys, int count, const T* queries, std::int64_t query_row, int rows, int width,
+                           T* const* scores);
+  void (*add_few_query_values)(DenseRows<T> values, int count, const T* const* weights, int rows, int width,
+                               const T* const* factors, T* output, std::int64_t output_row);
 };
 
 template <class T, class Isa>
@@ -54,7 +59,8 @@ inline constexpr TileOperations<T> kTileOperations{
     &CompiledFor<Isa, ApplyBandMask<T>>::call,     &CompiledFor<Isa, DropoutFactors<T>>::call,
     &CompiledFor<Isa, IsFinite<T>>::call,          &CompiledFor<Isa, AddColumnsOfNonzeros<T>>::call,
     &CompiledFor<Isa, AddRowsOfNonzeros<T>>::call, &CompiledFor<Isa, SpreadNans<T>>::call,
-    &CompiledFor<Isa, ClearGradients<T>>::call};
+    &CompiledFor<Isa, ClearGradients<T>>::call,    &CompiledFor<Isa, FewQueryScores<T>>::call,
+    &CompiledFor<Isa, AddFewQueryValues<T>>::call};
 
 template <class T>
 const TileOperations<T>& tile_operations(InstructionSet set) {

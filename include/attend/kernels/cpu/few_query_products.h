@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The matrix products of a few queries, as in decoding. Vectors go along the rows of keys and values, because queries
+// side by side in the lanes would leave most lanes empty. A tile of keys is read from memory once, in its own number
+// type, and stays in the first cache for all queries of it.
+
+#include <attend/kernels/cpu/head_view.h>
+#include <attend/kernels/cpu/tile.h>
+#include <attend/macros.h>
+#include <attend/simd/bfloat16.h>
+#include <attend/simd/transpose.h>
+#include <attend/simd/vector.h>
+#include <attend/version.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
+
+/// Rows in memory with neighbours side by side, as T or, if T is float, as bfloat16.
+template <class T>
+struct DenseRows {
+  const void* data;  // the first row
+  std::int64_t row;  // in numbers
+  bool is_bfloat16;
+
+  /// Calls action(pointer to the first number), typed.
+  template <class Action>
+  ATTEND_ALWAYS_INLINE void for_elements(const Action& action) const {
+    if constexpr (std::is_same_v<T, float>)
+      if (is_bfloat16) return action(static_cast<const BFloat16*>(data));
+    action(static_cast<const T*>(data));
+  }
+};
+
+// Rows are requested so long before they are needed. Without that, bfloat16 took twice the time, because the processor
+// fetches only a few lines ahead on its own (benchmarks/results/few_queries.md).
+inline constexpr int kRowsAhead = 32;
+
+/// scores[i][j · kTileQueries] = Σ queries[i · query_row + d] · (key j)[d], for `width` numbers d: whole vectors.
+template <class T>
+struct FewQueryScores {
+  template <class Isa>
+  static ATTEND_ALWAYS_INLINE void run(const DenseRows<T>& keys, int count, const T* queries, std::int64_t query_row,
+                                       int rows, int width, T* const* scores) {
+    keys.for_elements([&](const auto* elements) {
+      const auto rest = [&](auto some_rows, int i) {
+        constexpr int kRows = decltype(some_rows)::value;
+        for (; i + kRows <= rows; i += kRows)
+          row_block<Isa, kRows>(elements, keys.row, count, queries + i * query_row, query_row, width, scores + i);
+        return i;
+      };
+      constexpr int kLanes = Vec<T, Isa>::kLanes;
+      int i = 0;
+      if constexpr (kLanes >= 16) i = rest(std::integral_constant<int, 4>(), i);
+      if constexpr (kLanes >= 8) i = rest(std::integral_constant<int, 2>(), i);
+      rest(std::integral_constant<int, 1>(), i);
+    });
+  }
+
+ private:
+  template <class Isa, int kRows, class Element>
+  static ATTEND_ALWAYS_INLINE void row_block(const Element* keys, std::int64_t key_row, int count, const T* queries,
+                                             std::int64_t query_row, int width, T* const* scores) {
+    constexpr int kKeys = Vec<T, Isa>::kLanes / kRows;  // the sums of a block fill one vector
+    int j = 0;
+    for (; j + kKeys <= count; j += kKeys)
+      block<Isa, kRows, kKeys>(keys + j * key_row, key_row, queries, query_row, width, scores, j);
+    for (; j < count; ++j) block<Isa, kRows, 1>(keys + j * key_row, key_row, queries, query_row, width, scores, j);
+  }
+
+  template <class Isa, int kRows, int kKeys, class Element>
+  static ATTEND_ALWAYS_INLINE void block(const Element* keys, std::int64_t key_row, const T* queries,
+                                         std::int64_t query_row, int width, T* const* scores, int first) {
+    using Vec = simd::Vec<T, Isa>;
+    VecBlock<T, Isa> sums{};  // row i · kKeys + j
+    for (int d = 0; d < width; d += Vec::kLanes) {
+      typename Vec::Vector query[kRows], key;
+      ATTEND_UNROLL for (int i = 0; i < kRows; ++i) Vec::load(query[i], queries + i * query_row + d);
+      ATTEND_UNROLL for (int j = 0; j < kKeys; ++j) {
+        Vec::load(key, keys + j * key_row + d);
+        __builtin_prefetch(keys + (j + kRowsAhead) * key_row + d);
+        ATTEND_UNROLL for (int i = 0; i < kRows; ++i) sums.rows[i * kKeys + j] += query[i] * key;
+      }
+    }
+    sums.transpose();
+    ATTEND_UNROLL for (int half = Vec::kLanes / 2; half > 0; half /= 2) ATTEND_UNROLL for (int r = 0; r < half; ++r)
+        sums.rows[r] += sums.rows[r + half];
+    T totals[Vec::kLanes];
+    Vec::store(totals, sums.rows[0]);
+    ATTEND_UNROLL for (int i = 0; i < kRows; ++i) ATTEND_UNROLL for (int j = 0; j < kKeys; ++j)
+        scores[i][(first + j) * kTileQueries] = totals[i * kKeys + j];
+  }
+};
+
+/// output[i · output_row + d] = *factors[i] · output[i · output_row + d] + Σ weights[i][j · kTileQueries] · (value
+/// j)[d], for `width` numbers d: whole vectors.
+template <class T>
+struct AddFewQueryValues {
+  template <class Isa>
+  static ATTEND_ALWAYS_INLINE void run(const DenseRows<T>& values, int count, const T* const* weights, int rows,
+                                       int width, const T* const* factors, T* output, std::int64_t output_row) {
+    values.for_elements([&](const auto* elements) {
+      const auto rest = [&](auto some_rows, int i) {
+        constexpr int kRows = decltype(some_rows)::value;
+        for (; i + kRows <= rows; i += kRows)
+          row_block<Isa, kRows>(elements, values.row, count, weights + i, width, factors + i, output + i * output_row,
+                                output_row);
+        return i;
+      };
+      int i = 0;
+      if constexpr (Isa::kVectorBytes >= 64) i = rest(std::integral_constant<int, 4>(), i);
+      i = rest(std::integral_constant<int, 2>(), i);
+      rest(std::integral_constant<int, 1>(), i);
+    });
+  }
+
+ private:
+  template <class Isa, int kRows, class Element>
+  static ATTEND_ALWAYS_INLINE void row_block(const Element* values, std::int64_t value_row, int count,
+                                             const T* const* weights, int width, const T* const* factors, T* output,
+                                             std::int64_t output_row) {
+    constexpr int kLanes = Vec<T, Isa>::kLanes, kVectors = kRows == 1 ? 8 : 4;
+    int d = 0;
+    for (; d + kVectors * kLanes <= width; d += kVectors * kLanes)
+      block<Isa, kRows, kVectors>(values + d, value_row, count, weights, factors, output + d, output_row);
+    for (; d < width; d += kLanes)
+      block<Isa, kRows, 1>(values + d, value_row, count, weights, factors, output + d, output_row);
+  }
+
+  template <class Isa, int kRows, int kVectors, class Element>
+  static ATTEND_ALWAYS_INLINE void block(const Element* values, std::int64_t value_row, int count,
+                                         const T* const* weights, const T* const* factors, T* output,
+                                         std::int64_t output_row) {
+    using Vec = simd::Vec<T, Isa>;
+    using Vector = typename Vec::Vector;
+    Vector sums[kRows][kVectors], value[kVectors];
+    const T* row_weights[kRows];
+    ATTEND_UNROLL for (int i = 0; i < kRows; ++i) {
+      row_weights[i] = weights[i];
+      ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) {
+        Vec::load(sums[i][n], output + i * output_row + n * Vec::kLanes);
+        sums[i][n] *= *factors[i];
+      }
+    }
+    for (int j = 0; j < count; ++j) {
+      ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) {
+        Vec::load(value[n], values + j * value_row + n * Vec::kLanes);
+        __builtin_prefetch(values + (j + kRowsAhead) * value_row + n * Vec::kLanes);
+      }
+      ATTEND_UNROLL for (int i = 0; i < kRows; ++i) {
+        const Vector weight = row_weights[i][j * kTileQueries] - Vector{};
+        ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) sums[i][n] += weight * value[n];
+      }
+    }
+    ATTEND_UNROLL for (int i = 0; i < kRows; ++i) ATTEND_UNROLL for (int n = 0; n < kVectors; ++n)
+        Vec::store(output + i * output_row + n * Vec::kLanes, sums[i][n]);
+  }
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu
