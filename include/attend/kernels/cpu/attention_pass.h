@@ -37,15 +37,19 @@ class AttentionPass {
   void forward(const AttentionOutputs& outputs, Executor& executor) const {
     const AttentionResults<T> results(plan_, outputs);
     if (FewQueryPass<T>::is_for(plan_, results)) {
-      FewQueryPass<T> pass(plan_, scores_, results);
-      return for_each_item(pass.num_items(), executor, [&](std::int64_t i, KeyTiles& keys, Workspace<T>& memory) {
-        pass.work(i, keys, memory);
-      });
+      using Pass = FewQueryPass<T>;
+      Pass pass(plan_, scores_, results);
+      return for_each_item<typename Pass::Scratch>(pass.num_items(), executor,
+                                                   [&](std::int64_t i, auto& scratch) { pass.work(i, scratch); });
     }
+    struct Scratch {
+      Workspace<T> memory;
+      KeyTiles keys;
+    };
     // From the end: under a causal mask the last items take longest.
     const std::int64_t items = plan_.num_items();
-    for_each_item(items, executor, [&](std::int64_t i, KeyTiles& keys, Workspace<T>& memory) {
-      forward_item(plan_, scores_, results, plan_.item(items - 1 - i), keys, memory);
+    for_each_item<Scratch>(items, executor, [&](std::int64_t i, Scratch& scratch) {
+      forward_item(plan_, scores_, results, plan_.item(items - 1 - i), scratch.keys, scratch.memory);
     });
   }
 
@@ -93,13 +97,13 @@ class AttentionPass {
     return static_cast<int>(std::clamp<std::int64_t>(items, 1, std::max(executor.threads(), 1)));
   }
 
-  template <class Action>
+  /// Calls action(item, scratch) for all items. Each thread has its own scratch.
+  template <class Scratch, class Action>
   static void for_each_item(std::int64_t items, Executor& executor, const Action& action) {
     std::atomic<std::int64_t> next{0};
     executor.run(threads_of(items, executor), [&](int) {
-      Workspace<T> memory;
-      KeyTiles keys;
-      for (std::int64_t i; (i = next++) < items;) action(i, keys, memory);
+      Scratch scratch;
+      for (std::int64_t i; (i = next++) < items;) action(i, scratch);
     });
   }
 

@@ -31,9 +31,9 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-/// The largest number of queries of a sequence for which this pass is used. Measured in
-/// benchmarks/results/few_queries.md.
-inline constexpr int kFewQueries = 8;
+/// The largest number of queries of a sequence for which this pass is used, and the same for sequences of at most
+/// kSinglePassKeys keys. Measured in benchmarks/results/few_queries.md.
+inline constexpr int kFewQueries = 16, kFewQueriesOfFewKeys = 6;
 
 /// A forward pass of a few queries: work() for all items in any order, each once.
 template <class T>
@@ -44,7 +44,9 @@ class FewQueryPass {
   static bool is_for(const AttentionPlan<T>& plan, const AttentionResults<T>& results) {
     return results.weights == nullptr && results.saved_log_sum_exp == nullptr &&
            std::all_of(plan.tiles.begin(), plan.tiles.end(), [](const QueryTile& tile) {
-             return tile.queries <= kFewQueries && tile.key_end - tile.key_begin >= kFewestKeys;
+             const std::int32_t keys = tile.key_end - tile.key_begin;
+             return keys >= kFewestKeys &&
+                    tile.queries <= (keys <= kSinglePassKeys ? kFewQueriesOfFewKeys : kFewQueries);
            });
   }
 
@@ -66,18 +68,31 @@ class FewQueryPass {
 
   std::int64_t num_items() const { return groups_ * chunks_; }
 
-  void work(std::int64_t item, KeyTiles& keys, Workspace<T>& memory) {
+  /// Query heads that see the same tiles of keys.
+  struct Band {
+    std::int32_t first_head, num_heads;  // within the group
+    KeyTiles keys;
+  };
+
+  /// What a thread uses for one item after the other.
+  struct Scratch {
+    Workspace<T> memory;
+    std::vector<Band> bands;
+    std::vector<T*> scores_of_row, rescale_of_row;  // a row is a query of a head: all of the first head, then the next
+  };
+
+  void work(std::int64_t item, Scratch& scratch) {
     const std::int64_t number = item / chunks_;
     const Group group = this->group(number);
-    memory.begin_again();
-    T* const part = chunks_ == 1 ? memory.take(part_size_) : part_of(item);
-    attend_to_chunk(group, static_cast<int>(item % chunks_), part, memory);
+    scratch.memory.begin_again();
+    T* const part = chunks_ == 1 ? scratch.memory.take(part_size_) : part_of(item);
+    attend_to_chunk(group, static_cast<int>(item % chunks_), part, scratch);
     if (chunks_ > 1) {
       // The thread that finishes the last chunk sees what the others have written.
       if (finished_[static_cast<std::size_t>(number)].fetch_add(1, std::memory_order_acq_rel) + 1 < chunks_) return;
       add_parts(part_of(number * chunks_), group.tile.queries);
     }
-    write(group, chunks_ == 1 ? part : part_of(number * chunks_), keys, memory);
+    write(group, chunks_ == 1 ? part : part_of(number * chunks_), scratch);
   }
 
  private:
@@ -105,19 +120,14 @@ class FewQueryPass {
   T* sums_of(T* part, std::int32_t head) const { return part + (group_ + head) * kFewQueries; }
   T* outputs_of(T* part) const { return part + 2 * group_ * kFewQueries; }  // row head · queries + i
 
-  /// Query heads that see the same tiles of keys, and their rows: the queries of the first head, then of the next.
-  struct Band {
-    std::int32_t first_head, num_heads;  // within the group
-    KeyTiles keys;
-  };
-
-  void attend_to_chunk(const Group& group, int chunk, T* part, Workspace<T>& memory) const {
+  void attend_to_chunk(const Group& group, int chunk, T* part, Scratch& scratch) const {
+    Workspace<T>& memory = scratch.memory;
     const TileOperations<T>& operations = *plan_.operations;
     const int queries = group.tile.queries, columns = columns_for(queries);
     const std::int64_t query_row = Workspace<T>::rounded(plan_.head_dim);
     const std::int32_t num_rows = group_ * queries;
-    std::fill_n(part, part_size_, T(0));
     std::fill_n(largest_of(part, 0), group_ * kFewQueries, kNegativeInfinity<T>);
+    std::fill_n(outputs_of(part), num_rows * output_row(), T(0));
 
     QueryTile tile = group.tile;
     set_to_chunk(tile, chunk);
@@ -125,26 +135,31 @@ class FewQueryPass {
       return WorkItem{0, group.batch, group.kv_head * group_ + head, tile};
     };
     // A mask_mod may give each head other keys.
-    std::vector<Band> bands;
     const std::int32_t band_heads = scores_.variant == nullptr ? group_ : 1;
+    scratch.bands.resize(static_cast<std::size_t>(group_ / band_heads));
     std::size_t steps = 0;
-    for (std::int32_t head = 0; head < group_; head += band_heads) {
-      Band& band = bands.emplace_back(Band{head, band_heads, {}});
-      scores_.find_tiles(plan_, item_of_head(head), band.keys);
+    std::int32_t first_head = 0;
+    for (Band& band : scratch.bands) {
+      band.first_head = first_head;
+      band.num_heads = band_heads;
+      scores_.find_tiles(plan_, item_of_head(first_head), band.keys);
       steps = std::max(steps, band.keys.tiles.size());
+      first_head += band_heads;
     }
 
     T* const rows = memory.take(num_rows * query_row);
     std::fill_n(rows, num_rows * query_row, T(0));
     T* const tiles = memory.take(group_ * kTileSize);
-    std::fill_n(tiles, group_ * kTileSize, T(0));  // the padding too
+    for (int j = 0; j < group_ * kTileKeys; ++j) std::fill_n(tiles + j * kTileQueries, columns, T(0));  // the padding
     T* const sums = memory.take(group_ * kTileQueries);
     std::fill_n(sums, group_ * kTileQueries, T(0));
     T* const largest = memory.take(group_ * kTileQueries);
     std::fill_n(largest, group_ * kTileQueries, kNegativeInfinity<T>);
     T* const rescale = memory.take(group_ * kTileQueries);
     T* const factors = scores_.options.dropout > 0 ? memory.take(kTileSize) : nullptr;
-    std::vector<T*> scores_of_row, rescale_of_row;
+    std::vector<T*>&scores_of_row = scratch.scores_of_row, &rescale_of_row = scratch.rescale_of_row;
+    scores_of_row.clear();
+    rescale_of_row.clear();
     for (std::int32_t head = 0; head < group_; ++head) {
       const HeadView<T> query = plan_.query.of(group.batch, group.kv_head * group_ + head);
       query.read(tile.query_begin, queries, plan_.head_dim, rows + head * queries * query_row, query_row);
@@ -158,7 +173,7 @@ class FewQueryPass {
     RowReader values(plan_.value.of(group.batch, group.kv_head), plan_.value_dim, memory);
 
     for (std::size_t step = 0; step < steps; ++step)
-      for (const Band& band : bands) {
+      for (const Band& band : scratch.bands) {
         if (step >= band.keys.tiles.size()) continue;
         const KeyTiles::Tile& found = band.keys.tiles[step];
         const std::int32_t row = band.first_head * queries, count = band.num_heads * queries;
@@ -167,8 +182,10 @@ class FewQueryPass {
         for (std::int32_t head = band.first_head; head < band.first_head + band.num_heads; ++head) {
           const Tile<T> scores = scores_.tile(plan_, item_of_head(head), found, tiles + head * kTileSize);
           scores_.apply(operations, scores, /*is_careful=*/false);
-          operations.softmax_step(scores.scores, found.keys, columns, largest + head * kTileQueries,
-                                  sums + head * kTileQueries, rescale + head * kTileQueries);
+          // For three queries and more, those in the lanes are as many as the operations across lanes cost.
+          const auto softmax_step = queries <= 2 ? operations.few_query_softmax_step : operations.softmax_step;
+          softmax_step(scores.scores, found.keys, queries <= 2 ? queries : columns, largest + head * kTileQueries,
+                       sums + head * kTileQueries, rescale + head * kTileQueries);
           if (factors == nullptr) continue;
           scores_.options.dropout_factors(operations, scores, factors);
           operations.multiply(scores.scores, factors, found.keys);
@@ -239,7 +256,7 @@ class FewQueryPass {
       }
   }
 
-  void write(const Group& group, T* part, KeyTiles& keys, Workspace<T>& memory) const {
+  void write(const Group& group, T* part, Scratch& scratch) const {
     const std::int64_t row = output_row();
     const int queries = group.tile.queries;
     for (std::int32_t head = 0; head < group_; ++head) {
@@ -249,7 +266,8 @@ class FewQueryPass {
       for (int i = 0; i < queries; ++i)
         for (int d = 0; sums[i] != T(0) && d < plan_.value_dim; ++d) output[i * row + d] /= sums[i];
       if (plan_.may_mask && !plan_.operations->is_finite(output, row, queries, static_cast<int>(row))) {
-        forward_item(plan_, scores_, results_, item, keys, memory);  // masked numbers must have no effect
+        forward_item(plan_, scores_, results_, item, scratch.bands[0].keys,
+                     scratch.memory);  // masked numbers must have no effect
         continue;
       }
       write_log_sum_exp(plan_, results_, item, largest_of(part, head), sums);

@@ -94,6 +94,46 @@ struct FewQueryScores {
   }
 };
 
+/// SoftmaxStep for `queries` queries only, with the keys in the lanes: up to eight times as fast for one query.
+template <class T>
+struct FewQuerySoftmaxStep {
+  template <class Isa>
+  static ATTEND_ALWAYS_INLINE void run(T* scores, int keys, int queries, T* largest, T* sum, T* rescale) {
+    using Vec = simd::Vec<T, Isa>;
+    using Vector = typename Vec::Vector;
+    T row[kTileKeys];
+    for (int i = 0; i < queries; ++i) {
+      const int padded = (keys + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
+      for (int j = 0; j < keys; ++j) row[j] = scores[j * kTileQueries + i];
+      for (int j = keys; j < padded; ++j) row[j] = kNegativeInfinity<T>;
+      Vector score, most = kNegativeInfinity<T> - Vector{}, total{};
+      for (int j = 0; j < padded; j += Vec::kLanes) {
+        Vec::load(score, row + j);
+        most = score > most ? score : most;
+      }
+      T now = largest[i];
+      for (int lane = 0; lane < Vec::kLanes; ++lane) now = most[lane] > now ? most[lane] : now;
+      const T before = largest[i];
+      largest[i] = now;
+      now = now == kNegativeInfinity<T> ? T(0) : now;  // the query has seen no key yet
+      for (int j = 0; j < padded; j += Vec::kLanes) {
+        Vec::load(score, row + j);
+        score -= now;
+        Vec::exp(score);
+        total += score;
+        Vec::store(row + j, score);
+      }
+      score = before - now - Vector{};
+      Vec::exp(score);
+      rescale[i] = score[0];
+      T weights = 0;
+      for (int lane = 0; lane < Vec::kLanes; ++lane) weights += total[lane];
+      sum[i] = sum[i] * rescale[i] + weights;
+      for (int j = 0; j < keys; ++j) scores[j * kTileQueries + i] = row[j];
+    }
+  }
+};
+
 /// output[i · output_row + d] = *factors[i] · output[i · output_row + d] + Σ weights[i][j · kTileQueries] · (value
 /// j)[d], for `width` numbers d: whole vectors.
 template <class T>

@@ -44,23 +44,34 @@ struct TileOperations {
   void (*clear_gradients)(const T* weights, T* gradients, int keys, int columns, T masked);
   void (*few_query_scores)(DenseRows<T> keys, int count, const T* queries, std::int64_t query_row, int rows, int width,
                            T* const* scores);
+  void (*few_query_softmax_step)(T* scores, int keys, int queries, T* largest, T* sum, T* rescale);
   void (*add_few_query_values)(DenseRows<T> values, int count, const T* const* weights, int rows, int width,
                                const T* const* factors, T* output, std::int64_t output_row);
 };
 
 template <class T, class Isa>
-inline constexpr TileOperations<T> kTileOperations{
-    &CompiledFor<Isa, Product<T>>::call,           &CompiledFor<Isa, ReadTransposed<T>>::call,
-    &CompiledFor<Isa, WriteTransposed<T>>::call,   &CompiledFor<Isa, SoftmaxStep<T>>::call,
-    &CompiledFor<Isa, RecomputeSoftmax<T>>::call,  &CompiledFor<Isa, AddDeltaResidual<T>>::call,
-    &CompiledFor<Isa, SoftmaxGradient<T>>::call,   &CompiledFor<Isa, ScaleColumns<T>>::call,
-    &CompiledFor<Isa, DivideColumns<T>>::call,     &CompiledFor<Isa, Multiply<T>>::call,
-    &CompiledFor<Isa, SoftcapScores<T>>::call,     &CompiledFor<Isa, AddAlibi<T>>::call,
-    &CompiledFor<Isa, ApplyBandMask<T>>::call,     &CompiledFor<Isa, DropoutFactors<T>>::call,
-    &CompiledFor<Isa, IsFinite<T>>::call,          &CompiledFor<Isa, AddColumnsOfNonzeros<T>>::call,
-    &CompiledFor<Isa, AddRowsOfNonzeros<T>>::call, &CompiledFor<Isa, SpreadNans<T>>::call,
-    &CompiledFor<Isa, ClearGradients<T>>::call,    &CompiledFor<Isa, FewQueryScores<T>>::call,
-    &CompiledFor<Isa, AddFewQueryValues<T>>::call};
+inline constexpr TileOperations<T> kTileOperations{&CompiledFor<Isa, Product<T>>::call,
+                                                   &CompiledFor<Isa, ReadTransposed<T>>::call,
+                                                   &CompiledFor<Isa, WriteTransposed<T>>::call,
+                                                   &CompiledFor<Isa, SoftmaxStep<T>>::call,
+                                                   &CompiledFor<Isa, RecomputeSoftmax<T>>::call,
+                                                   &CompiledFor<Isa, AddDeltaResidual<T>>::call,
+                                                   &CompiledFor<Isa, SoftmaxGradient<T>>::call,
+                                                   &CompiledFor<Isa, ScaleColumns<T>>::call,
+                                                   &CompiledFor<Isa, DivideColumns<T>>::call,
+                                                   &CompiledFor<Isa, Multiply<T>>::call,
+                                                   &CompiledFor<Isa, SoftcapScores<T>>::call,
+                                                   &CompiledFor<Isa, AddAlibi<T>>::call,
+                                                   &CompiledFor<Isa, ApplyBandMask<T>>::call,
+                                                   &CompiledFor<Isa, DropoutFactors<T>>::call,
+                                                   &CompiledFor<Isa, IsFinite<T>>::call,
+                                                   &CompiledFor<Isa, AddColumnsOfNonzeros<T>>::call,
+                                                   &CompiledFor<Isa, AddRowsOfNonzeros<T>>::call,
+                                                   &CompiledFor<Isa, SpreadNans<T>>::call,
+                                                   &CompiledFor<Isa, ClearGradients<T>>::call,
+                                                   &CompiledFor<Isa, FewQueryScores<T>>::call,
+                                                   &CompiledFor<Isa, FewQuerySoftmaxStep<T>>::call,
+                                                   &CompiledFor<Isa, AddFewQueryValues<T>>::call};
 
 template <class T>
 const TileOperations<T>& tile_operations(InstructionSet set) {
