@@ -2,7 +2,9 @@
 #include <attend/attention/backend.h>
 
 #include <attend/attention.h>
+#include <attend/attention/detail/instruction_set.h>
 #include <attend/flex_attention.h>
+#include <attend/simd/instruction_set.h>
 
 #include "support/errors.h"
 #include "support/processor.h"
@@ -220,16 +222,23 @@ TEST_CASE("kAuto: calls with few queries use kSdpa where it is faster") {
   };
   const auto causal = AttentionOptions().is_causal(true);
   const Backend ours = fastest_backend();
-  CHECK(backend(1, 512) == Backend::kSdpa);
-  CHECK(backend(8, 8) == Backend::kSdpa);
-  CHECK(backend(8, 512, torch::kFloat, causal) == Backend::kSdpa);
-  CHECK(backend(9, 511) == ours);
-  CHECK(backend(12, 512) == Backend::kSdpa);
+  const bool has_avx512 = attend::detail::available_instruction_set() >= attend::simd::InstructionSet::kAvx512;
+  const Backend ours_with_avx512 = has_avx512 ? ours : Backend::kSdpa;
+  CHECK(backend(1, 64) == Backend::kSdpa);
+  CHECK(backend(8, 64, torch::kFloat, causal) == Backend::kSdpa);
+  CHECK(backend(9, 64) == ours);
+  CHECK(backend(1, 65) == ours);
+  CHECK(backend(4, 512, torch::kFloat, causal) == ours);
+  CHECK(backend(5, 512) == ours_with_avx512);
+  CHECK(backend(12, 512) == ours_with_avx512);
+  CHECK(backend(12, 511) == ours);
   CHECK(backend(13, 512) == ours);
   CHECK(backend(1, 512, torch::kBFloat16) == ours);
-  CHECK(backend(3, 512, torch::kBFloat16) == ours);
+  CHECK(backend(2, 512, torch::kBFloat16) == ours);
   CHECK(backend(1, 512, torch::kHalf) == ours);
   CHECK(backend(4, 40, torch::kDouble, causal) == Backend::kSdpa);
+  CHECK(backend(4, 257, torch::kDouble) == ours_with_avx512);
+  CHECK(backend(4, 257, torch::kDouble, {}, true) == Backend::kSdpa);
   CHECK(backend(9, 40, torch::kDouble) == ours);
 
   // kCpu runs the calls that ATen's kernels cannot run.

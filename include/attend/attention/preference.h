@@ -19,14 +19,17 @@ inline bool has_few_queries(const Problem& problem) {
   const std::int64_t queries = problem.query_length(), keys = problem.key_length();
   const at::ScalarType dtype = problem.query.scalar_type();
   const bool has_avx512 = available_instruction_set() >= simd::InstructionSet::kAvx512;
-  if (dtype == at::kDouble) return queries <= (has_avx512 ? 4 : 8);
-  if (needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value)) {
+  const bool with_gradient =
+      needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value);
+  if (dtype == at::kDouble) return queries <= (has_avx512 ? 4 : 8) && (with_gradient || !has_avx512 || keys <= 256);
+  if (with_gradient) {
     const std::int64_t rows = problem.batch_size() * problem.num_heads();
     return dtype == at::kFloat && (queries == 1 ? keys >= 64 : queries <= 4 && rows * keys >= 1 << 14);
   }
-  if (dtype == at::kFloat) return queries <= 8 || (queries <= 12 && keys >= 512);
-  if (dtype == at::kBFloat16)  // ATen is slow for one query
-    return simd::has_bf16_dot(available_instruction_set()) && queries == 2 && keys >= 512;
+  if (dtype == at::kFloat) {
+    if (queries <= 8 && keys <= 64) return true;
+    return !has_avx512 && queries > 4 && queries <= (keys >= 512 ? 12 : 8);
+  }
   if (dtype != at::kHalf || problem.key.numel() < 1 << 22) return false;
   // attend's kernels convert all keys and values to float32 first.
   const bool is_grouped = problem.num_kv_heads() != problem.num_heads();

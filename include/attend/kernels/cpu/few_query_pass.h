@@ -31,10 +31,6 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-/// The largest number of queries of a sequence for which this pass is used, and the same for sequences of at most
-/// kSinglePassKeys keys. Measured in benchmarks/results/few_queries.md.
-inline constexpr int kFewQueries = 16, kFewQueriesOfFewKeys = 6;
-
 /// A forward pass of a few queries: work() for all items in any order, each once.
 template <class T>
 class FewQueryPass {
@@ -42,12 +38,11 @@ class FewQueryPass {
   /// Whether the pass can compute a call and is faster. It saves nothing for a backward pass, which would compute
   /// scores with other rounding errors than this one.
   static bool is_for(const AttentionPlan<T>& plan, const AttentionResults<T>& results) {
-    return results.weights == nullptr && results.saved_log_sum_exp == nullptr &&
-           std::all_of(plan.tiles.begin(), plan.tiles.end(), [](const QueryTile& tile) {
-             const std::int32_t keys = tile.key_end - tile.key_begin;
-             return keys >= kFewestKeys &&
-                    tile.queries <= (keys <= kSinglePassKeys ? kFewQueriesOfFewKeys : kFewQueries);
-           });
+    if (results.weights != nullptr || results.saved_log_sum_exp != nullptr) return false;
+    return std::all_of(plan.tiles.begin(), plan.tiles.end(), [&](const QueryTile& tile) {
+      const std::int32_t keys = tile.key_end - tile.key_begin;
+      return keys >= kFewestKeys && tile.queries <= (keys <= kSinglePassKeys ? 6 : most_queries(plan));
+    });
   }
 
   FewQueryPass(const AttentionPlan<T>& plan, const Scores<T>& scores, const AttentionResults<T>& results)
@@ -56,9 +51,13 @@ class FewQueryPass {
         results_(results),
         group_(plan.heads / plan.kv_heads),
         groups_(static_cast<std::int64_t>(plan.tiles.size()) * plan.batch_size * plan.kv_heads),
-        part_size_((2 + Workspace<T>::rounded(plan.value_dim)) * kFewQueries * group_) {
+        output_row_(Workspace<T>::rounded(plan.value_dim)) {
     std::int32_t keys = 0;
-    for (const QueryTile& tile : plan.tiles) keys = std::max(keys, tile.key_end - tile.key_begin);
+    for (const QueryTile& tile : plan.tiles) {
+      keys = std::max(keys, tile.key_end - tile.key_begin);
+      queries_ = std::max(queries_, tile.queries);
+    }
+    part_size_ = Workspace<T>::rounded((2 + output_row_) * queries_ * group_);
     const std::int64_t wanted = groups_ == 0 ? 1 : (kItems + groups_ - 1) / groups_;
     chunks_ = static_cast<int>(std::clamp<std::int64_t>(keys / kChunkKeys, 1, wanted));
     if (chunks_ == 1) return;
@@ -96,7 +95,13 @@ class FewQueryPass {
   }
 
  private:
-  static constexpr int kFewestKeys = 16;      // below, the other pass is as fast
+  // Where this pass is faster than the other: benchmarks/results/few_queries.md.
+  static constexpr int kFewestKeys = 16;
+  static int most_queries(const AttentionPlan<T>& plan) {
+    if (plan.operations->vector_bytes >= 64) return 16;
+    return plan.is_bfloat16 ? 4 : 8;  // each pair of rows converts the keys again
+  }
+
   static constexpr int kChunkKeys = 256;      // fewest keys of a chunk
   static constexpr std::int64_t kItems = 64;  // as many items are wanted, for the threads
 
@@ -115,10 +120,9 @@ class FewQueryPass {
 
   // A part: for each query head, the largest scores, the sums of weights, and the rows of the output.
   T* part_of(std::int64_t item) { return parts_.data() + item * part_size_; }
-  std::int64_t output_row() const { return Workspace<T>::rounded(plan_.value_dim); }
-  T* largest_of(T* part, std::int32_t head) const { return part + head * kFewQueries; }
-  T* sums_of(T* part, std::int32_t head) const { return part + (group_ + head) * kFewQueries; }
-  T* outputs_of(T* part) const { return part + 2 * group_ * kFewQueries; }  // row head · queries + i
+  T* largest_of(T* part, std::int32_t head) const { return part + head * queries_; }
+  T* sums_of(T* part, std::int32_t head) const { return part + (group_ + head) * queries_; }
+  T* outputs_of(T* part) const { return part + 2 * group_ * queries_; }  // row head · queries + i
 
   void attend_to_chunk(const Group& group, int chunk, T* part, Scratch& scratch) const {
     Workspace<T>& memory = scratch.memory;
@@ -126,8 +130,8 @@ class FewQueryPass {
     const int queries = group.tile.queries, columns = columns_for(queries);
     const std::int64_t query_row = Workspace<T>::rounded(plan_.head_dim);
     const std::int32_t num_rows = group_ * queries;
-    std::fill_n(largest_of(part, 0), group_ * kFewQueries, kNegativeInfinity<T>);
-    std::fill_n(outputs_of(part), num_rows * output_row(), T(0));
+    std::fill_n(largest_of(part, 0), group_ * queries_, kNegativeInfinity<T>);
+    std::fill_n(outputs_of(part), num_rows * output_row_, T(0));
 
     QueryTile tile = group.tile;
     set_to_chunk(tile, chunk);
@@ -192,7 +196,7 @@ class FewQueryPass {
         }
         operations.add_few_query_values(values.rows(found.key, found.keys), found.keys, scores_of_row.data() + row,
                                         count, values.width, rescale_of_row.data() + row,
-                                        outputs_of(part) + row * output_row(), output_row());
+                                        outputs_of(part) + row * output_row_, output_row_);
       }
     for (std::int32_t head = 0; head < group_; ++head) {
       std::copy_n(largest + head * kTileQueries, queries, largest_of(part, head));
@@ -237,7 +241,7 @@ class FewQueryPass {
 
   /// Adds the parts of all chunks to the first, in their order.
   void add_parts(T* first, int queries) const {
-    const std::int64_t row = output_row();
+    const std::int64_t row = output_row_;
     for (std::int32_t head = 0; head < group_; ++head)
       for (int i = 0; i < queries; ++i) {
         T* const largest = largest_of(first, head) + i;
@@ -257,7 +261,7 @@ class FewQueryPass {
   }
 
   void write(const Group& group, T* part, Scratch& scratch) const {
-    const std::int64_t row = output_row();
+    const std::int64_t row = output_row_;
     const int queries = group.tile.queries;
     for (std::int32_t head = 0; head < group_; ++head) {
       const WorkItem item{0, group.batch, group.kv_head * group_ + head, group.tile};
@@ -281,7 +285,9 @@ class FewQueryPass {
   const AttentionResults<T>& results_;
   const std::int32_t group_;   // query heads of a key head
   const std::int64_t groups_;  // key heads, for each tile of queries
-  const std::int64_t part_size_;
+  const std::int64_t output_row_;
+  std::int32_t queries_ = 0;  // of the longest sequence
+  std::int64_t part_size_ = 0;
   int chunks_ = 1;
   std::vector<T> parts_;
   std::vector<std::atomic<int>> finished_;  // chunks of a group

@@ -20,6 +20,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 /// The operations on tiles, compiled for one instruction set. Each is described at its struct.
 template <class T>
 struct TileOperations {
+  int vector_bytes;
   void (*product)(Strided<T> a, const T* b, std::int64_t b_row, T* c, std::int64_t c_row, int rows, int columns,
                   int depth, bool add);
   void (*read_transposed)(HeadView<T> rows, std::int64_t first, int count, int columns, int width, T factor, T* to);
@@ -50,7 +51,8 @@ struct TileOperations {
 };
 
 template <class T, class Isa>
-inline constexpr TileOperations<T> kTileOperations{&CompiledFor<Isa, Product<T>>::call,
+inline constexpr TileOperations<T> kTileOperations{Isa::kVectorBytes,
+                                                   &CompiledFor<Isa, Product<T>>::call,
                                                    &CompiledFor<Isa, ReadTransposed<T>>::call,
                                                    &CompiledFor<Isa, WriteTransposed<T>>::call,
                                                    &CompiledFor<Isa, SoftmaxStep<T>>::call,
