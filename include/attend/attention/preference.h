@@ -40,7 +40,7 @@ inline bool has_few_queries(const Problem& problem) {
 /// `reason` gets a sentence unless it is null.
 ///
 /// The answer is true for kCpu in these cases (benchmarks/results/backends.md and backends_zen.md):
-/// - There are few queries: the kernels compute tiles of 64 queries.
+/// - There are few queries, and few keys or a gradient is needed.
 /// - The instruction set is kPortable.
 /// - The speed of the kernels was never measured with this instruction set.
 inline bool is_next_faster(Backend backend, const Problem& problem, std::string* reason = nullptr) {
