@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// Tests the two umbrella headers and the example in the comment of attend.h.
+// Tests attend.h, data.h and training.h, and the example in the comment of attend.h.
 
 #include <attend/attend.h>
 #include <attend/data.h>

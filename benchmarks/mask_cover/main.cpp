@@ -130,7 +130,7 @@ void measure(std::int64_t rounds) {
 
 int main(int argc, char** argv) {
   try {
-    if (argc > 3) throw std::invalid_argument("two numbers at most are asked for");
+    if (argc > 3) throw std::invalid_argument("the program takes at most two numbers");
     torch::set_num_threads(argc > 1 ? static_cast<int>(benchmark::positive(argv[1])) : 2);
     measure(argc > 2 ? benchmark::positive(argv[2]) : 5);
   } catch (const std::exception& error) {

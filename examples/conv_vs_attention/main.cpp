@@ -191,7 +191,8 @@ int run(const Settings& settings, torch::Device device) {
             << (device.is_cpu() ? ", " + std::to_string(torch::get_num_threads()) + " threads" : "")
             << (settings.dtype == "bfloat16" ? ", in bfloat16" : "") << ": about " << support::duration(seconds)
             << ". Ctrl-C stops early and keeps the results so far.\n"
-            << "The lines with \"Epoch:\" are the notebook's: they count from 0 and show the loss of the last batch.\n";
+            << "The lines with \"Epoch:\" have the format of the notebook: they count from 0 and show the loss of "
+               "the last batch.\n";
 
   attend::StopOnInterrupt interrupt;
   for (std::size_t i = 0; i < nets.size(); ++i) {
