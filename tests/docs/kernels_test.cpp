@@ -53,7 +53,7 @@ int main() {
 
 namespace {
 
-/// Pieces on a board: a bias for each pair of squares, and squares that are empty.
+/// Pieces on a board: a bias for each pair of squares. Only squares with a piece are attended.
 struct BoardBias {
   attend::TensorView bias;  // (64, 64), learned
   template <class T>
@@ -141,7 +141,7 @@ TEST_CASE("docs/kernels.md: a mask given as data") {
   Boards boards;
   auto& [q, k, v, dy, y, dq, dk, dv, params, outputs, gradients] = boards;
 
-  std::vector<std::int32_t> table = {1};  // (L / 64, S / 64): 0 is an empty block, 1 a partial and 2 a full one
+  std::vector<std::int32_t> table = {1};  // 0 is an empty block, 1 a partial and 2 a full one
   attend::BlockMaskView mask(attend::IntegerView(table.data(), {1, 1, 1, 1}), attend::Causal{});  // for partial blocks
   attend::kernels::flex_attention_forward(params, attend::Unchanged{}, mask, outputs);
 
