@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/version.h>
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
+
+/// Everything that is wrong with a file: its content, or what the operating system answered.
+///
+/// The message begins with the function and the path, and says what was expected and what was found:
+/// `attend::SafetensorsFile: model.safetensors: tensor "weight": expected …, found …`. Wrong arguments are a
+/// c10::ValueError instead.
+///
+/// @code
+/// try {
+///   attend::StateDict weights = attend::load_safetensors("model.safetensors");
+/// } catch (const attend::FileError& error) {
+///   std::cerr << error.what() << "\nTry another file than " << error.path() << '\n';
+/// }
+/// @endcode
+class FileError : public std::runtime_error {
+ public:
+  /// @param function The function or class that the user called, with `attend::`.
+  /// @param path The file.
+  /// @param problem What was expected, and what was found.
+  FileError(const std::string& function, std::string path, const std::string& problem)
+      : std::runtime_error(function + ": " + path + ": " + problem), path_(std::move(path)) {}
+
+  /// The file.
+  const std::string& path() const noexcept { return path_; }
+
+ private:
+  std::string path_;
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE

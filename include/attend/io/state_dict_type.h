@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/version.h>
+
+#include <torch/ordered_dict.h>
+#include <torch/types.h>
+
+#include <string>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
+
+/// Tensors by name, such as the parameters and buffers of a module. The counterpart of Python's `state_dict()`.
+using StateDict = torch::OrderedDict<std::string, torch::Tensor>;
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE
