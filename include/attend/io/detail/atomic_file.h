@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/io/file_error.h>
+#include <attend/version.h>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <string>
+#include <system_error>
+#include <utility>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
+
+/// The part after the name of a file in the name of its temporary file.
+inline constexpr char kTemporarySuffix[] = ".tmp-";
+
+/// Writes a file that either appears as a whole or not at all.
+///
+/// The bytes go to a temporary file in the same folder. commit() writes it to the disk and renames it. Readers of the
+/// path see the old file until then, and the new one from then on, even if the process is killed or the power fails.
+/// The new file has the permissions of any new file. A symbolic link stays, and its target is replaced.
+///
+/// All functions throw FileError if the operating system reports an error. The temporary file is removed then, and the
+/// old file is intact. Exception: if only the last call fails, which writes the folder to the disk, the path already
+/// has the new file. A killed process leaves its temporary file, with kTemporarySuffix in its name.
+class AtomicFile {
+ public:
+  /// Creates the temporary file. `function` begins the message of an error.
+  AtomicFile(std::string function, std::string path)
+      : function_(std::move(function)), path_(std::move(path)), target_(target_of(path_)) {
+    static constinit std::atomic<std::uint64_t> counter{0};
+    const std::string begin = target_.string() + kTemporarySuffix + std::to_string(::getpid()) + '-';
+    do {
+      temporary_ = begin + std::to_string(counter++);
+      file_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    } while (file_ == -1 && errno == EEXIST);
+    if (file_ == -1) fail("create a temporary file in its folder");
+  }
+
+  ~AtomicFile() {
+    if (file_ != -1) abandon();
+  }
+
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  /// Appends bytes.
+  void write(const void* data, std::size_t size) {
+    const auto* bytes = static_cast<const char*>(data);
+    while (size > 0) {
+      const ::ssize_t written = ::write(file_, bytes, size);  // may be less than size
+      if (written == -1 && errno == EINTR) continue;
+      if (written == 0) errno = ENOSPC;
+      if (written <= 0) fail("write");
+      bytes += written;
+      size -= static_cast<std::size_t>(written);
+    }
+  }
+
+  /// Replaces the file. Call it once, after the last write().
+  void commit() {
+    if (!synced(file_)) fail("write to the disk");
+    if (::close(std::exchange(file_, -1)) == -1) fail("close");
+    if (::rename(temporary_.c_str(), target_.c_str()) == -1) fail("rename the temporary file");
+    const std::filesystem::path folder = target_.parent_path();
+    const int opened = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (opened == -1) fail("open its folder");
+    const bool is_synced = synced(opened) || errno == EINVAL;  // some file systems cannot do this with a folder
+    const int error = errno;
+    const bool is_closed = ::close(opened) == 0;
+    if (!is_synced) errno = error;
+    if (!is_synced || !is_closed) fail("write its folder to the disk");
+  }
+
+ private:
+  std::filesystem::path target_of(const std::string& path) const {
+    std::error_code error;
+    const std::filesystem::file_status status = std::filesystem::status(path, error);
+    if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))
+      throw FileError(function_, path, "cannot replace it, because it is not a regular file");
+    if (!std::filesystem::is_symlink(path, error)) return path;
+    std::filesystem::path target = std::filesystem::weakly_canonical(path, error);
+    if (error) throw FileError(function_, path, "cannot follow the symbolic link: " + error.message());
+    return target;
+  }
+
+  static bool synced(int file) {
+    int result;
+    do {
+      result = ::fsync(file);
+    } while (result == -1 && errno == EINTR);
+    return result == 0;
+  }
+
+  [[noreturn]] void fail(const char* action) {
+    const std::string reason = std::strerror(errno);
+    abandon();
+    throw FileError(function_, path_, std::string("cannot ") + action + ": " + reason);
+  }
+
+  void abandon() noexcept {
+    if (file_ != -1) ::close(std::exchange(file_, -1));
+    ::unlink(temporary_.c_str());
+  }
+
+  std::string function_, path_;
+  std::filesystem::path target_;
+  std::string temporary_;
+  int file_ = -1;
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
