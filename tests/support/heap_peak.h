@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Replaces the global operator new and delete of the program, so only one source file may include it.
+// The program must contain support/heap_peak.cpp, which replaces the global operator new and delete.
 
 #include <malloc.h>
 
@@ -56,17 +56,3 @@ class HeapPeak {
 };
 
 }  // namespace attend::test
-
-// All forms are replaced, because under a sanitizer the missing ones would be the sanitizer's.
-void* operator new(std::size_t size) { return attend::test::HeapPeak::allocate_or_throw(size); }
-void* operator new[](std::size_t size) { return attend::test::HeapPeak::allocate_or_throw(size); }
-void* operator new(std::size_t size, const std::nothrow_t&) noexcept { return attend::test::HeapPeak::allocate(size); }
-void* operator new[](std::size_t size, const std::nothrow_t&) noexcept {
-  return attend::test::HeapPeak::allocate(size);
-}
-void operator delete(void* memory) noexcept { attend::test::HeapPeak::free(memory); }
-void operator delete[](void* memory) noexcept { attend::test::HeapPeak::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { attend::test::HeapPeak::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { attend::test::HeapPeak::free(memory); }
-void operator delete(void* memory, const std::nothrow_t&) noexcept { attend::test::HeapPeak::free(memory); }
-void operator delete[](void* memory, const std::nothrow_t&) noexcept { attend::test::HeapPeak::free(memory); }

@@ -118,7 +118,7 @@ class SafetensorsFile {
 
   struct Shard {
     explicit Shard(const std::string& path)
-        : file(path, kFunction), header(detail::SafetensorsHeaderReader::read(file.bytes(), path)) {}
+        : file(path, kFunction), header(detail::read_safetensors_header(file.bytes(), path)) {}
 
     detail::MappedFile file;
     detail::SafetensorsHeader header;

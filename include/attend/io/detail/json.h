@@ -5,6 +5,7 @@
 #include <attend/io/file_error.h>
 #include <attend/version.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -161,7 +162,18 @@ class JsonReader {
     if (next(); position_ < text_.size()) fail_here("the end");
   }
 
-  [[noreturn]] void fail(const std::string& problem) const { throw FileError(function_, path_, problem); }
+  /// Sets the part of the file that the messages of errors name first, as in `tensor "a": …`. An empty kind names none.
+  ///
+  /// @param kind, name Not copied.
+  void set_part(std::string_view kind, std::string_view name) {
+    part_ = kind;
+    part_name_ = name;
+  }
+
+  [[noreturn]] void fail(const std::string& problem) const {
+    const std::string part = part_.empty() ? "" : std::string(part_) + ' ' + quoted(part_name_) + ": ";
+    throw FileError(function_, path_, part + problem);
+  }
 
  private:
   /// The character at the position. NUL at the end of the text: no place of a JSON text allows it.
@@ -194,7 +206,7 @@ class JsonReader {
     std::size_t end = position_;
     while (at(end) != '"') {
       if (static_cast<unsigned char>(at(end)) < 0x20) {
-        position_ = end;
+        position_ = std::min(end, text_.size());
         fail_here("the end of a string");
       }
       end += at(end) == '\\' ? 2 : 1;
@@ -291,6 +303,7 @@ class JsonReader {
 
   std::string_view text_;
   std::string function_, path_;
+  std::string_view part_, part_name_;
   std::size_t position_ = 0;
   int depth_ = 0;
 };

@@ -94,32 +94,21 @@ inline std::optional<std::uint64_t> byte_size(SafetensorsDtype dtype, const std:
   return bits % 8 == 0 ? std::optional<std::uint64_t>(bits / 8) : std::nullopt;
 }
 
-/// Reads and checks the header of a file. All that is checked needs no memory beyond what is returned.
+/// Reads the JSON text of a header. See read_safetensors_header().
 class SafetensorsHeaderReader {
  public:
-  /// @param file The whole file.
-  /// @param path For FileError, which is thrown if anything is wrong.
-  static SafetensorsHeader read(std::string_view file, const std::string& path) {
-    const auto fail = [&](const std::string& problem) { throw FileError(kFunction, path, problem); };
-    std::uint64_t length = 0;
-    if (file.size() < sizeof(length))
-      fail("expected 8 bytes for the length of the header, found a file of " + std::to_string(file.size()) + " bytes");
-    std::memcpy(&length, file.data(), sizeof(length));
-    if (length > kSafetensorsLongestHeader || length > file.size() - sizeof(length))
-      fail("expected a header of at most " +
-           std::to_string(std::min<std::uint64_t>(kSafetensorsLongestHeader, file.size() - sizeof(length))) +
-           " bytes, found the length " + std::to_string(length));
-    SafetensorsHeaderReader reader(file.substr(sizeof(length), length), path);
-    reader.read_tensors();
-    reader.check_positions(sizeof(length) + length, file.size());
-    return std::move(reader.header_);
-  }
-
- private:
   static constexpr const char* kFunction = "attend::SafetensorsFile";
 
   SafetensorsHeaderReader(std::string_view text, const std::string& path) : json_(text, kFunction, path) {}
 
+  /// @param data_begin Where the header ends, in bytes from the beginning of the file.
+  SafetensorsHeader read(std::uint64_t data_begin, std::uint64_t file_size) {
+    read_tensors();
+    check_positions(data_begin, file_size);
+    return std::move(header_);
+  }
+
+ private:
   void read_tensors() {
     bool has_metadata = false;
     json_.object([&](const std::string& name) {
@@ -134,49 +123,51 @@ class SafetensorsHeaderReader {
   }
 
   void read_tensor(const std::string& name) {
+    json_.set_part("tensor", name);
     std::optional<SafetensorsDtype> dtype;
     std::optional<std::vector<std::int64_t>> shape, offsets;
     json_.object([&](const std::string& field) {
       const bool is_second =
           (field == "dtype" && dtype) || (field == "shape" && shape) || (field == "data_offsets" && offsets);
-      if (is_second) fail(name, "expected one " + field + ", found two");
+      if (is_second) json_.fail("expected one " + field + ", found two");
       if (field == "dtype") {
-        dtype = read_dtype(name);
+        dtype = read_dtype();
       } else if (field == "shape") {
-        shape = read_integers(name, field, kSafetensorsMostDimensions);
+        shape = read_integers(field, kSafetensorsMostDimensions);
       } else if (field == "data_offsets") {
-        offsets = read_integers(name, field, 2);
+        offsets = read_integers(field, 2);
       } else {
         json_.skip();  // as the Rust crate
       }
     });
     if (!dtype || !shape || !offsets)
-      fail(name, std::string("expected a ") + (!dtype ? "dtype" : !shape ? "shape" : "data_offsets") + ", found none");
-    if (offsets->size() != 2) fail(name, "expected two data_offsets, found " + std::to_string(offsets->size()));
+      json_.fail(std::string("expected a ") + (!dtype ? "dtype" : !shape ? "shape" : "data_offsets") + ", found none");
+    if (offsets->size() != 2) json_.fail("expected two data_offsets, found " + std::to_string(offsets->size()));
     const auto [begin, end] = std::pair((*offsets)[0], (*offsets)[1]);
     const std::optional<std::uint64_t> size = byte_size(*dtype, *shape);
-    if (!size) fail(name, "expected a size in whole bytes below 2^60, found " + describe(*dtype, *shape));
+    if (!size) json_.fail("expected a size in whole bytes below 2^60, found " + describe(*dtype, *shape));
     if (begin > end || static_cast<std::uint64_t>(end - begin) != *size)
-      fail(name, "expected " + std::to_string(*size) + " bytes for " + describe(*dtype, *shape) +
-                     ", found data_offsets " + describe(*offsets));
+      json_.fail("expected " + std::to_string(*size) + " bytes for " + describe(*dtype, *shape) +
+                 ", found data_offsets " + describe(*offsets));
     SafetensorsEntry entry{*dtype, std::move(*shape), static_cast<std::uint64_t>(begin),
                            static_cast<std::uint64_t>(end)};
     if (!header_.tensors.emplace(name, std::move(entry)).second)
-      fail(name, "expected one tensor of this name, found two");
+      json_.fail("expected one tensor of this name, found two");
+    json_.set_part({}, {});
   }
 
-  SafetensorsDtype read_dtype(const std::string& name) {
+  SafetensorsDtype read_dtype() {
     const std::string text = json_.string();
     for (int i = 0; i <= static_cast<int>(SafetensorsDtype::kU64); ++i)
       if (const auto dtype = static_cast<SafetensorsDtype>(i); facts(dtype).name == text) return dtype;
-    fail(name, "expected a dtype such as \"F32\", found " + quoted(text));
+    json_.fail("expected a dtype such as \"F32\", found " + quoted(text));
   }
 
-  std::vector<std::int64_t> read_integers(const std::string& name, const std::string& field, std::size_t most) {
+  std::vector<std::int64_t> read_integers(const std::string& field, std::size_t most) {
     std::vector<std::int64_t> values;
     json_.array([&] {
       if (values.size() == most)
-        fail(name, "expected at most " + std::to_string(most) + " numbers in " + field + ", found more");
+        json_.fail("expected at most " + std::to_string(most) + " numbers in " + field + ", found more");
       values.push_back(json_.integer());
     });
     return values;
@@ -187,11 +178,13 @@ class SafetensorsHeaderReader {
     std::uint64_t position = 0;
     for (const auto* tensor : header_.by_position()) {
       auto& [name, entry] = *tensor;
+      json_.set_part("tensor", name);
       if (entry.begin != position)
-        fail(name, "expected data_offsets from " + std::to_string(position) + ", found " + std::to_string(entry.begin) +
-                       ": the tensors must cover the data without holes and overlaps");
+        json_.fail("expected data_offsets from " + std::to_string(position) + ", found " + std::to_string(entry.begin) +
+                   ": the tensors must cover the data without holes and overlaps");
       position = entry.end;
     }
+    json_.set_part({}, {});
     if (position != file_size - data_begin)
       json_.fail("expected " + std::to_string(position) + " bytes after the header, found " +
                  std::to_string(file_size - data_begin));
@@ -210,13 +203,28 @@ class SafetensorsHeaderReader {
     return std::string(facts(dtype).name) + " of shape " + describe(shape);
   }
 
-  [[noreturn]] void fail(const std::string& name, const std::string& problem) const {
-    json_.fail("tensor " + quoted(name) + ": " + problem);
-  }
-
   JsonReader json_;
   SafetensorsHeader header_;
 };
+
+/// Reads and checks the header of a file. Memory is needed for what is returned only.
+///
+/// @param file The whole file.
+/// @param path For FileError, which is thrown if anything is wrong.
+inline SafetensorsHeader read_safetensors_header(std::string_view file, const std::string& path) {
+  const auto fail = [&](const std::string& problem) {
+    throw FileError(SafetensorsHeaderReader::kFunction, path, problem);
+  };
+  std::uint64_t length = 0;
+  if (file.size() < sizeof(length))
+    fail("expected 8 bytes for the length of the header, found a file of " + std::to_string(file.size()) + " bytes");
+  std::memcpy(&length, file.data(), sizeof(length));
+  const std::uint64_t longest = std::min<std::uint64_t>(kSafetensorsLongestHeader, file.size() - sizeof(length));
+  if (length > longest)
+    fail("expected a header of at most " + std::to_string(longest) + " bytes, found the length " +
+         std::to_string(length));
+  return SafetensorsHeaderReader(file.substr(sizeof(length), length), path).read(sizeof(length) + length, file.size());
+}
 
 /// Gives each tensor its place in a new file, and returns the bytes before the first one. They are those of the Rust
 /// crate: large dtypes come first, so that all tensors are aligned, then names in alphabetical order.

@@ -27,11 +27,12 @@ inline SafetensorsIndex read_safetensors_index(std::string_view text, const std:
     if (field != "weight_map") return json.skip();
     if (std::exchange(index, SafetensorsIndex()).has_value()) json.fail("expected one weight_map, found two");
     json.object([&](const std::string& name) {
+      json.set_part("tensor", name);
       std::string file = json.string();
       if (file.empty() || file.find_first_of(std::string_view("/\0", 2)) != file.npos)
-        json.fail("tensor " + quoted(name) + ": expected the name of a file in the same folder, found " + quoted(file));
-      if (!index->emplace(name, std::move(file)).second)
-        json.fail("tensor " + quoted(name) + ": expected one tensor of this name, found two");
+        json.fail("expected the name of a file in the same folder, found " + quoted(file));
+      if (!index->emplace(name, std::move(file)).second) json.fail("expected one tensor of this name, found two");
+      json.set_part({}, {});
     });
   });
   json.end();
