@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/io/detail/json.h>
 #include <attend/io/detail/mapped_file.h>
 #include <attend/io/detail/safetensors_dtype.h>
 #include <attend/io/detail/safetensors_header.h>
@@ -12,126 +13,172 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 #include <torch/arg.h>
 #include <torch/types.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <filesystem>
 #include <map>
-#include <memory>
 #include <string>
-#include <utility>
+#include <string_view>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A file of tensors in the safetensors format, or the index of several such files.
+/// Reads a file in the safetensors format, or several of them through their index `model.safetensors.index.json`.
+///
+/// The constructor checks the whole header before anything else is read. A tensor is read when it is used.
+///
+/// Source: the format of https://github.com/huggingface/safetensors. The checks are those of its Rust crate. Refused in
+/// addition: two tensors of one name, more than 64 dimensions, and sizes that do not fit into 63 bits.
+///
+/// @code
+/// attend::SafetensorsFile file("model.safetensors");
+/// for (const std::string& name : file.names())
+///   std::cout << name << ' ' << file.dtype(name) << ' ' << file.sizes(name) << '\n';
+/// torch::Tensor weight = file.tensor("encoder.weight");
+/// @endcode
 class SafetensorsFile {
  public:
-  /// Opens the file and checks its header.
+  /// Opens a file and checks its header.
+  ///
+  /// @param path A file, or an index if the path ends in `.json`. An index must name the file of each tensor, in its
+  /// own
+  ///   folder, and the files must have no other tensors.
+  /// @throws FileError if the operating system or the content forbids it.
   explicit SafetensorsFile(const std::string& path) : path_(path) {
-    if (!path.ends_with(".json")) {
-      shards_.emplace_back(path);
-      return;
+    if (path.ends_with(".json")) {
+      open_index();
+    } else {
+      files_.emplace_back(path);
     }
-    const detail::MappedFile file(path, kFunction);
-    const detail::SafetensorsIndex index = detail::read_safetensors_index(file.bytes(), path);
-    std::map<std::string, const Shard*> opened;
-    std::size_t tensors = 0;
-    for (const auto& [name, file_name] : index) opened.emplace(file_name, nullptr);
-    shards_.reserve(opened.size());
-    for (auto& [file_name, shard] : opened) {
-      shard = &shards_.emplace_back((std::filesystem::path(path).parent_path() / file_name).string());
-      tensors += shard->header.tensors.size();
-    }
-    for (const auto& [name, file_name] : index)
-      if (!opened.at(file_name)->header.tensors.contains(name))
-        throw FileError(
-            kFunction, path,
-            "tensor " + detail::quoted(name) + ": expected it in " + detail::quoted(file_name) + ", found none");
-    if (tensors != index.size())
-      throw FileError(
-          kFunction, path,
-          "expected " + std::to_string(index.size()) + " tensors in the files, found " + std::to_string(tensors));
   }
 
   /// The names of all tensors in alphabetical order.
   std::vector<std::string> names() const {
     std::vector<std::string> names;
-    for (const Shard& shard : shards_)
-      for (const auto& [name, entry] : shard.header.tensors) names.push_back(name);
+    for (const File& file : files_)
+      for (const auto& [name, entry] : file.header.tensors) names.push_back(name);
     std::ranges::sort(names);
     return names;
   }
 
-  /// Whether the file has a tensor of this name.
+  /// Whether there is a tensor of this name.
   bool contains(const std::string& name) const {
-    return std::ranges::any_of(shards_, [&](const Shard& shard) { return shard.header.tensors.contains(name); });
+    return std::ranges::any_of(files_, [&](const File& file) { return file.header.tensors.contains(name); });
   }
 
   /// The sizes of a tensor.
+  ///
+  /// @throws FileError if there is none, or for dtype F4 and an odd last size: torch keeps two of its numbers in one
+  ///   element.
   std::vector<std::int64_t> sizes(const std::string& name) const {
-    std::vector<std::int64_t> shape = find(name).entry.shape;
-    if (find(name).entry.dtype == detail::SafetensorsDtype::kF4) {
-      if (shape.empty() || shape.back() % 2 != 0) fail(name, "expected an even last size for dtype F4");
-      shape.back() /= 2;
+    const detail::SafetensorsEntry& entry = find(name).entry;
+    std::vector<std::int64_t> sizes = entry.shape;
+    if (entry.dtype == detail::SafetensorsDtype::kF4) {
+      if (sizes.empty() || sizes.back() % 2 != 0) fail(name, "expected an even last size for dtype F4");
+      sizes.back() /= 2;
     }
-    return shape;
+    return sizes;
   }
 
   /// The dtype of a tensor.
+  ///
+  /// @throws FileError if there is none, or if this LibTorch lacks the dtype: F6_E2M3, F6_E3M2, and F4 before 2.8.
   torch::ScalarType dtype(const std::string& name) const {
-    const auto dtype = detail::torch_dtype(find(name).entry.dtype);
-    if (!dtype)
-      fail(name, "expected a dtype that LibTorch has, found " + std::string(facts(find(name).entry.dtype).name));
-    return *dtype;
+    const detail::SafetensorsDtype dtype = find(name).entry.dtype;
+    const auto found = detail::torch_dtype(dtype);
+    if (!found) fail(name, "expected a dtype that this LibTorch has, found " + std::string(facts(dtype).name));
+    return *found;
   }
 
-  /// A tensor, without copy.
+  /// A tensor on the CPU. It is a view of the file without copy, which the operating system reads when it is used.
+  ///
+  /// The view stays valid without this object, and after the file is removed or replaced as save_safetensors() does. Do
+  /// not shorten the file while a view exists: that ends the process. A change of the elements changes neither the file
+  /// nor the result of other calls.
+  ///
+  /// These tensors are read at once, into memory of their own: smaller ones than 64 KiB, and ones that lie at a
+  /// position in the file that is not a multiple of the size of an element. Files of save_safetensors() and of Python's
+  /// package have no such positions.
+  ///
+  /// @param name One of names().
+  /// @return A contiguous tensor of sizes() and dtype().
+  /// @throws FileError as dtype() and sizes(), and if a tensor of dtype BOOL has another byte than 0 and 1.
   torch::Tensor tensor(const std::string& name) const {
-    const auto& [shard, entry] = find(name);
-    const torch::ScalarType dtype = this->dtype(name);
+    const auto& [file, entry] = find(name);
     const std::vector<std::int64_t> sizes = this->sizes(name);
-    if (entry.begin == entry.end) return at::empty(sizes, dtype);
-    char* const data = shard.file.memory().get() + entry.begin;
-    if (dtype == torch::kBool)
-      for (std::uint64_t i = 0; i < entry.end - entry.begin; ++i)
-        if (static_cast<unsigned char>(data[i]) > 1)
-          fail(name,
-               "expected elements 0 or 1 of dtype BOOL, found " + std::to_string(static_cast<unsigned char>(data[i])));
-    if (reinterpret_cast<std::uintptr_t>(data) % c10::elementSize(dtype) == 0)
-      return at::from_blob(
-          data, sizes, [memory = shard.file.memory()](void*) {}, dtype);
-    const torch::Tensor copy = at::empty(sizes, dtype);
-    std::memcpy(copy.mutable_data_ptr(), data, entry.end - entry.begin);
-    return copy;
+    const torch::ScalarType dtype = this->dtype(name);
+    const std::size_t size = entry.end - entry.begin;
+    torch::Tensor tensor;
+    if (size < kSmallestMap || entry.begin % c10::elementSize(dtype) != 0) {
+      tensor = at::empty(sizes, dtype);
+      file.input.read(entry.begin, tensor.mutable_data_ptr(), size);
+    } else {
+      const std::shared_ptr<char> memory = file.input.map(entry.begin, size);
+      tensor = at::from_blob(
+          memory.get(), sizes, [memory](void*) {}, dtype);
+    }
+    if (dtype == torch::kBool) {  // another byte would be undefined behaviour in torch
+      const std::string_view bytes(static_cast<const char*>(tensor.const_data_ptr()), size);
+      const auto wrong = std::ranges::find_if(bytes, [](char byte) { return byte != 0 && byte != 1; });
+      if (wrong != bytes.end())
+        fail(name,
+             "expected bytes 0 and 1 for dtype BOOL, found " + std::to_string(static_cast<unsigned char>(*wrong)));
+    }
+    return tensor;
   }
 
-  /// The metadata.
-  const std::map<std::string, std::string>& metadata() const { return shards_.front().header.metadata; }
+  /// The texts that are saved with the tensors, of all files of an index together.
+  std::map<std::string, std::string> metadata() const {
+    std::map<std::string, std::string> metadata;
+    for (const File& file : files_) metadata.insert(file.header.metadata.begin(), file.header.metadata.end());
+    return metadata;
+  }
 
  private:
   static constexpr char kFunction[] = "attend::SafetensorsFile";
+  static constexpr std::size_t kSmallestMap = 64 * 1024;  // a process has at most 65,530 maps
 
-  struct Shard {
-    explicit Shard(const std::string& path)
-        : file(path, kFunction), header(detail::read_safetensors_header(file.bytes(), path)) {}
+  struct File {
+    explicit File(const std::string& path) : input(path, kFunction) {
+      const std::shared_ptr<char> all = input.size() > 0 ? input.map(0, input.size()) : nullptr;
+      header = detail::read_safetensors_header({all.get(), input.size()}, path, kFunction);
+    }
 
-    detail::MappedFile file;
+    detail::InputFile input;
     detail::SafetensorsHeader header;
   };
   struct Found {
-    const Shard& shard;
+    const File& file;
     const detail::SafetensorsEntry& entry;
   };
 
+  void open_index() {
+    const detail::SafetensorsIndex index =
+        detail::read_safetensors_index(detail::MappedFile(path_, kFunction).bytes(), path_);
+    std::map<std::string, const File*> opened;
+    for (const auto& [name, file] : index) opened.emplace(file, nullptr);
+    files_.reserve(opened.size());
+    for (auto& [name, file] : opened)
+      file = &files_.emplace_back((std::filesystem::path(path_).parent_path() / name).string());
+    for (const auto& [name, file] : index)
+      if (!opened.at(file)->header.tensors.contains(name))
+        fail(name, "expected it in " + detail::quoted(file) + ", found none");
+    for (const auto& [file_name, file] : opened)
+      for (const auto& [name, entry] : file->header.tensors)
+        if (const auto found = index.find(name); found == index.end() || found->second != file_name)
+          fail(name, "expected it in the weight_map, because " + detail::quoted(file_name) + " has it, found none");
+  }
+
   Found find(const std::string& name) const {
-    for (const Shard& shard : shards_)
-      if (const auto found = shard.header.tensors.find(name); found != shard.header.tensors.end())
-        return {shard, found->second};
+    for (const File& file : files_)
+      if (const auto found = file.header.tensors.find(name); found != file.header.tensors.end())
+        return {file, found->second};
     fail(name, "expected a tensor of this name, found none");
   }
 
@@ -140,10 +187,21 @@ class SafetensorsFile {
   }
 
   std::string path_;
-  std::vector<Shard> shards_;
+  std::vector<File> files_;
 };
 
-/// All tensors of a file.
+/// Reads all tensors of a file in the safetensors format, or of several files through their index.
+///
+/// @param path A file, or an index if the path ends in `.json`.
+/// @param device Where the tensors go. On the CPU they are views of the file without copy: see
+/// SafetensorsFile::tensor().
+/// @return The tensors in alphabetical order of their names.
+/// @throws FileError if the operating system or the content forbids it.
+///
+/// @code
+/// attend::StateDict weights = attend::load_safetensors("model.safetensors");
+/// torch::Tensor weight = weights["encoder.weight"];
+/// @endcode
 inline StateDict load_safetensors(const std::string& path, torch::Device device = torch::kCPU) {
   const SafetensorsFile file(path);
   StateDict tensors;
@@ -151,32 +209,56 @@ inline StateDict load_safetensors(const std::string& path, torch::Device device 
   return tensors;
 }
 
-/// Options for save_safetensors().
+/// Options of save_safetensors().
+///
+/// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
+///
+/// @code
+/// attend::SafetensorsOptions().metadata({{"format", "pt"}}).max_shard_size(5'000'000'000)
+/// @endcode
 struct SafetensorsOptions {
+  /// Texts by name.
   using Metadata = std::map<std::string, std::string>;
 
-  /// Texts that are saved with the tensors.
+  /// Texts that are saved with the tensors, in UTF-8. Hugging Face's transformers expects `{"format", "pt"}`. Default:
+  /// none.
   TORCH_ARG(Metadata, metadata);
-  /// The largest number of bytes of tensors in one file.
+  /// The largest number of bytes of tensors in one file. A larger tensor has a file of its own. Default: 0, no limit.
   TORCH_ARG(std::int64_t, max_shard_size) = 0;
-  /// Whether a tensor with the memory of another one is left out.
+  /// Whether one of two tensors that are the same memory is left out, as Python's `save_model` does. The name that
+  /// comes first in the alphabet is kept, and the metadata gets an entry {other name, kept name}. Default: false, an
+  /// error.
   TORCH_ARG(bool, drop_tied) = false;
 };
 
-/// Writes tensors to a file, which appears as a whole or not at all.
+/// Writes tensors to a file in the safetensors format. With SafetensorsOptions::max_shard_size(), tensors that do not
+/// fit into one file go to `model-00001-of-00002.safetensors` and so on, with the index `model.safetensors.index.json`.
 ///
-/// @return The path to load: `path`, or that of the index if several files were written.
+/// Each file is replaced as a whole: it is written under another name, flushed to the disk and renamed. If that fails,
+/// the old file is intact. Several files are not replaced together: write them into a new folder. The bytes are those
+/// that Python's package writes for the same tensors.
+///
+/// @param tensors Dense tensors with elements, on any device, contiguous or not. All dtypes of torch can be saved
+/// except
+///   complex32, complex128 and quantized ones. Two tensors must not share memory, as for Python's `save_file`; parts of
+///   one storage that do not overlap may.
+/// @param path The file.
+/// @param options The options.
+/// @return The path to load: that of the index if there is one, otherwise `path`.
+/// @throws c10::ValueError if no file can hold the tensors, names or metadata. Nothing is written then.
+/// @throws FileError if the operating system reports an error.
+///
+/// @code
+/// attend::StateDict weights;
+/// weights.insert("encoder.weight", torch::ones({2, 3}));
+/// attend::save_safetensors(weights, "model.safetensors");
+/// @endcode
 inline std::string save_safetensors(const StateDict& tensors, const std::string& path,
                                     const SafetensorsOptions& options = {}) {
-  std::map<std::string, torch::Tensor> sorted;
-  for (const auto& item : tensors) {
-    detail::safetensors_entry(item.key(), item.value());
-    sorted.emplace(item.key(), item.value());
-  }
-  SafetensorsOptions::Metadata metadata = options.metadata();
-  detail::check_shared_memory(sorted, options.drop_tied(), metadata);
-  detail::write_safetensors(path, sorted, metadata);
-  return path;
+  detail::SafetensorsWriter writer(options.metadata());
+  for (const auto& item : tensors) writer.add(item.key(), item.value());
+  writer.check_shared_memory(options.drop_tied());
+  return writer.write(path, options.max_shard_size());
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

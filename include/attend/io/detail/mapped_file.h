@@ -11,6 +11,7 @@
 
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -19,53 +20,79 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// A whole file in memory, read when it is used.
-///
-/// The memory may be written: the writer then gets pages of its own and the file does not change. If another process
-/// shortens the file, reading ends the process (SIGBUS). A file that is replaced, as AtomicFile does, stays as it was.
-class MappedFile {
+/// A regular file that is open for reading. All functions throw FileError.
+class InputFile {
  public:
-  /// Opens a regular file. Throws FileError. A file system without memory maps is read instead.
-  ///
   /// @param function For FileError.
-  MappedFile(const std::string& path, const std::string& function) {
-    const auto fail = [&](const char* action) {
-      throw FileError(function, path, std::string("cannot ") + action + ": " + std::generic_category().message(errno));
-    };
-    const struct Closer {
-      int file;
-      ~Closer() {
-        if (file >= 0) ::close(file);
-      }
-    } closer{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
-    if (closer.file < 0) fail("open it");
+  InputFile(std::string path, std::string function) : path_(std::move(path)), function_(std::move(function)) {
+    const int file = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+    if (file < 0) fail("open it");
+    file_ = std::shared_ptr<const int>(new int(file), [](const int* p) {
+      ::close(*p);
+      delete p;
+    });
     struct stat status {};
-    if (::fstat(closer.file, &status) != 0) fail("get its size");
-    if (!S_ISREG(status.st_mode)) throw FileError(function, path, "expected a regular file");
-    size_ = static_cast<std::size_t>(status.st_size);
-    if (size_ == 0) return;
+    if (::fstat(file, &status) != 0) fail("get its size");
+    if (!S_ISREG(status.st_mode)) throw FileError(function_, path_, "expected a regular file");
+    size_ = static_cast<std::uint64_t>(status.st_size);
+  }
 
-    // MAP_NORESERVE: the pages are the file's, so that a file may be larger than the memory.
-    void* mapped = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, closer.file, 0);
-    if (mapped != MAP_FAILED) {
-      memory_ = {static_cast<char*>(mapped), [size = size_](char* p) { ::munmap(p, size); }};
-      return;
-    }
-    memory_ = {new char[size_], [](char* p) { delete[] p; }};
-    for (std::size_t done = 0; done < size_;) {
-      const ssize_t count = ::read(closer.file, memory_.get() + done, size_ - done);
+  std::uint64_t size() const { return size_; }
+
+  /// Reads `size` bytes, which the file must have.
+  void read(std::uint64_t position, void* memory, std::size_t size) const {
+    for (auto* to = static_cast<char*>(memory); size > 0;) {
+      const ::ssize_t count = ::pread(*file_, to, size, static_cast<::off_t>(position));
       if (count < 0 && errno == EINTR) continue;
       if (count < 0) fail("read it");
-      if (count == 0) throw FileError(function, path, "it became shorter while it was read");
-      done += static_cast<std::size_t>(count);
+      if (count == 0) throw FileError(function_, path_, "it became shorter while it was read");
+      to += count;
+      position += static_cast<std::uint64_t>(count);
+      size -= static_cast<std::size_t>(count);
     }
+  }
+
+  /// At least one byte of the file as memory that is read when it is used. It does not need the InputFile.
+  ///
+  /// The memory may be written: the writer then gets pages of its own and the file does not change. If another process
+  /// shortens the file, reading ends the process (SIGBUS). A file that is replaced, as AtomicFile does, stays as it
+  /// was.
+  std::shared_ptr<char> map(std::uint64_t position, std::size_t size) const {
+    static const auto kPage = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+    const std::size_t before = position % kPage, length = before + size;
+    // MAP_NORESERVE: the pages are the file's, so that it may be larger than the memory.
+    void* const pages = ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, *file_,
+                               static_cast<::off_t>(position - before));
+    if (pages != MAP_FAILED)
+      return {static_cast<char*>(pages) + before, [pages, length](char*) { ::munmap(pages, length); }};
+    // A file system without maps, or too many maps.
+    const std::shared_ptr<char> memory(new char[size], [](char* p) { delete[] p; });
+    read(position, memory.get(), size);
+    return memory;
+  }
+
+ private:
+  [[noreturn]] void fail(const char* action) const {
+    throw FileError(function_, path_, std::string("cannot ") + action + ": " + std::generic_category().message(errno));
+  }
+
+  std::string path_, function_;
+  std::shared_ptr<const int> file_;
+  std::uint64_t size_ = 0;
+};
+
+/// A whole file as memory. See InputFile::map().
+class MappedFile {
+ public:
+  /// @param function For FileError.
+  MappedFile(const std::string& path, const std::string& function) {
+    const InputFile file(path, function);
+    size_ = file.size();
+    if (size_ > 0) memory_ = file.map(0, size_);
   }
 
   std::size_t size() const { return size_; }
   std::string_view bytes() const { return {memory_.get(), size_}; }
-
-  /// The memory of the file, which lives as long as any of these pointers.
-  const std::shared_ptr<char>& memory() const { return memory_; }
 
  private:
   std::size_t size_ = 0;

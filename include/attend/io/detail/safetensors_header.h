@@ -97,9 +97,8 @@ inline std::optional<std::uint64_t> byte_size(SafetensorsDtype dtype, const std:
 /// Reads the JSON text of a header. See read_safetensors_header().
 class SafetensorsHeaderReader {
  public:
-  static constexpr const char* kFunction = "attend::SafetensorsFile";
-
-  SafetensorsHeaderReader(std::string_view text, const std::string& path) : json_(text, kFunction, path) {}
+  SafetensorsHeaderReader(std::string_view text, const std::string& path, const std::string& function)
+      : json_(text, function, path) {}
 
   /// @param data_begin Where the header ends, in bytes from the beginning of the file.
   SafetensorsHeader read(std::uint64_t data_begin, std::uint64_t file_size) {
@@ -210,11 +209,10 @@ class SafetensorsHeaderReader {
 /// Reads and checks the header of a file. Memory is needed for what is returned only.
 ///
 /// @param file The whole file.
-/// @param path For FileError, which is thrown if anything is wrong.
-inline SafetensorsHeader read_safetensors_header(std::string_view file, const std::string& path) {
-  const auto fail = [&](const std::string& problem) {
-    throw FileError(SafetensorsHeaderReader::kFunction, path, problem);
-  };
+/// @param path, function For FileError, which is thrown if anything is wrong.
+inline SafetensorsHeader read_safetensors_header(std::string_view file, const std::string& path,
+                                                 const std::string& function = "attend::SafetensorsFile") {
+  const auto fail = [&](const std::string& problem) { throw FileError(function, path, problem); };
   std::uint64_t length = 0;
   if (file.size() < sizeof(length))
     fail("expected 8 bytes for the length of the header, found a file of " + std::to_string(file.size()) + " bytes");
@@ -223,7 +221,8 @@ inline SafetensorsHeader read_safetensors_header(std::string_view file, const st
   if (length > longest)
     fail("expected a header of at most " + std::to_string(longest) + " bytes, found the length " +
          std::to_string(length));
-  return SafetensorsHeaderReader(file.substr(sizeof(length), length), path).read(sizeof(length) + length, file.size());
+  return SafetensorsHeaderReader(file.substr(sizeof(length), length), path, function)
+      .read(sizeof(length) + length, file.size());
 }
 
 /// Gives each tensor its place in a new file, and returns the bytes before the first one. They are those of the Rust

@@ -6,105 +6,173 @@
 #include <attend/io/detail/json.h>
 #include <attend/io/detail/safetensors_dtype.h>
 #include <attend/io/detail/safetensors_header.h>
+#include <attend/io/detail/safetensors_index.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
+#include <c10/core/Layout.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <filesystem>
 #include <map>
 #include <string>
+#include <string_view>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-inline constexpr char kSaveSafetensors[] = "attend::save_safetensors";
-
-/// What the header says about a tensor. Throws c10::ValueError if no file can hold it.
-inline SafetensorsEntry safetensors_entry(const std::string& name, const at::Tensor& tensor) {
-  const auto check = [&](bool is_right, const auto&... problem) {
-    TORCH_CHECK_VALUE(is_right, kSaveSafetensors, ": tensor ", quoted(name), ": ", problem...);
-  };
-  check(is_utf8(name) && name != kSafetensorsMetadata, "expected a name in UTF-8 other than __metadata__");
-  check(tensor.defined(), "expected a tensor, got an undefined one");
-  check(tensor.layout() == at::kStrided, "expected a dense tensor, got one of layout ", tensor.layout());
-  check(!tensor.is_meta(), "expected a tensor with elements, got one on the device meta");
-  const auto dtype = safetensors_dtype(tensor.scalar_type());
-  check(dtype.has_value(), "expected a dtype that the format has, got ", tensor.scalar_type(),
-        tensor.is_complex() ? "; save at::view_as_real(tensor)" : "");
-  std::vector<std::int64_t> shape = tensor.sizes().vec();
-  if (*dtype == SafetensorsDtype::kF4) {  // the format counts numbers, torch pairs of numbers
-    check(!shape.empty(), "expected at least one dimension, got a 0-d tensor of dtype ", tensor.scalar_type());
-    shape.back() *= 2;
+/// Writes tensors to one or several files. See save_safetensors(), for which it throws.
+class SafetensorsWriter {
+ public:
+  explicit SafetensorsWriter(std::map<std::string, std::string> metadata) : metadata_(std::move(metadata)) {
+    for (const auto& [name, value] : metadata_)
+      TORCH_CHECK_VALUE(is_utf8(name) && is_utf8(value), kFunction, ": metadata ", quoted(name),
+                        ": expected a name and a text in UTF-8");
   }
-  check(shape.size() <= kSafetensorsMostDimensions, "expected at most 64 dimensions, got ", shape.size());
-  return {*dtype, std::move(shape)};
-}
 
-/// Finds tensors that share memory, as Python's package does: not two parts of one storage that do not overlap.
-///
-/// @param drop_tied Whether a tensor with the elements of another one is taken out of `tensors`. The one whose name
-///   comes first in the alphabet is kept. Its name is `metadata[name]` of the others, unless the user set that.
-///
-/// Throws c10::ValueError if tensors still share memory.
-inline void check_shared_memory(std::map<std::string, at::Tensor>& tensors, bool drop_tied,
-                                std::map<std::string, std::string>& metadata) {
-  struct Range {
-    c10::Device device;
-    std::uintptr_t begin, end;
-    const std::string* name;
-    const at::Tensor* tensor;
-  };
-  std::vector<Range> ranges;
-  for (const auto& [name, tensor] : tensors) {
-    if (tensor.numel() == 0 || tensor._is_zerotensor()) continue;
-    std::int64_t last = 0;
-    for (std::int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
-    const auto begin = reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr());
-    ranges.push_back({tensor.device(), begin, begin + static_cast<std::uintptr_t>(last + 1) * tensor.element_size(),
-                      &name, &tensor});
-  }
-  std::ranges::sort(ranges, {}, [](const Range& r) { return std::tuple(r.device.str(), r.begin, *r.name); });
-
-  const Range* furthest = nullptr;
-  for (const Range& range : ranges) {
-    if (furthest == nullptr || furthest->device != range.device || furthest->end <= range.begin) {
-      furthest = &range;
-      continue;
-    }
-    const auto is_equal = [&](const at::Tensor& a, const at::Tensor& b) {
-      return furthest->begin == range.begin && a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() &&
-             a.strides() == b.strides();
+  void add(const std::string& name, const at::Tensor& tensor) {
+    const auto check = [&](bool is_right, const auto&... problem) {
+      TORCH_CHECK_VALUE(is_right, kFunction, ": tensor ", quoted(name), ": expected ", problem...);
     };
-    const bool is_tied = is_equal(*furthest->tensor, *range.tensor);
-    TORCH_CHECK_VALUE(is_tied && drop_tied, kSaveSafetensors, ": tensors ", quoted(*furthest->name), " and ",
-                      quoted(*range.name), " share memory, which a file cannot express; ",
-                      is_tied ? "save one of them with SafetensorsOptions().drop_tied(true), or a clone() of one"
-                              : "save a clone() of one of them");
-    metadata.emplace(*range.name, *furthest->name);
-    tensors.erase(*range.name);
+    check(is_utf8(name) && name != kSafetensorsMetadata, "a name in UTF-8 other than \"", kSafetensorsMetadata, '"');
+    check(tensor.defined(), "a tensor, got an undefined one");
+    check(tensor.layout() == c10::kStrided, "a dense tensor, got one of layout ", tensor.layout());
+    check(!tensor.is_meta(), "a tensor with elements, got one on the device meta");
+    const auto dtype = safetensors_dtype(tensor.scalar_type());
+    check(dtype.has_value(), "a dtype of the format, got ", tensor.scalar_type());
+    std::vector<std::int64_t> shape = tensor.sizes().vec();
+    check(shape.size() <= kSafetensorsMostDimensions, "at most 64 dimensions, got ", shape.size());
+    if (*dtype == SafetensorsDtype::kF4) {  // the format counts numbers, torch pairs of numbers
+      check(!shape.empty(), "at least one dimension for dtype ", tensor.scalar_type(), ", got none");
+      shape.back() *= 2;
+    }
+    tensors_.emplace(name, Tensor{tensor.detach(), {*dtype, std::move(shape)}});
   }
-}
 
-/// Writes one file.
-inline void write_safetensors(const std::string& path, const std::map<std::string, at::Tensor>& tensors,
-                              const std::map<std::string, std::string>& metadata) {
-  SafetensorsHeader header{{}, metadata};
-  for (const auto& [name, tensor] : tensors) header.tensors.emplace(name, safetensors_entry(name, tensor));
-  const std::string beginning = write_safetensors_header(header);
-  TORCH_CHECK_VALUE(beginning.size() - 8 <= kSafetensorsLongestHeader, kSaveSafetensors,
-                    ": expected names and metadata for a header of at most ", kSafetensorsLongestHeader, " bytes, got ",
-                    beginning.size() - 8);
-  AtomicFile file(kSaveSafetensors, path);
-  file.write(beginning.data(), beginning.size());
-  for (const auto* tensor : header.by_position()) {
-    const at::Tensor elements = in_memory(tensors.at(tensor->first).detach().cpu()).resolve_conj().contiguous();
-    file.write(elements.const_data_ptr(), elements.nbytes());
+  /// Finds tensors that share memory, as Python's package does.
+  ///
+  /// @param drop_tied Whether a tensor that is the same memory as another one is left out.
+  void check_shared_memory(bool drop_tied) {
+    std::vector<Range> ranges;
+    for (const auto& [name, saved] : tensors_) {
+      const at::Tensor& tensor = saved.tensor;
+      if (tensor.numel() == 0 || tensor._is_zerotensor()) continue;
+      std::int64_t last = 0;
+      for (std::int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
+      const auto begin = reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr());
+      ranges.push_back({tensor.device().str(), begin,
+                        begin + static_cast<std::uintptr_t>((last + 1) * tensor.element_size()), name, tensor});
+    }
+    std::ranges::sort(ranges, {}, [](const Range& range) { return std::tie(range.device, range.begin, range.name); });
+
+    const Range* kept = nullptr;  // the range that reaches furthest
+    for (const Range& range : ranges) {
+      if (kept == nullptr || kept->device != range.device || kept->end <= range.begin) {
+        kept = &range;
+        continue;
+      }
+      const at::Tensor &a = kept->tensor, &b = range.tensor;
+      const bool is_tied = kept->begin == range.begin && a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() &&
+                           a.strides() == b.strides() && a.is_conj() == b.is_conj() && a.is_neg() == b.is_neg();
+      TORCH_CHECK_VALUE(is_tied && drop_tied, kFunction, ": tensors ", quoted(kept->name), " and ", quoted(range.name),
+                        " share memory, which a file cannot express. Save a clone() of ", quoted(range.name),
+                        is_tied ? ", or pass SafetensorsOptions().drop_tied(true) to save only the first" : "");
+      metadata_.emplace(range.name, kept->name);
+      tensors_.erase(range.name);
+    }
   }
-  file.commit();
-}
+
+  /// @param max_shard_size The largest number of bytes in one file; 0 for no limit.
+  /// @return The path to load.
+  std::string write(const std::string& path, std::int64_t max_shard_size) const {
+    TORCH_CHECK_VALUE(max_shard_size >= 0, kFunction, ": max_shard_size (", max_shard_size, ") must be at least 0");
+    TORCH_CHECK_VALUE(!path.ends_with(".json"), kFunction, ": the path (", path,
+                      ") must not end in .json, which load_safetensors() takes for an index");
+    std::vector<SafetensorsHeader> headers = shards(static_cast<std::uint64_t>(max_shard_size));
+    std::vector<std::string> beginnings;
+    for (SafetensorsHeader& header : headers) {
+      beginnings.push_back(write_safetensors_header(header));
+      TORCH_CHECK_VALUE(beginnings.back().size() - 8 <= kSafetensorsLongestHeader, kFunction,
+                        ": the names and metadata take ", beginnings.back().size() - 8,
+                        " bytes, but the format allows ", kSafetensorsLongestHeader);
+    }
+    if (headers.size() == 1) {
+      write_file(path, beginnings[0], headers[0]);
+      return path;
+    }
+
+    constexpr std::string_view kSuffix = ".safetensors";
+    TORCH_CHECK_VALUE(path.ends_with(kSuffix), kFunction, ": the path (", path, ") must end in ", kSuffix,
+                      " if several files are written");
+    SafetensorsIndex index;
+    std::uint64_t total_size = 0;
+    for (std::size_t i = 0; i < headers.size(); ++i) {
+      char number[64];
+      std::snprintf(number, sizeof(number), "-%05zu-of-%05zu", i + 1, headers.size());
+      const std::string file = path.substr(0, path.size() - kSuffix.size()) + number + std::string(kSuffix);
+      write_file(file, beginnings[i], headers[i]);
+      for (const auto& [name, entry] : headers[i].tensors) {
+        index.emplace(name, std::filesystem::path(file).filename().string());
+        total_size += entry.end - entry.begin;
+      }
+    }
+    const std::string index_path = path + ".index.json", text = write_safetensors_index(index, total_size);
+    AtomicFile file(kFunction, index_path);
+    file.write(text.data(), text.size());
+    file.commit();
+    return index_path;
+  }
+
+ private:
+  static constexpr char kFunction[] = "attend::save_safetensors";
+
+  struct Tensor {
+    at::Tensor tensor;
+    SafetensorsEntry entry;
+  };
+  /// The memory of a tensor.
+  struct Range {
+    std::string device;
+    std::uintptr_t begin, end;
+    std::string name;
+    at::Tensor tensor;
+  };
+
+  /// The headers of the files, at least one.
+  std::vector<SafetensorsHeader> shards(std::uint64_t max_size) const {
+    std::vector<SafetensorsHeader> headers(1, {{}, metadata_});
+    std::uint64_t total = 0;
+    for (const auto& [name, saved] : tensors_) {
+      const std::uint64_t size = *byte_size(saved.entry.dtype, saved.entry.shape);
+      if (max_size > 0 && total > 0 && total + size > max_size) {
+        headers.push_back({{}, metadata_});
+        total = 0;
+      }
+      headers.back().tensors.emplace(name, saved.entry);
+      total += size;
+    }
+    return headers;
+  }
+
+  void write_file(const std::string& path, const std::string& beginning, const SafetensorsHeader& header) const {
+    AtomicFile file(kFunction, path);
+    file.write(beginning.data(), beginning.size());
+    for (const auto* entry : header.by_position()) {
+      const at::Tensor tensor = in_memory(tensors_.at(entry->first).tensor.cpu()).resolve_conj().contiguous();
+      file.write(tensor.const_data_ptr(), tensor.nbytes());
+    }
+    file.commit();
+  }
+
+  std::map<std::string, std::string> metadata_;
+  std::map<std::string, Tensor> tensors_;
+};
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
