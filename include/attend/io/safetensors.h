@@ -21,8 +21,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -161,11 +161,11 @@ class SafetensorsFile {
   void open_index() {
     const detail::SafetensorsIndex index =
         detail::read_safetensors_index(detail::MappedFile(path_, kFunction).bytes(), path_);
+    const std::string folder = path_.substr(0, path_.rfind('/') + 1);  // npos + 1 is 0
     std::map<std::string, const File*> opened;
     for (const auto& [name, file] : index) opened.emplace(file, nullptr);
     files_.reserve(opened.size());
-    for (auto& [name, file] : opened)
-      file = &files_.emplace_back((std::filesystem::path(path_).parent_path() / name).string());
+    for (auto& [name, file] : opened) file = &files_.emplace_back(folder + name);
     for (const auto& [name, file] : index)
       if (!opened.at(file)->header.tensors.contains(name))
         fail(name, "expected it in " + detail::quoted(file) + ", found none");

@@ -45,6 +45,9 @@ inline std::string quoted(std::string_view text) {
   return text.empty() ? out : out + "…";
 }
 
+/// The same. Without it, std::quoted would be the better match.
+inline std::string quoted(const std::string& text) { return quoted(std::string_view(text)); }
+
 /// Reads a JSON text from front to back. The caller says what must come next, and anything else is a FileError. So
 /// memory is needed for the results only, and only skip() follows the nesting of the text, to a fixed depth.
 ///

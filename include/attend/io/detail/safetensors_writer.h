@@ -18,7 +18,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <filesystem>
 #include <map>
 #include <string>
 #include <string_view>
@@ -119,7 +118,7 @@ class SafetensorsWriter {
       const std::string file = path.substr(0, path.size() - kSuffix.size()) + number + std::string(kSuffix);
       write_file(file, beginnings[i], headers[i]);
       for (const auto& [name, entry] : headers[i].tensors) {
-        index.emplace(name, std::filesystem::path(file).filename().string());
+        index.emplace(name, file.substr(path.rfind('/') + 1));
         total_size += entry.end - entry.begin;
       }
     }
