@@ -12,6 +12,7 @@ BEGIN = """\
 // Written by doc_comments.py.
 #include <attend/attend.h>
 #include <attend/data.h>
+#include <attend/io.h>
 #include <attend/kernels.h>
 #include <attend/training.h>
 

@@ -37,6 +37,7 @@ TABLES = {
     "MultiheadAttention": lambda file, text: file in ("layers/multihead_attention.h", "layers/detail/ignore_masks.h"),
     "layers": lambda file, text: file.startswith(("layers/", "positions/", "data/standardize")),
     "data": lambda file, text: file.startswith("data/"),
+    "files": lambda file, text: file.startswith("io/"),
     "training": lambda file, text: file.startswith("training"),
     "several": lambda file, text: file.startswith("detail/"),
 }

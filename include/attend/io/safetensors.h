@@ -3,10 +3,10 @@
 
 #include <attend/io/detail/json.h>
 #include <attend/io/detail/mapped_file.h>
-#include <attend/io/detail/safetensors_dtype.h>
 #include <attend/io/detail/safetensors_header.h>
 #include <attend/io/detail/safetensors_index.h>
-#include <attend/io/detail/safetensors_writer.h>
+#include <attend/io/detail/torch/safetensors_dtype.h>
+#include <attend/io/detail/torch/safetensors_writer.h>
 #include <attend/io/file_error.h>
 #include <attend/io/state_dict_type.h>
 #include <attend/version.h>
@@ -141,13 +141,13 @@ class SafetensorsFile {
   }
 
  private:
-  static constexpr char kFunction[] = "attend::SafetensorsFile";
+  static constexpr const char* kName = "attend::SafetensorsFile";
   static constexpr std::size_t kSmallestMap = 64 * 1024;  // a process has at most 65,530 maps
 
   struct File {
-    explicit File(const std::string& path) : input(path, kFunction) {
+    explicit File(const std::string& path) : input(path, kName) {
       const std::shared_ptr<char> all = input.size() > 0 ? input.map(0, input.size()) : nullptr;
-      header = detail::read_safetensors_header({all.get(), input.size()}, path, kFunction);
+      header = detail::read_safetensors_header({all.get(), input.size()}, path, kName);
     }
 
     detail::InputFile input;
@@ -160,7 +160,7 @@ class SafetensorsFile {
 
   void open_index() {
     const detail::SafetensorsIndex index =
-        detail::read_safetensors_index(detail::MappedFile(path_, kFunction).bytes(), path_);
+        detail::read_safetensors_index(detail::MappedFile(path_, kName).bytes(), path_);
     const std::string folder = path_.substr(0, path_.rfind('/') + 1);  // npos + 1 is 0
     std::map<std::string, const File*> opened;
     for (const auto& [name, file] : index) opened.emplace(file, nullptr);
@@ -183,7 +183,7 @@ class SafetensorsFile {
   }
 
   [[noreturn]] void fail(const std::string& name, const std::string& problem) const {
-    throw FileError(kFunction, path_, "tensor " + detail::quoted(name) + ": " + problem);
+    throw FileError(kName, path_, "tensor " + detail::quoted(name) + ": " + problem);
   }
 
   std::string path_;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <attend/attend.h>
+#include <attend/io.h>
 #include <attend/training.h>
 
 #include <iostream>
@@ -12,6 +13,12 @@ int main() {
   std::cout << y.sizes() << '\n';
   if (y.sizes() != torch::IntArrayRef({2, 8, 16})) {
     return 1;
+  }
+  try {
+    attend::load_safetensors("no such file");
+    return 1;
+  } catch (const attend::FileError& error) {
+    std::cout << error.what() << '\n';
   }
   try {
     apply(layer, torch::rand({2, 4, 16}));

@@ -32,7 +32,9 @@ inline void append_json_string(std::string& out, std::string_view text) {
 }
 
 /// The beginning of the text as a JSON string, for an error message. Bytes that are not UTF-8 are shown as '?'.
-inline std::string quoted(std::string_view text) {
+///
+/// It is an object because for a function, argument-dependent lookup would find std::quoted as well.
+inline constexpr auto quoted = [](std::string_view text) {
   constexpr std::size_t kLongest = 100;
   std::string shown;
   while (!text.empty() && shown.size() < kLongest) {
@@ -43,10 +45,7 @@ inline std::string quoted(std::string_view text) {
   std::string out;
   append_json_string(out, shown);
   return text.empty() ? out : out + "…";
-}
-
-/// The same. Without it, std::quoted would be the better match.
-inline std::string quoted(const std::string& text) { return quoted(std::string_view(text)); }
+};
 
 /// Reads a JSON text from front to back. The caller says what must come next, and anything else is a FileError. So
 /// memory is needed for the results only, and only skip() follows the nesting of the text, to a fixed depth.

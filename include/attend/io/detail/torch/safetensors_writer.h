@@ -4,9 +4,9 @@
 #include <attend/detail/torch/in_memory.h>
 #include <attend/io/detail/atomic_file.h>
 #include <attend/io/detail/json.h>
-#include <attend/io/detail/safetensors_dtype.h>
 #include <attend/io/detail/safetensors_header.h>
 #include <attend/io/detail/safetensors_index.h>
+#include <attend/io/detail/torch/safetensors_dtype.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
@@ -32,13 +32,13 @@ class SafetensorsWriter {
  public:
   explicit SafetensorsWriter(std::map<std::string, std::string> metadata) : metadata_(std::move(metadata)) {
     for (const auto& [name, value] : metadata_)
-      TORCH_CHECK_VALUE(is_utf8(name) && is_utf8(value), kFunction, ": metadata ", quoted(name),
+      TORCH_CHECK_VALUE(is_utf8(name) && is_utf8(value), kName, ": metadata ", quoted(name),
                         ": expected a name and a text in UTF-8");
   }
 
   void add(const std::string& name, const at::Tensor& tensor) {
     const auto check = [&](bool is_right, const auto&... problem) {
-      TORCH_CHECK_VALUE(is_right, kFunction, ": tensor ", quoted(name), ": expected ", problem...);
+      TORCH_CHECK_VALUE(is_right, kName, ": tensor ", quoted(name), ": expected ", problem...);
     };
     check(is_utf8(name) && name != kSafetensorsMetadata, "a name in UTF-8 other than \"", kSafetensorsMetadata, '"');
     check(tensor.defined(), "a tensor, got an undefined one");
@@ -80,7 +80,7 @@ class SafetensorsWriter {
       const at::Tensor &a = kept->tensor, &b = range.tensor;
       const bool is_tied = kept->begin == range.begin && a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() &&
                            a.strides() == b.strides() && a.is_conj() == b.is_conj() && a.is_neg() == b.is_neg();
-      TORCH_CHECK_VALUE(is_tied && drop_tied, kFunction, ": tensors ", quoted(kept->name), " and ", quoted(range.name),
+      TORCH_CHECK_VALUE(is_tied && drop_tied, kName, ": tensors ", quoted(kept->name), " and ", quoted(range.name),
                         " share memory, which a file cannot express. Save a clone() of ", quoted(range.name),
                         is_tied ? ", or pass SafetensorsOptions().drop_tied(true) to save only the first" : "");
       metadata_.emplace(range.name, kept->name);
@@ -91,14 +91,14 @@ class SafetensorsWriter {
   /// @param max_shard_size The largest number of bytes in one file; 0 for no limit.
   /// @return The path to load.
   std::string write(const std::string& path, std::int64_t max_shard_size) const {
-    TORCH_CHECK_VALUE(max_shard_size >= 0, kFunction, ": max_shard_size (", max_shard_size, ") must be at least 0");
-    TORCH_CHECK_VALUE(!path.ends_with(".json"), kFunction, ": the path (", path,
+    TORCH_CHECK_VALUE(max_shard_size >= 0, kName, ": max_shard_size (", max_shard_size, ") must be at least 0");
+    TORCH_CHECK_VALUE(!path.ends_with(".json"), kName, ": the path (", path,
                       ") must not end in .json, which load_safetensors() takes for an index");
     std::vector<SafetensorsHeader> headers = shards(static_cast<std::uint64_t>(max_shard_size));
     std::vector<std::string> beginnings;
     for (SafetensorsHeader& header : headers) {
       beginnings.push_back(write_safetensors_header(header));
-      TORCH_CHECK_VALUE(beginnings.back().size() - 8 <= kSafetensorsLongestHeader, kFunction,
+      TORCH_CHECK_VALUE(beginnings.back().size() - 8 <= kSafetensorsLongestHeader, kName,
                         ": the names and metadata take ", beginnings.back().size() - 8,
                         " bytes, but the format allows ", kSafetensorsLongestHeader);
     }
@@ -108,7 +108,7 @@ class SafetensorsWriter {
     }
 
     constexpr std::string_view kSuffix = ".safetensors";
-    TORCH_CHECK_VALUE(path.ends_with(kSuffix), kFunction, ": the path (", path, ") must end in ", kSuffix,
+    TORCH_CHECK_VALUE(path.ends_with(kSuffix), kName, ": the path (", path, ") must end in ", kSuffix,
                       " if several files are written");
     SafetensorsIndex index;
     std::uint64_t total_size = 0;
@@ -123,14 +123,14 @@ class SafetensorsWriter {
       }
     }
     const std::string index_path = path + ".index.json", text = write_safetensors_index(index, total_size);
-    AtomicFile file(kFunction, index_path);
+    AtomicFile file(kName, index_path);
     file.write(text.data(), text.size());
     file.commit();
     return index_path;
   }
 
  private:
-  static constexpr char kFunction[] = "attend::save_safetensors";
+  static constexpr const char* kName = "attend::save_safetensors";
 
   struct Tensor {
     at::Tensor tensor;
@@ -161,7 +161,7 @@ class SafetensorsWriter {
   }
 
   void write_file(const std::string& path, const std::string& beginning, const SafetensorsHeader& header) const {
-    AtomicFile file(kFunction, path);
+    AtomicFile file(kName, path);
     file.write(beginning.data(), beginning.size());
     for (const auto* entry : header.by_position()) {
       const at::Tensor tensor = in_memory(tensors_.at(entry->first).tensor.cpu()).resolve_conj().contiguous();

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Files: tensors by name that travel between C++ and Python.
+
+#include <attend/io/file_error.h>
+#include <attend/io/safetensors.h>
+#include <attend/io/state_dict_type.h>
