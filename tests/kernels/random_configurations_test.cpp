@@ -2,13 +2,14 @@
 
 // Random calls against a naive loop in float64, on every instruction set of this processor and on every vector width.
 //
-// A failure names its configuration n. To run it alone: ATTEND_TEST_CONFIGURATION=n. To run one instruction set:
-// ATTEND_TEST_ISA=avx2 (support/instruction_sets.h has the names).
+// A failure names its configuration n. ATTEND_TEST_CONFIGURATION=n runs it alone, and ATTEND_TEST_ISA=avx2 runs one
+// instruction set (tests/support/environment.h).
 
 #include "support/configuration.h"
 #include "support/instruction_sets.h"
 #include "support/naive.h"
-#include "support/structs.h"
+#include "support/results.h"
+#include "support/user_structs.h"
 
 #include <attend/kernels.h>
 
@@ -30,21 +31,12 @@
 using attend::test::Configuration;
 using attend::test::Naive;
 using attend::test::Results;
-using attend::test::Tensor;
 using attend::test::UserStructs;
+using attend::test::wanted_calls;
 
 namespace {
 
-constexpr std::uint64_t kConfigurations = 500;
-
-/// The configurations to run: all, or those that the environment names, as "7" or "0-19".
-std::pair<std::uint64_t, std::uint64_t> wanted_configurations() {
-  const char* const given = std::getenv("ATTEND_TEST_CONFIGURATION");
-  if (given == nullptr) return {0, kConfigurations};
-  char* end = nullptr;
-  const std::uint64_t first = std::strtoull(given, &end, 10);
-  return {first, (*end == '-' ? std::strtoull(end + 1, nullptr, 10) : first) + 1};
-}
+constexpr std::uint32_t kConfigurations = 500;
 
 /// The largest difference; infinite where one has a NaN and the other none.
 double max_difference(const std::vector<double>& a, const std::vector<double>& b) {
@@ -109,13 +101,13 @@ class Accuracy {
 template <class T>
 class Run {
  public:
-  explicit Run(std::uint64_t number)
+  explicit Run(std::uint32_t number)
       : c_(number),
         bias_(c_.bias.begin(), c_.bias.end()),
         gates_(c_.gates.begin(), c_.gates.end()),
         structs_(c_.structs, {bias_.data(), gates_.data(), c_.document.data()}) {
     std::ostringstream text;
-    text << "configuration " << number << ": " << c_;
+    text << "configuration " << number << ": " << c_ << "; " << attend::test::replay(number);
     description_ = text.str();
   }
 
@@ -176,48 +168,11 @@ class Run {
 
   template <class Forward, class Backward>
   Results computed(std::int64_t saved_bytes, const Forward& forward, const Backward& backward) {
-    const attend::AttentionParams& p = c_.params;
-    const std::int64_t N = p.batch_size, H = p.num_heads, G = p.num_kv_heads, L = p.query_length, S = p.key_length;
     attend::ThreadPoolExecutor executor(c_.threads);
-    Tensor output = c_.output_tensor({N, H, L, p.value_dim}), query = c_.output_tensor({N, H, L, p.head_dim}),
-           key = c_.output_tensor({N, G, S, p.head_dim}), value = c_.output_tensor({N, G, S, p.value_dim});
-    Tensor log_sum_exp(c_.computed(), {N, H, L, 1});
-    std::vector<T> saved(static_cast<std::size_t>(saved_bytes) / sizeof(T) + 1, T(-77));  // and what must stay
-    const attend::AttentionOutputs outputs{output.view(), log_sum_exp.view().data, saved.data(), saved_bytes};
-    forward(outputs, executor);
-
-    Results results{{"output", output.values()}, {"log_sum_exp", log_sum_exp.values()}};
-    // A forward pass that saves nothing may take another way.
-    Tensor output_alone = c_.output_tensor({N, H, L, p.value_dim});
-    forward(attend::AttentionOutputs{output_alone.view(), log_sum_exp.view().data}, executor);
-    results["output, nothing saved"] = output_alone.values();
-    results["log_sum_exp, nothing saved"] = log_sum_exp.values();
-    const auto sum_for = [&](const std::string& name, bool is_wanted, std::int64_t size) -> attend::SummedGradient {
-      if (!is_wanted) return {};
-      std::vector<double>& sum = results[name];
-      sum.resize(static_cast<std::size_t>(size), -77);
-      return {sum.data(), size};
-    };
-    attend::AttentionGradients gradients;
-    gradients.output = c_.output_gradient.view();
-    gradients.log_sum_exp = c_.log_sum_exp_gradient.view().data;
-    gradients.query = query.view();
-    gradients.key = key.view();
-    gradients.value = value.view();
-    const bool is_added = p.mask_type == attend::MaskType::kAdded || p.mask_type == attend::MaskType::kAddedBFloat16;
-    gradients.attn_mask = sum_for("mask", is_added, c_.mask_gradient_size());
-    gradients.alibi_slopes = sum_for("slopes", p.alibi_slopes != nullptr, p.alibi_strides[0] == 0 ? H : N * H);
-    int k = 0;
-    if (c_.structs > 0)
-      for (const std::int64_t size : structs_.tensor_sizes())
-        gradients.score_tensors.push_back(sum_for("tensor" + std::to_string(k++), true, size));
-    backward(outputs, gradients, executor);
-    results["query"] = query.values();
-    results["key"] = key.values();
-    results["value"] = value.values();
-    for (const Tensor* written : {&output, &output_alone, &query, &key, &value}) CHECK(written->is_kept_around());
-    CHECK(saved.back() == T(-77));
-    return results;
+    return attend::test::results_of<T>(
+        c_, [this](const auto& sizes) { return c_.output_tensor(sizes); }, structs_.tensor_sizes(), saved_bytes,
+        /*also_without_saved=*/true, [&](const auto& outputs) { forward(outputs, executor); },
+        [&](const auto& outputs, const auto& gradients) { backward(outputs, gradients, executor); });
   }
 
   Configuration c_;
@@ -231,12 +186,12 @@ bool is_float64(std::uint64_t number) { return Configuration(number).params.dtyp
 /// Runs all configurations in T.
 template <class T>
 void check_all() {
-  const auto [begin, end] = wanted_configurations();
+  const auto [begin, end, are_all] = wanted_calls(kConfigurations);
   const auto isas = attend::test::instruction_sets<T>();
   REQUIRE_FALSE(isas.empty());
   std::map<std::string, Accuracy> accuracy;  // of each instruction set
   int checked = 0;
-  for (std::uint64_t n = begin; n < end; ++n) {
+  for (std::uint32_t n = begin; n < end; ++n) {
     if (is_float64(n) != std::is_same_v<T, double>) continue;
     Run<T> run(n);
     CAPTURE(run.description());
@@ -257,10 +212,10 @@ void check_all() {
     }
     ++checked;
   }
-  if (end - begin == kConfigurations) CHECK(checked > 50);
+  if (are_all) CHECK(checked > 50);
   for (const auto& [isa, errors] : accuracy) {
     CAPTURE(isa);
-    if (end - begin == kConfigurations) errors.check_results_of_few_numbers();
+    if (are_all) errors.check_results_of_few_numbers();
   }
 }
 
@@ -274,7 +229,7 @@ TEST_CASE("kernels: random configurations in float64 are exact to 1e-12") { chec
 
 TEST_CASE("kernels: the public functions give the bits of the best instruction set") {
   if (std::getenv("ATTEND_TEST_ISA") != nullptr) return;
-  const auto [begin, end] = wanted_configurations();
+  const auto [begin, end, are_all] = wanted_calls(kConfigurations);
   const auto check = [](auto run, const auto& isas) {
     CAPTURE(run.description());
     const Results ours = run.computed_by(isas.back()), theirs = run.computed();
@@ -284,7 +239,7 @@ TEST_CASE("kernels: the public functions give the bits of the best instruction s
       CHECK(max_difference(numbers, theirs.at(name)) == 0);
     }
   };
-  for (std::uint64_t n = begin; n < std::min(end, begin + 60); ++n) {
+  for (std::uint32_t n = begin; n < std::min(end, begin + 60); ++n) {
     if (is_float64(n))
       check(Run<double>(n), attend::test::instruction_sets<double>());
     else

@@ -5,6 +5,8 @@
 #include <attend/score/mask_mod.h>
 #include <attend/score/mask_operators.h>
 
+#include "support/structs.h"
+
 #include <doctest/doctest.h>
 
 #include <cstddef>
@@ -15,12 +17,9 @@
 #include <vector>
 
 using namespace attend;
+using attend::test::SameParity;
 
 namespace {
-
-struct SameParity {
-  bool operator()(Coordinate at) const { return (at.query - at.key) % 2 == 0; }
-};
 
 /// Has a key range, and no cover().
 struct FirstKeys {
@@ -106,7 +105,7 @@ constexpr std::int32_t kMost = std::numeric_limits<std::int32_t>::max();
 
 }  // namespace
 
-TEST_CASE("cover() of attend's masks is exact for every block") {
+TEST_CASE("mask_cover: cover() of attend's masks is exact for every block") {
   check_cover("EveryKey", EveryKey{}, true);
   check_cover("Causal", Causal{}, true);
   for (const std::int32_t left : {-1, 0, 1, 3, 40, kMost})
@@ -116,7 +115,7 @@ TEST_CASE("cover() of attend's masks is exact for every block") {
   for (const std::int32_t length : {0, 1, 6, 100}) check_cover("PrefixLM", PrefixLM(length), true);
 }
 
-TEST_CASE("cover() of masks with & | ! is never wrong, for operands with cover(), with keys() and with neither") {
+TEST_CASE("mask_cover: masks with & | ! are never wrong, for operands with cover(), with keys() and with neither") {
   check_cover("Causal & SlidingWindow", Causal{} & SlidingWindow(3, 2), false);
   check_cover("Causal | SlidingWindow", Causal{} | SlidingWindow(3, 2), false);
   check_cover("!Causal", !Causal{}, true);
@@ -140,7 +139,7 @@ TEST_CASE("MaskMod: the example of its comment, SameHalf, has the right cover()"
   check_cover("SameHalf", SameHalf{}, true);
 }
 
-TEST_CASE("a mask with neither cover() nor keys() is partial everywhere") {
+TEST_CASE("mask_cover: a mask with neither cover() nor keys() is partial everywhere") {
   const QueryBlock queries{0, 0, 0, 4, 8, 8};
   CHECK(attend::detail::mask_cover(SameParity{}, queries, {0, 1}) == MaskCover::kPartial);
   CHECK(attend::all_of(SameParity{}, SameParity{}).cover(queries, {0, 8}) == MaskCover::kPartial);
@@ -211,7 +210,7 @@ TEST_CASE("FlashMaskView: cover() is never wrong, for ranges that are random, sh
     }
 }
 
-TEST_CASE("cover() of attend's masks is constexpr") {
+TEST_CASE("mask_cover: cover() of attend's masks is constexpr") {
   constexpr auto mask = Causal{} & !SlidingWindow(1, -1);
   static_assert(mask.cover(QueryBlock{0, 0, 4, 8, 9, 9}, KeyRange{0, 3}) == MaskCover::kFull);
   static_assert(mask.cover(QueryBlock{0, 0, 4, 8, 9, 9}, KeyRange{8, 9}) == MaskCover::kEmpty);

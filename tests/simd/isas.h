@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The instruction sets that the tests of simd/ run on.
+// The instruction sets that the tests of simd/ run on: all, or the one that ATTEND_TEST_ISA names.
+
+#include "support/environment.h"
 
 #include <attend/simd/dispatch.h>
 
@@ -16,7 +18,7 @@ namespace attend::test {
 
 template <class Isa>
 void run_on(const char* name, const auto& check) {
-  if (!Isa::is_supported()) return;  // dispatch_test.cpp checks that this is right
+  if (!Isa::is_supported() || !is_wanted_isa(name)) return;  // dispatch_test.cpp checks that this is right
   CAPTURE(name);
   check(Isa{});
 }
@@ -25,23 +27,23 @@ void run_on(const char* name, const auto& check) {
 /// set of this processor.
 void for_each_isa(const auto& check) {
   using namespace attend::simd;
-  run_on<Portable>("16 bytes", check);
-  run_on<PortableOf<32, 2, 6>>("32 bytes", check);
-  run_on<PortableOf<64, 4>>("64 bytes", check);
+  run_on<Portable>("portable16", check);
+  run_on<PortableOf<32, 2, 6>>("portable32", check);
+  run_on<PortableOf<64, 4>>("portable64", check);
 #if defined(__x86_64__)
-  run_on<Avx2>("AVX2", check);
-  run_on<Avx512>("AVX-512", check);
+  run_on<Avx2>("avx2", check);
+  run_on<Avx512>("avx512", check);
 #elif defined(__aarch64__)
-  run_on<Neon>("NEON", check);
+  run_on<Neon>("neon", check);
 #endif
 }
 
 /// The same for each instruction set of this processor that has dot products of bfloat16.
 void for_each_bf16_isa([[maybe_unused]] const auto& check) {
 #if defined(__x86_64__)
-  run_on<attend::simd::Avx512Bf16>("AVX-512 with bfloat16", check);
+  run_on<attend::simd::Avx512Bf16>("avx512_bf16", check);
 #elif defined(ATTEND_HAS_NEON_BF16)
-  run_on<attend::simd::NeonBf16>("NEON with bfloat16", check);
+  run_on<attend::simd::NeonBf16>("neon_bf16", check);
 #endif
 }
 

@@ -41,8 +41,42 @@ void for_each_shape(const auto& check) {
 
 constexpr int kGap = 3;  // numbers between the rows of a matrix, which must not be written
 
-/// Checks Product<T> of numbers that draw() returns against sums in a wider type. In each step of a sum the error may
-/// be `units` times that of rounding to T. The gaps between the rows of C must keep their numbers.
+/// Checks C of `depth` products for each entry against sums in a wider type. In each step of a sum the error may be
+/// `units` times that of rounding to T. The gaps between the rows of C must keep their numbers.
+template <class T>
+void check_result(const Shape& shape, int depth, double units, const std::vector<T>& c, const std::vector<T>& before,
+                  const auto& a_at, const auto& b_at) {
+  using Wide = std::conditional_t<std::is_same_v<T, float>, double, long double>;
+  const Wide factor = static_cast<T>(shape.factor);
+  const int c_row = shape.columns + 2 * kGap;
+  int wrong = 0;
+  for (int i = 0; i < shape.rows; ++i)
+    for (int n = 0; n < c_row; ++n) {
+      const std::size_t entry = i * c_row + n;
+      if (n >= shape.columns) {
+        wrong += c[entry] != before[entry];
+        continue;
+      }
+      Wide sum = 0, size = 0;
+      for (int k = 0; k < depth; ++k) {
+        const Wide term = static_cast<Wide>(a_at(i, k)) * static_cast<Wide>(b_at(k, n));
+        sum += term;
+        size += std::abs(term);
+      }
+      const Wide exact = factor * sum + (shape.add ? before[entry] : T(0));
+      const Wide allowed = units * std::numeric_limits<T>::epsilon() / 2 * (depth + 8) *
+                           (factor * size + (shape.add ? std::abs(before[entry]) : T(0)));
+      wrong += !(std::abs(c[entry] - exact) <= allowed);
+    }
+  CAPTURE(shape.rows);
+  CAPTURE(shape.columns);
+  CAPTURE(shape.depth);
+  CAPTURE(shape.is_transposed);
+  CAPTURE(shape.add);
+  CHECK(wrong == 0);
+}
+
+/// Checks Product<T> of numbers that draw() returns.
 template <class T, class Isa>
 void check_numbers(const Shape& shape, double units, const auto& draw) {
   const auto [rows, columns, depth, is_transposed, add, factor] = shape;
@@ -54,32 +88,9 @@ void check_numbers(const Shape& shape, double units, const auto& draw) {
   const std::vector<T> before = c;
   CompiledFor<Isa, Product<T>>::call(Strided<T>{a.data(), a_row, a_column}, b.data(), b_row, c.data(), c_row, rows,
                                      columns, depth, add, static_cast<T>(factor));
-  int wrong = 0;
-  for (int i = 0; i < rows; ++i)
-    for (int n = 0; n < c_row; ++n) {
-      const std::size_t entry = i * c_row + n;
-      if (n >= columns) {
-        wrong += c[entry] != before[entry];
-        continue;
-      }
-      using Wide = std::conditional_t<std::is_same_v<T, float>, double, long double>;
-      Wide sum = 0, size = 0;
-      for (int k = 0; k < depth; ++k) {
-        const Wide term = static_cast<Wide>(a[i * a_row + k * a_column]) * b[k * b_row + n];
-        sum += term;
-        size += std::abs(term);
-      }
-      const Wide exact = static_cast<T>(factor) * sum + (add ? before[entry] : T(0));
-      const Wide allowed = units * std::numeric_limits<T>::epsilon() / 2 * (depth + 8) *
-                           (factor * size + (add ? std::abs(before[entry]) : T(0)));
-      wrong += !(std::abs(c[entry] - exact) <= allowed);
-    }
-  CAPTURE(shape.rows);
-  CAPTURE(shape.columns);
-  CAPTURE(shape.depth);
-  CAPTURE(shape.is_transposed);
-  CAPTURE(shape.add);
-  CHECK(wrong == 0);
+  check_result<T>(
+      shape, depth, units, c, before, [&](int i, int k) { return a[i * a_row + k * a_column]; },
+      [&](int k, int n) { return b[k * b_row + n]; });
 }
 
 /// The same for Product<Bf16x2>: A is (rows, 2 depth) and B (2 depth, columns), in pairs.
@@ -101,31 +112,9 @@ void check_pairs(const Shape& shape, double units, const auto& draw) {
     number.bits = static_cast<std::uint16_t>(pair >> 16 * which);
     return static_cast<double>(number);
   };
-  int wrong = 0;
-  for (int i = 0; i < rows; ++i)
-    for (int n = 0; n < c_row; ++n) {
-      const std::size_t entry = i * c_row + n;
-      if (n >= columns) {
-        wrong += c[entry] != before[entry];
-        continue;
-      }
-      double sum = 0, size = 0;
-      for (int k = 0; k < 2 * depth; ++k) {
-        const double term = half(a[i * a_row + k / 2 * a_column], k % 2) * half(b[k / 2 * b_row + n], k % 2);
-        sum += term;
-        size += std::abs(term);
-      }
-      const double exact = factor * sum + (add ? before[entry] : 0.0f);
-      const double allowed = units * std::numeric_limits<float>::epsilon() / 2 * (2 * depth + 8) *
-                             (factor * size + (add ? std::abs(before[entry]) : 0.0f));
-      wrong += !(std::abs(c[entry] - exact) <= allowed);
-    }
-  CAPTURE(shape.rows);
-  CAPTURE(shape.columns);
-  CAPTURE(shape.depth);
-  CAPTURE(shape.is_transposed);
-  CAPTURE(shape.add);
-  CHECK(wrong == 0);
+  check_result<float>(
+      shape, 2 * depth, units, c, before, [&](int i, int k) { return half(a[i * a_row + k / 2 * a_column], k % 2); },
+      [&](int k, int n) { return half(b[k / 2 * b_row + n], k % 2); });
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ struct Transpose {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("VecBlock::transpose", T, float, double) {
+TEST_CASE_TEMPLATE("VecBlock::transpose: rows become columns", T, float, double) {
   attend::test::for_each_isa([](auto isa) {
     constexpr int kLanes = Vec<T, decltype(isa)>::kLanes;
     std::vector<T> from(kLanes * kLanes), to(kLanes * kLanes);

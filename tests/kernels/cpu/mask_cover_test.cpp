@@ -2,13 +2,15 @@
 
 // Masks with holes in the CPU kernels, held against loops over every score.
 
-#include <attend/detail/philox.h>
+#include "kernels/support/instruction_sets.h"
+#include "kernels/support/naive.h"
+#include "kernels/support/results.h"
+
 #include <attend/kernels/cpu/attention_pass.h>
 #include <attend/kernels/cpu/typed_variant.h>
 #include <attend/score/block_mask.h>
 #include <attend/score/mask_mod.h>
 #include <attend/score/mask_operators.h>
-#include <attend/simd/bfloat16.h>
 #include <attend/simd/dispatch.h>
 
 #include <doctest/doctest.h>
@@ -18,13 +20,16 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <iterator>
 #include <limits>
 #include <random>
 #include <string>
-#include <type_traits>
+#include <utility>
 #include <vector>
 
 using namespace attend;
+using attend::test::Results;
 using simd::InstructionSet;
 
 namespace {
@@ -102,187 +107,65 @@ struct Options {
   double dropout = 0;
 };
 
-/// The results of one call, each as numbers in the order of its tensor.
-struct Results {
-  std::vector<double> output, log_sum_exp, query, key, value;
-};
-
-struct Inputs {
-  std::vector<double> query, key, value, output_gradient, log_sum_exp_gradient;
-};
-
-/// Standard normal numbers that are the same in float32, or in bfloat16.
-std::vector<double> numbers(std::int64_t size, bool is_bfloat16, std::mt19937& random) {
-  std::normal_distribution<float> normal;
-  std::vector<double> result(static_cast<std::size_t>(size));
-  for (double& number : result) {
-    const float drawn = normal(random);
-    number = is_bfloat16 ? static_cast<float>(simd::BFloat16(drawn)) : drawn;
+/// A call with contiguous tensors of standard normal numbers. They are the same in float32 and float64.
+struct Call : test::CallMemory {
+  Call(NumberType dtype, const Sizes& s, const Options& options) {
+    params.dtype = dtype;
+    params.batch_size = s.batch;
+    params.num_heads = s.heads;
+    params.num_kv_heads = s.kv_heads;
+    params.query_length = s.queries;
+    params.key_length = s.keys;
+    params.head_dim = s.head_dim;
+    params.value_dim = s.value_dim;
+    params.window_left = options.window_left;
+    params.window_right = options.window_right;
+    params.dropout = options.dropout;
+    params.dropout_seed = 3;
+    query = tensor({s.batch, s.heads, s.queries, s.head_dim});
+    key = tensor({s.batch, s.kv_heads, s.keys, s.head_dim});
+    value = tensor({s.batch, s.kv_heads, s.keys, s.value_dim});
+    output_gradient = tensor({s.batch, s.heads, s.queries, s.value_dim});
+    log_sum_exp_gradient = test::Tensor(computed(), {s.batch, s.heads, s.queries, 1});
+    test::Random random(7);
+    for (test::Tensor* each : {&query, &key, &value, &output_gradient, &log_sum_exp_gradient})
+      each->fill([&] { return static_cast<double>(static_cast<float>(random.normal())); });
+    params.query = query.view();
+    params.key = key.view();
+    params.value = value.view();
   }
-  return result;
-}
 
-Inputs inputs_for(const Sizes& s, bool is_bfloat16) {
-  std::mt19937 random(7);
-  const std::int64_t rows = std::int64_t{s.batch} * s.heads * s.queries,
-                     key_rows = std::int64_t{s.batch} * s.kv_heads * s.keys;
-  const auto draw = [&](std::int64_t size) { return numbers(size, is_bfloat16, random); };
-  return {draw(rows * s.head_dim), draw(key_rows * s.head_dim), draw(key_rows * s.value_dim), draw(rows * s.value_dim),
-          draw(rows)};
-}
+  test::Tensor tensor(const test::Sizes& sizes) const { return {number(), sizes}; }
+};
 
-/// The formula of attention and its gradients, one score after the other, in V.
+/// The structs of a call for the naive loop.
+template <class V>
+struct Structs {
+  std::function<test::Changed<V>(V score, Coordinate at)> by_hand;
+  std::function<bool(Coordinate at)> allows;
+
+  static std::vector<std::int64_t> tensor_sizes() { return {}; }
+};
+
 template <class V, class Score, class Mask>
-Results by_every_score(const Sizes& s, const Inputs& in, const Score& score_mod, const Mask& mask,
-                       const Options& options) {
-  const auto rows = static_cast<std::size_t>(s.batch * s.heads * s.queries);
-  Results out{std::vector<double>(rows * s.value_dim), std::vector<double>(rows), std::vector<double>(in.query.size()),
-              std::vector<double>(in.key.size()), std::vector<double>(in.value.size())};
-  const V scale = static_cast<V>(1 / std::sqrt(static_cast<double>(s.head_dim)));
-  const auto threshold = attend::detail::dropout_threshold(options.dropout);
-  std::vector<V> weights(s.keys), slopes(s.keys), kept(s.keys), gradients(s.keys), key_sums(in.key.size()),
-      value_sums(in.value.size());
-  for (std::int32_t n = 0; n < s.batch; ++n)
-    for (std::int32_t h = 0; h < s.heads; ++h)
-      for (std::int32_t i = 0; i < s.queries; ++i) {
-        const std::size_t row = (static_cast<std::size_t>(n) * s.heads + h) * s.queries + i;
-        const std::size_t group = static_cast<std::size_t>(n) * s.kv_heads + h / (s.heads / s.kv_heads);
-        const double* const q = &in.query[row * s.head_dim];
-        const double* const dO = &in.output_gradient[row * s.value_dim];
-        V largest = -std::numeric_limits<V>::infinity(), sum = 0, delta = 0;
-        const auto is_allowed = [&](std::int32_t j) {
-          const std::int32_t distance = j - (i + s.keys - s.queries);
-          return (options.window_left < 0 || distance >= -options.window_left) &&
-                 (options.window_right < 0 || distance <= options.window_right) &&
-                 mask(Coordinate{n, h, i, j, s.queries, s.keys});
-        };
-        for (std::int32_t j = 0; j < s.keys; ++j) {
-          weights[j] = -std::numeric_limits<V>::infinity();
-          if (!is_allowed(j)) continue;
-          const double* const k = &in.key[(group * s.keys + j) * s.head_dim];
-          V product = 0;
-          for (std::int32_t d = 0; d < s.head_dim; ++d) product += static_cast<V>(q[d]) * static_cast<V>(k[d]);
-          const Dual<V> changed = score_mod(Dual<V>(product * scale, V(1)), Coordinate{n, h, i, j, s.queries, s.keys});
-          weights[j] = changed.value.value;
-          slopes[j] = changed.derivative.value;
-          largest = std::max(largest, weights[j]);
-        }
-        for (std::int32_t j = 0; j < s.keys; ++j) {
-          weights[j] = is_allowed(j) ? std::exp(weights[j] - largest) : V(0);
-          sum += weights[j];
-        }
-        out.log_sum_exp[row] = static_cast<double>(largest + std::log(sum));
-        if (sum == V(0)) {
-          out.log_sum_exp[row] = -std::numeric_limits<double>::infinity();
-          continue;
-        }
-        for (std::int32_t j = 0; j < s.keys; ++j) {
-          if (!is_allowed(j)) continue;
-          weights[j] /= sum;
-          const std::uint64_t query = static_cast<std::uint32_t>(i);
-          const auto words =
-              attend::detail::philox(3, query << 32 | static_cast<std::uint32_t>(j / 4),
-                                     static_cast<std::uint64_t>(n) << 32 | static_cast<std::uint32_t>(h));
-          kept[j] = options.dropout == 0              ? V(1)
-                    : words.words[j % 4] >= threshold ? static_cast<V>(1 / (1 - options.dropout))
-                                                      : V(0);
-          const double* const v = &in.value[(group * s.keys + j) * s.value_dim];
-          V product = 0;
-          for (std::int32_t d = 0; d < s.value_dim; ++d) {
-            out.output[row * s.value_dim + d] += static_cast<double>(weights[j] * kept[j] * static_cast<V>(v[d]));
-            product += static_cast<V>(dO[d]) * static_cast<V>(v[d]);
-            value_sums[(group * s.keys + j) * s.value_dim + d] += weights[j] * kept[j] * static_cast<V>(dO[d]);
-          }
-          gradients[j] = product * kept[j];
-          delta += weights[j] * gradients[j];
-        }
-        delta -= static_cast<V>(in.log_sum_exp_gradient[row]);
-        for (std::int32_t j = 0; j < s.keys; ++j) {
-          if (!is_allowed(j)) continue;
-          const V gradient = weights[j] * (gradients[j] - delta) * slopes[j] * scale;
-          for (std::int32_t d = 0; d < s.head_dim; ++d) {
-            out.query[row * s.head_dim + d] +=
-                static_cast<double>(gradient * static_cast<V>(in.key[(group * s.keys + j) * s.head_dim + d]));
-            key_sums[(group * s.keys + j) * s.head_dim + d] += gradient * static_cast<V>(q[d]);
-          }
-        }
-      }
-  out.key.assign(key_sums.begin(), key_sums.end());
-  out.value.assign(value_sums.begin(), value_sums.end());
-  return out;
+Results by_every_score(const Call& call, const Score& score_mod, const Mask& mask) {
+  const auto by_hand = [&](V score, Coordinate at) -> test::Changed<V> {
+    const Dual<V> changed = score_mod(Dual<V>(score, V(1)), at);
+    return {changed.value.value, changed.derivative.value};
+  };
+  return test::Naive<V>(call, Structs<V>{by_hand, mask}).results();
 }
 
-/// Numbers in the dtype of a call.
-template <class Element>
-struct Memory {
-  using T = std::conditional_t<std::is_same_v<Element, double>, double, float>;
-  std::vector<Element> memory;
-
-  explicit Memory(const std::vector<double>& given) {
-    for (const double number : given) memory.push_back(Element(static_cast<T>(number)));
-  }
-  std::vector<double> read() const {
-    std::vector<double> result;
-    for (const Element& number : memory) result.push_back(static_cast<T>(number));
-    return result;
-  }
-};
-
-template <class Element, class View>
-View view_of(std::vector<Element>& memory, std::int64_t heads, std::int64_t rows, std::int64_t width) {
-  return {memory.data(), {heads * rows * width, rows * width, width, 1}};
-}
-
-/// Forward and backward by the kernels. Element: float, double or BFloat16.
-template <class Element, class Score, class Mask>
-Results by_kernels(const Sizes& s, const Inputs& in, const Score& score_mod, const Mask& mask, const Options& options,
-                   InstructionSet set, int threads = 2) {
-  using T = std::conditional_t<std::is_same_v<Element, double>, double, float>;
-  const std::int64_t rows = std::int64_t{s.batch} * s.heads * s.queries;
-  const std::vector<double> zeros(static_cast<std::size_t>(rows * s.value_dim));
-  Memory<Element> q(in.query), k(in.key), v(in.value), dO(in.output_gradient), output(zeros), dq(in.query), dk(in.key),
-      dv(in.value);
-  std::vector<T> log_sum_exp(static_cast<std::size_t>(rows));
-  std::vector<T> log_sum_exp_gradient(in.log_sum_exp_gradient.begin(), in.log_sum_exp_gradient.end());
-  AttentionParams params;
-  params.dtype = std::is_same_v<Element, double>  ? NumberType::kFloat64
-                 : std::is_same_v<Element, float> ? NumberType::kFloat32
-                                                  : NumberType::kBFloat16;
-  params.batch_size = s.batch;
-  params.num_heads = s.heads;
-  params.num_kv_heads = s.kv_heads;
-  params.query_length = s.queries;
-  params.key_length = s.keys;
-  params.head_dim = s.head_dim;
-  params.value_dim = s.value_dim;
-  using Read = ConstTensorView4d;
-  using Write = TensorView4d;
-  params.query = view_of<Element, Read>(q.memory, s.heads, s.queries, s.head_dim);
-  params.key = view_of<Element, Read>(k.memory, s.kv_heads, s.keys, s.head_dim);
-  params.value = view_of<Element, Read>(v.memory, s.kv_heads, s.keys, s.value_dim);
-  params.window_left = options.window_left;
-  params.window_right = options.window_right;
-  params.dropout = options.dropout;
-  params.dropout_seed = 3;
-
+/// Forward and backward by the kernels, in T.
+template <class T, class Score, class Mask>
+Results by_kernels(Call& call, const Score& score_mod, const Mask& mask, InstructionSet set) {
   cpu::TypedCpuVariant<T, Score, Mask> variant(score_mod, mask, /*tensors=*/0, {}, set);
-  const cpu::AttentionPass<T> pass(params, set, &variant);
-  std::vector<T> saved(static_cast<std::size_t>(pass.saved_bytes()) / sizeof(T), std::numeric_limits<T>::quiet_NaN());
-  AttentionOutputs outputs;
-  outputs.output = view_of<Element, Write>(output.memory, s.heads, s.queries, s.value_dim);
-  outputs.log_sum_exp = log_sum_exp.data();
-  outputs.saved = saved.data();
-  outputs.saved_bytes = pass.saved_bytes();
-  ThreadPoolExecutor executor(threads);
-  pass.forward(outputs, executor);
-  AttentionGradients gradients;
-  gradients.output = view_of<Element, Read>(dO.memory, s.heads, s.queries, s.value_dim);
-  gradients.log_sum_exp = log_sum_exp_gradient.data();
-  gradients.query = view_of<Element, Write>(dq.memory, s.heads, s.queries, s.head_dim);
-  gradients.key = view_of<Element, Write>(dk.memory, s.kv_heads, s.keys, s.head_dim);
-  gradients.value = view_of<Element, Write>(dv.memory, s.kv_heads, s.keys, s.value_dim);
-  pass.backward(outputs, gradients, executor);
-  return {output.read(), {log_sum_exp.begin(), log_sum_exp.end()}, dq.read(), dk.read(), dv.read()};
+  const cpu::AttentionPass<T> pass(call.params, set, &variant);
+  ThreadPoolExecutor executor(2);
+  return test::results_of<T>(
+      call, [&](const test::Sizes& sizes) { return call.tensor(sizes); }, {}, pass.saved_bytes(),
+      /*also_without_saved=*/false, [&](const auto& outputs) { pass.forward(outputs, executor); },
+      [&](const auto& outputs, const auto& gradients) { pass.backward(outputs, gradients, executor); });
 }
 
 double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
@@ -295,12 +178,9 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
 
 /// Every result may have twice the error of the same loops in the kernel's type, and `extra`.
 void check_close(const Results& found, const Results& exact, const Results& same_type, double extra) {
-  const std::vector<double> Results::*const members[] = {&Results::output, &Results::log_sum_exp, &Results::query,
-                                                         &Results::key, &Results::value};
-  for (int k = 0; k < 5; ++k) {
-    CAPTURE(k);
-    CHECK(largest_difference(found.*members[k], exact.*members[k]) <=
-          2 * largest_difference(same_type.*members[k], exact.*members[k]) + extra);
+  for (const auto& [name, numbers] : exact) {
+    CAPTURE(name);
+    CHECK(largest_difference(found.at(name), numbers) <= 2 * largest_difference(same_type.at(name), numbers) + extra);
   }
 }
 
@@ -310,18 +190,19 @@ void check(const std::string& name, const Sizes& sizes, const Score& score_mod, 
   CAPTURE(name);
   CAPTURE(sizes.queries);
   CAPTURE(sizes.keys);
-  const Inputs inputs = inputs_for(sizes, /*is_bfloat16=*/false), rounded = inputs_for(sizes, /*is_bfloat16=*/true);
-  const Results exact = by_every_score<double>(sizes, inputs, score_mod, mask, options),
-                in_float = by_every_score<float>(sizes, inputs, score_mod, mask, options),
-                of_rounded = by_every_score<double>(sizes, rounded, score_mod, mask, options);
-  for (const InstructionSet set : {InstructionSet::kAvx512Bf16, InstructionSet::kAvx512, InstructionSet::kAvx2,
-                                   InstructionSet::kNeonBf16, InstructionSet::kNeon, InstructionSet::kPortable}) {
-    if (!simd::is_supported(set)) continue;
-    CAPTURE(static_cast<int>(set));
-    check_close(by_kernels<double>(sizes, inputs, score_mod, mask, options, set), exact, exact, 1e-11);
-    check_close(by_kernels<float>(sizes, inputs, score_mod, mask, options, set), exact, in_float, 1e-6);
-    check_close(by_kernels<simd::BFloat16>(sizes, rounded, score_mod, mask, options, set), of_rounded, of_rounded,
-                0.06);
+  Call in_float64(NumberType::kFloat64, sizes, options), in_float32(NumberType::kFloat32, sizes, options),
+      in_bfloat16(NumberType::kBFloat16, sizes, options);
+  const Results exact = by_every_score<double>(in_float64, score_mod, mask),
+                of_float32 = by_every_score<float>(in_float32, score_mod, mask),
+                of_bfloat16 = by_every_score<double>(in_bfloat16, score_mod, mask);
+  std::vector<std::pair<const char*, InstructionSet>> sets{{"portable16", InstructionSet::kPortable}};
+  sets.insert(sets.end(), std::begin(test::kNamedSets), std::end(test::kNamedSets));
+  for (const auto& [isa, set] : sets) {
+    if (!simd::is_supported(set) || !test::is_wanted_isa(isa)) continue;
+    CAPTURE(isa);
+    check_close(by_kernels<double>(in_float64, score_mod, mask, set), exact, exact, 1e-11);
+    check_close(by_kernels<float>(in_float32, score_mod, mask, set), exact, of_float32, 1e-6);
+    check_close(by_kernels<float>(in_bfloat16, score_mod, mask, set), of_bfloat16, of_bfloat16, 0.06);
   }
 }
 
@@ -374,11 +255,10 @@ TEST_CASE("kernels: masks with cover() together with window, is_causal and dropo
 
 TEST_CASE("kernels: the mask is called neither for a score of an empty block nor for one of a full block") {
   const Sizes sizes{1, 2, 2, 256, 640, 8, 8};
-  const Inputs inputs = inputs_for(sizes, false);
   const auto count = [&](const auto& score_mod, const Sizes& s, std::int32_t step) {
     std::atomic<std::int64_t> wrong{0}, called{0};
-    by_kernels<float>(s, inputs_for(s, false), score_mod, Blocks(step, &wrong, &called), {},
-                      simd::best_instruction_set());
+    Call call(NumberType::kFloat32, s, {});
+    by_kernels<float>(call, score_mod, Blocks(step, &wrong, &called), simd::best_instruction_set());
     CHECK(wrong == 0);
     return called.load();
   };
@@ -393,7 +273,6 @@ TEST_CASE("kernels: NaN and infinity at masked keys have no effect, in empty blo
   for (const Sizes& sizes : kAll) {
     CAPTURE(sizes.keys);
     const GlobalDocuments mask;
-    Inputs inputs = inputs_for(sizes, false), changed = inputs;
     const std::int32_t first = 35;  // the keys from here on are masked for all queries
     struct Cut : attend::detail::MaskOperators {
       bool operator()(Coordinate at) const { return at.key < 35; }
@@ -401,33 +280,35 @@ TEST_CASE("kernels: NaN and infinity at masked keys have no effect, in empty blo
         return keys.end <= 35 ? MaskCover::kFull : keys.begin >= 35 ? MaskCover::kEmpty : MaskCover::kPartial;
       }
     };
-    for (std::int32_t g = 0; g < sizes.batch * sizes.kv_heads; ++g)
-      for (std::int32_t j = first; j < sizes.keys; ++j) {
-        changed.key[(static_cast<std::size_t>(g) * sizes.keys + j) * sizes.head_dim] =
-            j % 2 == 0 ? std::nan("") : std::numeric_limits<double>::infinity();
-        changed.value[(static_cast<std::size_t>(g) * sizes.keys + j) * sizes.value_dim] = std::nan("");
-      }
     const auto both = mask & Cut{};
     for (const double dropout : {0.0, 0.2}) {
-      const Options options{.dropout = dropout};
-      const Results exact = by_every_score<double>(sizes, inputs, Tilted{}, both, options);
-      const InstructionSet set = simd::best_instruction_set();
-      check_close(by_kernels<double>(sizes, changed, Tilted{}, both, options, set), exact, exact, 1e-11);
-      const Results plain = by_every_score<double>(sizes, inputs, Unchanged{}, both, options);
-      check_close(by_kernels<double>(sizes, changed, Unchanged{}, both, options, set), plain, plain, 1e-11);
+      Call call(NumberType::kFloat64, sizes, {.dropout = dropout}),
+          changed(NumberType::kFloat64, sizes, {.dropout = dropout});
+      for (std::int32_t n = 0; n < sizes.batch; ++n)
+        for (std::int32_t g = 0; g < sizes.kv_heads; ++g)
+          for (std::int32_t j = first; j < sizes.keys; ++j) {
+            changed.key.set(n, g, j, 0, j % 2 == 0 ? std::nan("") : std::numeric_limits<double>::infinity());
+            changed.value.set(n, g, j, 0, std::nan(""));
+          }
+      const auto check_unchanged = [&](const auto& score_mod) {
+        const Results exact = by_every_score<double>(call, score_mod, both);
+        check_close(by_kernels<double>(changed, score_mod, both, simd::best_instruction_set()), exact, exact, 1e-11);
+      };
+      check_unchanged(Tilted{});
+      check_unchanged(Unchanged{});
     }
   }
 }
 
 TEST_CASE("kernels: a query with no key has output 0, log-sum-exp −∞ and no gradient") {
   const Sizes sizes{1, 1, 1, 200, 330, 16, 16};
-  const Results found =
-      by_kernels<float>(sizes, inputs_for(sizes, false), Unchanged{}, IdleQueries{}, {}, simd::best_instruction_set());
+  Call call(NumberType::kFloat32, sizes, {});
+  const Results found = by_kernels<float>(call, Unchanged{}, IdleQueries{}, simd::best_instruction_set());
   for (std::int32_t i = 60; i < 140; ++i) {
-    CHECK(found.log_sum_exp[i] == -std::numeric_limits<double>::infinity());
+    CHECK(found.at("log_sum_exp")[i] == -std::numeric_limits<double>::infinity());
     for (int d = 0; d < 16; ++d) {
-      CHECK(found.output[i * 16 + d] == 0);
-      CHECK(found.query[i * 16 + d] == 0);
+      CHECK(found.at("output")[i * 16 + d] == 0);
+      CHECK(found.at("query")[i * 16 + d] == 0);
     }
   }
 }
@@ -461,7 +342,8 @@ TEST_CASE("kernels: a mask whose keys() and cover() are wrong reads and writes n
   std::atomic<std::uint32_t> state{1};
   for (const Sizes& sizes : kAll)
     for (int repeat = 0; repeat < 20; ++repeat) {
-      by_kernels<float>(sizes, inputs_for(sizes, false), Unchanged{}, Liar(&state), {}, simd::best_instruction_set());
-      by_kernels<float>(sizes, inputs_for(sizes, false), Tilted{}, Liar(&state), {}, simd::best_instruction_set());
+      Call call(NumberType::kFloat32, sizes, {});
+      by_kernels<float>(call, Unchanged{}, Liar(&state), simd::best_instruction_set());
+      by_kernels<float>(call, Tilted{}, Liar(&state), simd::best_instruction_set());
     }
 }

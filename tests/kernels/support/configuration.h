@@ -15,13 +15,39 @@
 
 namespace attend::test {
 
-/// A random call with its memory. Number n is the same call everywhere.
-struct Configuration {
+/// A call with its memory.
+struct CallMemory {
+  AttentionParams params;
+  Tensor query, key, value, mask, slopes, output_gradient, log_sum_exp_gradient;
+
+  CallMemory() = default;
+  // The views point into the tensors.
+  CallMemory(const CallMemory&) = delete;
+  CallMemory& operator=(const CallMemory&) = delete;
+
+  Element number() const { return element_of(params.dtype); }
+  Element computed() const { return params.dtype == NumberType::kFloat64 ? Element::kFloat64 : Element::kFloat32; }
+
+  /// How many numbers the gradient of the mask has, and where entry (n, h, i, j) is in it.
+  std::int64_t mask_gradient_size() const {
+    std::int64_t size = 1;
+    for (std::size_t d = 0; d < 4; ++d) size *= params.attn_mask.strides[d] == 0 ? 1 : mask.sizes()[d];
+    return size;
+  }
+  std::int64_t mask_place(std::int64_t n, std::int64_t h, std::int64_t i, std::int64_t j) const {
+    const std::int64_t indices[4] = {n, h, i, j};
+    std::int64_t place = 0;
+    for (std::size_t d = 0; d < 4; ++d)
+      if (params.attn_mask.strides[d] != 0) place = place * mask.sizes()[d] + indices[d];
+    return place;
+  }
+};
+
+/// A random call. Number n is the same call everywhere.
+struct Configuration : CallMemory {
   int structs = 0;  // which user structs; 0: none
   int threads = 1;
   bool has_large_scores = false;  // most queries attend to few keys
-  AttentionParams params;
-  Tensor query, key, value, mask, slopes, output_gradient, log_sum_exp_gradient;
   std::vector<std::int32_t> query_offsets, key_offsets, document;
   std::vector<double> bias, gates;
 
@@ -47,29 +73,8 @@ struct Configuration {
     params.value = value.view();
   }
 
-  // The views point into the tensors.
-  Configuration(const Configuration&) = delete;
-  Configuration& operator=(const Configuration&) = delete;
-
-  Element number() const { return element_of(params.dtype); }
-  Element computed() const { return params.dtype == NumberType::kFloat64 ? Element::kFloat64 : Element::kFloat32; }
-
   /// A tensor in a random layout that may be written.
   Tensor output_tensor(const Sizes& sizes) { return random_tensor(sizes, /*may_broadcast=*/false); }
-
-  /// How many numbers the gradient of the mask has, and where entry (n, h, i, j) is in it.
-  std::int64_t mask_gradient_size() const {
-    std::int64_t size = 1;
-    for (std::size_t d = 0; d < 4; ++d) size *= params.attn_mask.strides[d] == 0 ? 1 : mask.sizes()[d];
-    return size;
-  }
-  std::int64_t mask_place(std::int64_t n, std::int64_t h, std::int64_t i, std::int64_t j) const {
-    const std::int64_t indices[4] = {n, h, i, j};
-    std::int64_t place = 0;
-    for (std::size_t d = 0; d < 4; ++d)
-      if (params.attn_mask.strides[d] != 0) place = place * mask.sizes()[d] + indices[d];
-    return place;
-  }
 
   friend std::ostream& operator<<(std::ostream& stream, const Configuration& c) {
     const AttentionParams& p = c.params;

@@ -5,7 +5,8 @@
 // kernels but Philox.
 
 #include "configuration.h"
-#include "structs.h"
+#include "results.h"
+#include "user_structs.h"
 
 #include <attend/detail/philox.h>
 
@@ -14,21 +15,17 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <map>
 #include <string>
 #include <vector>
 
 namespace attend::test {
 
-/// The results of a call, by name; the gradients are "query", "key", and so on.
-using Results = std::map<std::string, std::vector<double>>;
-
 /// V: the type that is computed in. kIsBFloat16: what the dense formula writes to memory is rounded to bfloat16.
 template <class V, bool kIsBFloat16 = false>
 class Naive {
  public:
-  template <class T>
-  Naive(const Configuration& c, const UserStructs<T>& structs) {
+  template <class Structs>  // as UserStructs
+  Naive(const CallMemory& c, const Structs& structs) {
     const AttentionParams& p = c.params;
     const std::int64_t N = p.batch_size, H = p.num_heads, L = p.query_length, D = p.head_dim, Dv = p.value_dim;
     output = zeros(N * H * L * Dv);
@@ -39,8 +36,7 @@ class Naive {
     mask =
         zeros(p.mask_type == MaskType::kAdded || p.mask_type == MaskType::kAddedBFloat16 ? c.mask_gradient_size() : 0);
     slopes = zeros(p.alibi_slopes == nullptr ? 0 : p.alibi_strides[0] == 0 ? H : N * H);
-    if (c.structs > 0)
-      for (const std::int64_t size : structs.tensor_sizes()) tensors.push_back(zeros(size));
+    for (const std::int64_t size : structs.tensor_sizes()) tensors.push_back(zeros(size));
     for (std::int64_t n = 0; n < N; ++n)
       for (std::int64_t h = 0; h < H; ++h)
         for (std::int64_t i = 0; i < L; ++i) row(c, structs, n, h, i);
@@ -83,8 +79,8 @@ class Naive {
     V weight = 0, kept = 1;  // before dropout, and what dropout multiplies with
   };
 
-  template <class T>
-  void row(const Configuration& c, const UserStructs<T>& structs, std::int64_t n, std::int64_t h, std::int64_t i) {
+  template <class Structs>
+  void row(const CallMemory& c, const Structs& structs, std::int64_t n, std::int64_t h, std::int64_t i) {
     const AttentionParams& p = c.params;
     const std::int64_t H = p.num_heads, G = p.num_kv_heads, L = p.query_length, S = p.key_length, D = p.head_dim,
                        Dv = p.value_dim, g = h * G / H;
@@ -106,7 +102,7 @@ class Naive {
       if (p.window_left >= 0 && j < position - p.window_left) continue;
       if (p.window_right >= 0 && j > position + p.window_right) continue;
       if (p.mask_type == MaskType::kBool && c.mask.get(n, h, i, j) == 0) continue;
-      if (c.structs > 0 && !structs.allows(place)) continue;
+      if (!structs.allows(place)) continue;
       V sum = 0;
       for (std::int64_t d = 0; d < D; ++d)
         sum += static_cast<V>(c.query.get(n, h, i, d)) * static_cast<V>(c.key.get(n, g, j, d));
@@ -122,10 +118,8 @@ class Naive {
             stored(score.value - stored(static_cast<V>(c.slopes.get(n, h, 0, 0)) * static_cast<V>(score.distance)));
       if (p.mask_type == MaskType::kAdded || p.mask_type == MaskType::kAddedBFloat16)
         score.value = stored(score.value + static_cast<V>(c.mask.get(n, h, i, j)));
-      if (c.structs > 0) {
-        score.changed = structs.by_hand(score.value, place);
-        score.value = stored(score.changed.value);
-      }
+      score.changed = structs.by_hand(score.value, place);
+      score.value = stored(score.changed.value);
       if (p.dropout > 0) {
         const std::uint64_t threshold = static_cast<std::uint64_t>(std::llround(p.dropout * 4294967296.0));
         const std::uint32_t word =
@@ -174,7 +168,7 @@ class Naive {
         const auto& by = score.changed.by[r];
         at(tensors[static_cast<std::size_t>(by.tensor)], by.place) += gradient * by.derivative;
       }
-      if (c.structs > 0) gradient = stored(gradient * score.changed.slope);
+      gradient = stored(gradient * score.changed.slope);
       if (!mask.empty()) at(mask, c.mask_place(n, h, i, score.key)) += gradient;
       if (!slopes.empty())
         at(slopes, (p.alibi_strides[0] == 0 ? 0 : n * H) + h) -= static_cast<V>(score.distance) * gradient;

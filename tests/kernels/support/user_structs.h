@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "support/structs.h"
+
 #include <attend/kernels/flex_attention.h>
 
 #include <cmath>
@@ -34,18 +36,11 @@ struct Tables {
   const std::int32_t* document;  // (queries + keys) by key position, from the first
 };
 
-struct SoftSign {
-  float strength;
-  template <class T>
-  T operator()(T score, Coordinate at) const {
-    return score / (T(1) + abs(score) * T(strength)) - T(0.01f) * T(at.query - at.key);
-  }
-  template <class V>
-  Changed<V> by_hand(V score, Coordinate at) const {
-    const V divisor = 1 + std::abs(score) * static_cast<V>(strength);
-    return {score / divisor - static_cast<V>(0.01f) * static_cast<V>(at.query - at.key), 1 / (divisor * divisor)};
-  }
-};
+template <class V>
+Changed<V> by_hand(const SoftSign& soft_sign, V score, Coordinate at) {
+  const V divisor = 1 + std::abs(score) * static_cast<V>(soft_sign.strength);
+  return {score / divisor - static_cast<V>(0.01f) * static_cast<V>(at.query - at.key), 1 / (divisor * divisor)};
+}
 
 /// Reads through a raw pointer.
 template <class Number>
@@ -83,10 +78,6 @@ struct Gated {
     return score * gates.read<T>(at.head) + bias.read<T>(at.head, at.key % 16) * bias.read<T>(0, at.query % 16);
   }
   auto tensors() { return std::tie(gates, bias); }
-};
-
-struct SameParity {
-  bool operator()(Coordinate at) const { return (at.query - at.key) % 2 == 0; }
 };
 
 /// Keys of the same document, through a raw pointer.
@@ -130,12 +121,12 @@ class UserStructs {
     const auto bias = [&](std::int64_t place) { return static_cast<V>(tables_.bias[place]); };
     switch (which_) {
       case 1:
-        return soft_sign_.by_hand(score, at);
+        return test::by_hand(soft_sign_, score, at);
       case 3:
         return raw_bias().by_hand(score, at);
       case 4:
       case 6: {
-        Changed<V> changed = which_ == 6 ? soft_sign_.by_hand(score, at) : Changed<V>{score};
+        Changed<V> changed = which_ == 6 ? test::by_hand(soft_sign_, score, at) : Changed<V>{score};
         const std::int64_t place = at.head * 16 + DistanceBias::column(at);
         changed.value += bias(place);
         changed.reads = 1;
@@ -160,6 +151,7 @@ class UserStructs {
     const bool is_same = tables_.document[at.query] == tables_.document[at.key];
     const bool is_even = (at.query - at.key) % 2 == 0;
     switch (which_) {
+      case 0:
       case 1:
         return true;
       case 2:
