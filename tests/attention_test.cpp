@@ -3,6 +3,8 @@
 
 #include "support/accuracy.h"
 #include "support/autocast.h"
+#include "support/backends.h"
+#include "support/dense.h"
 #include "support/errors.h"
 #include "support/reference_data.h"
 
@@ -21,14 +23,17 @@
 using attend::AttentionOptions;
 using attend::AttentionResult;
 using attend::Backend;
+using attend::test::causal;
 using attend::test::check_as_accurate_as;
+using attend::test::dense;
+using attend::test::everywhere;
+using attend::test::kAllBackends;
 using attend::test::max_difference;
 using attend::test::message_of;
 using attend::test::reference_data;
+using attend::test::same;
 
 namespace {
-
-constexpr Backend kAllBackends[] = {Backend::kAuto, Backend::kReference, Backend::kCpu, Backend::kSdpa};
 
 /// The result of the function, or std::nullopt if the backend cannot run the call.
 template <class Function>
@@ -38,11 +43,6 @@ auto if_it_can(const Function& function) -> std::optional<decltype(function())> 
   } catch (const c10::NotImplementedError&) {
     return std::nullopt;
   }
-}
-
-/// The dense formula in the dtype of its arguments.
-torch::Tensor dense(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value, double scale) {
-  return at::softmax(at::matmul(query, key.transpose(2, 3)) * scale, -1).matmul(value);
 }
 
 /// One case of make_reference.py: its arguments and PyTorch's results.
@@ -172,8 +172,8 @@ TEST_CASE("attention: float32, bfloat16 and float16 are as accurate as the dense
         plain.push_back(rounded.back().clone().requires_grad_());
         ours.push_back(rounded.back().clone().requires_grad_());
       }
-      const torch::Tensor exact_output = dense(exact[0], exact[1], exact[2], 0.25);
-      const torch::Tensor plain_output = dense(plain[0], plain[1], plain[2], 0.25);
+      const torch::Tensor exact_output = dense(exact, same, everywhere, 0.25).output;
+      const torch::Tensor plain_output = dense(plain, same, everywhere, 0.25).output;
       const torch::Tensor our_output =
           attend::attention(ours[0], ours[1], ours[2], AttentionOptions().backend(backend));
       check_as_accurate_as(plain_output, our_output, exact_output);
@@ -192,10 +192,9 @@ TEST_CASE("scale: zero and negative values give the dense formula's result, with
     for (const bool is_causal : {false, true}) {
       CAPTURE(scale);
       CAPTURE(is_causal);
-      torch::Tensor scores = scale * x.matmul(x.transpose(2, 3));
-      if (is_causal) scores = scores.masked_fill(torch::ones({5, 5}, torch::kBool).triu(1), -1e300);
+      const torch::Tensor expected = dense({x, x, x}, same, is_causal ? causal : everywhere, scale).output;
       const AttentionOptions options = AttentionOptions().scale(scale).is_causal(is_causal);
-      CHECK(max_difference(attend::attention(x, x, x, options), scores.softmax(-1).matmul(x)) < 1e-12);
+      CHECK(max_difference(attend::attention(x, x, x, options), expected) < 1e-12);
     }
   }
 }

@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: MIT
+
+// Compares flex_attention() with the dense formula: results and two derivatives, in every dtype.
+
 #include <attend/flex_attention.h>
 
+#include "flex_attention/support.h"
 #include "support/accuracy.h"
-#include "support/autocast.h"
+#include "support/backends.h"
+#include "support/dense.h"
 #include "support/derivatives.h"
-#include "support/errors.h"
 #include "support/grid.h"
+#include "support/structs.h"
+#include "support/tensor_structs.h"
 
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
 #include <torch/types.h>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
-#include <limits>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -25,31 +29,37 @@ using attend::Backend;
 using attend::Coordinate;
 using attend::EveryKey;
 using attend::Unchanged;
+using attend::test::calls_of;
+using attend::test::causal;
 using attend::test::check_as_accurate_as;
+using attend::test::check_equals_dense;
 using attend::test::check_same_derivatives;
+using attend::test::dense;
+using attend::test::DenseMask;
+using attend::test::DenseScore;
+using attend::test::everywhere;
+using attend::test::fixed;
 using attend::test::Grid;
+using attend::test::kReferenceAndAuto;
 using attend::test::max_difference;
-using attend::test::message_of;
+using attend::test::NoKey;
+using attend::test::random;
+using attend::test::random_inputs;
+using attend::test::same;
+using attend::test::SameBlock;
+using attend::test::SameParity;
+using attend::test::scale_of;
+using attend::test::SoftSign;
+using attend::test::SwitchedOn;
+using attend::test::TanhCap;
+using attend::test::Tensors;
 
+namespace flex_attention_test {
 namespace {
 
-/// The backends of every check.
-constexpr Backend kFlexBackends[] = {Backend::kReference, Backend::kAuto};
-
-using Tensors = std::vector<torch::Tensor>;
-
-constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
-
-// ---- Structs as a user writes them ----------------------------------------------------------------------------------
-
-struct SoftSign {
-  float strength;
-
-  template <class T>
-  ATTEND_HOST_DEVICE T operator()(T score, Coordinate at) const {
-    return score / (T(1) + abs(score) * T(strength)) - T(0.01f) * T(at.query - at.key);
-  }
-};
+using Calls = attend::test::FlexCalls;
+using Case = attend::test::FlexCase;
+using Sizes = attend::test::FlexSizes;
 
 struct DistanceDecay {
   template <class T>
@@ -77,15 +87,6 @@ struct LogDistance {
   template <class T>
   T operator()(T score, Coordinate at) const {
     return score - 0.75 * log(1 + abs(T(at.query_position() - at.key)));
-  }
-};
-
-struct TanhCap {
-  double limit;
-
-  template <class T>
-  T operator()(T score, Coordinate) const {
-    return limit * tanh(score / limit);
   }
 };
 
@@ -131,16 +132,6 @@ struct LogOfSum {
   }
 };
 
-struct SameParity {
-  ATTEND_HOST_DEVICE bool operator()(Coordinate at) const { return (at.query - at.key) % 2 == 0; }
-};
-
-struct BlockDiagonal {
-  std::int32_t width;
-
-  bool operator()(Coordinate at) const { return at.query / width == at.key / width; }
-};
-
 struct Dilated {
   std::int32_t left, step;
 
@@ -155,10 +146,6 @@ struct Dilated {
 
 struct OddHeadsSeeAll {
   bool operator()(Coordinate at) const { return at.head % 2 == 1 || at.key <= at.batch + at.query; }
-};
-
-struct NoKey {
-  bool operator()(Coordinate) const { return false; }
 };
 
 /// Score · eᵗ + bias, with a t for each head and a bias for each key of each batch entry.
@@ -176,152 +163,6 @@ struct TemperatureAndBias {
 
   View bind(attend::Binder& binder) const { return {binder.values(temperature), binder.values(bias)}; }
 };
-
-/// Allows only the keys that a tensor of the struct switches on.
-struct SwitchedOn {
-  torch::Tensor is_on;  // bool (N, S)
-
-  struct View {
-    attend::IntegerView is_on;
-
-    bool operator()(Coordinate at) const { return is_on.read(at.batch, at.key) != 0; }
-  };
-
-  View bind(attend::Binder& binder) const { return {binder.integers(is_on)}; }
-};
-
-/// Allows only keys whose value is positive.
-struct PositiveKeys {
-  torch::Tensor values;  // floating-point (S)
-
-  struct View {
-    attend::TensorView values;
-
-    bool operator()(Coordinate at) const { return values.read<attend::Real<float>>(at.key) > 0; }
-  };
-
-  View bind(attend::Binder& binder) const { return {binder.values(values)}; }
-};
-
-/// Checks that `call` throws exactly an Error whose message contains this text.
-template <class Error, class Call>
-void check_throws(const std::string& expected, const Call& call) {
-  const std::string message = message_of<Error>(call);
-  CAPTURE(message);
-  CHECK(message.find(expected) != std::string::npos);
-}
-
-// ---- The dense formula in torch's operators -------------------------------------------------------------------------
-
-struct Sizes {
-  std::int64_t batch = 2, heads = 4, kv_heads = 2, queries = 5, keys = 7, width = 3, value_dim = 2;
-};
-
-/// Random query, key and value.
-Tensors random_inputs(const Sizes& n) {
-  return {torch::randn({n.batch, n.heads, n.queries, n.width}, torch::kDouble),
-          torch::randn({n.batch, n.kv_heads, n.keys, n.width}, torch::kDouble),
-          torch::randn({n.batch, n.kv_heads, n.keys, n.value_dim}, torch::kDouble)};
-}
-
-/// Changes scores (N, H, L, S), given their coordinates and the learned tensors.
-using DenseScore = std::function<torch::Tensor(const torch::Tensor& scores, const Grid& at, const Tensors& learned)>;
-/// The allowed scores: bool, broadcastable to (N, H, L, S).
-using DenseMask = std::function<torch::Tensor(const Grid& at)>;
-
-/// The dense formula in the dtype of its arguments. `inputs`: query, key, value and the learned tensors.
-AttentionResult dense(const Tensors& inputs, double scale, const DenseScore& score, const DenseMask& allowed) {
-  const torch::Tensor& query = inputs[0];
-  const std::int64_t queries_per_key = query.size(1) / inputs[1].size(1);
-  const torch::Tensor key = inputs[1].repeat_interleave(queries_per_key, 1);
-  const torch::Tensor value = inputs[2].repeat_interleave(queries_per_key, 1);
-  const Grid at(query.size(0), query.size(1), query.size(2), key.size(2), query.scalar_type());
-  const torch::Tensor scores = scale * query.matmul(key.transpose(2, 3));  // (N, H, L, S)
-  const torch::Tensor changed = score(scores, at, Tensors(inputs.begin() + 3, inputs.end()));
-  const torch::Tensor ruled_out = allowed(at).logical_not().expand(scores.sizes());
-  // A large finite number instead of −∞, so that an empty row does not become NaN.
-  const double never = query.scalar_type() == torch::kDouble ? -1e300
-                       : query.scalar_type() == torch::kHalf ? -65504.0
-                                                             : -3e38;
-  const torch::Tensor masked = changed.masked_fill(ruled_out, never);
-  const torch::Tensor weights = masked.softmax(-1).masked_fill(ruled_out, 0.0);
-  return {weights.matmul(value), masked.logsumexp(-1).masked_fill(ruled_out.all(-1), kNegativeInfinity)};
-}
-
-torch::Tensor same(const torch::Tensor& scores, const Grid&, const Tensors&) { return scores; }
-torch::Tensor everywhere(const Grid& at) { return torch::ones_like(at.ahead, torch::kBool); }
-torch::Tensor causal(const Grid& at) { return at.ahead <= 0; }
-
-// ---- A case: structs and their dense form ---------------------------------------------------------------------------
-
-/// Calls of flex_attention() and related functions with the structs of a case. `inputs`: query, key, value, learned.
-struct Calls {
-  std::function<torch::Tensor(const Tensors& inputs, const AttentionOptions& options)> output;
-  std::function<AttentionResult(const Tensors& inputs, const AttentionOptions& options)> with_lse;
-  std::function<attend::Explanation(const Tensors& inputs, const AttentionOptions& options)> explain;
-};
-
-/// The calls for a score_mod that `make_score` makes from the learned tensors.
-template <class MakeScore, class Mask>
-Calls calls_of(const MakeScore& make_score, const Mask& mask) {
-  const auto score = [make_score](const Tensors& inputs) {
-    return make_score(Tensors(inputs.begin() + 3, inputs.end()));
-  };
-  return {[=](const Tensors& in, const AttentionOptions& options) {
-            return attend::flex_attention(in[0], in[1], in[2], score(in), mask, options);
-          },
-          [=](const Tensors& in, const AttentionOptions& options) {
-            return attend::flex_attention_with_lse(in[0], in[1], in[2], score(in), mask, options);
-          },
-          [=](const Tensors& in, const AttentionOptions& options) {
-            return attend::explain_flex(in[0], in[1], in[2], score(in), mask, options);
-          }};
-}
-
-template <class Score, class Mask = EveryKey>
-Calls fixed(const Score& score, const Mask& mask = {}) {
-  return calls_of([score](const Tensors&) { return score; }, mask);
-}
-
-struct Case {
-  std::string name;
-  Calls calls;
-  DenseScore score = same;
-  DenseMask allowed = everywhere;
-  Tensors learned = {};
-  Sizes sizes = {};
-  AttentionOptions options = {};
-};
-
-double scale_of(const Case& c) { return c.options.scale().factor(c.sizes.width); }
-
-/// Checks that output, log-sum-exp and their first and second derivatives equal the dense form's, on every backend.
-void check_equals_dense(const Case& c) {
-  CAPTURE(c.name);
-  torch::manual_seed(3);
-  Tensors inputs = random_inputs(c.sizes);
-  inputs.insert(inputs.end(), c.learned.begin(), c.learned.end());
-  for (const Backend backend : kFlexBackends) {
-    CAPTURE(backend);
-    const AttentionOptions options = AttentionOptions(c.options).backend(backend);
-    check_same_derivatives(
-        [&](const Tensors& in) { return Tensors{c.calls.output(in, options)}; },
-        [&](const Tensors& in) { return Tensors{dense(in, scale_of(c), c.score, c.allowed).output}; }, inputs);
-    CAPTURE("with the log-sum-exp");
-    check_same_derivatives(
-        [&](const Tensors& in) {
-          const AttentionResult result = c.calls.with_lse(in, options);
-          return Tensors{result.output, result.log_sum_exp};
-        },
-        [&](const Tensors& in) {
-          const AttentionResult result = dense(in, scale_of(c), c.score, c.allowed);
-          return Tensors{result.output, result.log_sum_exp};
-        },
-        inputs);
-  }
-}
-
-torch::Tensor random(const std::vector<std::int64_t>& sizes) { return torch::randn(sizes, torch::kDouble); }
 
 torch::Tensor relative_bias(const torch::Tensor& table, const Grid& at) {  // (1 or H, L, S)
   const std::int64_t largest = table.size(1) / 2;
@@ -436,14 +277,14 @@ std::vector<Case> user_cases() {
       {"Clamp", fixed(Clamp{}), [](const auto& s, const Grid&, const Tensors&) { return s.clamp(-0.75, 0.5); }},
       {"SignedRoot", fixed(SignedRoot{}),
        [](const auto& s, const Grid&, const Tensors&) { return s.sign() * torch::sqrt(s * s + 0.25); }},
-      {"Piecewise", fixed(Piecewise{}, attend::any_of(BlockDiagonal{3}, attend::SlidingWindow(1, 0))),
+      {"Piecewise", fixed(Piecewise{}, attend::any_of(SameBlock{3}, attend::SlidingWindow(1, 0))),
        [](const auto& s, const Grid& at, const Tensors&) {
          return torch::where(s.gt(0.25).logical_and(at.key > 0), 2 * s, torch::where(s < -0.25, s * s, s / 2));
        },
        [=](const Grid& at) { return block_diagonal(at).logical_or(at.ahead.ge(-1).logical_and(at.ahead <= 0)); }},
       {"Gaussian", fixed(Gaussian{}),
        [](const auto& s, const Grid& at, const Tensors&) { return 2 * torch::exp(-(s - at.key / 7).square()) - 1; }},
-      {"LogOfSum", fixed(LogOfSum{}, attend::all_of(BlockDiagonal{3}, attend::not_(SameParity{}))),
+      {"LogOfSum", fixed(LogOfSum{}, attend::all_of(SameBlock{3}, attend::not_(SameParity{}))),
        [](const auto& s, const Grid&, const Tensors&) { return at::softplus(s); },
        [=](const Grid& at) { return block_diagonal(at).logical_and(same_parity(at).logical_not()); }},
       {"Dilated", fixed(TanhCap{3}, Dilated{4, 2}),
@@ -561,7 +402,7 @@ TEST_CASE("flex_attention: options are applied before the score_mod, and their m
 }
 
 TEST_CASE("flex_attention: learned attn_mask and alibi_slopes have their gradients through the score_mod") {
-  for (const Backend backend : kFlexBackends) {
+  for (const Backend backend : kReferenceAndAuto) {
     CAPTURE(backend);
     Tensors inputs = random_inputs({});
     inputs.push_back(random({5, 7}));
@@ -575,7 +416,7 @@ TEST_CASE("flex_attention: learned attn_mask and alibi_slopes have their gradien
           const auto score = [](const auto& s, const Grid& at, const Tensors& learned) {
             return 1.5 * torch::tanh((s - learned[1].view({4, 1, 1}) * at.ahead.abs() + learned[0]) / 1.5);
           };
-          return Tensors{dense(in, 1 / std::sqrt(3.0), score, causal).output};
+          return Tensors{dense(in, score, causal).output};
         },
         inputs);
   }
@@ -639,8 +480,8 @@ TEST_CASE("flex_attention: with many blocks, masked keys far from the diagonal c
         results.push_back(gradient);
       return results;
     };
-    const Tensors expected = gradients([&](const Tensors& in) { return dense(in, 0.25, score, allowed[i]).output; });
-    for (const Backend backend : kFlexBackends) {
+    const Tensors expected = gradients([&](const Tensors& in) { return dense(in, score, allowed[i]).output; });
+    for (const Backend backend : kReferenceAndAuto) {
       CAPTURE(backend);
       const Tensors ours =
           gradients([&](const Tensors& in) { return cases[i].calls.output(in, AttentionOptions().backend(backend)); });
@@ -663,7 +504,7 @@ TEST_CASE("flex_attention: queries that may attend to nothing give zeros, −∞
       {"a window that ends before the first key", calls_of(learned, attend::SlidingWindow(-1, 2) & NoKey{})},
   };
   for (const NamedCalls& c : all) {
-    for (const Backend backend : kFlexBackends) {
+    for (const Backend backend : kReferenceAndAuto) {
       for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
         CAPTURE(c.name);
         CAPTURE(backend);
@@ -775,9 +616,9 @@ TEST_CASE("flex_attention: float32, bfloat16 and float16 are as accurate as the 
         }
         return all;
       };
-      const auto formula = [&](const Tensors& in) { return dense(in, scale_of(c), c.score, c.allowed).output; };
+      const auto formula = [&](const Tensors& in) { return dense(in, c.score, c.allowed, scale_of(c)).output; };
       const Tensors exact = with_gradients(torch::kDouble, formula), plain = with_gradients(dtype, formula);
-      for (const Backend backend : kFlexBackends) {
+      for (const Backend backend : kReferenceAndAuto) {
         CAPTURE(c.name);
         CAPTURE(dtype);
         CAPTURE(backend);
@@ -792,522 +633,4 @@ TEST_CASE("flex_attention: float32, bfloat16 and float16 are as accurate as the 
   }
 }
 
-TEST_CASE("flex_attention: a learned tensor may have another dtype than the query; so has its gradient") {
-  for (const Backend backend : kFlexBackends) {
-    for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16}) {
-      for (const auto learned_dtype : {torch::kDouble, torch::kFloat, torch::kHalf}) {
-        CAPTURE(backend);
-        CAPTURE(dtype);
-        CAPTURE(learned_dtype);
-        Tensors inputs = random_inputs({});
-        for (torch::Tensor& input : inputs) input = input.to(dtype);
-        const auto gradient = [&](const torch::Tensor& slopes) {
-          const torch::Tensor leaf = slopes.detach().requires_grad_();
-          const torch::Tensor output = attend::flex_attention(inputs[0], inputs[1], inputs[2], attend::Alibi(leaf),
-                                                              EveryKey{}, AttentionOptions().backend(backend));
-          CHECK((output.scalar_type() == dtype));
-          return torch::autograd::grad({output.to(torch::kDouble).sin().sum()}, {leaf})[0];
-        };
-        const torch::Tensor slopes = (torch::arange(4) * 0.25).to(learned_dtype);  // exact in every dtype
-        const torch::Tensor narrow = gradient(slopes), wide = gradient(slopes.to(torch::kDouble));
-        CHECK((narrow.scalar_type() == learned_dtype));
-        CHECK(max_difference(narrow, wide.to(learned_dtype)) == 0);
-      }
-    }
-  }
-}
-
-TEST_CASE("flex_attention: any strides of query, key, value and learned tensors give the results of copies") {
-  for (const Backend backend : kFlexBackends) {
-    CAPTURE(backend);
-    const torch::Tensor query = random({2, 5, 4, 3}).transpose(1, 2), key = random({2, 2, 3, 7}).transpose(2, 3);
-    const torch::Tensor value = random({1, 1, 7, 4}).expand({2, 2, 7, 4}).slice(3, 0, 4, 2);
-    const torch::Tensor bias = random({7, 5}).t(), slopes = random({1}).expand({4});
-    Tensors inputs{query, key, value, bias, slopes}, results[2];
-    for (const bool is_copied : {false, true}) {
-      Tensors leaves;
-      for (const torch::Tensor& input : inputs)
-        leaves.push_back((is_copied ? input.contiguous() : input).detach().requires_grad_());
-      const auto score = attend::then(attend::DenseBias(leaves[3]), attend::Alibi(leaves[4]));
-      const torch::Tensor output = attend::flex_attention(leaves[0], leaves[1], leaves[2], score, attend::Causal{},
-                                                          AttentionOptions().backend(backend));
-      results[is_copied] = torch::autograd::grad({output.sin().sum()}, leaves);
-      results[is_copied].push_back(output);
-    }
-    for (std::size_t i = 0; i < results[0].size(); ++i) CHECK(max_difference(results[0][i], results[1][i]) < 1e-12);
-  }
-}
-
-TEST_CASE("flex_attention: dropout drops the same weights as attention() for the same seed, on every backend") {
-  const Tensors inputs = random_inputs({});
-  const auto options = AttentionOptions().dropout(0.4);
-  torch::manual_seed(6);
-  const torch::Tensor expected = attend::attention(
-      inputs[0], inputs[1], inputs[2], AttentionOptions(options).softcap(0.75).backend(Backend::kReference));
-  for (const Backend backend : kFlexBackends) {
-    CAPTURE(backend);
-    torch::manual_seed(6);
-    const torch::Tensor output = attend::flex_attention(inputs[0], inputs[1], inputs[2], attend::Softcap{0.75f},
-                                                        EveryKey{}, AttentionOptions(options).backend(backend));
-    CHECK(max_difference(output, expected) < 1e-12);
-  }
-}
-
-TEST_CASE("flex_attention: autocast casts query, key and value as in attention(), and no learned tensor") {
-  Tensors inputs = random_inputs({});
-  for (torch::Tensor& input : inputs) input = input.to(torch::kFloat);
-  const attend::Alibi alibi(torch::rand({4}));
-  for (const Backend backend : kFlexBackends) {
-    CAPTURE(backend);
-    const auto options = AttentionOptions().backend(backend);
-    const torch::Tensor expected =
-        attend::flex_attention(inputs[0].to(torch::kBFloat16), inputs[1].to(torch::kBFloat16),
-                               inputs[2].to(torch::kBFloat16), alibi, attend::Causal{}, options);
-    const attend::test::Autocast autocast;
-    CHECK(attend::flex_attention(inputs[0], inputs[1], inputs[2], alibi, attend::Causal{}, options).equal(expected));
-  }
-}
-
-TEST_CASE("flex_attention: two calls give the same bits, forward and backward") {
-  for (const Backend backend : kFlexBackends) {
-    CAPTURE(backend);
-    Tensors leaves = random_inputs({.queries = 70, .keys = 90, .width = 16});
-    leaves.push_back(random({4}));
-    for (torch::Tensor& leaf : leaves) leaf = leaf.to(torch::kFloat).requires_grad_();
-    const auto once = [&] {
-      const auto score = attend::then(SoftSign{1}, attend::Alibi(leaves[3]));
-      Tensors results{attend::flex_attention(leaves[0], leaves[1], leaves[2], score, attend::Causal{},
-                                             AttentionOptions().backend(backend))};
-      for (const torch::Tensor& gradient : torch::autograd::grad({results[0].sum()}, leaves))
-        results.push_back(gradient);
-      return results;
-    };
-    const Tensors first = once(), second = once();
-    for (std::size_t i = 0; i < first.size(); ++i) CHECK(first[i].equal(second[i]));
-  }
-}
-
-TEST_CASE("flex_attention: backward uses the values of the forward pass and refuses tensors changed in place") {
-  for (const Backend backend : kFlexBackends) {
-    CAPTURE(backend);
-    const Tensors inputs = random_inputs({});
-    const torch::Tensor slopes = random({4}).requires_grad_();
-    const torch::Tensor output = attend::flex_attention(inputs[0], inputs[1], inputs[2], attend::Alibi(slopes),
-                                                        EveryKey{}, AttentionOptions().backend(backend));
-    const torch::Tensor loss = output.sum();
-    const torch::NoGradGuard no_grad;
-    slopes.mul_(2);
-    check_throws<c10::Error>("modified by an inplace operation", [&] { loss.backward(); });
-  }
-}
-
-TEST_CASE("flex_attention: a mask_mod may read floating-point values, for every dtype of the call") {
-  Tensors inputs = random_inputs({});
-  const torch::Tensor values = random({inputs[1].size(2)});
-  for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16}) {
-    CAPTURE(dtype);
-    for (torch::Tensor& input : inputs) input = input.to(dtype);
-    const auto output = [&](Backend backend) {
-      return attend::flex_attention(inputs[0], inputs[1], inputs[2], Unchanged{}, PositiveKeys{values.to(dtype)},
-                                    AttentionOptions().backend(backend));
-    };
-    const torch::Tensor expected = attend::attention(
-        inputs[0], inputs[1], inputs[2],
-        AttentionOptions().attn_mask(values.to(dtype).gt(0).unsqueeze(0)).backend(Backend::kReference));
-    CHECK(output(Backend::kReference).equal(expected));
-    CHECK(max_difference(output(Backend::kCpu), expected) < (dtype == torch::kDouble ? 1e-12 : 2e-2));
-  }
-}
-
-TEST_CASE("explain_flex: it names the backend and why no faster one is used; kAuto uses that backend") {
-  Tensors inputs = random_inputs({});
-  for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16}) {
-    for (torch::Tensor& input : inputs) input = input.to(dtype);
-    const Calls calls = fixed(SoftSign{1}, attend::Causal{});
-    const attend::Explanation plan = calls.explain(inputs, {});
-    CHECK(plan.backend == Backend::kCpu);
-    CHECK(calls.output(inputs, {}).equal(calls.output(inputs, AttentionOptions().backend(plan.backend))));
-    const auto by_name = AttentionOptions().backend(Backend::kReference);
-    CHECK(calls.explain(inputs, by_name).backend == Backend::kReference);
-    const attend::BackendGuard guard(Backend::kReference);
-    CHECK(calls.explain(inputs, {}).backend == Backend::kReference);
-  }
-}
-
-TEST_CASE("flex_attention: kSdpa requested by name throws with the reason") {
-  const Tensors inputs = random_inputs({.value_dim = 3});
-  const Calls calls = fixed(Unchanged{});
-  const auto options = AttentionOptions().backend(Backend::kSdpa);
-  const auto throws_the_reason = [](const auto& call) {
-    check_throws<c10::NotImplementedError>(
-        "attend::attention: the requested backend cannot run. "
-        "kSdpa does not support a score_mod or a mask_mod.",
-        call);
-  };
-  throws_the_reason([&] { calls.output(inputs, options); });
-  throws_the_reason([&] { calls.with_lse(inputs, options); });
-  throws_the_reason([&] { calls.explain(inputs, options); });
-}
-
-namespace {
-
-/// Adds the sum of two values of one view.
-struct TwoOfOneView {
-  torch::Tensor bias;  // (at least S + 1)
-
-  struct View {
-    attend::TensorView bias;
-
-    template <class T>
-    T operator()(T score, Coordinate at) const {
-      return score + bias.read<T>(at.key) + bias.read<T>(at.key + 1);
-    }
-  };
-
-  View bind(attend::Binder& binder) const { return {binder.values(bias)}; }
-};
-
-/// Uses the product of two values of one view.
-struct ProductOfOneView {
-  torch::Tensor bias;
-
-  struct View {
-    attend::TensorView bias;
-
-    template <class T>
-    T operator()(T score, Coordinate at) const {
-      return score * bias.read<T>(at.query) + bias.read<T>(at.query) * bias.read<T>(at.key);
-    }
-  };
-
-  View bind(attend::Binder& binder) const { return {binder.values(bias)}; }
-};
-
-/// Adds a value for each distance to an earlier key.
-struct DistanceTable {
-  torch::Tensor table;
-
-  struct View {
-    attend::TensorView table;
-
-    template <class T>
-    T operator()(T score, Coordinate at) const {
-      return score + table.read<T>(at.query_position() - at.key);
-    }
-  };
-
-  View bind(attend::Binder& binder) const { return {binder.values(table)}; }
-};
-
-/// Multiplies by a value for each distance. For later keys the derivative with respect to the score is NaN.
-struct DistanceFactor {
-  torch::Tensor table;
-
-  struct View {
-    attend::TensorView table;
-
-    template <class T>
-    T operator()(T score, Coordinate at) const {
-      return score * table.read<T>(at.query_position() - at.key);
-    }
-  };
-
-  View bind(attend::Binder& binder) const { return {binder.values(table)}; }
-};
-
-struct LearnedNumber {
-  torch::Tensor number;  // ()
-
-  struct View {
-    attend::TensorView number;
-
-    template <class T>
-    T operator()(T score, Coordinate) const {
-      return score * number.read<T>() + number.read<T>();
-    }
-  };
-
-  View bind(attend::Binder& binder) const { return {binder.values(number)}; }
-};
-
-struct Functions {
-  torch::Tensor number;  // ()
-
-  struct View {
-    attend::TensorView number;
-
-    template <class T>
-    T operator()(T score, Coordinate) const {
-      const T a = number.read<T>();
-      return sin(score * a) + cos(score) + tan(score * 0.1) + sigmoid(score + a) + erf(score * a) +
-             pow(abs(score) + 1, a) + floor(score) + round(score);
-    }
-  };
-
-  View bind(attend::Binder& binder) const { return {binder.values(number)}; }
-};
-
-/// Adds integers by query and key.
-struct Shift {
-  torch::Tensor numbers;
-
-  struct View {
-    attend::IntegerView numbers;
-
-    template <class T>
-    T operator()(T score, Coordinate at) const {
-      return score + numbers.read(at.query + at.key);
-    }
-  };
-
-  View bind(attend::Binder& binder) const { return {binder.integers(numbers)}; }
-};
-
-/// A mask given as a table, (N, L, S) or (N, H, L, S).
-struct MaskTable {
-  torch::Tensor allowed;
-
-  struct View {
-    attend::IntegerView allowed;
-    bool has_heads;
-
-    bool operator()(Coordinate at) const {
-      return (has_heads ? allowed.read(at.batch, at.head, at.query, at.key)
-                        : allowed.read(at.batch, at.query, at.key)) != 0;
-    }
-  };
-
-  View bind(attend::Binder& binder) const { return {binder.integers(allowed), allowed.dim() == 4}; }
-};
-
-/// The product of two values, each read through its own view.
-struct TwoViews {
-  torch::Tensor bias;
-
-  struct View {
-    attend::TensorView first, second;
-
-    template <class T>
-    T operator()(T score, Coordinate at) const {
-      return score + first.read<T>(at.key) * second.read<T>(at.key + 1);
-    }
-  };
-
-  View bind(attend::Binder& binder) const { return {binder.values(bias), binder.values(bias)}; }
-};
-
-/// Reads two values of one view, but the result depends on only one of them.
-struct EitherOfOneView {
-  torch::Tensor bias;
-
-  struct View {
-    attend::TensorView bias;
-
-    template <class T>
-    T operator()(T score, Coordinate at) const {
-      const T here = bias.read<T>(at.key), next = bias.read<T>(at.key + 1);
-      return score * select(at.query % 2 == 0, here, next);
-    }
-  };
-
-  View bind(attend::Binder& binder) const { return {binder.values(bias)}; }
-};
-
-}  // namespace
-
-TEST_CASE("TensorView: a score_mod that reads two values of one tensor gets both gradients, of each order") {
-  check_equals_dense({"TwoOfOneView",
-                      calls_of([](const Tensors& learned) { return TwoOfOneView{learned[0]}; }, EveryKey{}),
-                      [](const auto& s, const Grid&, const Tensors& learned) {
-                        return s + learned[0].slice(0, 0, 7) + learned[0].slice(0, 1, 8);
-                      },
-                      everywhere,
-                      {random({8})}});
-  check_equals_dense({"ProductOfOneView",
-                      calls_of([](const Tensors& learned) { return ProductOfOneView{learned[0]}; }, attend::Causal{}),
-                      [](const auto& s, const Grid& at, const Tensors& learned) {
-                        const torch::Tensor by_query =
-                            learned[0].index_select(0, at.query.flatten().to(torch::kLong)).unsqueeze(1);
-                        return s * by_query + by_query * learned[0].slice(0, 0, 7);
-                      },
-                      causal,
-                      {random({8})}});
-}
-
-TEST_CASE("TensorView: a learned table of distances under Causal and a learned number have the right gradients") {
-  check_equals_dense({"DistanceTable",
-                      calls_of([](const Tensors& learned) { return DistanceTable{learned[0]}; }, attend::Causal{}),
-                      [](const auto& s, const Grid& at, const Tensors& learned) {
-                        const torch::Tensor distance = (-at.ahead).clamp(0).to(torch::kLong);
-                        return s + learned[0].index_select(0, distance.flatten()).view(distance.sizes());
-                      },
-                      causal,
-                      {random({8})}});
-  check_equals_dense({"DistanceFactor",
-                      calls_of([](const Tensors& learned) { return DistanceFactor{learned[0]}; }, attend::Causal{}),
-                      [](const auto& s, const Grid& at, const Tensors& learned) {
-                        const torch::Tensor distance = (-at.ahead).clamp(0).to(torch::kLong);
-                        return s * learned[0].index_select(0, distance.flatten()).view(distance.sizes());
-                      },
-                      causal,
-                      {random({8})}});
-  check_equals_dense({"LearnedNumber",
-                      calls_of([](const Tensors& learned) { return LearnedNumber{learned[0]}; }, EveryKey{}),
-                      [](const auto& s, const Grid&, const Tensors& learned) { return s * learned[0] + learned[0]; },
-                      everywhere,
-                      {random({})}});
-}
-
-TEST_CASE("flex_attention: a score_mod may use sin, cos, tan, sigmoid, erf, pow, floor, round and a learned number") {
-  check_equals_dense({"Functions",
-                      calls_of([](const Tensors& learned) { return Functions{learned[0]}; }, EveryKey{}),
-                      [](const auto& s, const Grid&, const Tensors& learned) {
-                        const torch::Tensor& a = learned[0];
-                        return torch::sin(s * a) + torch::cos(s) + torch::tan(s * 0.1) + torch::sigmoid(s + a) +
-                               torch::erf(s * a) + torch::pow(s.abs() + 1, a) + torch::floor(s) + torch::round(s);
-                      },
-                      everywhere,
-                      {torch::tensor(0.7, torch::kDouble)}});
-}
-
-TEST_CASE("IntegerView: a mask_mod reads tensors of three and four sizes, integer and bool") {
-  torch::manual_seed(4);
-  const torch::Tensor q = random({2, 2, 9, 8}), k = random({2, 2, 12, 8});
-  for (const auto dtype : {torch::kBool, torch::kInt}) {
-    for (const std::vector<std::int64_t>& sizes : {std::vector<std::int64_t>{2, 9, 12}, {2, 2, 9, 12}}) {
-      CAPTURE(sizes.size());
-      const torch::Tensor allowed = torch::rand(sizes) > 0.3;
-      const torch::Tensor mask = sizes.size() == 3 ? allowed.unsqueeze(1) : allowed;
-      const torch::Tensor expected =
-          attend::attention(q, k, k, AttentionOptions().attn_mask(mask).backend(Backend::kReference));
-      for (const Backend backend : kFlexBackends)
-        CHECK(max_difference(attend::flex_attention(q, k, k, attend::Unchanged{}, MaskTable{allowed.to(dtype)},
-                                                    AttentionOptions().backend(backend)),
-                             expected) < 1e-12);
-    }
-  }
-}
-
-TEST_CASE("TensorView: a read outside the tensor has no effect for a masked score, and is an error elsewhere") {
-  torch::manual_seed(5);
-  const std::string rule = "attend::flex_attention: a score_mod or mask_mod reads outside of its tensor: index ";
-  for (const Backend backend : kFlexBackends) {
-    for (const auto dtype : {torch::kFloat, torch::kDouble}) {
-      CAPTURE(backend);
-      CAPTURE(dtype);
-      const torch::Tensor x = torch::randn({2, 2, 9, 8}, dtype);
-      const auto options = [&] { return AttentionOptions().backend(backend); };
-      const auto table = [&](std::int64_t size) { return DistanceTable{torch::randn({size}, dtype)}; };
-      const auto shifts = [](std::int64_t size) { return Shift{torch::ones({size}, torch::kInt)}; };
-      const auto is_finite = [](const torch::Tensor& y) { return y.isfinite().all().item<bool>(); };
-      const auto index = torch::arange(9);
-      const torch::Tensor few = index.unsqueeze(1) + index < 9;
-
-      CHECK(is_finite(attend::flex_attention(x, x, x, table(9), attend::Causal{}, options())));
-      CHECK(is_finite(attend::flex_attention(x, x, x, table(9), EveryKey{}, options().is_causal(true))));
-      CHECK(is_finite(attend::flex_attention(x, x, x, table(4), attend::Causal{}, options().window({3, 0}))));
-      CHECK(is_finite(attend::flex_attention(x, x, x, shifts(17), EveryKey{}, options())));
-      CHECK(is_finite(attend::flex_attention(x, x, x, shifts(9), EveryKey{}, options().attn_mask(few))));
-
-      check_throws<c10::ValueError>(rule + "[-1, 0, 0, 0] of sizes [9, 1, 1, 1]",
-                                    [&] { attend::flex_attention(x, x, x, table(9), EveryKey{}, options()); });
-      check_throws<c10::ValueError>(rule + "[4, 0, 0, 0] of sizes [4, 1, 1, 1]",
-                                    [&] { attend::flex_attention(x, x, x, table(4), attend::Causal{}, options()); });
-      check_throws<c10::ValueError>(rule + "[0, 0, 0, 0] of sizes [0, 1, 1, 1]",
-                                    [&] { attend::flex_attention(x, x, x, table(0), attend::Causal{}, options()); });
-      check_throws<c10::ValueError>(rule + "[9, 0, 0, 0] of sizes [9, 1, 1, 1]",
-                                    [&] { attend::flex_attention(x, x, x, shifts(9), EveryKey{}, options()); });
-
-      // In a packed batch, coordinates count through all sequences, and no query attends to keys of another sequence.
-      const torch::Tensor packed = x.slice(0, 0, 1), offsets = torch::tensor({0, 4, 9}, torch::kInt);
-      const auto of_packed = options().is_causal(true).query_offsets(offsets).key_offsets(offsets);
-      CHECK(is_finite(attend::flex_attention(packed, packed, packed, table(5), EveryKey{}, of_packed)));
-      check_throws<c10::ValueError>(rule + "[4, 0, 0, 0]", [&] {
-        attend::flex_attention(packed, packed, packed, table(4), EveryKey{}, of_packed);
-      });
-
-      // NaN in the caller's inputs is not reported as a read outside.
-      torch::Tensor with_nan = x.clone();
-      with_nan[0][0][3][0] = std::numeric_limits<double>::quiet_NaN();
-      CHECK(attend::flex_attention(with_nan, x, x, table(9), attend::Causal{}, options()).isnan().any().item<bool>());
-    }
-  }
-}
-
-TEST_CASE("TensorView: a tensor with two views gets the gradients of both") {
-  check_equals_dense({"TwoViews",
-                      calls_of([](const Tensors& learned) { return TwoViews{learned[0]}; }, attend::Causal{}),
-                      [](const auto& s, const Grid&, const Tensors& learned) {
-                        return s + learned[0].slice(0, 0, 7) * learned[0].slice(0, 1, 8);
-                      },
-                      causal,
-                      {random({8})}});
-}
-
-TEST_CASE("TensorView: a score_mod may read two values of one view and choose one of them") {
-  check_equals_dense({"EitherOfOneView",
-                      calls_of([](const Tensors& learned) { return EitherOfOneView{learned[0]}; }, attend::Causal{}),
-                      [](const auto& s, const Grid& at, const Tensors& learned) {
-                        const torch::Tensor here = learned[0].slice(0, 0, 7), next = learned[0].slice(0, 1, 8);
-                        return s * torch::where(at.query.remainder(2) == 0, here, next);
-                      },
-                      causal,
-                      {random({8})}});
-}
-
-TEST_CASE("flex_attention: a third derivative is refused, with and without create_graph") {
-  for (const Backend backend : kFlexBackends) {
-    for (const bool create_graph : {true, false}) {
-      CAPTURE(backend);
-      CAPTURE(create_graph);
-      Tensors leaves = random_inputs({});
-      leaves[0].requires_grad_();
-      torch::Tensor derivative = attend::flex_attention(leaves[0], leaves[1], leaves[2], TanhCap{1}, EveryKey{},
-                                                        AttentionOptions().backend(backend));
-      for (int order = 1; order <= 2; ++order)
-        derivative = torch::autograd::grad({derivative.sin().sum()}, {leaves[0]}, {}, /*retain_graph=*/true,
-                                           /*create_graph=*/true)[0];
-      check_throws<c10::NotImplementedError>(
-          "attend::flex_attention: a score_mod can be differentiated at most twice", [&] {
-            torch::autograd::grad({derivative.sin().sum()}, {leaves[0]}, {}, /*retain_graph=*/true, create_graph);
-          });
-    }
-  }
-}
-
-TEST_CASE("flex_attention: type and text of errors about structs and arguments") {
-  const Tensors inputs = random_inputs({});
-  const auto flex = [&](const auto& score, const auto& mask) {
-    attend::flex_attention(inputs[0], inputs[1], inputs[2], score, mask);
-  };
-  struct ErrorCase {
-    std::string expected;
-    bool is_type_error;
-    std::function<void()> call;
-  };
-  const torch::Tensor whole = torch::arange(4), elsewhere = torch::empty({4}, torch::kMeta);
-  const ErrorCase cases[] = {
-      {"attend::Binder: values() needs a floating-point tensor, got Long", true,
-       [&] { flex(attend::Alibi(whole), EveryKey{}); }},
-      {"attend::Binder: a tensor of a score_mod or mask_mod (meta) must be on the device of query (cpu)", false,
-       [&] { flex(attend::Alibi(elsewhere), EveryKey{}); }},
-      {"attend::Alibi: slopes must be (H) or (N, H), with N = 2 and H = 4, got [3]", false,
-       [&] { flex(attend::Alibi(torch::rand({3})), EveryKey{}); }},
-      {"attend::KeyPadding: lengths must be (N), with N = 2, got [4]", false,
-       [&] { flex(Unchanged{}, attend::KeyPadding(whole)); }},
-      {"attend::Binder: integers() needs an integer or bool tensor, got Double", true,
-       [&] { flex(Unchanged{}, attend::KeyPadding(torch::ones({2}, torch::kDouble))); }},
-      {"attend::attention: value (Float) must have the dtype of query (Double)", true,
-       [&] { attend::flex_attention(inputs[0], inputs[1], inputs[2].to(torch::kFloat), Unchanged{}); }},
-      {"attend::attention: key [2, 2, 7, 2] must have the width of query [2, 4, 5, 3]", false,
-       [&] { attend::flex_attention(inputs[0], inputs[2], inputs[2], Unchanged{}); }},
-      {"attend::attention: query must be a tensor (N, H, L, D), got an undefined one", false,
-       [&] { attend::flex_attention({}, inputs[1], inputs[2], Unchanged{}); }},
-  };
-  for (const ErrorCase& c : cases) {
-    if (c.is_type_error)
-      check_throws<c10::TypeError>(c.expected, c.call);
-    else
-      check_throws<c10::ValueError>(c.expected, c.call);
-  }
-}
+}  // namespace flex_attention_test

@@ -5,6 +5,8 @@
 
 #include <attend/attention.h>
 
+#include "support/dense.h"
+
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
 #include <torch/types.h>
@@ -18,10 +20,13 @@
 using attend::AttentionOptions;
 using attend::AttentionResult;
 using attend::Backend;
+using attend::test::causal;
+using attend::test::everywhere;
+using attend::test::same;
+using attend::test::Tensors;
 
+namespace accuracy_test {
 namespace {
-
-using Tensors = std::vector<torch::Tensor>;
 
 struct Call {
   std::int64_t batch, heads, queries, keys, width;
@@ -44,15 +49,8 @@ Tensors results_of(const Tensors& inputs, at::ScalarType dtype, const Attend& at
 /// The errors of a backend in output, log-sum-exp, dq, dk and dv, divided by those of the dense formula. Each error is
 /// the root mean square over several draws.
 std::vector<double> error_ratios(const Call& call, at::ScalarType dtype, Backend backend, int draws) {
-  const auto formula = [&](const torch::Tensor& query, const torch::Tensor& key,
-                           const torch::Tensor& value) -> AttentionResult {
-    torch::Tensor scores = query.matmul(key.transpose(2, 3)) * (1.0 / std::sqrt(static_cast<double>(call.width)));
-    if (call.is_causal) {
-      const torch::Tensor later =
-          torch::ones({call.queries, call.keys}, torch::kBool).triu(1 + call.keys - call.queries);
-      scores = scores.masked_fill(later, dtype == torch::kHalf ? -65504.0 : -3e38);
-    }
-    return {scores.softmax(-1).matmul(value), scores.logsumexp(-1)};
+  const auto formula = [&](const auto&... tensors) {
+    return attend::test::dense({tensors...}, same, call.is_causal ? causal : everywhere);
   };
   std::vector<double> ours(5), dense(5);
   torch::manual_seed(1);
@@ -123,3 +121,5 @@ TEST_CASE("attention: in bfloat16 and float16 errors are smaller than those of t
     check(call, torch::kHalf, Backend::kCpu, 2, {0.5, kLse, 0.5, 0.5, 0.5});
   }
 }
+
+}  // namespace accuracy_test

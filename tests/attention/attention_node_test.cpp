@@ -8,6 +8,8 @@
 
 #include "support/accuracy.h"
 #include "support/autocast.h"
+#include "support/backends.h"
+#include "support/dense.h"
 #include "support/errors.h"
 
 #include <c10/core/InferenceMode.h>
@@ -27,21 +29,16 @@
 using attend::AttentionOptions;
 using attend::AttentionResult;
 using attend::Backend;
+using attend::test::dense;
+using attend::test::kBackendsWithOwnGradients;
+using attend::test::kNamedBackends;
 using attend::test::max_difference;
 using attend::test::message_of;
 
+namespace attention_node_test {
 namespace {
 
-constexpr Backend kAllBackends[] = {Backend::kReference, Backend::kCpu, Backend::kSdpa};
-constexpr Backend kFusedBackends[] = {Backend::kCpu, Backend::kSdpa};
-
 torch::Tensor leaf(at::IntArrayRef sizes) { return torch::randn(sizes, torch::kDouble).requires_grad_(); }
-
-/// The dense formula with torch's own derivatives.
-torch::Tensor dense(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value) {
-  const double scale = 1.0 / std::sqrt(static_cast<double>(query.size(3)));
-  return torch::softmax(scale * query.matmul(key.transpose(2, 3)), -1).matmul(value);
-}
 
 torch::Tensor gradient_of(const torch::Tensor& scalar, const torch::Tensor& input, bool create_graph = false) {
   return torch::autograd::grad({scalar}, {input}, {}, /*retain_graph=*/std::nullopt, create_graph)[0];
@@ -50,7 +47,7 @@ torch::Tensor gradient_of(const torch::Tensor& scalar, const torch::Tensor& inpu
 }  // namespace
 
 TEST_CASE("attention: one tensor as query, key and value has the right first, second and third derivatives") {
-  for (const Backend backend : kAllBackends) {
+  for (const Backend backend : kNamedBackends) {
     CAPTURE(backend);
     const torch::Tensor x = leaf({1, 2, 4, 3});
     // A linear function of the second derivative does not amplify its rounding errors.
@@ -61,7 +58,7 @@ TEST_CASE("attention: one tensor as query, key and value has the right first, se
       return std::vector<torch::Tensor>{first, second, gradient_of((second * weights).sum(), x)};
     };
     const auto ours = derivatives(x, attend::attention(x, x, x, AttentionOptions().backend(backend)));
-    const auto theirs = derivatives(x, dense(x, x, x));
+    const auto theirs = derivatives(x, dense({x, x, x}).output);
     for (std::size_t order = 0; order < theirs.size(); ++order) {
       CAPTURE(order);
       const double largest = theirs[order].abs().max().item<double>();
@@ -86,7 +83,7 @@ TEST_CASE("attention: a tensor changed in place between forward and backward is 
       {"mask", [](torch::Tensor* tensors) { tensors[3].fill_(0.0); }, false},
   };
   for (const Case& c : cases) {
-    for (const Backend backend : kAllBackends) {
+    for (const Backend backend : kNamedBackends) {
       for (const bool is_bool : {false, true}) {
         CAPTURE(c.name);
         CAPTURE(backend);
@@ -129,13 +126,13 @@ TEST_CASE("query_offsets, key_offsets: a change in place between forward and bac
 }
 
 TEST_CASE("attention: after an in-place change of the output the gradient is right, or backward throws") {
-  for (const Backend backend : kAllBackends) {
+  for (const Backend backend : kNamedBackends) {
     CAPTURE(backend);
     const torch::Tensor x = leaf({1, 2, 4, 8});
     const auto doubled = [&] {
       return attend::attention(x, x, x, AttentionOptions().backend(backend)).mul_(2.0).sum();
     };
-    const torch::Tensor expected = gradient_of(2.0 * dense(x, x, x).sum(), x);
+    const torch::Tensor expected = gradient_of(2.0 * dense({x, x, x}).output.sum(), x);
     if (backend == Backend::kReference)
       CHECK(max_difference(gradient_of(doubled(), x), expected) < 1e-12);
     else
@@ -145,7 +142,7 @@ TEST_CASE("attention: after an in-place change of the output the gradient is rig
 }
 
 TEST_CASE("attention_with_lse: an in-place change of the log-sum-exp before backward is an error") {
-  for (const Backend backend : kFusedBackends) {
+  for (const Backend backend : kBackendsWithOwnGradients) {
     CAPTURE(backend);
     const torch::Tensor x = leaf({1, 2, 4, 8});
     const AttentionResult result = attend::attention_with_lse(x, x, x, AttentionOptions().backend(backend));
@@ -170,7 +167,7 @@ TEST_CASE("attention: forward-mode differentiation is refused") {
 }
 
 TEST_CASE("attention: a second backward pass gives the same with retain_graph, and torch's error without") {
-  for (const Backend backend : kAllBackends) {
+  for (const Backend backend : kNamedBackends) {
     CAPTURE(backend);
     const torch::Tensor x = leaf({1, 2, 4, 8});
     // sum() saves no tensors, so the error comes from attention().
@@ -184,7 +181,7 @@ TEST_CASE("attention: a second backward pass gives the same with retain_graph, a
 }
 
 TEST_CASE("attention: any of query, key and value may need a gradient, and the others get none") {
-  for (const Backend backend : kAllBackends) {
+  for (const Backend backend : kNamedBackends) {
     for (int needs = 0; needs < 8; ++needs) {
       CAPTURE(backend);
       CAPTURE(needs);
@@ -198,7 +195,7 @@ TEST_CASE("attention: any of query, key and value may need a gradient, and the o
       CHECK(output.requires_grad() == (needs != 0));
       if (needs == 0) continue;
       output.pow(2).sum().backward(/*gradient=*/{}, /*retain_graph=*/true);
-      dense(theirs[0], theirs[1], theirs[2]).pow(2).sum().backward();
+      dense({theirs[0], theirs[1], theirs[2]}).output.pow(2).sum().backward();
       for (int i = 0; i < 3; ++i) {
         CAPTURE(i);
         REQUIRE(ours[i].grad().defined() == ((needs >> i & 1) != 0));
@@ -216,7 +213,7 @@ TEST_CASE("attention: any of query, key and value may need a gradient, and the o
 }
 
 TEST_CASE("attention: without gradient mode and in inference mode nothing is saved, and the result is the same") {
-  for (const Backend backend : kAllBackends) {
+  for (const Backend backend : kNamedBackends) {
     CAPTURE(backend);
     for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16}) {
       for (const std::int64_t length : {4, 100, 130}) {
@@ -244,7 +241,7 @@ TEST_CASE("attention: without gradient mode and in inference mode nothing is sav
 }
 
 TEST_CASE("attention: the backward pass within an autocast scope gives the same gradients as outside") {
-  for (const Backend backend : kFusedBackends) {
+  for (const Backend backend : kBackendsWithOwnGradients) {
     for (const bool create_graph : {false, true}) {
       CAPTURE(backend);
       CAPTURE(create_graph);
@@ -263,7 +260,7 @@ TEST_CASE("attention: the backward pass within an autocast scope gives the same 
 TEST_CASE("attention: a discarded autograd graph frees its saved tensors") {
   torch::Tensor query = leaf({1, 2, 4, 8}).clone();
   const auto uses = query.use_count();
-  for (const Backend backend : kAllBackends) {
+  for (const Backend backend : kNamedBackends) {
     CAPTURE(backend);
     const AttentionOptions options = AttentionOptions().backend(backend);
     attend::attention_with_lse(query, query, query, options);
@@ -272,3 +269,5 @@ TEST_CASE("attention: a discarded autograd graph frees its saved tensors") {
   }
   CHECK(query.use_count() == uses);
 }
+
+}  // namespace attention_node_test

@@ -6,6 +6,7 @@
 #include <attend/flex_attention.h>
 #include <attend/simd/instruction_set.h>
 
+#include "support/backends.h"
 #include "support/errors.h"
 #include "support/processor.h"
 
@@ -27,6 +28,7 @@ using attend::Explanation;
 using attend::test::fastest_backend;
 using attend::test::message_of;
 
+namespace backend_test {
 namespace {
 
 template <class T>
@@ -48,6 +50,8 @@ torch::Tensor random(at::IntArrayRef sizes, at::ScalarType dtype = torch::kFloat
 
 AttentionOptions ours_by_name() { return AttentionOptions().backend(Backend::kCpu); }
 
+static_assert(std::size(attend::test::kTestedBackends) == std::size(attend::detail::kBackends));
+
 }  // namespace
 
 TEST_CASE("Backend, Explanation: operator<< prints the name of a backend and the text of an explanation") {
@@ -66,15 +70,14 @@ TEST_CASE("Backend, Explanation: operator<< prints the name of a backend and the
 }
 
 TEST_CASE("BackendGuard: the backend option of a call overrides the guard, and the guard overrides kAuto") {
-  constexpr Backend kAll[] = {Backend::kReference, Backend::kCpu, Backend::kSdpa};
-  for (const Backend guarded : kAll) {
+  for (const Backend guarded : attend::test::kNamedBackends) {
     CAPTURE(guarded);
     CHECK(BackendGuard::current() == Backend::kAuto);
     CHECK(taken() == fastest_backend());
     const BackendGuard guard(guarded);
     CHECK(BackendGuard::current() == guarded);
     CHECK(taken() == guarded);
-    for (const Backend asked_for : kAll) CHECK(taken(asked_for) == asked_for);
+    for (const Backend asked_for : attend::test::kNamedBackends) CHECK(taken(asked_for) == asked_for);
   }
   CHECK(BackendGuard::current() == Backend::kAuto);
   CHECK(taken() == fastest_backend());
@@ -351,3 +354,5 @@ TEST_CASE("kCpu: calls it cannot run are refused with the reason; with kAuto, ex
     CHECK(plan.how == "kReference runs the dense formula, which allocates all scores (N, H, L, S).");
   }
 }
+
+}  // namespace backend_test

@@ -7,6 +7,7 @@
 #include <attend/layers/conv_stack.h>
 #include <attend/layers/self_attention1d.h>
 
+#include "support/backends.h"
 #include "support/errors.h"
 
 #include <doctest/doctest.h>
@@ -30,11 +31,11 @@ struct DifferentiatedCall {
 
 std::vector<DifferentiatedCall> calls() {
   std::vector<DifferentiatedCall> calls;
-  for (const Backend backend : {Backend::kCpu, Backend::kSdpa, Backend::kReference})
+  for (const Backend backend : attend::test::kNamedBackends)
     calls.push_back({c10::str("attention ", backend), [backend](const torch::Tensor& x) {
                        return attend::attention(x, x, x, AttentionOptions().backend(backend));
                      }});
-  for (const Backend backend : {Backend::kCpu, Backend::kReference})
+  for (const Backend backend : attend::test::kNamedBackendsWithAllOptions)
     calls.push_back({c10::str("flex_attention ", backend), [backend](const torch::Tensor& x) {
                        return attend::flex_attention(x, x, x, attend::Softcap{3.0f}, attend::Causal{},
                                                      AttentionOptions().backend(backend));
@@ -82,7 +83,7 @@ TEST_CASE("attention: create_graph with an L1 loss, whose second derivative is a
 }
 
 TEST_CASE("attention: set_data() with other sizes or another dtype before backward is an error") {
-  for (const Backend backend : {Backend::kCpu, Backend::kSdpa}) {
+  for (const Backend backend : attend::test::kBackendsWithOwnGradients) {
     CAPTURE(backend);
     for (int replaced = 0; replaced < 3; ++replaced) {
       CAPTURE(replaced);

@@ -8,8 +8,10 @@
 #include <attend/flex_attention.h>
 
 #include "support/accuracy.h"
+#include "support/dense.h"
 #include "support/errors.h"
 #include "support/grid.h"
+#include "support/structs.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
@@ -36,14 +38,22 @@ using attend::AttentionOptions;
 using attend::AttentionResult;
 using attend::Backend;
 using attend::Coordinate;
+using attend::test::causal;
 using attend::test::check_as_accurate_as;
+using attend::test::dense;
+using attend::test::DenseMask;
+using attend::test::DenseScore;
+using attend::test::everywhere;
 using attend::test::Grid;
 using attend::test::max_difference;
 using attend::test::message_of;
+using attend::test::same;
+using attend::test::SoftSign;
+using attend::test::Tensors;
+using attend::test::window;
 
+namespace cpu_test {
 namespace {
-
-using Tensors = std::vector<torch::Tensor>;
 
 constexpr at::ScalarType kDtypes[] = {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf};
 constexpr at::ScalarType kNarrowDtypes[] = {torch::kFloat, torch::kBFloat16, torch::kHalf};
@@ -103,49 +113,18 @@ Attend with_slopes(const AttentionOptions& options) {
 
 // ---- The dense formula ----------------------------------------------------------------------------------------------
 
-/// Changes scores (N, H, L, S), given their coordinates and the learned tensors.
-using Change = std::function<torch::Tensor(const torch::Tensor& scores, const Grid& at, const Tensors& learned)>;
-/// The allowed scores: bool, broadcastable to (N, H, L, S).
-using Allowed = std::function<torch::Tensor(const Grid& at)>;
-
-torch::Tensor same(const torch::Tensor& scores, const Grid&, const Tensors&) { return scores; }
 torch::Tensor add_mask(const torch::Tensor& scores, const Grid&, const Tensors& learned) { return scores + learned[0]; }
 torch::Tensor add_slopes(const torch::Tensor& scores, const Grid& at, const Tensors& learned) {
   return scores - (learned[0].unsqueeze(-1).unsqueeze(-1) * at.ahead.abs()).to(scores.dtype());
 }
 
-torch::Tensor everywhere(const Grid& at) { return torch::ones_like(at.ahead, torch::kBool); }
-torch::Tensor causal(const Grid& at) { return at.ahead <= 0; }
-Allowed window(std::int64_t left, std::int64_t right) {
-  return [=](const Grid& at) { return at.ahead.ge(-left).logical_and(at.ahead <= right); };
-}
-
-/// The dense formula in the dtype of its arguments.
-Attend dense(const Change& change = same, const Allowed& allowed = everywhere) {
-  return [=](const Tensors& in) -> AttentionResult {
-    const torch::Tensor& query = in[0];
-    const std::int64_t queries_per_key = query.size(1) / in[1].size(1);
-    const torch::Tensor key = in[1].repeat_interleave(queries_per_key, 1);
-    const torch::Tensor value = in[2].repeat_interleave(queries_per_key, 1);
-    const auto dtype = query.scalar_type();
-    // Distances are at least float32, because bfloat16 cannot represent all integers above 256.
-    const Grid at(query.size(0), query.size(1), query.size(2), key.size(2),
-                  dtype == torch::kDouble ? torch::kDouble : torch::kFloat);
-    const double scale = 1.0 / std::sqrt(static_cast<double>(query.size(3)));
-    const torch::Tensor scores = scale * query.matmul(key.transpose(2, 3));  // (N, H, L, S)
-    const torch::Tensor changed = change(scores, at, Tensors(in.begin() + 3, in.end()));
-    const torch::Tensor ruled_out = allowed(at).logical_not().expand(scores.sizes());
-    // A large finite number instead of −∞, so that an empty row does not become NaN.
-    const double never = dtype == torch::kDouble ? -1e300 : dtype == torch::kHalf ? -65504.0 : -3e38;
-    const torch::Tensor masked = changed.masked_fill(ruled_out, never);
-    const torch::Tensor weights = masked.softmax(-1).masked_fill(ruled_out, 0.0);
-    return {weights.matmul(value), masked.logsumexp(-1).masked_fill(ruled_out.all(-1), kNegativeInfinity)};
-  };
+Attend formula(const DenseScore& score = same, const DenseMask& allowed = everywhere) {
+  return [=](const Tensors& in) { return dense(in, score, allowed); };
 }
 
 /// The dense formula for a packed batch, sequence by sequence.
-Attend dense_packed(const std::vector<std::int64_t>& queries, const std::vector<std::int64_t>& keys,
-                    const Change& change, const Allowed& allowed) {
+Attend packed_formula(const std::vector<std::int64_t>& queries, const std::vector<std::int64_t>& keys,
+                      const DenseScore& score, const DenseMask& allowed) {
   return [=](const Tensors& in) -> AttentionResult {
     Tensors outputs, log_sum_exps;
     std::int64_t query_begin = 0, key_begin = 0;
@@ -154,7 +133,7 @@ Attend dense_packed(const std::vector<std::int64_t>& queries, const std::vector<
       sequence[0] = in[0].narrow(2, query_begin, queries[b]);
       for (const std::size_t i : {1, 2}) sequence[i] = in[i].narrow(2, key_begin, keys[b]);
       if (keys[b] > 0) {
-        const AttentionResult result = dense(change, allowed)(sequence);
+        const AttentionResult result = dense(sequence, score, allowed);
         outputs.push_back(result.output);
         log_sum_exps.push_back(result.log_sum_exp);
       } else {
@@ -259,15 +238,6 @@ struct Threads {
 
 // ---- Structs as a user writes them ----------------------------------------------------------------------------------
 
-struct SoftSign {
-  float strength;
-
-  template <class T>
-  T operator()(T score, Coordinate at) const {
-    return score / (T(1) + abs(score) * T(strength)) - T(0.01f) * T(at.query - at.key);
-  }
-};
-
 struct ThrowsAt {
   std::int32_t query;
 
@@ -288,8 +258,8 @@ TEST_CASE("kCpu: results and gradients equal torch's for all lengths near tile s
       CAPTURE(keys);
       torch::manual_seed(1);
       const Tensors inputs = random_inputs({.heads = 1, .queries = queries, .keys = keys});
-      check_equal(pass(with(on_cpu()), inputs), pass(dense(), inputs));
-      check_equal(pass(with(on_cpu().is_causal(true)), inputs), pass(dense(same, causal), inputs));
+      check_equal(pass(with(on_cpu()), inputs), pass(formula(), inputs));
+      check_equal(pass(with(on_cpu().is_causal(true)), inputs), pass(formula(same, causal), inputs));
     }
   }
 }
@@ -302,7 +272,7 @@ TEST_CASE("kCpu: results and gradients equal torch's for every pair of head dime
       torch::manual_seed(1);
       const Tensors inputs =
           random_inputs({.heads = 1, .queries = 9, .keys = 67, .width = width, .value_dim = value_dim});
-      check_equal(pass(with(on_cpu()), inputs), pass(dense(), inputs));
+      check_equal(pass(with(on_cpu()), inputs), pass(formula(), inputs));
     }
   }
 }
@@ -313,8 +283,8 @@ TEST_CASE("kCpu: grouped heads: 8 query heads with 1, 2, 4 or 8 key and value he
     torch::manual_seed(1);
     const Tensors inputs = random_inputs(
         {.batch = 2, .heads = 8, .kv_heads = kv_heads, .queries = 33, .keys = 66, .width = 6, .value_dim = 5});
-    check_every_dtype(with(on_cpu()), dense(), inputs);
-    check_every_dtype(with(on_cpu().is_causal(true)), dense(same, causal), inputs);
+    check_every_dtype(with(on_cpu()), formula(), inputs);
+    check_every_dtype(with(on_cpu().is_causal(true)), formula(same, causal), inputs);
   }
 }
 
@@ -329,7 +299,7 @@ TEST_CASE("kCpu: float32, bfloat16 and float16 are as accurate as the dense form
       const Tensors inputs = random_inputs(
           {.batch = 2, .heads = 4, .kv_heads = 2, .queries = queries, .keys = keys, .width = 18, .value_dim = 16});
       for (const auto dtype : kNarrowDtypes)
-        check_accurate(with(on_cpu().is_causal(true)), dense(same, causal), inputs, dtype);
+        check_accurate(with(on_cpu().is_causal(true)), formula(same, causal), inputs, dtype);
     }
   }
 }
@@ -343,7 +313,7 @@ TEST_CASE("kCpu: float32, bfloat16 and float16 are as accurate as the dense form
       torch::manual_seed(1);
       const Tensors inputs = random_inputs(
           {.batch = 2, .heads = 4, .kv_heads = 4, .queries = 35, .keys = 67, .width = width, .value_dim = value_dim});
-      for (const auto dtype : kNarrowDtypes) check_accurate(with(on_cpu()), dense(), inputs, dtype);
+      for (const auto dtype : kNarrowDtypes) check_accurate(with(on_cpu()), formula(), inputs, dtype);
     }
   }
 }
@@ -432,7 +402,7 @@ TEST_CASE("kCpu: a learned attn_mask of every shape that broadcasts has the righ
     Tensors inputs =
         random_inputs({.batch = N, .heads = H, .kv_heads = 2, .queries = L, .keys = S, .width = 8, .value_dim = 6});
     inputs.push_back(random(shape));
-    check_every_dtype(with_mask(on_cpu()), dense(add_mask), inputs);
+    check_every_dtype(with_mask(on_cpu()), formula(add_mask), inputs);
   }
 }
 
@@ -451,10 +421,10 @@ TEST_CASE("kCpu: an attn_mask of any strides, learned or bool, gives the dense f
     CAPTURE(mask.first);
     Tensors learned = inputs;
     learned.push_back(mask.second);
-    check_equal(pass(with_mask(on_cpu()), learned), pass(dense(add_mask), learned));
+    check_equal(pass(with_mask(on_cpu()), learned), pass(formula(add_mask), learned));
     const torch::Tensor is_allowed = mask.second > 0;
     check_equal(pass(with(on_cpu().attn_mask(is_allowed)), inputs),
-                pass(dense(same, [&](const Grid&) { return is_allowed; }), inputs));
+                pass(formula(same, [&](const Grid&) { return is_allowed; }), inputs));
   }
 }
 
@@ -469,7 +439,7 @@ TEST_CASE("kCpu: learned alibi_slopes (H) and (N, H) get the right gradients, in
           random_inputs({.batch = N, .heads = H, .kv_heads = 2, .queries = 66, .keys = 70, .width = 8, .value_dim = 6});
       inputs.push_back(0.25 * (is_per_batch ? torch::rand({N, H}, torch::kDouble) : torch::rand({H}, torch::kDouble)));
       const Attend ours = with_slopes(on_cpu().is_causal(is_causal));
-      check_every_dtype(ours, dense(add_slopes, is_causal ? causal : everywhere), inputs);
+      check_every_dtype(ours, formula(add_slopes, is_causal ? causal : everywhere), inputs);
 
       const Tensors half = in_dtype(inputs, torch::kBFloat16);
       Tensors mixed = half;
@@ -492,8 +462,8 @@ TEST_CASE("kCpu: softcap, window, a bool attn_mask and a negative scale match th
   struct Case {
     std::string name;
     AttentionOptions options;
-    Change change;
-    Allowed allowed;
+    DenseScore score;
+    DenseMask allowed;
   };
   const Case cases[] = {
       {"window", on_cpu().window({40, 20}), same, window(40, 20)},
@@ -508,7 +478,7 @@ TEST_CASE("kCpu: softcap, window, a bool attn_mask and a negative scale match th
   };
   for (const Case& c : cases) {
     CAPTURE(c.name);
-    check_every_dtype(with(c.options), dense(c.change, c.allowed), inputs);
+    check_every_dtype(with(c.options), formula(c.score, c.allowed), inputs);
   }
 }
 
@@ -556,8 +526,8 @@ TEST_CASE("kCpu: query_offsets: each packed sequence equals torch's result for i
   struct Case {
     std::string name;
     AttentionOptions options;
-    Change change = same;
-    Allowed allowed = everywhere;
+    DenseScore score = same;
+    DenseMask allowed = everywhere;
     bool has_slopes = false;
   };
   const Case cases[] = {
@@ -596,7 +566,7 @@ TEST_CASE("kCpu: query_offsets: each packed sequence equals torch's result for i
                                       .value_dim = 6});
       if (c.has_slopes) inputs.push_back(0.25 * torch::rand({4}, torch::kDouble));
       check_every_dtype(c.has_slopes ? with_slopes(options) : with(options),
-                        dense_packed(packing.first, packing.second, c.change, c.allowed), inputs);
+                        packed_formula(packing.first, packing.second, c.score, c.allowed), inputs);
     }
   }
 }
@@ -698,7 +668,7 @@ TEST_CASE("kCpu: scores of any magnitude do not overflow, and results equal the 
       CHECK(ours[0].abs().max().item<double>() <= 1.01 * inputs[2].abs().max().item<double>());
       if (dtype != torch::kDouble) continue;
       // A score has a rounding error of its last bit.
-      CHECK(max_difference(ours[0], pass(dense(), inputs)[0]) < 1e-12 + 1e-14 * size);
+      CHECK(max_difference(ours[0], pass(formula(), inputs)[0]) < 1e-12 + 1e-14 * size);
     }
   }
 }
@@ -768,9 +738,9 @@ TEST_CASE("kCpu: gradients equal torch's for any number of threads") {
       CAPTURE(sizes.queries);
       torch::manual_seed(1);
       Tensors inputs = random_inputs(sizes);
-      check_equal(pass(with(on_cpu().is_causal(true)), inputs), pass(dense(same, causal), inputs));
+      check_equal(pass(with(on_cpu().is_causal(true)), inputs), pass(formula(same, causal), inputs));
       inputs.push_back(random({sizes.queries, sizes.keys}));
-      check_equal(pass(with_mask(on_cpu()), inputs), pass(dense(add_mask), inputs));
+      check_equal(pass(with_mask(on_cpu()), inputs), pass(formula(add_mask), inputs));
     }
   }
 }
@@ -826,7 +796,7 @@ TEST_CASE("kCpu: an exception of a score_mod reaches the caller from every threa
               }) == "a mask_mod's own error");
       }
     }
-    check_equal(pass(with(on_cpu()), inputs), pass(dense(), inputs));
+    check_equal(pass(with(on_cpu()), inputs), pass(formula(), inputs));
   }
 }
 
@@ -891,3 +861,5 @@ TEST_CASE("kCpu: explain() names the instruction set that ATEN_CPU_CAPABILITY al
   CHECK(plan(torch::kBFloat16).copies ==
         (multiplies_bfloat16 ? "" : "It converts bfloat16 inputs to float32, tile by tile."));
 }
+
+}  // namespace cpu_test

@@ -5,6 +5,7 @@
 #include <attend/attention.h>
 
 #include "support/accuracy.h"
+#include "support/backends.h"
 
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
@@ -20,11 +21,12 @@
 using attend::AttentionOptions;
 using attend::AttentionResult;
 using attend::Backend;
+using attend::test::kAllBackends;
 using attend::test::max_difference;
 
+namespace empty_test {
 namespace {
 
-constexpr Backend kAllBackends[] = {Backend::kAuto, Backend::kReference, Backend::kCpu, Backend::kSdpa};
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 struct Sizes {
@@ -227,7 +229,7 @@ TEST_CASE("attention: queries that may attend to nothing give zeros and zero gra
   };
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
     for (const Case& c : cases) {
-      for (const Backend backend : {Backend::kReference, Backend::kCpu, Backend::kSdpa}) {
+      for (const Backend backend : attend::test::kNamedBackends) {
         for (const bool with_lse : {false, true}) {
           CAPTURE(dtype);
           CAPTURE(c.name);
@@ -293,3 +295,5 @@ TEST_CASE("attention: a query that may attend to nothing does not change the res
     }
   }
 }
+
+}  // namespace empty_test

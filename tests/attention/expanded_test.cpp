@@ -8,8 +8,9 @@
 #include <attend/flex_attention.h>
 
 #include "support/accuracy.h"
-#include "support/added_bias.h"
 #include "support/autocast.h"
+#include "support/dense.h"
+#include "support/tensor_structs.h"
 
 #include <ATen/Parallel.h>
 #include <doctest/doctest.h>
@@ -28,10 +29,10 @@ using attend::Backend;
 using attend::test::AddedBias;
 using attend::test::check_as_accurate_as;
 using attend::test::check_equal_in_float64;
+using attend::test::Tensors;
 
+namespace expanded_test {
 namespace {
-
-using Tensors = std::vector<torch::Tensor>;
 
 constexpr std::int64_t kBatch = 2, kHeads = 3, kQueries = 70, kKeys = 130, kWidth = 8;
 
@@ -60,9 +61,10 @@ const Way kWays[] = {
      }},
 };
 
-torch::Tensor dense(const Tensors& in, const torch::Tensor& bias) {
-  const torch::Tensor scores = in[0].matmul(in[1].transpose(2, 3)) / std::sqrt(static_cast<double>(kWidth));
-  return torch::softmax(scores + bias, -1).matmul(in[2]);
+torch::Tensor formula(const Tensors& in, const torch::Tensor& bias) {
+  return attend::test::dense({in[0], in[1], in[2]}, [&](const torch::Tensor& scores, const attend::test::Grid&,
+                                                        const Tensors&) { return scores + bias; })
+      .output;
 }
 
 Tensors random_inputs(at::ScalarType dtype = torch::kDouble) {
@@ -142,7 +144,7 @@ TEST_CASE("attn_mask, DenseBias, score_mod: the gradient of an expanded tensor e
         const torch::Tensor output = attention(inputs, shape.expand(inputs[3]));
         return torch::autograd::grad({output}, inputs, {given.to(computed_in)});
       };
-      const Tensors exact = gradients(dense, torch::kDouble), plain = gradients(dense, dtype);
+      const Tensors exact = gradients(formula, torch::kDouble), plain = gradients(formula, dtype);
       for (const Way& way : kWays) {
         CAPTURE(shape.name);
         CAPTURE(dtype);
@@ -261,7 +263,7 @@ TEST_CASE("attn_mask: retain_grad(), hooks and grad() on an expanded tensor see 
     const auto gradients = [&](const Attention& attention) {
       return look.gradients(attention, in, values.clone().requires_grad_());
     };
-    const Tensors exact = gradients(dense);
+    const Tensors exact = gradients(formula);
     for (const Way& way : kWays) {
       CAPTURE(look.name);
       CAPTURE(way.name);
@@ -280,7 +282,7 @@ TEST_CASE("attn_mask, DenseBias, score_mod: an expanded leaf has the gradient of
   const torch::Tensor leaf = to_all(torch::randn({kQueries, kKeys}, torch::kDouble)).requires_grad_();
   REQUIRE(leaf.is_leaf());
   REQUIRE(attend::detail::is_expanded(leaf));
-  const torch::Tensor exact = torch::autograd::grad({dense(in, leaf).square().sum()}, {leaf})[0];
+  const torch::Tensor exact = torch::autograd::grad({formula(in, leaf).square().sum()}, {leaf})[0];
   for (const Way& way : kWays) {
     CAPTURE(way.name);
     check_equal_in_float64(torch::autograd::grad({way.attention(in, leaf).square().sum()}, {leaf})[0], exact);
@@ -304,7 +306,7 @@ TEST_CASE("attn_mask: the gradient of an expanded mask has the mask's dtype, als
         Tensors wide;
         for (const torch::Tensor& each : in) wide.push_back(each.to(rounded_to).to(torch::kDouble));
         const torch::Tensor exact_bias = bias.detach().to(torch::kDouble).requires_grad_();
-        return torch::autograd::grad({dense(wide, to_all(exact_bias)).sum()}, {exact_bias})[0];
+        return torch::autograd::grad({formula(wide, to_all(exact_bias)).sum()}, {exact_bias})[0];
       };
       const torch::Tensor without_autocast = exact(query_dtype);
       check_as_accurate_as(gradient_by_copies(false), gradient_by_copies(true), without_autocast, /*factor=*/1.0);
@@ -323,7 +325,7 @@ TEST_CASE("attn_mask, DenseBias, score_mod: the gradient is right with more thre
   const torch::Tensor values = normal({1, 1, kLength, kLength});
   for (const bool is_full : {false, true}) {
     const torch::Tensor bias = (is_full ? values.repeat({kBatch, kHeads, 1, 1}) : values).requires_grad_();
-    const torch::Tensor exact = torch::autograd::grad({dense(in, bias).square().sum()}, {bias})[0];
+    const torch::Tensor exact = torch::autograd::grad({formula(in, bias).square().sum()}, {bias})[0];
     for (const Way& way : kWays) {
       CAPTURE(is_full);
       CAPTURE(way.name);
@@ -353,7 +355,7 @@ TEST_CASE("DenseBias: a NaN in a masked key does not change its gradient, for an
   const torch::Tensor bias = normal({kLength, kLength}).requires_grad_();
   const torch::Tensor allowed = torch::arange(kLength) < kLength - 1;
   const torch::Tensor ruled_out = torch::zeros({kLength}, torch::kDouble).masked_fill(allowed.logical_not(), -INFINITY);
-  const torch::Tensor exact = torch::autograd::grad({dense(in, bias + ruled_out).square().sum()}, {bias})[0];
+  const torch::Tensor exact = torch::autograd::grad({formula(in, bias + ruled_out).square().sum()}, {bias})[0];
   Tensors dirty{in[0], in[1].clone(), in[2]};
   dirty[1].select(0, 1).select(0, 2).select(0, kLength - 1).fill_(NAN);
   for (const int threads : {1, 2, 16}) {
@@ -368,3 +370,5 @@ TEST_CASE("DenseBias: a NaN in a masked key does not change its gradient, for an
     check_equal_in_float64(gradient, exact);
   }
 }
+
+}  // namespace expanded_test

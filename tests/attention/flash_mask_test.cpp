@@ -4,6 +4,7 @@
 #include <attend/flex_attention.h>
 
 #include "support/accuracy.h"
+#include "support/dense.h"
 #include "support/errors.h"
 #include "support/key_ranges.h"
 
@@ -23,10 +24,13 @@ using attend::Document;
 using attend::FlashMask;
 using attend::materialize;
 using attend::Unchanged;
+using attend::test::allowed_by;
 using attend::test::check_key_ranges;
 using attend::test::max_difference;
 using attend::test::message_of;
+using attend::test::same;
 
+namespace flash_mask_test {
 namespace {
 
 /// bool (N, H, L, S) by torch's operators, from numbers (N, H, S, 1, 2 or 4).
@@ -85,8 +89,7 @@ TEST_CASE("FlashMask: outputs and gradients of flex_attention equal the dense fo
   const torch::Tensor allowed = document.unsqueeze(1) == document;
   std::vector<torch::Tensor> inputs;
   for (int k = 0; k < 3; ++k) inputs.push_back(torch::randn({2, 2, L, 16}, torch::kDouble).requires_grad_());
-  const torch::Tensor scores = inputs[0].matmul(inputs[1].mT()).div(4).masked_fill(allowed.logical_not(), -INFINITY);
-  const torch::Tensor expected = scores.softmax(-1).matmul(inputs[2]);
+  const torch::Tensor expected = attend::test::dense(inputs, same, allowed_by(allowed)).output;
   const torch::Tensor found = attend::flex_attention(inputs[0], inputs[1], inputs[2], Unchanged{}, FlashMask(numbers));
   CHECK(max_difference(found, expected) < 1e-12);
   const torch::Tensor gradient = torch::randn_like(expected);
@@ -124,3 +127,5 @@ TEST_CASE("FlashMask: type and text of errors") {
           materialize(FlashMask(two.expand({1, 2, 8, 2})), {1, 3, 8, 8});
         }).find("H 2, S 8 do not fit N 1, H 3") != std::string::npos);
 }
+
+}  // namespace flash_mask_test

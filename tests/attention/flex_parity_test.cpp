@@ -7,6 +7,10 @@
 #include <attend/flex_attention.h>
 
 #include "support/accuracy.h"
+#include "support/dense.h"
+#include "support/draws.h"
+#include "support/environment.h"
+#include "support/structs.h"
 
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
@@ -21,7 +25,6 @@
 #include <limits>
 #include <map>
 #include <ostream>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,9 +33,13 @@ using attend::AttentionOptions;
 using attend::AttentionResult;
 using attend::Backend;
 using attend::Coordinate;
+using attend::test::allowed_by;
 using attend::test::check_as_accurate_as;
 using attend::test::check_equal_in_float64;
+using attend::test::SameParity;
+using attend::test::SoftSign;
 
+namespace flex_parity_test {
 namespace {
 
 using Sizes = std::vector<std::int64_t>;
@@ -67,19 +74,6 @@ std::ostream& operator<<(std::ostream& stream, const Call& call) {
 
 // Structs whose kind is chosen at run time, so that one instantiation covers every combination; and structs composed as
 // a user composes them.
-
-struct SoftSign {
-  float strength;
-
-  template <class T>
-  T operator()(T score, Coordinate at) const {
-    return score / (T(1) + abs(score) * T(strength)) - T(0.01f) * T(at.query - at.key);
-  }
-};
-
-struct SameParity {
-  bool operator()(Coordinate at) const { return (at.query - at.key) % 2 == 0; }
-};
 
 constexpr int kScoreKinds = 10, kMaskKinds = 12;
 
@@ -217,32 +211,25 @@ Structs structs(const MakeScore& make_score, const MakeMask& make_mask) {
   };
   // The dense form only gives the allowed error in float32 and lower, so it may take values from the library.
   const auto dense = [=](const Call& call, const Tensors& in, const Fixed& fixed, const AttentionOptions&) {
-    const auto dtype = in[kQuery].scalar_type();
-    const torch::Tensor key = in[kKey].repeat_interleave(call.heads / call.kv_heads, 1),
-                        value = in[kValue].repeat_interleave(call.heads / call.kv_heads, 1);
-    const double scale = call.scale != 0 ? call.scale : 1 / std::sqrt(static_cast<double>(call.width));
-    torch::Tensor scores = scale * in[kQuery].matmul(key.transpose(2, 3));  // (N, H, L, S)
-    if (call.softcap > 0) scores = call.softcap * torch::tanh(scores / call.softcap);
     const torch::Tensor position = torch::arange(call.length).unsqueeze(1) + (call.keys - call.length);
     const torch::Tensor ahead = torch::arange(call.keys) - position;  // (L, S)
-    if (call.has_slopes) scores = scores - in[kOptionSlopes].view({-1, 1, 1}) * ahead.abs().to(dtype);
-    if (call.has_float_mask) scores = scores + in[kOptionMask];
-
     auto score_mod = make_score(call, in);
     auto mask_mod = make_mask(call, fixed);
     attend::detail::TypedVariant<decltype(score_mod), decltype(mask_mod)> variant(score_mod, mask_mod);
     const attend::AttentionSizes sizes{call.batch, call.heads, call.length, call.keys};
     const Tensors tensors = variant.tensors(sizes, torch::kCPU);
-    const auto computed = dtype == torch::kDouble ? torch::kDouble : torch::kFloat;
-    scores = variant.change(scores.to(computed), tensors).to(dtype);
-    const torch::Tensor ruled_out =
-        variant.mask(sizes, tensors).logical_and(option_allowed(call, fixed, ahead)).logical_not();
-    const double never = dtype == torch::kDouble ? -1e300 : dtype == torch::kHalf ? -65504.0 : -3e38;
-    scores = scores.masked_fill(ruled_out, never);
-    const torch::Tensor log_sum_exp =
-        scores.logsumexp(-1).masked_fill(ruled_out.all(-1), -std::numeric_limits<double>::infinity());
-    return AttentionResult{scores.softmax(-1).masked_fill(ruled_out, 0.0).matmul(value),
-                           call.with_lse ? log_sum_exp : torch::Tensor()};
+    const auto change = [&](torch::Tensor scores, const attend::test::Grid&, const Tensors&) {
+      if (call.softcap > 0) scores = call.softcap * torch::tanh(scores / call.softcap);
+      if (call.has_slopes) scores = scores - in[kOptionSlopes].view({-1, 1, 1}) * ahead.abs().to(scores.scalar_type());
+      if (call.has_float_mask) scores = scores + in[kOptionMask];
+      return variant.change(scores.to(scores.scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat),
+                            tensors);
+    };
+    const torch::Tensor allowed = variant.mask(sizes, tensors).logical_and(option_allowed(call, fixed, ahead));
+    AttentionResult result = attend::test::dense({in[kQuery], in[kKey], in[kValue]}, change, allowed_by(allowed),
+                                                 call.scale != 0 ? std::make_optional(call.scale) : std::nullopt);
+    if (!call.with_lse) result.log_sum_exp = torch::Tensor();
+    return result;
   };
   return {flex, dense};
 }
@@ -280,47 +267,43 @@ const Structs kStructs[] = {
 // ---- Random calls ---------------------------------------------------------------------------------------------------
 
 Call random_call(std::uint32_t number) {
-  std::mt19937 random(number);
-  const auto below = [&](std::int64_t n) {
-    return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n));
-  };
-  const auto one_in = [&](std::int64_t n) { return below(n) == 0; };
-  const auto one_of = [&](const auto& choices) { return choices[static_cast<std::size_t>(below(choices.size()))]; };
+  attend::test::Draws draws(number);
   struct Heads {
     std::int64_t heads, kv_heads;
   };
-  const Heads drawn = one_of(std::vector<Heads>{{1, 1}, {2, 2}, {2, 1}, {3, 3}, {4, 2}, {3, 1}});
-  Call call{.number = number,
-            .dtype = one_of(std::vector{torch::kDouble, torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}),
-            .batch = 1 + below(2),
-            .heads = drawn.heads,
-            .kv_heads = drawn.kv_heads,
-            .length = one_in(3) ? one_of(Sizes{1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65}) : 1 + below(70),
-            .keys = one_in(3) ? one_of(Sizes{1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65}) : 1 + below(70),
-            .width = 1 + below(40),
-            .value_dim = 1 + below(40)};
-  if (one_in(3)) call.keys = call.length;
-  if (one_in(3)) call.value_dim = call.width;
+  const Heads drawn = draws.one_of(std::vector<Heads>{{1, 1}, {2, 2}, {2, 1}, {3, 3}, {4, 2}, {3, 1}});
+  Call call{
+      .number = number,
+      .dtype = draws.one_of(std::vector{torch::kDouble, torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}),
+      .batch = 1 + draws.below(2),
+      .heads = drawn.heads,
+      .kv_heads = drawn.kv_heads,
+      .length = draws.one_in(3) ? draws.one_of(Sizes{1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65}) : 1 + draws.below(70),
+      .keys = draws.one_in(3) ? draws.one_of(Sizes{1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65}) : 1 + draws.below(70),
+      .width = 1 + draws.below(40),
+      .value_dim = 1 + draws.below(40)};
+  if (draws.one_in(3)) call.keys = call.length;
+  if (draws.one_in(3)) call.value_dim = call.width;
   if (call.heads * call.length * call.keys > 1 << 13) call.batch = 1;
-  if (one_in(3)) call.structs = static_cast<std::size_t>(1 + below(std::size(kStructs) - 1));
-  call.score = static_cast<int>(below(kScoreKinds));
-  call.mask = static_cast<int>(below(kMaskKinds));
-  call.with_lse = one_in(3);
-  if (one_in(2)) return call;  // half of the calls have no further option
+  if (draws.one_in(3)) call.structs = static_cast<std::size_t>(1 + draws.below(std::size(kStructs) - 1));
+  call.score = static_cast<int>(draws.below(kScoreKinds));
+  call.mask = static_cast<int>(draws.below(kMaskKinds));
+  call.with_lse = draws.one_in(3);
+  if (draws.one_in(2)) return call;  // half of the calls have no further option
 
-  call.is_causal = one_in(4);
-  if (one_in(4)) call.window = {below(call.keys + 2) - 1, below(call.length + 2) - 1};
-  if (one_in(4)) call.scale = one_in(3) ? -0.25 : 0.5;
-  if (one_in(4)) call.softcap = 0.5 + 0.25 * static_cast<double>(below(8));
-  call.has_bool_mask = one_in(4);
-  call.has_float_mask = !call.has_bool_mask && one_in(4);
-  call.has_slopes = one_in(4);
+  call.is_causal = draws.one_in(4);
+  if (draws.one_in(4)) call.window = {draws.below(call.keys + 2) - 1, draws.below(call.length + 2) - 1};
+  if (draws.one_in(4)) call.scale = draws.one_in(3) ? -0.25 : 0.5;
+  if (draws.one_in(4)) call.softcap = 0.5 + 0.25 * static_cast<double>(draws.below(8));
+  call.has_bool_mask = draws.one_in(4);
+  call.has_float_mask = !call.has_bool_mask && draws.one_in(4);
+  call.has_slopes = draws.one_in(4);
   // Packed batches are float64 only: the dense formula of the other dtypes does not support them.
-  if (call.dtype == torch::kDouble && one_in(4)) {
+  if (call.dtype == torch::kDouble && draws.one_in(4)) {
     call.batch = 1;
     const auto offsets = [&](std::int64_t length) {
       std::vector<std::int32_t> ends{0, static_cast<std::int32_t>(length)};
-      for (int i = 0; i < 2; ++i) ends.push_back(static_cast<std::int32_t>(below(length + 1)));
+      for (int i = 0; i < 2; ++i) ends.push_back(static_cast<std::int32_t>(draws.below(length + 1)));
       std::sort(ends.begin(), ends.end());
       return ends;
     };
@@ -395,10 +378,12 @@ std::map<std::string, torch::Tensor> results_of(const Compute& compute, const Ca
 
 TEST_CASE("flex_attention: 500 random calls equal kReference in float64, and are accurate in other dtypes") {
   const auto finite = [](const torch::Tensor& tensor) { return tensor.masked_fill(tensor.isinf(), 0.0); };
+  const attend::test::CallNumbers wanted = attend::test::wanted_calls(500);
   int calls_in_float64 = 0;
-  for (std::uint32_t number = 0; number < 500; ++number) {
+  for (std::uint32_t number = wanted.begin; number < wanted.end; ++number) {
     const Call call = random_call(number);
     INFO(call);
+    INFO(attend::test::replay(number));
     torch::manual_seed(number);
     const Fixed fixed = fixed_of(call);
     const Structs& structs = kStructs[call.structs];
@@ -422,5 +407,7 @@ TEST_CASE("flex_attention: 500 random calls equal kReference in float64, and are
     }
     calls_in_float64 += call.dtype == torch::kDouble;
   }
-  CHECK(calls_in_float64 > 150);  // otherwise too little was tested
+  if (wanted.are_all) CHECK(calls_in_float64 > 150);  // otherwise too little was tested
 }
+
+}  // namespace flex_parity_test

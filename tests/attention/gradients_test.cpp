@@ -4,6 +4,7 @@
 
 #include <attend/attention.h>
 
+#include "support/backends.h"
 #include "support/gradcheck.h"
 
 #include <doctest/doctest.h>
@@ -19,6 +20,7 @@ using attend::test::gradcheck;
 using attend::test::gradgradcheck;
 using attend::test::TensorFunction;
 
+namespace gradients_test {
 namespace {
 
 struct Sizes {
@@ -127,7 +129,7 @@ std::vector<Variant> variants() {
 template <class Check>
 void for_each_variant(const Check& check) {
   for (const Variant& variant : variants()) {
-    for (const Backend backend : {Backend::kReference, Backend::kCpu, Backend::kSdpa}) {
+    for (const Backend backend : attend::test::kNamedBackends) {
       CAPTURE(variant.name);
       CAPTURE(backend);
       if (backend == Backend::kSdpa && !variant.sdpa_can) {
@@ -148,3 +150,5 @@ TEST_CASE("attention: gradients equal finite differences, for every option on ev
 TEST_CASE("attention: second derivatives equal finite differences of the gradients, on every backend") {
   for_each_variant(gradgradcheck);
 }
+
+}  // namespace gradients_test

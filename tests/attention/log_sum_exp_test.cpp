@@ -6,6 +6,8 @@
 #include <attend/attention.h>
 
 #include "support/accuracy.h"
+#include "support/backends.h"
+#include "support/dense.h"
 #include "support/errors.h"
 
 #include <doctest/doctest.h>
@@ -24,13 +26,17 @@
 using attend::AttentionOptions;
 using attend::AttentionResult;
 using attend::Backend;
+using attend::test::causal;
 using attend::test::check_as_accurate_as;
+using attend::test::everywhere;
+using attend::test::kAllBackendsWithAllOptions;
+using attend::test::kNamedBackends;
 using attend::test::max_difference;
 using attend::test::message_of;
+using attend::test::same;
 
+namespace log_sum_exp_test {
 namespace {
-
-constexpr Backend kAllBackends[] = {Backend::kReference, Backend::kCpu, Backend::kSdpa};
 
 /// Random float64 query, key and value with two batch entries and two query heads.
 std::vector<torch::Tensor> inputs(std::int64_t length, std::int64_t keys, std::int64_t kv_heads = 2) {
@@ -44,16 +50,9 @@ AttentionResult with_lse(const std::vector<torch::Tensor>& in, const AttentionOp
   return attend::attention_with_lse(in[0], in[1], in[2], options);
 }
 
-/// The dense formula with torch::logsumexp, in the dtype of its arguments.
-AttentionResult dense(const std::vector<torch::Tensor>& in, double scale, bool is_causal = false) {
-  const std::int64_t repeats = in[0].size(1) / in[1].size(1);
-  const torch::Tensor key = in[1].repeat_interleave(repeats, 1), value = in[2].repeat_interleave(repeats, 1);
-  torch::Tensor scores = scale * in[0].matmul(key.transpose(2, 3));
-  if (is_causal) {
-    const torch::Tensor is_later = torch::ones({in[0].size(2), in[1].size(2)}, torch::kBool).triu(1);
-    scores = scores.masked_fill(is_later, -std::numeric_limits<double>::infinity());
-  }
-  return {scores.softmax(-1).matmul(value), scores.logsumexp(-1)};
+/// The dense formula with torch::logsumexp.
+AttentionResult formula(const std::vector<torch::Tensor>& in, double scale, bool is_causal = false) {
+  return attend::test::dense(in, same, is_causal ? causal : everywhere, scale);
 }
 
 }  // namespace
@@ -61,7 +60,7 @@ AttentionResult dense(const std::vector<torch::Tensor>& in, double scale, bool i
 TEST_CASE("attention_with_lse: the log-sum-exp is float32 (float64 for float64), as accurate as torch::logsumexp") {
   const std::vector<torch::Tensor> drawn = inputs(33, 65);
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
-    for (const Backend backend : kAllBackends) {
+    for (const Backend backend : kNamedBackends) {
       CAPTURE(dtype);
       CAPTURE(backend);
       std::vector<torch::Tensor> rounded, exact;
@@ -70,21 +69,21 @@ TEST_CASE("attention_with_lse: the log-sum-exp is float32 (float64 for float64),
         exact.push_back(rounded.back().to(torch::kDouble));
       }
       const AttentionResult result = with_lse(rounded, AttentionOptions().scale(0.5).backend(backend));
-      const torch::Tensor expected = dense(exact, 0.5).log_sum_exp;
+      const torch::Tensor expected = formula(exact, 0.5).log_sum_exp;
       CHECK(result.log_sum_exp.sizes() == torch::IntArrayRef{2, 2, 33});
       CHECK((result.output.scalar_type() == dtype));
       if (dtype == torch::kDouble) {
         CHECK((result.log_sum_exp.scalar_type() == torch::kDouble));
         CHECK(max_difference(result.log_sum_exp, expected) < 1e-12);
       } else {
-        check_as_accurate_as(dense(rounded, 0.5).log_sum_exp.to(torch::kFloat), result.log_sum_exp, expected);
+        check_as_accurate_as(formula(rounded, 0.5).log_sum_exp.to(torch::kFloat), result.log_sum_exp, expected);
       }
     }
   }
 }
 
 TEST_CASE("attention_with_lse: the output equals that of attention() to the bit") {
-  for (const Backend backend : kAllBackends) {
+  for (const Backend backend : kNamedBackends) {
     CAPTURE(backend);
     const std::vector<torch::Tensor> in = inputs(9, 9, 1);
     const AttentionOptions options = AttentionOptions().is_causal(true).backend(backend);
@@ -102,7 +101,7 @@ TEST_CASE("attention_with_lse: gradients are right whether the output, the log-s
   for (const Case& c :
        {Case{"plain", inputs(5, 7), 0.4}, Case{"causal", inputs(6, 6), 1.0, true},
         Case{"grouped", inputs(5, 7, 1), 0.4}, Case{"grouped and causal", inputs(6, 6, 1), 1.5, true}}) {
-    for (const Backend backend : kAllBackends) {
+    for (const Backend backend : kNamedBackends) {
       for (const auto& uses : {std::pair{true, false}, std::pair{false, true}, std::pair{true, true}}) {
         for (const bool create_graph : {false, true}) {
           CAPTURE(c.name);
@@ -117,7 +116,7 @@ TEST_CASE("attention_with_lse: gradients are right whether the output, the log-s
             return torch::autograd::grad({loss}, c.in, {}, /*retain_graph=*/std::nullopt, create_graph,
                                          /*allow_unused=*/true);
           };
-          const auto expected = gradients(dense(c.in, c.scale, c.is_causal));
+          const auto expected = gradients(formula(c.in, c.scale, c.is_causal));
           const auto ours =
               gradients(with_lse(c.in, AttentionOptions().scale(c.scale).is_causal(c.is_causal).backend(backend)));
           for (int i = 0; i < 3; ++i) {
@@ -136,7 +135,7 @@ TEST_CASE("attention_with_lse: in lower precision its gradients are as accurate 
   const std::vector<torch::Tensor> drawn = inputs(33, 33);
   const torch::Tensor weight = torch::randn({2, 2, 33}).to(torch::kBFloat16);
   for (const auto dtype : {torch::kFloat, torch::kBFloat16, torch::kHalf}) {
-    for (const Backend backend : kAllBackends) {
+    for (const Backend backend : kNamedBackends) {
       CAPTURE(dtype);
       CAPTURE(backend);
       const auto gradients = [&](at::ScalarType computed_in, const auto& compute) {
@@ -146,8 +145,8 @@ TEST_CASE("attention_with_lse: in lower precision its gradients are as accurate 
         const torch::Tensor log_sum_exp = compute(in).log_sum_exp;
         return torch::autograd::grad({log_sum_exp}, {in[0], in[1]}, {weight.to(log_sum_exp.scalar_type())});
       };
-      const auto formula = [](const auto& in) { return dense(in, 0.5); };
-      const auto exact = gradients(torch::kDouble, formula), plain = gradients(dtype, formula);
+      const auto dense = [](const auto& in) { return formula(in, 0.5); };
+      const auto exact = gradients(torch::kDouble, dense), plain = gradients(dtype, dense);
       const auto ours = gradients(
           dtype, [&](const auto& in) { return with_lse(in, AttentionOptions().scale(0.5).backend(backend)); });
       for (int i = 0; i < 2; ++i) {
@@ -160,7 +159,7 @@ TEST_CASE("attention_with_lse: in lower precision its gradients are as accurate 
 
 TEST_CASE("attention_with_lse: queries that overlap in memory (unfold, expand) get the gradients of their copies") {
   const torch::Tensor signal = torch::randn({1, 1, 40}, torch::kDouble);
-  for (const Backend backend : kAllBackends) {
+  for (const Backend backend : kNamedBackends) {
     CAPTURE(backend);
     const auto gradients = [&](const torch::Tensor& query) {
       const torch::Tensor key = query.detach().clone().requires_grad_();
@@ -190,7 +189,7 @@ TEST_CASE("attention_with_lse: explain(with_lse) names its backend and the reaso
 }
 
 TEST_CASE("attention_with_lse: two halves of the keys, merged by log-sum-exp, equal the whole, with gradients") {
-  for (const Backend backend : kAllBackends) {
+  for (const Backend backend : kNamedBackends) {
     CAPTURE(backend);
     const std::vector<torch::Tensor> in = inputs(5, 9);
     const torch::Tensor &q = in[0], &k = in[1], &v = in[2];
@@ -212,7 +211,7 @@ TEST_CASE("attention_with_lse: a half in which a query may attend to nothing add
   const std::vector<torch::Tensor> in = inputs(3, 6);
   const torch::Tensor &q = in[0], &k = in[1], &v = in[2];
   const torch::Tensor mask = torch::tensor({true, true, true, false, false, false}).view({1, 6});
-  for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu}) {
+  for (const Backend backend : kAllBackendsWithAllOptions) {
     CAPTURE(backend);
     const auto half = [&](std::int64_t from, std::int64_t to) {
       return attend::attention_with_lse(q, k.slice(2, from, to), v.slice(2, from, to),
@@ -235,10 +234,12 @@ TEST_CASE("attention_with_lse: with attn_mask every backend is right, except kSd
           with_lse(in, AttentionOptions(masked).backend(Backend::kSdpa));
         }).find("kSdpa returns no log-sum-exp with attn_mask") != std::string::npos);
   CHECK_NOTHROW(attend::attention(in[0], in[1], in[2], AttentionOptions(masked).backend(Backend::kSdpa)));
-  const AttentionResult causal = dense(in, 1.0 / std::sqrt(8.0), /*is_causal=*/true);
-  for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu}) {
+  const AttentionResult expected = formula(in, 1.0 / std::sqrt(8.0), /*is_causal=*/true);
+  for (const Backend backend : kAllBackendsWithAllOptions) {
     CAPTURE(backend);
     const AttentionResult ours = with_lse(in, AttentionOptions(masked).backend(backend));
-    CHECK(max_difference(ours.log_sum_exp, causal.log_sum_exp) < 1e-12);
+    CHECK(max_difference(ours.log_sum_exp, expected.log_sum_exp) < 1e-12);
   }
 }
+
+}  // namespace log_sum_exp_test

@@ -8,13 +8,11 @@
 #include <torch/types.h>
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
 using attend::AttentionSizes;
 using attend::materialize;
-using attend::test::message_of;
 
 namespace {
 
@@ -95,14 +93,9 @@ TEST_CASE("materialize: without gradient mode no autograd graph is recorded") {
 }
 
 TEST_CASE("materialize: type and text of errors") {
-  struct Case {
-    std::string expected;
-    bool is_type_error;
-    std::function<void()> call;
-  };
   const auto mask = [](const AttentionSizes& sizes) { return [=] { materialize(attend::Causal{}, sizes); }; };
   const auto score = [](const torch::Tensor& scores) { return [=] { materialize(attend::Softcap{1}, scores); }; };
-  const Case cases[] = {
+  const attend::test::Refused cases[] = {
       {"attend::materialize: sizes must not be negative, got (-1, 2, 3, 4)", false, mask({-1, 2, 3, 4})},
       {"attend::materialize: sizes must not be negative, got (1, -2, 3, 4)", false, mask({1, -2, 3, 4})},
       {"attend::materialize: sizes must not be negative, got (1, 2, -3, 4)", false, mask({1, 2, -3, 4})},
@@ -114,11 +107,5 @@ TEST_CASE("materialize: type and text of errors") {
       {"attend::materialize: scores must be float32 or float64, got Long", true,
        score(torch::zeros({1, 1, 2, 2}, torch::kLong))},
   };
-  for (const Case& c : cases) {
-    CAPTURE(c.expected);
-    const std::string message =
-        c.is_type_error ? message_of<c10::TypeError>(c.call) : message_of<c10::ValueError>(c.call);
-    CAPTURE(message);
-    CHECK(message.find(c.expected) != std::string::npos);
-  }
+  for (const attend::test::Refused& each : cases) each.check();
 }

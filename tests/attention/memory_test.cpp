@@ -5,9 +5,11 @@
 #include <attend/attention.h>
 #include <attend/flex_attention.h>
 
-#include "support/added_bias.h"
 #include "support/allocator_peak.h"
+#include "support/backends.h"
 #include "support/heap_peak.h"
+#include "support/structs.h"
+#include "support/tensor_structs.h"
 
 #include <ATen/Parallel.h>
 #include <doctest/doctest.h>
@@ -27,25 +29,14 @@ using attend::Backend;
 using attend::test::AddedBias;
 using attend::test::AllocatorPeak;
 using attend::test::HeapPeak;
+using attend::test::SameParity;
+using attend::test::SoftSign;
 
+namespace memory_test {
 namespace {
 
 struct Sizes {
   std::int64_t heads, kv_heads, length;
-};
-
-/// SoftSign of the documentation, and a user's mask. The mask is no fixed band, so no part of it can be skipped.
-struct SoftSign {
-  float strength;
-
-  template <class T>
-  ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const {
-    return score / (T(1) + abs(score) * T(strength)) - T(0.01f) * T(at.query - at.key);
-  }
-};
-
-struct SameParity {
-  ATTEND_HOST_DEVICE bool operator()(attend::Coordinate at) const { return (at.query - at.key) % 2 == 0; }
 };
 
 using QueryKeyValue = std::vector<torch::Tensor>;
@@ -181,7 +172,7 @@ TEST_CASE("attention: forward and backward at L 8,192 take less than a tenth of 
       {"dropout", single, false, options().dropout(0.1)},
   };
   for (const Case& c : cases) {
-    for (const Backend backend : {Backend::kCpu, Backend::kSdpa}) {
+    for (const Backend backend : attend::test::kBackendsWithOwnGradients) {
       if (backend == Backend::kSdpa && !c.sdpa_can) continue;
       CAPTURE(c.name);
       CAPTURE(backend);
@@ -247,3 +238,5 @@ TEST_CASE("DenseBias, attn_mask: a learned bias has at most two float64 copies o
     }
   });
 }
+
+}  // namespace memory_test

@@ -6,6 +6,10 @@
 #include <attend/attention.h>
 
 #include "support/accuracy.h"
+#include "support/backends.h"
+#include "support/dense.h"
+#include "support/draws.h"
+#include "support/environment.h"
 
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
@@ -19,7 +23,6 @@
 #include <map>
 #include <optional>
 #include <ostream>
-#include <random>
 #include <set>
 #include <string>
 #include <utility>
@@ -30,11 +33,14 @@ using attend::AttentionResult;
 using attend::Backend;
 using attend::Window;
 using attend::test::Accuracy;
+using attend::test::allowed_by;
 using attend::test::check_as_accurate_as;
 using attend::test::check_equal_in_float64;
+using attend::test::kAllBackends;
 using attend::test::kAtensFactor;
 using attend::test::kOurFactor;
 
+namespace parity_test {
 namespace {
 
 using Sizes = std::vector<std::int64_t>;
@@ -74,67 +80,62 @@ std::ostream& operator<<(std::ostream& stream, const Call& call) {
 }
 
 Call random_call(std::uint32_t number) {
-  std::mt19937 random(number);
-  const auto below = [&](std::int64_t n) {
-    return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n));
-  };
-  const auto one_in = [&](std::int64_t n) { return below(n) == 0; };
-  const auto one_of = [&](const auto& choices) { return choices[static_cast<std::size_t>(below(choices.size()))]; };
+  attend::test::Draws draws(number);
   const Sizes lengths{1, 2, 3, 31, 32, 33, 63, 64, 65, 127, 128, 129, 511, 512, 513, 1023};
 
   Call call{.number = number,
-            .dtype = one_of(std::vector{torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}),
-            .length = one_of(lengths),
-            .keys = one_of(lengths),
-            .width = one_of(Sizes{1, 8, 16, 33, 64, 80, 128}),
+            .dtype = draws.one_of(std::vector{torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}),
+            .length = draws.one_of(lengths),
+            .keys = draws.one_of(lengths),
+            .width = draws.one_of(Sizes{1, 8, 16, 33, 64, 80, 128}),
             .value_dim = 0};
   call.value_dim = call.width;
-  call.is_causal = one_in(3);
-  if (call.is_causal && one_in(2)) call.keys = call.length;
+  call.is_causal = draws.one_in(3);
+  if (call.is_causal && draws.one_in(2)) call.keys = call.length;
   // Limits the numbers of heads and batch entries so that N · H · L · S stays small.
   const auto fits = [&] { return call.batch * call.heads * call.length * call.keys <= 1 << 17; };
   struct Heads {
     std::int64_t heads, kv_heads;
   };
-  const Heads drawn = one_of(std::vector<Heads>{{1, 1}, {2, 2}, {2, 1}, {3, 3}, {4, 2}, {6, 2}, {4, 1}});
+  const Heads drawn = draws.one_of(std::vector<Heads>{{1, 1}, {2, 2}, {2, 1}, {3, 3}, {4, 2}, {6, 2}, {4, 1}});
   call.heads = drawn.heads;
   call.kv_heads = drawn.kv_heads;
   if (!fits()) call.heads = call.kv_heads = 1;
-  call.batch = 1 + below(3);
+  call.batch = 1 + draws.below(3);
   if (!fits()) call.batch = 1;
   for (Layout& layout : call.layouts)
-    if (one_in(2)) layout = static_cast<Layout>(below(6));
-  if (one_in(3)) call.scale = 0.05 * static_cast<double>(1 + below(10));
-  call.with_lse = one_in(3);
+    if (draws.one_in(2)) layout = static_cast<Layout>(draws.below(6));
+  if (draws.one_in(3)) call.scale = 0.05 * static_cast<double>(1 + draws.below(10));
+  call.with_lse = draws.one_in(3);
 
-  const std::int64_t mask = below(8);  // none in half of the calls
+  const std::int64_t mask = draws.below(8);  // none in half of the calls
   if (mask < 4) call.mask = static_cast<Mask>(1 + mask);
   if (call.mask == Mask::kPadding) call.mask_sizes = {call.batch, 1, 1, call.keys};
   if (call.mask == Mask::kBool || call.mask == Mask::kFloat || call.mask == Mask::kLearned) {
     call.mask_sizes = {call.batch, call.heads, call.length, call.keys};
-    call.mask_sizes.erase(call.mask_sizes.begin(), call.mask_sizes.begin() + below(3));
+    call.mask_sizes.erase(call.mask_sizes.begin(), call.mask_sizes.begin() + draws.below(3));
     for (std::int64_t& size : call.mask_sizes)
-      if (one_in(3)) size = 1;
-    call.mask_has_infinity = call.mask != Mask::kBool && one_in(2);
+      if (draws.one_in(3)) size = 1;
+    call.mask_has_infinity = call.mask != Mask::kBool && draws.one_in(2);
   }
-  if (one_in(2)) return call;  // half of the calls have no option that ATen's kernels lack
+  if (draws.one_in(2)) return call;  // half of the calls have no option that ATen's kernels lack
 
-  if (one_in(4)) call.value_dim = 1 + below(40);
-  if (one_in(3)) call.window = {below(call.keys + 2) - 1, below(call.length + 2) - 1};
-  if (one_in(3)) call.softcap = 0.5 + 0.25 * static_cast<double>(below(8));
-  if (one_in(8)) call.scale = -0.1;
-  if (one_in(3)) {
-    call.slopes = one_in(2) ? Slopes::kFixed : Slopes::kLearned;
-    call.slopes_sizes = one_in(2) ? Sizes{call.heads} : Sizes{call.batch, call.heads};
+  if (draws.one_in(4)) call.value_dim = 1 + draws.below(40);
+  if (draws.one_in(3)) call.window = {draws.below(call.keys + 2) - 1, draws.below(call.length + 2) - 1};
+  if (draws.one_in(3)) call.softcap = 0.5 + 0.25 * static_cast<double>(draws.below(8));
+  if (draws.one_in(8)) call.scale = -0.1;
+  if (draws.one_in(3)) {
+    call.slopes = draws.one_in(2) ? Slopes::kFixed : Slopes::kLearned;
+    call.slopes_sizes = draws.one_in(2) ? Sizes{call.heads} : Sizes{call.batch, call.heads};
   }
-  if (one_in(4)) {
+  if (draws.one_in(4)) {
     call.batch = 1;
     if (call.slopes_sizes.size() == 2) call.slopes_sizes[0] = 1;
     if (call.mask_sizes.size() == 4) call.mask_sizes[0] = 1;
-    const std::int64_t sequences = 1 + below(4);
+    const std::int64_t sequences = 1 + draws.below(4);
     const auto offsets = [&](std::int64_t length) {
       std::vector<std::int32_t> ends{0, static_cast<std::int32_t>(length)};
-      for (std::int64_t i = 1; i < sequences; ++i) ends.push_back(static_cast<std::int32_t>(below(length + 1)));
+      for (std::int64_t i = 1; i < sequences; ++i) ends.push_back(static_cast<std::int32_t>(draws.below(length + 1)));
       std::sort(ends.begin(), ends.end());
       return ends;
     };
@@ -246,29 +247,19 @@ std::pair<torch::Tensor, torch::Tensor> allowed_and_distance(const Call& call) {
 }
 
 /// The dense formula in the dtype of its arguments, with every option of a call.
-AttentionResult dense(const Call& call, const torch::Tensor& query, torch::Tensor key, torch::Tensor value,
-                      const torch::Tensor& mask, const torch::Tensor& slopes) {
+AttentionResult dense(const Call& call, const torch::Tensor& query, const torch::Tensor& key,
+                      const torch::Tensor& value, const torch::Tensor& mask, const torch::Tensor& slopes) {
   auto [allowed, distance] = allowed_and_distance(call);
-  key = key.repeat_interleave(call.heads / call.kv_heads, 1);
-  value = value.repeat_interleave(call.heads / call.kv_heads, 1);
-  const double scale = call.scale != 0.0 ? call.scale : 1.0 / std::sqrt(static_cast<double>(call.width));
-  torch::Tensor scores = scale * query.matmul(key.transpose(2, 3));  // (N, H, L, S)
-  if (call.softcap > 0.0) scores = call.softcap * torch::tanh(scores / call.softcap);
-  if (slopes.defined()) scores = scores - slopes.unsqueeze(-1).unsqueeze(-1) * distance.to(scores.scalar_type());
-  if (mask.defined() && mask.scalar_type() == torch::kBool) allowed = allowed.logical_and(mask);
-  if (mask.defined() && mask.scalar_type() != torch::kBool) {
-    allowed = allowed.logical_and(mask.isneginf().logical_not());
-    scores = scores + mask.masked_fill(mask.isneginf(), 0.0);
-  }
-  // A large finite number instead of −∞, so that an empty row does not become NaN.
-  const double never = scores.scalar_type() == torch::kDouble ? -1e300
-                       : scores.scalar_type() == torch::kHalf ? -65504.0
-                                                              : -3e38;
-  const torch::Tensor ruled_out = allowed.logical_not();
-  scores = scores.masked_fill(ruled_out, never);
-  const torch::Tensor weights = scores.softmax(-1).masked_fill(ruled_out, 0.0);
-  const torch::Tensor is_empty = ruled_out.expand(scores.sizes()).all(-1);
-  return {weights.matmul(value), scores.logsumexp(-1).masked_fill(is_empty, -std::numeric_limits<double>::infinity())};
+  if (mask.defined())
+    allowed = allowed.logical_and(mask.scalar_type() == torch::kBool ? mask : mask.isneginf().logical_not());
+  const auto change = [&, distance = distance](torch::Tensor scores, const attend::test::Grid&, const Results&) {
+    if (call.softcap > 0.0) scores = call.softcap * torch::tanh(scores / call.softcap);
+    if (slopes.defined()) scores = scores - slopes.unsqueeze(-1).unsqueeze(-1) * distance.to(scores.scalar_type());
+    if (mask.defined() && mask.scalar_type() != torch::kBool) scores = scores + mask.masked_fill(mask.isneginf(), 0.0);
+    return scores;
+  };
+  return attend::test::dense({query, key, value}, change, allowed_by(allowed),
+                             call.scale != 0.0 ? std::make_optional(call.scale) : std::nullopt);
 }
 
 struct OurResults {
@@ -301,11 +292,13 @@ std::optional<OurResults> ours(const Call& call, const Inputs& inputs, const Res
 }  // namespace
 
 TEST_CASE("attention: 500 random calls are as accurate as torch's dense operations, forward and backward") {
+  const attend::test::CallNumbers wanted = attend::test::wanted_calls(500);
   std::map<Backend, int> calls;  // by the backend that computed them
   std::map<Backend, Accuracy> accuracy;
-  for (std::uint32_t number = 0; number < 500; ++number) {
+  for (std::uint32_t number = wanted.begin; number < wanted.end; ++number) {
     const Call call = random_call(number);
     INFO(call);
+    INFO(attend::test::replay(number));
     torch::manual_seed(number);
     const Inputs inputs(call);
     const auto rounded = [&](const Sizes& sizes) { return torch::randn(sizes, torch::kDouble).to(call.dtype); };
@@ -343,7 +336,7 @@ TEST_CASE("attention: 500 random calls are as accurate as torch's dense operatio
       }
     };
     std::set<Backend> computed;
-    for (const Backend backend : {Backend::kAuto, Backend::kCpu, Backend::kSdpa, Backend::kReference}) {
+    for (const Backend backend : kAllBackends) {
       if (computed.count(backend) > 0) continue;  // kAuto has used it
       const std::optional<OurResults> given = ours(call, inputs, output_gradients, backend);
       CHECK((given || backend == Backend::kSdpa));
@@ -354,6 +347,7 @@ TEST_CASE("attention: 500 random calls are as accurate as torch's dense operatio
       ++calls[given->backend];
     }
   }
+  if (!wanted.are_all) return;
   for (const auto& entry : accuracy) {
     CAPTURE(entry.first);
     entry.second.check_results_of_few_numbers();
@@ -362,3 +356,5 @@ TEST_CASE("attention: 500 random calls are as accurate as torch's dense operatio
   CHECK(calls[Backend::kCpu] == 500);
   CHECK(calls[Backend::kSdpa] >= 160);  // otherwise too little was tested
 }
+
+}  // namespace parity_test

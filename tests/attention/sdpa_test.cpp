@@ -26,6 +26,7 @@ using attend::detail::Sdpa;
 using attend::test::max_difference;
 using attend::test::message_of;
 
+namespace sdpa_test {
 namespace {
 
 /// ATen without its fused kernels, until the end of the scope.
@@ -266,3 +267,5 @@ TEST_CASE("kSdpa: NaN is handled as in kReference, where ATen alone would return
   CHECK(max_difference(of_bad_query, attend::detail::Reference::run(attention_problem(bad, good, good, {})).output) <
         1e-6);
 }
+
+}  // namespace sdpa_test

@@ -10,7 +10,6 @@
 #include <torch/types.h>
 
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <random>
 #include <string>
@@ -137,18 +136,13 @@ TEST_CASE("Document: documents that are sorted in only one batch entry are not t
 }
 
 TEST_CASE("Document, KeyPadding: type and text of errors") {
-  struct Case {
-    std::string expected;
-    bool is_type_error;
-    std::function<void()> call;
-  };
   const AttentionSizes sizes{2, 3, 4, 5};
   const torch::Tensor four = torch::arange(4), five = torch::arange(5);
   const auto ask = [&](const auto& mask) { return [=] { materialize(mask, sizes); }; };
   const std::string
       of_query = "attend::Document: the documents of the query must be (L) or (N, L), with N = 2 and L = 4, got ",
       of_key = "attend::Document: the documents of the key must be (S) or (N, S), with N = 2 and S = 5, got ";
-  const Case cases[] = {
+  const attend::test::Refused cases[] = {
       {of_query + "[5]", false, ask(Document(five, five))},
       {of_query + "[3, 4]", false, ask(Document(four.expand({3, 4}), five))},
       {of_query + "[1, 2, 4]", false, ask(Document(four.expand({1, 2, 4}), five))},
@@ -171,11 +165,5 @@ TEST_CASE("Document, KeyPadding: type and text of errors") {
       {"attend::Binder: integers() needs an integer or bool tensor, got Float", true,
        ask(KeyPadding(torch::ones({2})))},
   };
-  for (const Case& c : cases) {
-    CAPTURE(c.expected);
-    const std::string message =
-        c.is_type_error ? message_of<c10::TypeError>(c.call) : message_of<c10::ValueError>(c.call);
-    CAPTURE(message);
-    CHECK(message.find(c.expected) != std::string::npos);
-  }
+  for (const attend::test::Refused& each : cases) each.check();
 }

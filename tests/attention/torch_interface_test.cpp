@@ -5,7 +5,9 @@
 
 #include "support/accuracy.h"
 #include "support/autocast.h"
+#include "support/backends.h"
 #include "support/errors.h"
+#include "support/tensor_structs.h"
 
 #include <ATen/functorch/BatchedTensorImpl.h>
 #include <ATen/ops/_efficientzerotensor.h>
@@ -31,12 +33,16 @@
 using attend::AttentionOptions;
 using attend::AttentionResult;
 using attend::Backend;
+using attend::test::HeadBias;
+using attend::test::kAllBackends;
+using attend::test::kAllBackendsWithAllOptions;
+using attend::test::kNamedBackendsWithAllOptions;
 using attend::test::max_difference;
 using attend::test::message_of;
 
+namespace torch_interface_test {
 namespace {
 
-constexpr Backend kAllBackends[] = {Backend::kAuto, Backend::kReference, Backend::kCpu, Backend::kSdpa};
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 torch::Tensor random(at::IntArrayRef sizes) { return torch::randn(sizes, torch::kDouble); }
@@ -143,7 +149,7 @@ TEST_CASE("attention: broadcast inputs equal their copies, with learned masks, s
     results.push_back(output);
     return results;
   };
-  for (const Backend backend : {Backend::kReference, Backend::kCpu}) {
+  for (const Backend backend : kNamedBackendsWithAllOptions) {
     CAPTURE(backend);
     const auto broadcast = gradients_of(backend, false), copied = gradients_of(backend, true);
     for (std::size_t i = 0; i < copied.size(); ++i) {
@@ -244,7 +250,7 @@ TEST_CASE("attention: a float attn_mask may have another dtype than query") {
 TEST_CASE("attention: the gradient of an attn_mask has the mask's dtype") {
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
     for (const auto mask_dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
-      for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu}) {
+      for (const Backend backend : kAllBackendsWithAllOptions) {
         CAPTURE(dtype);
         CAPTURE(mask_dtype);
         CAPTURE(backend);
@@ -361,18 +367,6 @@ TEST_CASE("attention: the output does not overlap in memory if queries do, as wi
 
 namespace {
 
-struct HeadBias {
-  torch::Tensor bias;  // (H)
-  struct View {
-    attend::TensorView bias;
-    template <class T>
-    ATTEND_HOST_DEVICE T operator()(T score, attend::Coordinate at) const {
-      return score + bias.read<T>(at.head);
-    }
-  };
-  View bind(attend::Binder& binder) const { return {binder.values(bias)}; }
-};
-
 struct SameDocument {
   torch::Tensor document;  // (L)
   struct View {
@@ -469,7 +463,7 @@ TEST_CASE("attention: arguments with torch's negative bit are read with the righ
   const auto lazily = [](const torch::Tensor& tensor) { return at::_neg_view(-tensor); };
   const AttentionOptions lazily_packed =
       AttentionOptions().query_offsets(lazily(packed.query_offsets())).key_offsets(lazily(packed.key_offsets()));
-  for (const Backend backend : {Backend::kReference, Backend::kCpu}) {
+  for (const Backend backend : kNamedBackendsWithAllOptions) {
     CAPTURE(backend);
     const torch::Tensor expected = attend::attention(x, x, x, AttentionOptions(packed).backend(backend));
     CHECK(attend::attention(lazily(x), lazily(x), lazily(x), AttentionOptions(lazily_packed).backend(backend))
@@ -484,7 +478,7 @@ TEST_CASE("attention: arguments with torch's negative bit are read with the righ
 TEST_CASE("attn_mask: in a bool mask every byte except 0 means true, as in torch") {
   torch::manual_seed(9);
   const torch::Tensor x = torch::randn({1, 2, 40, 16}), bytes = torch::randint(0, 3, {40, 40}).to(torch::kByte).mul(2);
-  for (const attend::Backend backend : {attend::Backend::kCpu, attend::Backend::kSdpa, attend::Backend::kReference}) {
+  for (const attend::Backend backend : attend::test::kNamedBackends) {
     CAPTURE(backend);
     const auto with_mask = [&](const torch::Tensor& mask) {
       return attend::attention(x, x, x, attend::AttentionOptions().attn_mask(mask).backend(backend));
@@ -492,3 +486,5 @@ TEST_CASE("attn_mask: in a bool mask every byte except 0 means true, as in torch
     CHECK(with_mask(bytes.view(torch::kBool)).equal(with_mask(bytes.ne(0))));
   }
 }
+
+}  // namespace torch_interface_test

@@ -26,6 +26,7 @@
 using attend::test::max_difference;
 using attend::test::normal;
 
+namespace flex_attention_test {
 namespace {
 
 struct SoftSign {
@@ -245,3 +246,5 @@ TEST_CASE("README, custom scores: the score_mod equals its formula") {
   // 0.01f differs from 0.01
   CHECK(max_difference(my_attention(q, k, v), dense(changed, distance.le(0) & distance.remainder(2).eq(0), v)) < 1e-7);
 }
+
+}  // namespace flex_attention_test

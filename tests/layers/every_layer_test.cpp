@@ -30,6 +30,7 @@
 using attend::test::max_difference;
 using attend::test::message_of;
 
+namespace every_layer_test {
 namespace {
 
 struct SelfAttentionCase {
@@ -314,3 +315,5 @@ TEST_CASE("MultiheadAttention: sparse, nested and mkldnn inputs and masks are re
   CHECK(message(x, x, x, torch::Tensor(), false, torch::zeros({9, 9}).to_sparse()) ==
         start + "attn_mask must be dense, got the layout Sparse; convert it with .to_dense()");
 }
+
+}  // namespace every_layer_test

@@ -28,6 +28,7 @@
 
 using attend::test::message_of;
 
+namespace load_test {
 namespace {
 
 using Layer = std::shared_ptr<torch::nn::Module>;
@@ -186,3 +187,5 @@ TEST_CASE("ConvStack: it loads a torch::nn::Sequential of convolutions and activ
   load(loaded, saved.ptr());
   for (std::size_t i = 0; i < 4; ++i) CHECK(loaded->parameters()[i].equal(saved->parameters()[i]));
 }
+
+}  // namespace load_test

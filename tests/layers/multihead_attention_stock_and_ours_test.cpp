@@ -25,6 +25,7 @@
 using attend::test::max_difference;
 using attend::test::message_of;
 
+namespace multihead_attention_stock_and_ours_test {
 namespace {
 
 constexpr const char* kMended =
@@ -289,3 +290,5 @@ TEST_CASE("batch_first, num_kv_heads, is_causal, window: options of attend that 
   CHECK(kHasCausal<Ours>);
   CHECK(kHasWindow<Ours>);
 }
+
+}  // namespace multihead_attention_stock_and_ours_test

@@ -3,6 +3,8 @@
 
 #include "support/accuracy.h"
 #include "support/autocast.h"
+#include "support/backends.h"
+#include "support/dense.h"
 #include "support/errors.h"
 #include "support/layers.h"
 #include "support/operator_log.h"
@@ -23,10 +25,14 @@ using attend::SelfAttention1dOptions;
 using attend::test::check_as_accurate_as;
 using attend::test::check_gradients;
 using attend::test::copy_parameters;
+using attend::test::dense;
+using attend::test::everywhere;
+using attend::test::kAllBackendsWithAllOptions;
 using attend::test::max_difference;
 using attend::test::message_of;
 using attend::test::OperatorLog;
 using attend::test::reference_data;
+using attend::test::same;
 
 namespace {
 
@@ -34,9 +40,10 @@ namespace {
 torch::Tensor notebook_layer(const torch::Tensor& x, const SelfAttention1d& layer) {
   const auto project = [&x](const torch::Tensor& weight) { return torch::conv1d(x, weight); };
   const torch::Tensor q = project(layer->query->weight), k = project(layer->key->weight);
-  return torch::matmul(q.transpose(1, 2), k)
-      .softmax(2)
-      .matmul(project(layer->value->weight).transpose(1, 2))
+  const torch::Tensor v = project(layer->value->weight);
+  const auto one_head = [](const torch::Tensor& signal) { return signal.transpose(1, 2).unsqueeze(1); };
+  return dense({one_head(q), one_head(k), one_head(v)}, same, everywhere, /*scale=*/1.0)
+      .output.squeeze(1)
       .transpose(1, 2);
 }
 
@@ -49,7 +56,7 @@ TEST_CASE("SelfAttention1d: outputs, attention_map and gradients equal the noteb
       {"heads/", SelfAttention1dOptions(6, 8, 4).num_heads(2).scale(attend::kInverseSqrt)},
   };
   for (const auto& c : cases) {
-    for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu}) {
+    for (const Backend backend : kAllBackendsWithAllOptions) {
       const std::string& prefix = c.first;
       CAPTURE(prefix);
       CAPTURE(backend);
@@ -70,14 +77,14 @@ TEST_CASE("SelfAttention1d: outputs, attention_map and gradients equal the noteb
 TEST_CASE("SelfAttention1d: float32 is as accurate as the formula of the notebook, at the size of the experiment") {
   SelfAttention1d layer(64, 64, 64);
   const torch::Tensor x = torch::randn({32, 64, 100});
-  const torch::Tensor dense = notebook_layer(x, layer), ours = layer(x);
+  const torch::Tensor formula = notebook_layer(x, layer), ours = layer(x);
   layer->to(torch::kDouble);
-  check_as_accurate_as(dense, ours, notebook_layer(x.to(torch::kDouble), layer));
+  check_as_accurate_as(formula, ours, notebook_layer(x.to(torch::kDouble), layer));
 }
 
 TEST_CASE("SelfAttention1d: every fused kernel reads the channels-first signal uncopied; kAuto uses the fastest") {
   for (const int num_heads : {1, 4}) {
-    for (const Backend backend : {Backend::kAuto, Backend::kCpu, Backend::kSdpa}) {
+    for (const Backend backend : attend::test::and_auto(attend::test::kBackendsWithOwnGradients)) {
       CAPTURE(num_heads);
       CAPTURE(backend);
       SelfAttention1d layer(SelfAttention1dOptions(64, 64, 64).num_heads(num_heads).backend(backend));
@@ -116,8 +123,8 @@ TEST_CASE("SelfAttention1d: a permutation of the positions of x permutes y in th
         return torch::conv1d(signal, weight).reshape({2, heads, 9, 8 / heads});  // of (N, C, L), not of (N, L, C)
       };
       const torch::Tensor q = project(layer->query->weight), k = project(layer->key->weight);
-      const torch::Tensor y = q.matmul(k.transpose(2, 3)).softmax(3).matmul(project(layer->value->weight));
-      return y.reshape({2, 8, 9});
+      const torch::Tensor v = project(layer->value->weight);
+      return dense({q, k, v}, same, everywhere, /*scale=*/1.0).output.reshape({2, 8, 9});
     };
     CHECK(max_difference(reshaped(x.index_select(2, order)), reshaped(x).index_select(2, order)) > 0.1);
   }
@@ -169,7 +176,7 @@ TEST_CASE("SelfAttention1d: explain() names the backend that forward() uses, in 
   for (const auto dtype : {torch::kFloat, torch::kDouble, torch::kBFloat16, torch::kHalf}) {
     for (const bool is_autocast : {false, true}) {
       for (const bool has_gradients : {false, true}) {
-        for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu}) {
+        for (const Backend backend : kAllBackendsWithAllOptions) {
           for (const std::int64_t length : {1, 2, 3, 4, 20, 200}) {
             for (const std::int64_t out_channels : {16, 32}) {
               CAPTURE(dtype);
@@ -203,5 +210,5 @@ TEST_CASE("SelfAttention1d: explain() names the backend that forward() uses, in 
       }
     }
   }
-  for (const Backend backend : {Backend::kReference, Backend::kCpu, Backend::kSdpa}) CHECK(seen[backend] > 10);
+  for (const Backend backend : attend::test::kNamedBackends) CHECK(seen[backend] > 10);
 }

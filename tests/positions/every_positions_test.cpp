@@ -29,6 +29,7 @@ using attend::Combine;
 using attend::test::max_difference;
 using attend::test::message_of;
 
+namespace every_positions_test {
 namespace {
 
 struct LinearCase {
@@ -201,3 +202,5 @@ TEST_CASE_TEMPLATE("positions layers: signals that do not fit are refused with t
     CHECK(message(torch::randn({2, 3, 9})) ==
           name + "x (3 channels) must have as many channels as the positions (4) for kAdd");
 }
+
+}  // namespace every_positions_test

@@ -3,8 +3,11 @@
 #include <attend/score/mask_mod.h>
 #include <attend/score/mask_operators.h>
 
+#include "support/dense.h"
 #include "support/grid.h"
 #include "support/key_ranges.h"
+#include "support/structs.h"
+#include "support/tensor_structs.h"
 
 #include <doctest/doctest.h>
 #include <torch/types.h>
@@ -26,20 +29,16 @@ using attend::materialize;
 using attend::PrefixLM;
 using attend::QueryBlock;
 using attend::SlidingWindow;
+using attend::test::causal;
 using attend::test::check_key_ranges;
+using attend::test::everywhere;
 using attend::test::Grid;
+using attend::test::SameBlock;
+using attend::test::SameParity;
+using attend::test::SwitchedOn;
 
+namespace mask_mod_test {
 namespace {
-
-struct SameParity {
-  bool operator()(Coordinate at) const { return (at.query - at.key) % 2 == 0; }
-};
-
-struct SameBlock {
-  std::int32_t width;
-
-  bool operator()(Coordinate at) const { return at.query / width == at.key / width; }
-};
 
 /// Allows one key for each head and batch entry, and keys() returns that key.
 struct OneKey {
@@ -47,7 +46,7 @@ struct OneKey {
   KeyRange keys(QueryBlock block) const { return {block.batch + block.head, block.batch + block.head + 1}; }
 };
 
-struct NoKey {
+struct EmptyRange {
   bool operator()(Coordinate) const { return false; }
   KeyRange keys(QueryBlock) const { return {7, 3}; }
 };
@@ -65,17 +64,6 @@ struct HoldsATensor {
   torch::Tensor tensor;
   bool operator()(Coordinate) const { return true; }
 };
-struct SwitchedOn {
-  torch::Tensor is_on;  // (S)
-
-  struct View {
-    attend::IntegerView is_on;
-    bool operator()(Coordinate at) const { return is_on.read(at.key) != 0; }
-  };
-
-  View bind(attend::Binder& binder) const { return {binder.integers(is_on)}; }
-};
-
 template <class A, class B>
 concept HasAnd = requires(A a, B b) {
   a& b;
@@ -90,8 +78,6 @@ concept HasNot = requires(A a) {
 };
 
 /// Each mask in torch's operators, broadcastable to (N, H, L, S).
-torch::Tensor every_key(const Grid& at) { return torch::ones_like(at.ahead, torch::kBool); }
-torch::Tensor causal(const Grid& at) { return at.ahead <= 0; }
 torch::Tensor window(const Grid& at) { return at.ahead.ge(-3).logical_and(at.ahead <= 1); }
 torch::Tensor prefix(const Grid& at) { return at.key.lt(3).logical_or(at.ahead <= 0); }
 torch::Tensor same_parity(const Grid& at) { return (at.query + at.key).remainder(2) == 0; }
@@ -121,7 +107,7 @@ Case make_case(const std::string& name, const Make& make, const std::function<to
 std::vector<Case> all_cases() {
   const auto fixed = [](const auto& mask) { return [mask](const AttentionSizes&) { return mask; }; };
   const auto switched_on = [](const AttentionSizes& sizes) {
-    return SwitchedOn{torch::arange(sizes.key_length).remainder(3) > 0};
+    return SwitchedOn{(torch::arange(sizes.key_length).remainder(3) > 0).expand({sizes.batch_size, -1})};
   };
   const auto negated = [](const auto& mask) { return [mask](const Grid& at) { return mask(at).logical_not(); }; };
   const auto both = [](const auto& a, const auto& b) {
@@ -131,7 +117,7 @@ std::vector<Case> all_cases() {
     return [=](const Grid& at) { return a(at).logical_or(b(at)); };
   };
   return {
-      make_case("EveryKey", fixed(EveryKey{}), every_key, kTight),
+      make_case("EveryKey", fixed(EveryKey{}), everywhere, kTight),
       make_case("Causal", fixed(Causal{}), causal, kTight),
       make_case("SlidingWindow", fixed(SlidingWindow(3, 1)), window, kTight),
       make_case(
@@ -141,10 +127,10 @@ std::vector<Case> all_cases() {
           "SlidingWindow, left", fixed(SlidingWindow(2, -1)), [](const Grid& at) { return at.ahead >= -2; }, kTight),
       make_case(
           "SlidingWindow, right", fixed(SlidingWindow(-1, 2)), [](const Grid& at) { return at.ahead <= 2; }, kTight),
-      make_case("SlidingWindow, unlimited", fixed(SlidingWindow(-1, -1)), every_key, kTight),
+      make_case("SlidingWindow, unlimited", fixed(SlidingWindow(-1, -1)), everywhere, kTight),
       make_case("PrefixLM", fixed(PrefixLM(3)), prefix, kTight),
       make_case("PrefixLM of 0", fixed(PrefixLM(0)), causal, kTight),
-      make_case("PrefixLM of more than there are", fixed(PrefixLM(1000)), every_key, kTight),
+      make_case("PrefixLM of more than there are", fixed(PrefixLM(1000)), everywhere, kTight),
       make_case("&", fixed(Causal{} & SlidingWindow(3, 1)), both(causal, window), kTight),
       make_case("& with a user's", fixed(Causal{} & SameParity{}), both(causal, same_parity)),
       make_case("a user's &", fixed(SameBlock{4} & SlidingWindow(3, 1)), both(same_block, window)),
@@ -153,9 +139,10 @@ std::vector<Case> all_cases() {
       make_case("|", fixed(SlidingWindow(3, 1) | PrefixLM(3)), either(window, prefix), kTight),
       make_case("| with a user's", fixed(Causal{} | SameParity{}), either(causal, same_parity)),
       make_case("a user's |", fixed(OneKey{} | SlidingWindow(3, 1)), either(one_key, window)),
-      make_case("| with an empty range", fixed(SlidingWindow(3, 1) | NoKey{}), window, kTight),
-      make_case("| after an empty range", fixed(NoKey{} | SlidingWindow(3, 1)), window, kTight),
-      make_case("| of two empty ranges", fixed((NoKey{} & Causal{}) | (NoKey{} & EveryKey{})), no_key, kTight),
+      make_case("| with an empty range", fixed(SlidingWindow(3, 1) | EmptyRange{}), window, kTight),
+      make_case("| after an empty range", fixed(EmptyRange{} | SlidingWindow(3, 1)), window, kTight),
+      make_case("| of two empty ranges", fixed((EmptyRange{} & Causal{}) | (EmptyRange{} & EveryKey{})), no_key,
+                kTight),
       make_case("!", fixed(!Causal{}), negated(causal)),
       make_case("! of !", fixed(!!SlidingWindow(3, 1)), window),
       make_case("! of a combination", fixed(!(Causal{} & SameParity{})), negated(both(causal, same_parity))),
@@ -165,7 +152,7 @@ std::vector<Case> all_cases() {
       make_case("all_of four", fixed(attend::all_of(SameParity{}, SameBlock{4}, Causal{}, OneKey{})),
                 both(both(same_parity, same_block), both(causal, one_key))),
       make_case("any_of", fixed(attend::any_of(SameParity{}, SameBlock{4})), either(same_parity, same_block)),
-      make_case("any_of four", fixed(attend::any_of(OneKey{}, SameBlock{4}, SlidingWindow(3, 1), NoKey{})),
+      make_case("any_of four", fixed(attend::any_of(OneKey{}, SameBlock{4}, SlidingWindow(3, 1), EmptyRange{})),
                 either(either(one_key, same_block), window)),
       make_case("not_", fixed(attend::not_(SameParity{})), negated(same_parity)),
       make_case("not_ of not_", fixed(attend::not_(attend::not_(OneKey{}))), one_key),
@@ -177,7 +164,7 @@ std::vector<Case> all_cases() {
       make_case(
           "all three with what holds a tensor",
           [=](const AttentionSizes& sizes) {
-            return attend::any_of(SameParity{}, switched_on(sizes), OneKey{}, NoKey{}) &
+            return attend::any_of(SameParity{}, switched_on(sizes), OneKey{}, EmptyRange{}) &
                    !(switched_on(sizes) & Causal{});
           },
           both(negated(both(switches, causal)), either(same_parity, either(switches, one_key)))),
@@ -253,3 +240,5 @@ TEST_CASE("MaskMod: attend's masks are constexpr") {
   static_assert(Causal{}.keys(QueryBlock{0, 0, 2, 4, 9, 9}).end == 4);
   CHECK(mask.keys(QueryBlock{0, 0, 2, 4, 9, 9}).end == 4);
 }
+
+}  // namespace mask_mod_test

@@ -3,8 +3,10 @@
 #include <attend/attention/materialize.h>
 #include <attend/score/score_mod.h>
 
+#include "support/dense.h"
 #include "support/derivatives.h"
 #include "support/grid.h"
+#include "support/tensor_structs.h"
 
 #include <doctest/doctest.h>
 #include <torch/types.h>
@@ -21,10 +23,11 @@ using attend::then;
 using attend::Unchanged;
 using attend::test::check_same_derivatives;
 using attend::test::Grid;
+using attend::test::HeadBias;
+using attend::test::Tensors;
 
+namespace score_mod_test {
 namespace {
-
-using Tensors = std::vector<torch::Tensor>;
 
 struct TimesTwo {
   template <class T>
@@ -38,22 +41,6 @@ struct PlusKey {
   T operator()(T score, Coordinate at) const {
     return score + T(at.key);
   }
-};
-
-/// Adds its tensor to the scores, one value for each head.
-struct HeadBias {
-  torch::Tensor bias;  // (H)
-
-  struct View {
-    attend::TensorView bias;
-
-    template <class T>
-    T operator()(T score, Coordinate at) const {
-      return score + bias.read<T>(at.head);
-    }
-  };
-
-  View bind(attend::Binder& binder) const { return {binder.values(bias)}; }
 };
 
 struct ReturnsANumber {  // any number type converts to T
@@ -165,3 +152,5 @@ TEST_CASE("ScoreMod: a score_mod that returns a C++ number sets all scores to it
   CHECK(changed.eq(1).all().item<bool>());
   CHECK(torch::autograd::grad({changed.sum()}, {scores})[0].eq(0).all().item<bool>());
 }
+
+}  // namespace score_mod_test

@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <exception>
+#include <functional>
 #include <string>
 #include <type_traits>
 #include <typeinfo>
@@ -30,5 +31,28 @@ std::string message_of(Action&& action) {
   FAIL_CHECK("nothing was thrown");
   return "";
 }
+
+/// Checks that `call` throws exactly an Error whose message contains this text.
+template <class Error, class Call>
+void check_throws(const std::string& expected, const Call& call) {
+  CAPTURE(expected);
+  const std::string message = message_of<Error>(call);
+  CAPTURE(message);
+  CHECK(message.find(expected) != std::string::npos);
+}
+
+/// A call that must throw c10::TypeError or c10::ValueError with this text.
+struct Refused {
+  std::string expected;
+  bool is_type_error;
+  std::function<void()> call;
+
+  void check() const {
+    if (is_type_error)
+      check_throws<c10::TypeError>(expected, call);
+    else
+      check_throws<c10::ValueError>(expected, call);
+  }
+};
 
 }  // namespace attend::test

@@ -29,6 +29,7 @@ using attend::test::normal;
 using torch::optim::OptimizerParamGroup;
 using Tensors = std::vector<torch::Tensor>;
 
+namespace adam_test {
 namespace {
 
 struct OfAdam {
@@ -706,3 +707,5 @@ TEST_CASE_TEMPLATE("Adam, AdamW: step() calls a closure once, with gradients ena
   CHECK(parameter.item<double>() == doctest::Approx(1.5).epsilon(1e-12));  // Adam's first step is the rate
   CHECK_FALSE(optimizer.step().defined());
 }
+
+}  // namespace adam_test

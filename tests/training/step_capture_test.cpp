@@ -32,6 +32,7 @@ using attend::test::message_of;
 using attend::test::normal;
 using attend::test::Samples;
 
+namespace step_capture_test {
 namespace {
 
 /// A StepCapture for the CPU. Nothing runs while it captures. A replay runs the body on the recorded gradients, even if
@@ -484,3 +485,5 @@ TEST_CASE("autocast: training and validation equal a hand-written loop to the bi
     CHECK(history.validation_loss()[epoch] == at::mse_loss(by_hand->forward(data.x), data.y).item<float>());
   }
 }
+
+}  // namespace step_capture_test

@@ -4,6 +4,7 @@
 #include <attend/attention.h>
 
 #include "support/accuracy.h"
+#include "support/backends.h"
 
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
@@ -23,6 +24,7 @@ using attend::detail::philox;
 using attend::detail::philox_words;
 using attend::test::max_difference;
 
+namespace dropout_test {
 namespace {
 
 /// The weights (N, H, L, S): the output for values that are unit vectors.
@@ -132,14 +134,14 @@ TEST_CASE("dropout: manual_seed determines the dropped weights, for every call, 
   const torch::Tensor expected = is_dropped(torch::kDouble, Backend::kReference);
   CHECK(expected.any().item<bool>());
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
-    for (const Backend backend : {Backend::kAuto, Backend::kReference, Backend::kCpu}) {
+    for (const Backend backend : attend::test::kAllBackendsWithAllOptions) {
       CAPTURE(dtype);
       CAPTURE(backend);
       CHECK(is_dropped(dtype, backend).equal(expected));
     }
   }
   const torch::Tensor allowed = torch::ones({33, 31}, torch::kBool).tril(31 - 33);
-  for (const Backend backend : {Backend::kReference, Backend::kCpu})
+  for (const Backend backend : attend::test::kNamedBackendsWithAllOptions)
     CHECK(is_dropped(torch::kFloat, backend, /*is_causal=*/true).equal(expected.logical_or(~allowed)));
 
   torch::manual_seed(3);
@@ -193,7 +195,7 @@ TEST_CASE("dropout: explain(), attention_weights() and a refused call draw nothi
 
 TEST_CASE("dropout: attention_with_lse() returns the log-sum-exp before dropout") {
   const torch::Tensor x = torch::randn({1, 2, 5, 8}, torch::kDouble);
-  for (const Backend backend : {Backend::kReference, Backend::kCpu}) {
+  for (const Backend backend : attend::test::kNamedBackendsWithAllOptions) {
     CAPTURE(backend);
     const auto log_sum_exp = [&](double dropout) {
       return attend::attention_with_lse(x, x, x, AttentionOptions().dropout(dropout).backend(backend)).log_sum_exp;
@@ -220,3 +222,5 @@ TEST_CASE("dropout: a value that every query drops gets a zero gradient, and the
   CHECK(gradient.eq(0).any().item<bool>());
   CHECK(gradient.ne(0).any().item<bool>());
 }
+
+}  // namespace dropout_test

@@ -19,6 +19,7 @@ using attend::Window;
 using attend::detail::attention_problem;
 using attend::test::message_of;
 
+namespace problem_test {
 namespace {
 
 torch::Tensor x(at::IntArrayRef sizes) { return torch::randn(sizes); }
@@ -224,3 +225,5 @@ TEST_CASE("window: a window that excludes no key is ignored and does not prevent
     CHECK(left_over.right == c.left_over.right);
   }
 }
+
+}  // namespace problem_test

@@ -30,6 +30,7 @@ using attend::test::Accuracy;
 using attend::test::max_difference;
 using attend::test::message_of;
 
+namespace cpu_convolution_test {
 namespace {
 
 using Tensors = std::vector<torch::Tensor>;
@@ -365,3 +366,5 @@ TEST_CASE("ConvStack: forward-mode derivatives are computed by torch") {
   }
   torch::autograd::ForwardADLevel::release_idx(level);
 }
+
+}  // namespace cpu_convolution_test

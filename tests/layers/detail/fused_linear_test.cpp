@@ -17,6 +17,7 @@ using attend::test::check_as_accurate_as;
 using attend::test::check_equal_in_float64;
 using attend::test::max_difference;
 
+namespace fused_linear_test {
 namespace {
 
 using Tensors = std::vector<torch::Tensor>;
@@ -131,3 +132,5 @@ TEST_CASE("projections: the same call gives the same bits; BackendGuard kReferen
                 expected = results_of(inputs, gradients, torch::kFloat, by_torch);
   for (std::size_t i = 0; i < first.size(); ++i) CHECK(torch::equal(guarded[i], expected[i]));
 }
+
+}  // namespace fused_linear_test

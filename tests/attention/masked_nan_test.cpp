@@ -7,6 +7,8 @@
 #include <attend/flex_attention.h>
 
 #include "support/accuracy.h"
+#include "support/backends.h"
+#include "support/dense.h"
 
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
@@ -25,15 +27,15 @@ using attend::Alibi;
 using attend::AttentionOptions;
 using attend::Backend;
 using attend::Coordinate;
+using attend::test::kAllBackends;
 using attend::test::max_difference;
 using attend::test::size_of;
+using attend::test::Tensors;
 
+namespace masked_nan_test {
 namespace {
 
-using Tensors = std::vector<torch::Tensor>;
-
 constexpr at::ScalarType kDtypes[] = {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf};
-constexpr Backend kBackends[] = {Backend::kAuto, Backend::kReference, Backend::kCpu, Backend::kSdpa};
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kBad[] = {std::numeric_limits<double>::quiet_NaN(), kInfinity};
 
@@ -160,7 +162,7 @@ void check_close(const Tensors& results, const Tensors& expected) {
 template <class Change, class Also>
 void check_without_effect(std::initializer_list<std::size_t> inputs_to_change, const Change& change, const Also& also) {
   for (const Case& c : kCases)
-    for (const Backend backend : kBackends)
+    for (const Backend backend : kAllBackends)
       for (const auto dtype : kDtypes)
         for (const Lengths& lengths : kLengths) {
           if (backend == Backend::kSdpa && !c.runs_on_sdpa) continue;
@@ -206,7 +208,7 @@ TEST_CASE("attention: NaN and ±∞ in a query that may attend to nothing, or in
 
 TEST_CASE("is_causal and window: NaN in the last key and value reaches only queries that may attend to it") {
   for (const std::int64_t left : {-1, 9})
-    for (const Backend backend : kBackends)
+    for (const Backend backend : kAllBackends)
       for (const auto dtype : kDtypes)
         for (const Lengths& lengths : kLengths) {
           if (backend == Backend::kSdpa && left >= 0) continue;
@@ -252,7 +254,7 @@ TEST_CASE("is_causal and window: NaN in the last key and value reaches only quer
 }
 
 TEST_CASE("attention: a NaN in an allowed query, key or value appears in the output, on every backend") {
-  for (const Backend backend : kBackends)
+  for (const Backend backend : kAllBackends)
     for (const auto dtype : kDtypes) {
       CAPTURE(backend);
       CAPTURE(dtype);
@@ -269,7 +271,7 @@ TEST_CASE("attention: a NaN in an allowed query, key or value appears in the out
 }
 
 TEST_CASE("attention: keys that are all NaN give NaN, on every backend") {
-  for (const Backend backend : kBackends)
+  for (const Backend backend : kAllBackends)
     for (const auto dtype : kDtypes)
       for (const std::int64_t keys : {1, 4, 15, 16}) {
         CAPTURE(backend);
@@ -295,3 +297,5 @@ TEST_CASE("attention_weights: a masked key has the weight 0, also in a row of Na
                                   .expand(weights.sizes())));
   CHECK(weights.triu(1).eq(0).all().item<bool>());
 }
+
+}  // namespace masked_nan_test
