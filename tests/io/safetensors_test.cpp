@@ -176,6 +176,31 @@ TEST_CASE("SafetensorsFile::tensor: a tensor at a position that is not aligned i
   }
 }
 
+TEST_CASE("SafetensorsFile::read: into tensors of other dtypes, devices and strides") {
+  TemporaryFolder folder;
+  const std::string path = folder.file("a.safetensors");
+  const torch::Tensor large = at::arange(1 << 18, torch::kInt64).view({512, 512}),
+                      small = at::arange(3, torch::kFloat32);
+  save_safetensors(dict({{"large", large}, {"small", small}, {"mask", at::ones({2}, torch::kBool)}}), path);
+  const SafetensorsFile file(path);
+  for (const torch::Tensor& target :
+       {at::zeros({512, 512}, torch::kInt64), at::zeros({512, 512}, torch::kInt64).t(),
+        at::zeros({512, 512}, torch::kFloat64), at::zeros({2, 512, 512}, torch::kInt64)[1]}) {
+    const auto version = target._version();
+    file.read("large", target);
+    CHECK(target.equal(large.to(target.scalar_type())));
+    CHECK(target._version() > version);
+  }
+  const torch::Tensor parameter = at::zeros({3}).requires_grad_();
+  file.read("small", parameter);
+  CHECK(parameter.detach().equal(small));
+  CHECK(parameter.is_leaf());
+  const torch::Tensor meta = at::zeros({512, 512}, at::TensorOptions(torch::kInt64).device(torch::kMeta));
+  CHECK_NOTHROW(file.read("large", meta));
+  CHECK(message_of<c10::ValueError>([&] { file.read("small", at::zeros({4})); }) ==
+        "attend::SafetensorsFile: tensor \"small\": expected a target of sizes [3], got [4]");
+}
+
 TEST_CASE("load_safetensors: onto another device") {
   TemporaryFolder folder;
   const std::string path = folder.file("a.safetensors");

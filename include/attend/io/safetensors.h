@@ -5,6 +5,7 @@
 #include <attend/io/detail/mapped_file.h>
 #include <attend/io/detail/safetensors_header.h>
 #include <attend/io/detail/safetensors_index.h>
+#include <attend/io/detail/torch/file_view.h>
 #include <attend/io/detail/torch/safetensors_dtype.h>
 #include <attend/io/detail/torch/safetensors_writer.h>
 #include <attend/io/file_error.h>
@@ -12,7 +13,7 @@
 #include <attend/version.h>
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
+#include <c10/core/GradMode.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 #include <torch/arg.h>
@@ -119,9 +120,7 @@ class SafetensorsFile {
       tensor = at::empty(sizes, dtype);
       file.input.read(entry.begin, tensor.mutable_data_ptr(), size);
     } else {
-      const std::shared_ptr<char> memory = file.input.map(entry.begin, size);
-      tensor = at::from_blob(
-          memory.get(), sizes, [memory](void*) {}, dtype);
+      tensor = detail::make_file_view(file.input, entry.begin, sizes, dtype);
     }
     if (dtype == torch::kBool) {  // another byte would be undefined behaviour in torch
       const std::string_view bytes(static_cast<const char*>(tensor.const_data_ptr()), size);
@@ -131,6 +130,26 @@ class SafetensorsFile {
              "expected bytes 0 and 1 for dtype BOOL, found " + std::to_string(static_cast<unsigned char>(*wrong)));
     }
     return tensor;
+  }
+
+  /// Reads a tensor into the memory of another one. This takes the time of a plain read, and on the CPU no other
+  /// memory.
+  ///
+  /// @param name One of names().
+  /// @param target A tensor of sizes(name), on any device and of any dtype, such as a parameter of a model.
+  /// @throws c10::ValueError if the sizes differ.
+  /// @throws FileError as tensor().
+  ///
+  /// @code
+  /// attend::SafetensorsFile file("model.safetensors");
+  /// for (const auto& parameter : model->named_parameters()) file.read(parameter.key(), parameter.value());
+  /// @endcode
+  void read(const std::string& name, const torch::Tensor& target) const {
+    const torch::Tensor source = tensor(name);
+    TORCH_CHECK_VALUE(source.sizes() == target.sizes(), kName, ": tensor ", detail::quoted(name),
+                      ": expected a target of sizes ", source.sizes(), ", got ", target.sizes());
+    const c10::NoGradGuard no_grad;
+    if (!detail::read_from_file(source, target)) target.copy_(source);
   }
 
   /// The texts that are saved with the tensors, of all files of an index together.
