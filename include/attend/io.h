@@ -4,5 +4,8 @@
 // Files: tensors by name that travel between C++ and Python.
 
 #include <attend/io/file_error.h>
+#include <attend/io/rename.h>
 #include <attend/io/safetensors.h>
+#include <attend/io/state_dict.h>
 #include <attend/io/state_dict_type.h>
+#include <attend/io/torch_file.h>

@@ -15,10 +15,12 @@
 
 namespace attend::test {
 
+std::string reference_file(const std::string& name) { return std::string(ATTEND_TEST_DATA) + "/" + name; }
+
 std::map<std::string, torch::Tensor> reference_data(const std::string& name) {
-  const std::string path = std::string(ATTEND_TEST_DATA) + "/" + name + ".pt";
+  const std::string path = reference_file(name + ".pt");
   std::ifstream file(path, std::ios::binary);
-  TORCH_CHECK(file.is_open(), "cannot read ", path, "; `ctest --preset test -R make_reference` writes it");
+  TORCH_CHECK(file.is_open(), "cannot read ", path, "; `ctest --preset test -R python/make` writes it");
   const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
   std::map<std::string, torch::Tensor> tensors;
   for (const auto& entry : torch::pickle_load(bytes).toGenericDict())
