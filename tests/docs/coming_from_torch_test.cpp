@@ -3,6 +3,7 @@
 // The C++ of docs/coming_from_torch.md. readme_test.py compares it with the page; this test checks its results.
 
 #include <attend/attend.h>
+#include <attend/io.h>
 
 #include "support/accuracy.h"
 #include "training/support.h"
@@ -13,9 +14,7 @@
 #include <torch/serialize.h>
 
 #include <cmath>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <string>
 
 using attend::test::max_difference;
@@ -52,18 +51,6 @@ struct BlockImpl : torch::nn::Module {
 };
 TORCH_MODULE(Block);
 
-void load_from_python(torch::nn::Module& module, const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  const auto saved = torch::pickle_load({std::istreambuf_iterator<char>(file), {}}).toGenericDict();
-  const torch::NoGradGuard no_grad;
-  for (auto& parameter : module.named_parameters()) {  // and likewise named_buffers(), if the model has any
-    TORCH_CHECK(saved.contains(parameter.key()), path, " has no ", parameter.key());
-    const torch::Tensor value = saved.at(parameter.key()).toTensor();
-    TORCH_CHECK(value.sizes() == parameter->sizes(), parameter.key(), " is ", value.sizes(), " in ", path);
-    parameter->copy_(value);
-  }
-}
-
 }  // namespace
 
 TEST_CASE("docs/coming_from_torch.md: a torch::nn block and the attend block exchange weights and agree") {
@@ -78,26 +65,15 @@ TEST_CASE("docs/coming_from_torch.md: a torch::nn block and the attend block exc
   CHECK(max_difference(torch_block(x, padding), block(x, padding)) < 1e-5);
 }
 
-TEST_CASE("docs/coming_from_torch.md: load_from_python() loads by name and names a missing or misshapen weight") {
-  Block saved, loaded;
-  c10::Dict<std::string, torch::Tensor> dictionary;
-  for (const auto& parameter : saved->named_parameters()) dictionary.insert(parameter.key(), parameter.value().detach());
+TEST_CASE("docs/coming_from_torch.md: load_state_dict() and load_safetensors()") {
+  TorchBlock torch_block;
+  Block block;
   attend::test::TemporaryFolder folder;
-  const auto write = [&] {
-    const std::vector<char> bytes = torch::pickle_save(dictionary);
-    std::ofstream(folder.file("block.pt"), std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  };
-  write();
-  load_from_python(*loaded, folder.file("block.pt"));
-  for (const auto& parameter : saved->named_parameters())
-    CHECK(loaded->named_parameters()[parameter.key()].equal(parameter.value()));
-
-  dictionary.insert_or_assign("norm.bias", torch::zeros({3}));
-  write();
-  CHECK_THROWS_WITH_AS(load_from_python(*loaded, folder.file("block.pt")), doctest::Contains("norm.bias is [3] in"), c10::Error);
-  CHECK(dictionary.erase("norm.bias") == 1);
-  write();
-  CHECK_THROWS_WITH_AS(load_from_python(*loaded, folder.file("block.pt")), doctest::Contains("has no norm.bias"), c10::Error);
+  const std::string path = folder.file("block.safetensors");
+  attend::save_safetensors(attend::state_dict(*torch_block), path);
+  attend::load_state_dict(*block, attend::load_safetensors(path));
+  for (const auto& parameter : torch_block->named_parameters())
+    CHECK(block->named_parameters()[parameter.key()].equal(parameter.value()));
 }
 
 TEST_CASE("docs/coming_from_torch.md: attention(), explain() and BackendGuard") {

@@ -63,6 +63,7 @@ def modules():
         "encoder": nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2),
         "lstm": nn.LSTM(3, 4, num_layers=2, bidirectional=True),
         "tied": Tied(),
+        "layer": nn.MultiheadAttention(64, 4),
         "half": nn.Linear(3, 4).to(torch.bfloat16),
         "no_parameters": nn.ReLU(),
     }

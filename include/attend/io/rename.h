@@ -48,7 +48,8 @@ class Rename {
   /// @return The rule.
   static Rename exact(const std::string& from, const std::string& to) {
     return Rename("exact(" + detail::quoted(from) + ")", [=](const StateDict& dict, const std::string& rule) {
-      TORCH_CHECK_VALUE(dict.contains(from), rule, ": no tensor has this name", nearest(from, dict));
+      TORCH_CHECK_VALUE(dict.contains(from), "attend::Rename::", rule, ": no tensor has this name",
+                        nearest(from, dict));
       return changed(dict, rule, [&](const std::string& name, const torch::Tensor& tensor) {
         return name == from ? std::optional<Items>({{to, tensor}}) : std::nullopt;
       });
@@ -91,8 +92,8 @@ class Rename {
       const std::vector<std::int64_t> parts =
           sizes.empty() ? std::vector<std::int64_t>(replacements.size(), rows / count) : sizes;
       TORCH_CHECK_VALUE(match.tensor.dim() > 0 && std::accumulate(parts.begin(), parts.end(), std::int64_t{0}) == rows,
-                        match.rule, ": cannot split ", match.name, " ", match.tensor.sizes(), " into parts of sizes ",
-                        torch::IntArrayRef(parts));
+                        "attend::Rename::", match.rule, ": cannot split ", match.name, " ", match.tensor.sizes(),
+                        " into parts of sizes ", torch::IntArrayRef(parts));
       Items items;
       std::int64_t begin = 0;
       for (std::size_t i = 0; i < parts.size(); begin += parts[i++])
@@ -135,8 +136,8 @@ class Rename {
         if (!result) continue;
         auto& parts = results[result->first];
         parts.resize(compiled.size());
-        TORCH_CHECK_VALUE(!parts[result->second].defined(), rule, ": two tensors are part ", result->second, " of ",
-                          result->first);
+        TORCH_CHECK_VALUE(!parts[result->second].defined(), "attend::Rename::", rule, ": two tensors are part ",
+                          result->second, " of ", result->first);
         parts[result->second] = item.value();
       }
       return changed(dict, rule, [&](const std::string& name, const torch::Tensor&) -> std::optional<Items> {
@@ -155,8 +156,8 @@ class Rename {
   /// @return The rule.
   static Rename transpose(const std::string& pattern) {
     return for_matches("transpose", pattern, [](const Match& match) {
-      TORCH_CHECK_VALUE(match.tensor.dim() == 2, match.rule, ": ", match.name, " ", match.tensor.sizes(),
-                        " is not a matrix");
+      TORCH_CHECK_VALUE(match.tensor.dim() == 2, "attend::Rename::", match.rule, ": ", match.name, " ",
+                        match.tensor.sizes(), " is not a matrix");
       return Items{{match.name, match.tensor.t()}};
     });
   }
@@ -184,7 +185,7 @@ class Rename {
   };
 
   Rename(const std::string& text, std::function<StateDict(const StateDict&, const std::string&)> apply)
-      : text_("attend::Rename::" + text), apply_(std::move(apply)) {}
+      : text_(text), apply_(std::move(apply)) {}
 
   /// A rule that replaces each tensor with a matching name by change(match).
   template <class Change>
@@ -209,22 +210,22 @@ class Rename {
       matches = matches || items;
       if (!items) items = Items{{item.key(), item.value()}};
       for (auto& [name, tensor] : *items) {
-        TORCH_CHECK_VALUE(!result.contains(name), rule, ": two tensors would be named ", name);
+        TORCH_CHECK_VALUE(!result.contains(name), "attend::Rename::", rule, ": two tensors would be named ", name);
         result.insert(std::move(name), std::move(tensor));
       }
     }
-    TORCH_CHECK_VALUE(matches, rule, ": no name matches");
+    TORCH_CHECK_VALUE(matches, "attend::Rename::", rule, ": no name matches");
     return result;
   }
 
   static torch::Tensor joined(const std::vector<torch::Tensor>& parts, const std::string& name,
                               const std::string& rule) {
     for (const torch::Tensor& part : parts) {
-      TORCH_CHECK_VALUE(part.defined(), rule, ": ", name, " lacks a part");
+      TORCH_CHECK_VALUE(part.defined(), "attend::Rename::", rule, ": ", name, " lacks a part");
       TORCH_CHECK_VALUE(part.dim() > 0 && part.dim() == parts[0].dim() &&
                             part.sizes().slice(1) == parts[0].sizes().slice(1) && part.dtype() == parts[0].dtype(),
-                        rule, ": the parts of ", name, " differ: ", parts[0].dtype(), " ", parts[0].sizes(), " and ",
-                        part.dtype(), " ", part.sizes());
+                        "attend::Rename::", rule, ": the parts of ", name, " differ: ", parts[0].dtype(), " ",
+                        parts[0].sizes(), " and ", part.dtype(), " ", part.sizes());
     }
     return at::cat(parts);
   }
@@ -241,8 +242,8 @@ class Rename {
   /// std::regex needs more stack for longer names.
   static void check_length(const std::string& name, const std::string& rule) {
     constexpr std::size_t kLongest = 1000;
-    TORCH_CHECK_VALUE(name.size() <= kLongest, rule, ": expected names of at most ", kLongest, " bytes, found one of ",
-                      name.size());
+    TORCH_CHECK_VALUE(name.size() <= kLongest, "attend::Rename::", rule, ": expected names of at most ", kLongest,
+                      " bytes, found one of ", name.size());
   }
 
   static std::string nearest(const std::string& name, const StateDict& dict) {
