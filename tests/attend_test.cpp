@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 
-// Tests attend.h, data.h and training.h, and the example in the comment of attend.h.
+// Tests the headers that are lists of includes, together with a layer that is in none of them.
 
 #include <attend/attend.h>
 #include <attend/data.h>
+#include <attend/layers/conv_stack.h>
 #include <attend/training.h>
 
 #include "support/accuracy.h"
@@ -13,7 +14,7 @@
 
 #include <sstream>
 
-TEST_CASE("attend.h: the example in its comment compiles and gives the documented results") {
+TEST_CASE("attend.h, data.h, training.h: their layers, data and trainer work together with ConvStack") {
   const torch::Tensor x = torch::randn({2, 64, 30});
 
   attend::SelfAttention1d attention(

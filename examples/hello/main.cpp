@@ -1,5 +1,6 @@
 #include <attend/attend.h>
 #include <attend/data.h>
+#include <attend/layers/conv_stack.h>
 #include <attend/training.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <iostream>

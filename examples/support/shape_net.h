@@ -3,6 +3,7 @@
 
 #include <attend/attend.h>
 #include <attend/data.h>
+#include <attend/layers/conv_stack.h>
 
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/container/sequential.h>

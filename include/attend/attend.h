@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Attention, positions and layers. The trainer is in attend/training.h, the data of the experiment in attend/data.h.
+// Attention, positions and layers. Not here, so that only programs that use them compile them:
+// - ConvStack, with its convolution kernels: attend/layers/conv_stack.h
+// - the trainer: attend/training.h
+// - the data of the experiment: attend/data.h
 
 // The version
 #include <attend/version.h>
@@ -18,7 +21,5 @@
 #include <attend/positions/sinusoidal.h>
 
 // Layers
-#include <attend/layers/activation.h>
-#include <attend/layers/conv_stack.h>
 #include <attend/layers/multihead_attention.h>
 #include <attend/layers/self_attention1d.h>

@@ -14,6 +14,7 @@ BEGIN = """\
 #include <attend/data.h>
 #include <attend/io.h>
 #include <attend/kernels.h>
+#include <attend/layers/conv_stack.h>
 #include <attend/training.h>
 
 #include <torch/nn/modules/container/sequential.h>

@@ -3,6 +3,7 @@
 // The C++ of docs/positions.md. readme_test.py compares it with the page; this test checks its results.
 
 #include <attend/attend.h>
+#include <attend/layers/conv_stack.h>
 
 #include <doctest/doctest.h>
 #include <torch/nn/modules/container/sequential.h>

@@ -4,6 +4,7 @@
 
 #include <attend/attend.h>
 #include <attend/data.h>
+#include <attend/layers/conv_stack.h>
 #include <attend/training.h>
 
 #include "training/support.h"

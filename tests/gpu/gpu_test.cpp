@@ -5,6 +5,7 @@
 
 #include <attend/attend.h>
 #include <attend/data.h>
+#include <attend/layers/conv_stack.h>
 #include <attend/training.h>
 
 #include "support/accuracy.h"

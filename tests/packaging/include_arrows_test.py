@@ -42,6 +42,17 @@ def folder_of(header):
     return max((folder for folder in ARROWS if header.startswith(folder + "/")), key=len, default=header.split("/")[0])
 
 
+def reached_from(include, header):
+    """All headers of attend that a header includes, directly or not."""
+    reached, next_ones = set(), [header]
+    while next_ones:
+        header = next_ones.pop()
+        if header not in reached:
+            reached.add(header)
+            next_ones += re.findall(r"#include <attend/([^>]+)>", (include / "attend" / header).read_text())
+    return reached
+
+
 def violations(include):
     """One line for each include that is not allowed."""
     found = []
@@ -77,6 +88,11 @@ def violations(include):
 class IncludeArrows(unittest.TestCase):
     def test_every_include_is_allowed(self):
         self.assertEqual(violations(HEADERS), [])
+
+    def test_attend_h_reaches_no_part_of_the_experiment(self):
+        reached = reached_from(HEADERS, "attend.h")
+        self.assertIn("kernels/cpu/forward.h", reached)
+        self.assertEqual([header for header in reached if re.match("data/|kernels/convolution/", header)], [])
 
     def test_wrong_includes_are_reported(self):
         wrong = {

@@ -65,6 +65,9 @@ struct ConvStackOptions {
 /// bias and pads with zeros to keep the length. An even kernel_size pads one position more on the right. An output
 /// position depends on depth · (kernel_size − 1) + 1 positions of the input.
 ///
+/// Include `<attend/layers/conv_stack.h>`. `<attend/attend.h>` does not include it, so that only files which use the
+/// layer compile its kernels.
+///
 /// Parameters: `0.weight`, `0.bias`, `2.weight`, `2.bias`, …. These are the names in a `torch.nn.Sequential` of
 /// convolutions and activations, so the layer loads the state dict of such a Sequential.
 ///

@@ -54,19 +54,6 @@ struct FinishRows {
   }
 };
 
-/// to (rows, width) = from, rounded. `width` must be a multiple of kRunOfRow.
-struct RoundRows {
-  template <class Isa>
-  static ATTEND_ALWAYS_INLINE void run(const float* from, int from_row, BFloat16* to, int to_row, int rows, int width) {
-    Run::Vector x;
-    for (int l = 0; l < rows; ++l, from += from_row, to += to_row)
-      for (int c = 0; c < width; c += kRunOfRow) {
-        Run::load(x, from + c);
-        Run::store(to + c, x);
-      }
-  }
-};
-
 /// to (rows, width) = from where output > 0, else 0. The rows of `to` end with zeros.
 template <class Element>
 struct GradientRows {
@@ -164,7 +151,6 @@ struct RowOperations {
                  bool has_relu);
   void (*finish_bfloat16)(const float* from, int from_row, const float* bias, BFloat16* to, int to_row, int rows,
                           int width, bool has_relu);
-  void (*round)(const float* from, int from_row, BFloat16* to, int to_row, int rows, int width);
   void (*gradient)(const float* from, int from_row, const float* output, int output_row, float* to, int to_row,
                    int rows, int width);
   void (*gradient_bfloat16)(const float* from, int from_row, const BFloat16* output, int output_row, float* to,
@@ -178,7 +164,6 @@ struct RowOperations {
 template <class Isa>
 inline constexpr RowOperations kRowOperations{&CompiledFor<Isa, FinishRows<float>>::call,
                                               &CompiledFor<Isa, FinishRows<BFloat16>>::call,
-                                              &CompiledFor<Isa, RoundRows>::call,
                                               &CompiledFor<Isa, GradientRows<float>>::call,
                                               &CompiledFor<Isa, GradientRows<BFloat16>>::call,
                                               &CompiledFor<Isa, AddColumns>::call,

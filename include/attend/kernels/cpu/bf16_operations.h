@@ -101,6 +101,19 @@ struct TransposeWords {
   }
 };
 
+/// to (rows, width) = from, rounded to bfloat16. `width` must be a multiple of 16.
+struct RoundRows {
+  template <class Isa>
+  static ATTEND_ALWAYS_INLINE void run(const float* from, int from_row, BFloat16* to, int to_row, int rows, int width) {
+    typename Vec<float, Isa>::Vector values;
+    for (int i = 0; i < rows; ++i, from += from_row, to += to_row)
+      for (int d = 0; d < width; d += Vec<float, Isa>::kLanes) {
+        Vec<float, Isa>::load(values, from + d);
+        Vec<float, Isa>::store(to + d, values);
+      }
+  }
+};
+
 /// The operations on tiles of bfloat16, compiled for one instruction set. Each is described at its struct.
 struct Bf16Operations {
   void (*product)(Strided<Bf16x2> a, const Bf16x2* b, std::int64_t b_row, float* c, std::int64_t c_row, int rows,
@@ -109,13 +122,14 @@ struct Bf16Operations {
   void (*pack_queries)(const float* tile, int keys, int queries, int columns, Bf16x2* to);
   void (*pack_rows)(const std::uint16_t* rows, std::int64_t row, int count, int width, Bf16x2* to, std::int64_t to_row);
   void (*transpose_words)(const Bf16x2* rows, std::int64_t row, int count, int columns, int width, Bf16x2* to);
+  void (*round_rows)(const float* from, int from_row, BFloat16* to, int to_row, int rows, int width);
 };
 
 template <class Isa, class VectorIsa = typename Isa::VectorIsa>
 inline constexpr Bf16Operations kBf16Operations{
     &CompiledFor<Isa, Product<Bf16x2>>::call, &CompiledFor<VectorIsa, PackKeysBf16>::call,
     &CompiledFor<VectorIsa, PackQueriesBf16>::call, &CompiledFor<VectorIsa, PackRowsBf16>::call,
-    &CompiledFor<VectorIsa, TransposeWords>::call};
+    &CompiledFor<VectorIsa, TransposeWords>::call,  &CompiledFor<VectorIsa, RoundRows>::call};
 
 /// Null if the instruction set has no dot products of bfloat16.
 inline const Bf16Operations* bf16_operations(InstructionSet set) {

@@ -6,7 +6,7 @@
 #include <attend/detail/torch/autocast.h>
 #include <attend/detail/torch/fused_node.h>
 #include <attend/detail/torch/parallel.h>
-#include <attend/kernels/convolution/row_operations.h>
+#include <attend/kernels/cpu/bf16_operations.h>
 #include <attend/kernels/cpu/tile_operations.h>
 #include <attend/kernels/cpu/workspace.h>
 #include <attend/simd/product.h>
@@ -96,8 +96,8 @@ struct FusedLinear {
             bf16_operations().product({words(numbers<BFloat16>(x)) + block.first * channels / 2, channels / 2, 1},
                                       words(panel.weights.data()), cpu::kTileQueries, sums, cpu::kTileQueries,
                                       block.rows, panel.columns, channels / 2, /*add=*/false, 1.0f);
-            row_operations().round(sums, cpu::kTileQueries, numbers<BFloat16>(panel.output) + begin, panel.output_row,
-                                   block.rows, panel.columns);
+            bf16_operations().round_rows(sums, cpu::kTileQueries, numbers<BFloat16>(panel.output) + begin,
+                                         panel.output_row, block.rows, panel.columns);
           } else {
             operations().product({numbers<float>(x) + block.first * channels, channels, 1}, panel.weights.data(),
                                  cpu::kTileQueries, numbers<float>(panel.output) + begin, panel.output_row, block.rows,
@@ -241,8 +241,8 @@ struct FusedLinear {
                            (block.rows + 1) / 2, /*add=*/!block.is_first_of_thread, 1.0f);
       }
       if (x_gradient.defined())
-        row_operations().round(x_sums, channels, numbers<BFloat16>(x_gradient) + block.first * channels, channels,
-                               block.rows, channels);
+        operations.round_rows(x_sums, channels, numbers<BFloat16>(x_gradient) + block.first * channels, channels,
+                              block.rows, channels);
     }
 
     static const cpu::TileOperations<float>& operations() {
@@ -250,7 +250,6 @@ struct FusedLinear {
     }
     /// Of an instruction set that has_bf16_dot().
     static const cpu::Bf16Operations& bf16_operations() { return *cpu::bf16_operations(available_instruction_set()); }
-    static const cpu::RowOperations& row_operations() { return cpu::row_operations(available_instruction_set()); }
 
     template <class T>
     static T* numbers(const at::Tensor& tensor) {
