@@ -270,6 +270,31 @@ TEST_CASE("attention: a NaN in an allowed query, key or value appears in the out
     }
 }
 
+TEST_CASE("attention: a NaN in a value whose weight is rounded to 0 gives NaN or the output without the value") {
+  torch::manual_seed(1);
+  const torch::Tensor query = torch::randn({1, 1, 130, 8}), key = torch::randn({1, 1, 130, 8});
+  query.select(3, 0).fill_(1.0);
+  for (const std::int64_t unlikely : {0, 70, 129})
+    for (const bool is_causal : {false, true})
+      for (const Backend backend : kBackends) {
+        CAPTURE(unlikely);
+        CAPTURE(is_causal);
+        CAPTURE(backend);
+        const torch::Tensor keys = key.clone(), values = torch::randn({1, 1, 130, 8});
+        keys[0][0][unlikely][0] = -1e4;  // all scores of this key are lower by 10,000
+        const auto output = [&](double number) {
+          const torch::Tensor changed = values.clone();
+          changed[0][0][unlikely].fill_(number);
+          const auto options = AttentionOptions().scale(1.0).is_causal(is_causal).backend(backend);
+          return attend::attention(query, keys, changed, options)
+              .slice(2, is_causal ? 1 : 0);  // with is_causal, query 0 attends to key 0 alone
+        };
+        const torch::Tensor of_nan = output(std::numeric_limits<double>::quiet_NaN()), of_zero = output(0.0);
+        CHECK_FALSE(of_zero.isnan().any().item<bool>());
+        CHECK(torch::where(of_nan.isnan(), of_zero, of_nan).allclose(of_zero, 1e-5, 1e-6));
+      }
+}
+
 TEST_CASE("attention: keys that are all NaN give NaN, on every backend") {
   for (const Backend backend : kAllBackends)
     for (const auto dtype : kDtypes)

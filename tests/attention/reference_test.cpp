@@ -56,7 +56,7 @@ TEST_CASE("kReference: two queries and two keys give results calculated by hand,
   };
   for (const Case& c : cases) {
     CAPTURE(c.name);
-    const attend::AttentionResult result = Reference::run(two_by_two(c.options));
+    const attend::AttentionResult result = Reference().run(two_by_two(c.options));
     for (int query = 0; query < 2; ++query) {
       CAPTURE(query);
       const double first = std::exp(c.scores[query][0]), second = std::exp(c.scores[query][1]), sum = first + second;
@@ -76,25 +76,25 @@ TEST_CASE("kReference: half precision is computed in float32 and rounded once; t
   const torch::Tensor in_float = x.to(torch::kFloat);
   Problem problem = attention_problem(x, x, x, {}), wide = attention_problem(in_float, in_float, in_float, {});
   problem.needs_log_sum_exp = wide.needs_log_sum_exp = true;
-  CHECK(Reference::run(problem).output.equal(Reference::run(wide).output.to(torch::kHalf)));
-  CHECK((Reference::run(problem).log_sum_exp.scalar_type() == torch::kFloat));
-  CHECK(Reference::run(problem).log_sum_exp.equal(Reference::run(wide).log_sum_exp));
+  CHECK(Reference().run(problem).output.equal(Reference().run(wide).output.to(torch::kHalf)));
+  CHECK((Reference().run(problem).log_sum_exp.scalar_type() == torch::kFloat));
+  CHECK(Reference().run(problem).log_sum_exp.equal(Reference().run(wide).log_sum_exp));
 }
 
 TEST_CASE("kReference: the log-sum-exp is computed only if it is requested") {
   const torch::Tensor x = torch::randn({1, 2, 5, 16});
-  CHECK_FALSE(Reference::run(attention_problem(x, x, x, {})).log_sum_exp.defined());
+  CHECK_FALSE(Reference().run(attention_problem(x, x, x, {})).log_sum_exp.defined());
 }
 
 TEST_CASE("kReference: can_run() accepts every call, and explain() reports its copies") {
   const torch::Tensor empty = torch::randn({0, 2, 0, 1});
-  CHECK(Reference::can_run(attention_problem(empty, empty, empty, {})));
+  CHECK(Reference().can_run(attention_problem(empty, empty, empty, {})));
 
   const torch::Tensor query = torch::randn({1, 4, 6, 8}), key = torch::randn({1, 2, 6, 8});
   const std::string converts = "It converts query, key and value to float32.",
                     repeats = "It repeats key and value for every query head.";
   const auto copies = [](const torch::Tensor& q, const torch::Tensor& k) {
-    return Reference::copies(attention_problem(q, k, k, {}));
+    return Reference().copies(attention_problem(q, k, k, {}));
   };
   CHECK(copies(query, query) == "");
   CHECK(copies(query, key) == repeats);

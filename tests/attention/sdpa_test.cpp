@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <attend/attention/backends.h>
 #include <attend/attention/detail/calls_impl.h>
 #include <attend/attention/sdpa.h>
 
@@ -22,12 +23,13 @@ using attend::AttentionOptions;
 using attend::Backend;
 using attend::detail::attention_problem;
 using attend::detail::Problem;
-using attend::detail::Sdpa;
 using attend::test::max_difference;
 using attend::test::message_of;
 
 namespace sdpa_test {
 namespace {
+
+const attend::detail::Sdpa& sdpa = attend::detail::kSdpaBackend;
 
 /// ATen without its fused kernels, until the end of the scope.
 struct WithoutFlash {
@@ -150,7 +152,7 @@ TEST_CASE("kSdpa: explain() gives no reason against ATen's kernels if they can c
 
 TEST_CASE("kSdpa: can_run() refuses calls for which ATen would use its math path") {
   const torch::Tensor y = x({1, 2, 8, 16});
-  CHECK(Sdpa::can_run(attention_problem(y, y, y, {})));
+  CHECK(sdpa.can_run(attention_problem(y, y, y, {})));
   const WithoutFlash without_flash;
   CHECK(why_not(y, y, y) == "kSdpa cannot run, because ATen has no fused kernel for this call (cpu, Float, width 16).");
   for (const auto dtype : {torch::kFloat, torch::kDouble}) {
@@ -178,7 +180,7 @@ TEST_CASE("kSdpa: can_run() gives the reason for a log-sum-exp with attn_mask an
   for (const auto& problem_and_reason : cases) {
     CAPTURE(problem_and_reason.second);
     std::string reason;
-    CHECK(Sdpa::can_run(problem_and_reason.first, &reason) == problem_and_reason.second.empty());
+    CHECK(sdpa.can_run(problem_and_reason.first, &reason) == problem_and_reason.second.empty());
     CHECK(reason == problem_and_reason.second);
   }
 }
@@ -198,7 +200,7 @@ TEST_CASE("kSdpa: a channels-first view is copied, explain() reports the copy, a
   CHECK(copies(view, copy, copy, mask_view > 0) ==
         copies_of + "query, attn_mask. It converts the bool attn_mask to a float mask.");
   const auto output = [](const torch::Tensor& tensor, const torch::Tensor& attn_mask) {
-    return Sdpa::run(attention_problem(tensor, tensor, tensor, AttentionOptions().attn_mask(attn_mask))).output;
+    return sdpa.run(attention_problem(tensor, tensor, tensor, AttentionOptions().attn_mask(attn_mask))).output;
   };
   CHECK(output(view, mask_view).equal(output(copy, mask_view.contiguous())));
 }
@@ -218,8 +220,8 @@ TEST_CASE("kSdpa: the backward pass in half precision is computed in float32, an
 TEST_CASE("kSdpa: is_causal with a single query needs no mask") {
   const torch::Tensor query = x({1, 2, 1, 16}), keys = x({1, 2, 8, 16});
   const auto causal = attention_problem(query, keys, keys, AttentionOptions().is_causal(true));
-  CHECK(Sdpa::can_run(causal));
-  CHECK(Sdpa::run(causal).output.equal(Sdpa::run(attention_problem(query, keys, keys, {})).output));
+  CHECK(sdpa.can_run(causal));
+  CHECK(sdpa.run(causal).output.equal(sdpa.run(attention_problem(query, keys, keys, {})).output));
 }
 
 TEST_CASE("kSdpa: is_causal with fewer queries than keys uses a mask, with and without an attn_mask of the caller") {
@@ -232,8 +234,8 @@ TEST_CASE("kSdpa: is_causal with fewer queries than keys uses a mask, with and w
     for (const torch::Tensor& mask : masks) {
       const AttentionOptions options = AttentionOptions().is_causal(true).attn_mask(mask);
       const auto problem = attention_problem(query, keys, keys, options);
-      CHECK(Sdpa::can_run(problem));
-      CHECK(max_difference(Sdpa::run(problem).output, attend::detail::Reference::run(problem).output) < 1e-12);
+      CHECK(sdpa.can_run(problem));
+      CHECK(max_difference(sdpa.run(problem).output, attend::detail::Reference().run(problem).output) < 1e-12);
     }
   }
 }
@@ -259,12 +261,12 @@ TEST_CASE("kSdpa: NaN is handled as in kReference, where ATen alone would return
   mask.select(1, 1).fill_(false);
 
   const torch::Tensor of_bad_key =
-      Sdpa::run(attention_problem(good, bad, good, AttentionOptions().attn_mask(mask))).output;
+      sdpa.run(attention_problem(good, bad, good, AttentionOptions().attn_mask(mask))).output;
   CHECK(max_difference(of_bad_key, attend::attention(good, good, good, AttentionOptions().attn_mask(mask))) < 1e-6);
 
-  const torch::Tensor of_bad_query = Sdpa::run(attention_problem(bad, good, good, {})).output;
+  const torch::Tensor of_bad_query = sdpa.run(attention_problem(bad, good, good, {})).output;
   CHECK(of_bad_query.select(2, 1).isnan().all().item<bool>());
-  CHECK(max_difference(of_bad_query, attend::detail::Reference::run(attention_problem(bad, good, good, {})).output) <
+  CHECK(max_difference(of_bad_query, attend::detail::Reference().run(attention_problem(bad, good, good, {})).output) <
         1e-6);
 }
 

@@ -1,101 +1,149 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/attention_backend.h>
+#include <attend/attention/backend.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/reference.h>
 #include <attend/detail/torch/fused_node.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/GradMode.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <utility>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// All tensors of the caller that a forward or backward pass reads, always in this order. Some may be undefined. The
-/// tensors that never get a gradient come last.
-inline std::vector<at::Tensor*> inputs_of(Problem& problem) {
-  std::vector<at::Tensor*> inputs{&problem.query, &problem.key, &problem.value, &problem.attn_mask,
-                                  &problem.alibi_slopes};
-  for (at::Tensor& tensor : problem.variant_tensors) inputs.push_back(&tensor);
-  inputs.push_back(&problem.query_offsets);
-  inputs.push_back(&problem.key_offsets);
-  return inputs;
-}
-
 /// The results of an attention kernel's forward pass.
 struct KernelResult : AttentionResult {
   at::Tensor saved;  // for its backward pass; undefined if it needs nothing more
 };
 
-/// An attention kernel: two functions on raw tensors, which know nothing of autograd.
-///
-/// backward returns gradients in the order of inputs_of(). Those at the end may be missing, and so may those of tensors
-/// that require none. LibTorch casts them to the inputs' dtypes. If the mask or a tensor of the variant is expanded,
-/// its gradient is summed over the copies (detail/torch/expanded.h). One of `gradients` may be undefined: zeros.
-struct AttentionKernel {
-  KernelResult (*forward)(const Problem&, bool with_backward);
-  std::vector<at::Tensor> (*backward)(const Problem&, const KernelResult& result, const AttentionResult& gradients);
+/// A backend with a kernel: a forward and a backward pass on raw tensors, which know nothing of autograd.
+class KernelBackend : public AttentionBackend {
+ public:
+  /// The problem in tensors that the kernel reads. Autograd records the conversions.
+  virtual Problem readable(const Problem& problem) const = 0;
+
+  /// Computes a problem that is readable().
+  virtual KernelResult forward(const Problem& problem, bool with_backward) const = 0;
+
+  /// The gradients of the problem's tensors, each under the name of its tensor. Those of tensors that require none may
+  /// be undefined. LibTorch casts them to the dtypes of the tensors. Those of the mask and of the variant's tensors are
+  /// summed over copies (detail/torch/expanded.h). One of `gradients` may be undefined, which means zeros.
+  virtual AttentionTensors backward(const Problem& problem, const KernelResult& result,
+                                    const AttentionResult& gradients) const = 0;
+
+  AttentionResult run(const Problem& problem) const override;
+
+ protected:
+  ~KernelBackend() = default;
 };
 
-/// The node of an attention kernel in torch's graph (detail/torch/fused_node.h).
+/// The node of a kernel in torch's graph (detail/torch/fused_node.h).
 class AttentionNode {
  public:
-  static AttentionResult run(const AttentionKernel& kernel, Problem problem) {
-    std::vector<at::Tensor> inputs;
-    // They are saved apart from the problem, so that torch watches for changes in place.
-    for (at::Tensor* input : inputs_of(problem)) inputs.push_back(std::exchange(*input, at::Tensor()));
-    const std::vector<at::Tensor> outputs =
-        FusedNode<AttentionNode>::run(AttentionNode(kernel, std::move(problem)), inputs);
-    return {outputs[kOutput], outputs.size() > kLogSumExp ? outputs[kLogSumExp] : at::Tensor()};
+  /// Computes a problem that is readable().
+  static AttentionResult run(const KernelBackend& backend, Problem problem) {
+    const std::vector<at::Tensor*> tensors = tensors_of(problem);
+    for (at::Tensor* tensor : tensors) *tensor = fused_input(kName, *tensor);
+    const bool is_recorded =
+        std::any_of(tensors.begin(), tensors.end(), [](auto* each) { return needs_gradient(*each); });
+    KernelResult result;
+    {
+      const c10::AutoGradMode no_grad(false);
+      result = backend.forward(problem, is_recorded);
+    }
+    if (is_recorded) {
+      std::vector<at::Tensor> inputs;
+      inputs.reserve(tensors.size());
+      // They are saved apart from the problem, so that torch watches for changes in place.
+      for (at::Tensor* tensor : tensors) inputs.push_back(std::exchange(*tensor, at::Tensor()));
+      const AttentionNode function(backend, std::move(problem));
+      FusedNode<AttentionNode>::record(function, inputs, function.outputs_of(result));
+    }
+    return result;
   }
 
-  const char* name() const { return "attend::attention"; }
+  const char* name() const { return kName; }
 
-  /// See FusedNode. True for the mask and the tensors of the variant.
-  bool sums_copies(std::size_t input) const { return input == 3 || input >= 5; }
-
-  FusedOutputs forward(const std::vector<at::Tensor>& inputs, bool with_backward) const {
-    const KernelResult result = kernel_.forward(problem_of(inputs), with_backward);
-    FusedOutputs outputs{{result.output}, {result.saved}};
-    if (problem_.needs_log_sum_exp)
-      outputs.outputs.push_back(result.log_sum_exp);
-    else
-      outputs.saved.push_back(result.log_sum_exp);
-    return outputs;
-  }
+  bool sums_copies(std::size_t input) const { return input == kAttnMask || input >= kVariantTensors; }
 
   std::vector<at::Tensor> backward(const std::vector<at::Tensor>& inputs, const FusedOutputs& forward,
-                                   const std::vector<at::Tensor>& gradients) const {
-    KernelResult result;
-    result.output = forward.outputs[kOutput];
-    result.log_sum_exp = problem_.needs_log_sum_exp ? forward.outputs[kLogSumExp] : forward.saved[1];
-    result.saved = forward.saved[0];
-    return kernel_.backward(problem_of(inputs), result,
-                            {gradients[kOutput], gradients.size() > kLogSumExp ? gradients[kLogSumExp] : at::Tensor()});
+                                   const std::vector<at::Tensor>& given) const {
+    const AttentionResult gradients{given[kOutput], given.size() > kLogSumExp ? given[kLogSumExp] : at::Tensor()};
+    AttentionTensors results = backend_.backward(problem_of(inputs), result_of(forward), gradients);
+    results.variant_tensors.resize(problem_.variant_tensors.size());
+    std::vector<at::Tensor> in_order;
+    for (at::Tensor* result : tensors_of(results)) in_order.push_back(std::move(*result));
+    return in_order;
   }
 
   std::vector<at::Tensor> reference(const std::vector<at::Tensor>& inputs) const {
-    const AttentionResult result = Reference::run(problem_of(inputs));
+    const AttentionResult result = Reference().run(problem_of(inputs));
     return {result.output, result.log_sum_exp};
   }
 
  private:
-  static constexpr std::size_t kOutput = 0, kLogSumExp = 1;  // the indices in the outputs
+  static constexpr const char* kName = "attend::attention";
 
-  AttentionNode(const AttentionKernel& kernel, Problem problem) : kernel_(kernel), problem_(std::move(problem)) {}
+  // The places in lists of FusedNode: inputs, outputs, and what else is saved.
+  enum Input : std::size_t {
+    kQuery,
+    kKey,
+    kValue,
+    kAttnMask,
+    kAlibiSlopes,
+    kQueryOffsets,
+    kKeyOffsets,
+    kVariantTensors
+  };
+  enum Output : std::size_t { kOutput, kLogSumExp };
+  enum Saved : std::size_t { kSaved, kSavedLogSumExp };
+
+  AttentionNode(const KernelBackend& backend, Problem problem) : backend_(backend), problem_(std::move(problem)) {}
+
+  /// All tensors, in the order of Input. Some may be undefined.
+  static std::vector<at::Tensor*> tensors_of(AttentionTensors& from) {
+    std::vector<at::Tensor*> tensors{&from.query,        &from.key,           &from.value,      &from.attn_mask,
+                                     &from.alibi_slopes, &from.query_offsets, &from.key_offsets};
+    for (at::Tensor& tensor : from.variant_tensors) tensors.push_back(&tensor);
+    return tensors;
+  }
 
   Problem problem_of(const std::vector<at::Tensor>& inputs) const {
     Problem problem = problem_;
-    const std::vector<at::Tensor*> places = inputs_of(problem);
-    for (std::size_t i = 0; i < inputs.size(); ++i) *places[i] = inputs[i];
+    const std::vector<at::Tensor*> tensors = tensors_of(problem);
+    for (std::size_t i = 0; i < inputs.size(); ++i) *tensors[i] = inputs[i];
     return problem;
   }
 
-  AttentionKernel kernel_;
-  Problem problem_;  // without its tensors
+  /// The log-sum-exp is an output of the node if the caller gets it. Otherwise it is saved for the backward pass only.
+  FusedOutputs outputs_of(const KernelResult& result) const {
+    if (problem_.needs_log_sum_exp) return {{result.output, result.log_sum_exp}, {result.saved}};
+    return {{result.output}, {result.saved, result.log_sum_exp}};
+  }
+  KernelResult result_of(const FusedOutputs& forward) const {
+    KernelResult result;
+    result.output = forward.outputs[kOutput];
+    result.saved = forward.saved[kSaved];
+    result.log_sum_exp = problem_.needs_log_sum_exp ? forward.outputs[kLogSumExp] : forward.saved[kSavedLogSumExp];
+    return result;
+  }
+
+  const KernelBackend& backend_;  // built-in, or held by Problem::given_backend
+  Problem problem_;               // without its tensors
 };
+
+inline AttentionResult KernelBackend::run(const Problem& problem) const {
+  AttentionResult result = AttentionNode::run(*this, readable(problem));
+  const at::ScalarType dtype = problem.query.scalar_type();
+  if (result.output.scalar_type() != dtype) result.output = result.output.to(dtype);
+  return result;
+}
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -6,8 +6,10 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/StringUtil.h>
 
+#include <memory>
 #include <ostream>
 #include <string>
+#include <utility>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
@@ -20,6 +22,7 @@ enum class Backend {
   kReference,  ///< the dense formula: computes every call, on every device, and allocates all L · S scores
   kCpu,        ///< attend's own fused kernels for the CPU
   kSdpa,       ///< ATen's fused kernels; throws c10::NotImplementedError where ATen would use its dense fallback
+  kGiven,      ///< a backend object that was passed to the option backend, see BackendChoice; not an option by itself
 };
 
 /// Writes the name, for example "kCpu".
@@ -33,9 +36,41 @@ inline std::ostream& operator<<(std::ostream& stream, Backend backend) {
       return stream << "kCpu";
     case Backend::kSdpa:
       return stream << "kSdpa";
+    case Backend::kGiven:
+      return stream << "kGiven";
   }
   return stream << "Backend(" << static_cast<int>(backend) << ")";
 }
+
+namespace detail {
+class AttentionBackend;  // attention/attention_backend.h
+}
+
+/// The value of the option backend: a Backend, or a backend object that another header of attend makes. Both convert to
+/// a BackendChoice.
+class BackendChoice {
+ public:
+  /// A built-in backend.
+  ///
+  /// @param backend Any value except kGiven.
+  BackendChoice(Backend backend) : backend_(backend) {}
+
+  /// A backend object. It computes the call or throws c10::NotImplementedError.
+  ///
+  /// @param object The object, not null. The graph of autograd keeps it alive.
+  BackendChoice(std::shared_ptr<const detail::AttentionBackend> object)
+      : backend_(Backend::kGiven), object_(std::move(object)) {}
+
+  /// The built-in backend, or kGiven for an object.
+  operator Backend() const { return backend_; }
+
+  /// The object, or null for a built-in backend.
+  const std::shared_ptr<const detail::AttentionBackend>& object() const { return object_; }
+
+ private:
+  Backend backend_;
+  std::shared_ptr<const detail::AttentionBackend> object_;
+};
 
 /// Sets the backend of this thread until the end of the scope, for every call whose option backend is kAuto.
 ///
@@ -57,7 +92,7 @@ class BackendGuard {
  public:
   /// Sets the backend of this thread until the guard is destroyed.
   ///
-  /// @param backend Any backend. kAuto cancels an outer guard.
+  /// @param backend A built-in backend. kAuto cancels an outer guard.
   explicit BackendGuard(Backend backend) : outer_(current_) { current_ = backend; }
   ~BackendGuard() { current_ = outer_; }
   BackendGuard(const BackendGuard&) = delete;

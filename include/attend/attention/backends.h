@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/attention_backend.h>
 #include <attend/attention/backend.h>
 #include <attend/attention/cpu.h>
 #include <attend/attention/detail/problem.h>
@@ -16,43 +17,38 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// One backend in the table kBackends.
-struct BackendEntry {
-  Backend backend;
-  bool (*can_run)(const Problem&, std::string* reason);  // if not, writes why not to `reason`, unless it is null
-  std::string (*copies)(const Problem&);
-  std::string (*how)(const Problem&);
-  AttentionResult (*run)(const Problem&);
-};
+inline constexpr Cpu kCpuBackend;
+inline constexpr Sdpa kSdpaBackend(/*exact=*/kCpuBackend);
+inline constexpr Reference kReferenceBackend;
 
-template <class B>
-inline constexpr BackendEntry kEntry{B::kBackend, &B::can_run, &B::copies, &B::how, &B::run};
-
-/// All backends, the fastest first. The last one can do everything.
-inline constexpr BackendEntry kBackends[] = {kEntry<Cpu>, kEntry<Sdpa>, kEntry<Reference>};
+/// All built-in backends, the fastest first. The last one can do everything.
+inline constexpr const AttentionBackend* kBackends[] = {&kCpuBackend, &kSdpaBackend, &kReferenceBackend};
 
 /// The backend for a call. Adds a sentence to `why_not_faster`, unless it is null, for each faster backend that is
 /// passed over. Throws c10::NotImplementedError if a backend asked for by name cannot run.
-inline const BackendEntry& choose(const Problem& problem, Backend asked_for, std::string* why_not_faster = nullptr) {
+inline const AttentionBackend& choose(const Problem& problem, Backend asked_for,
+                                      std::string* why_not_faster = nullptr) {
   const Backend wanted = asked_for == Backend::kAuto ? BackendGuard::current() : asked_for;
+  if (wanted != Backend::kAuto) {
+    const AttentionBackend* named = problem.given_backend.get();
+    for (const AttentionBackend* backend : kBackends)
+      if (backend->name() == wanted) named = backend;
+    TORCH_CHECK_VALUE(named != nullptr, "attend::attention: unknown backend ", c10::str(wanted));
+    TORCH_CHECK_NOT_IMPLEMENTED(named->can_run(problem), "attend::attention: the requested backend cannot run. ",
+                                named->why_not(problem));
+    return *named;
+  }
   bool is_known_to_run = false;
-  for (const BackendEntry& entry : kBackends) {
-    if (wanted == entry.backend) {
-      if (entry.can_run(problem, nullptr)) return entry;
-      std::string reason;
-      entry.can_run(problem, &reason);
-      TORCH_CHECK_NOT_IMPLEMENTED(false, "attend::attention: the requested backend cannot run. ", reason);
-    }
-    if (wanted != Backend::kAuto) continue;
+  for (const AttentionBackend* const* next = kBackends;; ++next) {
+    const AttentionBackend& backend = **next;
     std::string reason;
     std::string* const sentence = why_not_faster == nullptr ? nullptr : &reason;
-    if (is_known_to_run || entry.can_run(problem, sentence)) {
-      is_known_to_run = is_next_faster(entry.backend, problem, sentence) && (&entry + 1)->can_run(problem, nullptr);
-      if (!is_known_to_run) return entry;
+    if (is_known_to_run || backend.can_run(problem, sentence)) {
+      is_known_to_run = is_next_faster(backend.name(), problem, sentence) && next[1]->can_run(problem);
+      if (!is_known_to_run) return backend;
     }
     if (sentence != nullptr) *why_not_faster += (why_not_faster->empty() ? "" : " ") + reason;
   }
-  TORCH_CHECK_VALUE(false, "attend::attention: unknown backend ", c10::str(wanted));
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -6,6 +6,7 @@
 #include <attend/attention/detail/cpu_call.h>
 #include <attend/attention/detail/instruction_set.h>
 #include <attend/attention/detail/problem.h>
+#include <attend/detail/torch/expanded.h>
 #include <attend/detail/torch/refused.h>
 #include <attend/simd/dispatch.h>
 #include <attend/version.h>
@@ -21,10 +22,11 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// The backend kCpu: attend's own kernels for the CPU, for everything that attention() and flex_attention() can ask
 /// for.
-struct Cpu {
-  static constexpr Backend kBackend = Backend::kCpu;
+class Cpu final : public KernelBackend {
+ public:
+  Backend name() const override { return Backend::kCpu; }
 
-  static bool can_run(const Problem& problem, std::string* reason = nullptr) {
+  bool can_run(const Problem& problem, std::string* reason = nullptr) const override {
     if (!problem.query.is_cpu())
       return refused(reason, "kCpu runs on the CPU only; the tensors are on ", problem.query.device().type(), ".");
     if (problem.batch_size() == 0 || problem.query_length() == 0 || problem.key_length() == 0)
@@ -40,21 +42,35 @@ struct Cpu {
     return true;
   }
 
-  static std::string copies(const Problem& problem) {
+  std::string copies(const Problem& problem) const override {
     if (problem.query.scalar_type() == at::kHalf) return "It converts float16 inputs to float32.";
     return problem.query.scalar_type() == at::kBFloat16 && !simd::has_bf16_dot(available_instruction_set())
                ? "It converts bfloat16 inputs to float32, tile by tile."
                : "";
   }
 
-  static std::string how(const Problem& problem) {
+  std::string how(const Problem& problem) const override {
     return "kCpu runs attend's own CPU kernels " + with_instructions(problem.query.scalar_type());
   }
 
-  static AttentionResult run(const Problem& problem) {
-    constexpr AttentionKernel kKernel{&CpuKernel::forward, &CpuKernel::backward};
-    const AttentionResult result = AttentionNode::run(kKernel, CpuKernel::readable(problem));
-    return {result.output.to(problem.query.scalar_type()), result.log_sum_exp};
+  /// The kernels read float16 as float32.
+  Problem readable(const Problem& given) const override {
+    Problem problem = given;
+    for (at::Tensor* tensor : {&problem.query, &problem.key, &problem.value, &problem.attn_mask})
+      if (tensor->defined() && tensor->scalar_type() == at::kHalf)
+        *tensor = ExpandedCast::apply_to(*tensor, at::kFloat);
+    return problem;
+  }
+
+  KernelResult forward(const Problem& problem, bool with_backward) const override {
+    return problem.query.scalar_type() == at::kDouble ? CpuCall<double>(problem).forward(with_backward)
+                                                      : CpuCall<float>(problem).forward(with_backward);
+  }
+
+  AttentionTensors backward(const Problem& problem, const KernelResult& result,
+                            const AttentionResult& gradients) const override {
+    return problem.query.scalar_type() == at::kDouble ? CpuCall<double>(problem).backward(result, gradients)
+                                                      : CpuCall<float>(problem).backward(result, gradients);
   }
 };
 

@@ -151,9 +151,10 @@ struct AttentionOptions {
   /// The offsets of the keys in a packed batch, int32 (B + 1); see query_offsets(). Default: none.
   TORCH_ARG(at::Tensor, key_offsets);
 
-  /// Which backend computes the call. kAuto follows the active BackendGuard, and without one takes the fastest backend.
-  /// Any other backend computes the call or throws c10::NotImplementedError. Default: kAuto.
-  TORCH_ARG(Backend, backend) = Backend::kAuto;
+  /// Which backend computes the call: a Backend, or a backend object, see BackendChoice. kAuto follows the active
+  /// BackendGuard, and without one takes the fastest backend. Any other backend computes the call or throws
+  /// c10::NotImplementedError. Default: kAuto.
+  TORCH_ARG(BackendChoice, backend) = Backend::kAuto;
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/attention_backend.h>
+#include <attend/attention/backend.h>
 #include <attend/attention/detail/dropout.h>
 #include <attend/attention/detail/output_layout.h>
 #include <attend/attention/detail/problem.h>
@@ -28,16 +30,17 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// every kernel with it. It computes the calls that no kernel can.
 ///
 /// float64 is computed in float64, everything else in float32. The output and the weights have the query's dtype.
-struct Reference {
-  static constexpr Backend kBackend = Backend::kReference;
+class Reference final : public AttentionBackend {
+ public:
+  Backend name() const override { return Backend::kReference; }
 
-  static bool can_run(const Problem&, std::string* = nullptr) { return true; }
+  bool can_run(const Problem&, std::string* = nullptr) const override { return true; }
 
-  static std::string how(const Problem&) {
+  std::string how(const Problem&) const override {
     return "kReference runs the dense formula, which allocates all scores (N, H, L, S).";
   }
 
-  static std::string copies(const Problem& problem) {
+  std::string copies(const Problem& problem) const override {
     std::string copies;
     if (compute_dtype(problem.query.scalar_type()) != problem.query.scalar_type())
       copies = "It converts query, key and value to float32.";
@@ -46,7 +49,7 @@ struct Reference {
     return copies;
   }
 
-  static AttentionResult run(const Problem& problem) {
+  AttentionResult run(const Problem& problem) const override {
     const at::Tensor value = for_each_query_head(converted(problem.value), problem);  // (N, H, S, Dv)
     const at::Tensor scores = masked_scores(problem);                                 // (N, H, L, S)
     at::Tensor weights = softmax(scores);                                             // (N, H, L, S)
@@ -84,7 +87,7 @@ struct Reference {
     const at::Tensor masked = masked_by(problem, at, sizes_of(scores));
     const at::Tensor& mask = problem.attn_mask;
     const bool is_added_mask = mask.defined() && mask.scalar_type() != at::kBool;
-    // A masked NaN must not reach the derivatives below, and no gradient may pass a NaN back: 0 · NaN is NaN.
+    // No derivative below may see a masked NaN, and no NaN that comes back may pass: 0 · NaN is NaN.
     const bool is_watched = is_looked_at(scores) && !is_finite(scores);
     if (masked.defined() && is_watched) scores = scores.masked_fill(masked, 0.0);
     if (is_added_mask) scores = scores.masked_fill(mask.eq(kNegativeInfinity), 0.0);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <attend/attention/attention_node.h>
-#include <attend/attention/detail/cpu_call.h>
+#include <attend/attention/backend.h>
 #include <attend/attention/detail/finite.h>
 #include <attend/attention/detail/output_layout.h>
 #include <attend/attention/detail/problem.h>
@@ -26,7 +26,7 @@
 #include <limits>
 #include <optional>
 #include <string>
-#include <vector>
+#include <tuple>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
@@ -44,14 +44,19 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// power of two.
 ///
 /// NaN on the CPU: ATen's kernel returns zeros if all scores of a query are NaN. A NaN or an infinity in a masked key
-/// or value changes its result. Calls in which one of the two may have happened are computed again by kCpu. On other
+/// or value changes its result. Calls in which one of the two may have happened are computed again by `exact`. On other
 /// devices ATen's results are returned.
-struct Sdpa {
-  static constexpr Backend kBackend = Backend::kSdpa;
+class Sdpa final : public KernelBackend {
+ public:
+  /// `exact` can compute every problem on the CPU that ATen's kernel can.
+  explicit constexpr Sdpa(const KernelBackend& exact) : exact_(exact) {}
+
   /// Up to this number of queries, is_causal for L < S is passed to ATen as a mask; see masks_causally().
   static constexpr std::int64_t kMostMaskedQueries = 32;
 
-  static bool can_run(const Problem& problem, std::string* reason = nullptr) {
+  Backend name() const override { return Backend::kSdpa; }
+
+  bool can_run(const Problem& problem, std::string* reason = nullptr) const override {
     const bool on_cpu = problem.query.is_cpu();
     if (problem.batch_size() == 0 || problem.query_length() == 0 || problem.key_length() == 0)
       return refused(reason, "kSdpa needs at least one batch entry, one query and one key.");
@@ -80,8 +85,8 @@ struct Sdpa {
                      ", because ATen counts the diagonal from the first key, not from the last.");
     if (problem.scale <= 0.0)  // the causal kernel for the CPU scales its -inf
       return refused(reason, "kSdpa needs a positive scale; this one is ", problem.scale, ".");
-    // The mask is detached, because _fused_sdp_choice() reads its requires_grad even if no gradient is recorded. With
-    // is_causal it is left out: _fused_sdp_choice() refuses both together, but the kernel for the CPU accepts them.
+    // ATen looks at the mask's requires_grad whether gradients are recorded or not; and on the CPU it is the kernel
+    // itself, not this question, that takes a mask together with is_causal.
     const bool is_causal = aten_is_causal(problem);
     const at::Tensor mask = is_causal ? at::Tensor() : stand_in(detached(problem.attn_mask), kIsMask);
     const auto choice = static_cast<at::SDPBackend>(
@@ -94,9 +99,9 @@ struct Sdpa {
     return true;
   }
 
-  static std::string how(const Problem&) { return "kSdpa runs ATen's fused kernels."; }
+  std::string how(const Problem&) const override { return "kSdpa runs ATen's fused kernels."; }
 
-  static std::string copies(const Problem& problem) {
+  std::string copies(const Problem& problem) const override {
     std::string names;
     const auto add = [&names](const char* name, const at::Tensor& tensor, bool is_mask = false) {
       if (!is_readable(tensor, is_mask)) names += (names.empty() ? "" : ", ") + std::string(name);
@@ -117,97 +122,96 @@ struct Sdpa {
     return copies;
   }
 
-  static AttentionResult run(const Problem& given) {
-    Problem problem = given;
-    problem.query = readable(given.query);
-    problem.key = readable(given.key);
-    problem.value = readable(given.value);
-    problem.attn_mask = readable(given.attn_mask, kIsMask);
-    if (problem.query.is_cpu()) return AttentionNode::run({&AtenKernel::forward, &AtenKernel::backward}, problem);
+  AttentionResult run(const Problem& given) const override {
+    if (given.query.is_cpu()) return KernelBackend::run(given);
+    const Problem problem = readable(given);
     return {
         at::scaled_dot_product_attention(problem.query, problem.key, problem.value, optional(problem.attn_mask),
                                          /*dropout_p=*/0.0, problem.is_causal(), problem.scale, is_grouped(problem)),
         at::Tensor()};
   }
 
+  /// ATen's kernels read some strides only; see is_readable().
+  Problem readable(const Problem& given) const override {
+    Problem problem = given;
+    problem.query = readable(given.query);
+    problem.key = readable(given.key);
+    problem.value = readable(given.value);
+    problem.attn_mask = readable(given.attn_mask, kIsMask);
+    return problem;
+  }
+
+  KernelResult forward(const Problem& problem, bool /*with_backward*/) const override {
+    auto [output, log_sum_exp] =
+        at::_scaled_dot_product_flash_attention_for_cpu(problem.query, problem.key, problem.value, /*dropout_p=*/0.0,
+                                                        aten_is_causal(problem), additive_mask(problem), problem.scale);
+    // ATen gives 0 as the log-sum-exp of a row of NaN, and of one without a key, which only a mask can make.
+    const bool may_hide_nan = holds_zero(log_sum_exp) && (!problem.attn_mask.defined() || !is_finite(problem.key));
+    if (is_finite(problem.query) && !may_hide_nan && (!problem.may_mask() || is_finite(output)))
+      return {{output, log_sum_exp}, {}};
+    Problem again = exact_.readable(problem);
+    again.needs_log_sum_exp = true;
+    const KernelResult result = exact_.forward(again, /*with_backward=*/false);
+    return {{result.output.to(output.scalar_type()), result.log_sum_exp}, {}};
+  }
+
+  /// In float32 at least: ATen's kernel would round P, dS and, for grouped heads, every partial sum to half precision.
+  AttentionTensors backward(const Problem& given, const KernelResult& result,
+                            const AttentionResult& gradients) const override {
+    const at::ScalarType wide = is_half(given) ? at::kFloat : given.query.scalar_type();
+    Problem problem = given;
+    problem.query = given.query.to(wide);
+    problem.key = given.key.to(wide);
+    problem.value = given.value.to(wide);
+    const std::optional<at::Tensor> mask = additive_mask(problem);
+    const auto run = [&](const at::Tensor& gradient) {
+      AttentionTensors results;
+      std::tie(results.query, results.key, results.value) = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+          gradient, problem.query, problem.key, problem.value, result.output.to(wide), result.log_sum_exp,
+          /*dropout_p=*/0.0, aten_is_causal(problem), mask, problem.scale);
+      return results;
+    };
+    AttentionTensors results;
+    if (gradients.output.defined()) results = run(readable(gradients.output.to(wide)));
+    if (gradients.log_sum_exp.defined()) {
+      // Its derivative by a score is the weight. So it gives the query scale · g times the average of the keys, and
+      // the key what a value would get from the gradient scale · g · query.
+      const at::Tensor gradient = (problem.scale * gradients.log_sum_exp).unsqueeze(3);  // (N, H, L, 1)
+      Problem averaged = problem;
+      averaged.value = problem.key;
+      const at::Tensor to_query = gradient * forward(averaged, /*with_backward=*/false).output,
+                       to_key = run(readable(gradient * problem.query)).value;
+      results.query = results.query.defined() ? results.query + to_query : to_query;
+      results.key = results.key.defined() ? results.key + to_key : to_key;
+    }
+    if (!is_finite(given.query) || (given.may_mask() && !is_finite(results.query))) {
+      const Problem again = exact_.readable(given);
+      results = exact_.backward(
+          again, exact_.forward(again, /*with_backward=*/true),
+          {gradients.output.defined() ? gradients.output.to(again.query.scalar_type()) : gradients.output,
+           gradients.log_sum_exp});
+    }
+    return results;
+  }
+
  private:
-  struct AtenKernel {
-    static KernelResult forward(const Problem& problem, bool /*with_backward*/) {
-      auto [output, log_sum_exp] = at::_scaled_dot_product_flash_attention_for_cpu(
-          problem.query, problem.key, problem.value, /*dropout_p=*/0.0, aten_is_causal(problem), additive_mask(problem),
-          problem.scale);
-      // ATen gives 0 as the log-sum-exp of a row of NaN, and of one without a key, which only a mask can make.
-      const bool may_hide_nan = holds_zero(log_sum_exp) && (!problem.attn_mask.defined() || !is_finite(problem.key));
-      if (is_finite(problem.query) && !may_hide_nan && (!problem.may_mask() || is_finite(output)))
-        return {{output, log_sum_exp}, {}};
-      Problem again = CpuKernel::readable(problem);
-      again.needs_log_sum_exp = true;
-      const KernelResult result = CpuKernel::forward(again, /*with_backward=*/false);
-      return {{result.output.to(output.scalar_type()), result.log_sum_exp}, {}};
+  /// The kernel takes a mask of float32 or of the query's dtype. The copy is of the mask's own size, before it is
+  /// broadcast.
+  static std::optional<at::Tensor> additive_mask(const Problem& problem) {
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    at::Tensor mask = problem.attn_mask;
+    if (mask.defined() && mask.scalar_type() == at::kBool) {
+      mask = at::zeros(mask.sizes(), problem.query.options()).masked_fill_(mask.logical_not(), -kInfinity);
+    } else if (mask.defined() && mask.scalar_type() != at::kFloat) {
+      mask = mask.to(problem.query.scalar_type());
     }
-
-    /// In float32 at least: ATen's kernel would round P, dS and, for grouped heads, every partial sum to half
-    /// precision.
-    static std::vector<at::Tensor> backward(const Problem& given, const KernelResult& result,
-                                            const AttentionResult& gradients) {
-      const at::ScalarType dtype = given.query.scalar_type(), wide = is_half(given) ? at::kFloat : dtype;
-      Problem problem = given;
-      problem.query = given.query.to(wide);
-      problem.key = given.key.to(wide);
-      problem.value = given.value.to(wide);
-      const std::optional<at::Tensor> mask = additive_mask(problem);
-      const auto run = [&](const at::Tensor& gradient) {
-        auto [query, key, value] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient, problem.query, problem.key, problem.value, result.output.to(wide), result.log_sum_exp,
-            /*dropout_p=*/0.0, aten_is_causal(problem), mask, problem.scale);
-        return std::vector{query, key, value};
-      };
-      std::vector<at::Tensor> inputs(3);
-      if (gradients.output.defined()) inputs = run(readable(gradients.output.to(wide)));
-      if (gradients.log_sum_exp.defined()) {
-        // The derivative of the log-sum-exp with respect to a score is the weight. With its gradient g, the gradient of
-        // a query is scale · g times the average of the keys. The gradient of a key is the one that its
-        // value would get if scale · g · query were the gradient of the output.
-        const at::Tensor gradient = (problem.scale * gradients.log_sum_exp).unsqueeze(3);  // (N, H, L, 1)
-        Problem averaged = problem;
-        averaged.value = problem.key;
-        const at::Tensor to_query = gradient * forward(averaged, /*with_backward=*/false).output,
-                         to_key = run(readable(gradient * problem.query))[2];
-        inputs[0] = inputs[0].defined() ? inputs[0] + to_query : to_query;
-        inputs[1] = inputs[1].defined() ? inputs[1] + to_key : to_key;
-      }
-      if (!is_finite(given.query) || (given.may_mask() && !is_finite(inputs[0]))) {
-        const Problem again = CpuKernel::readable(given);
-        inputs = CpuKernel::backward(
-            again, CpuKernel::forward(again, /*with_backward=*/true),
-            {gradients.output.defined() ? gradients.output.to(again.query.scalar_type()) : gradients.output,
-             gradients.log_sum_exp});
-      }
-      inputs.resize(3);
-      for (at::Tensor& input : inputs)
-        if (input.defined()) input = input.to(dtype);
-      return inputs;
+    if (masks_causally(problem)) {
+      const std::int64_t L = problem.query_length(), S = problem.key_length();
+      const at::Tensor causal = at::full({L, S}, -kInfinity, problem.query.options()).triu_(S - L + 1);
+      mask = mask.defined() ? at::where(causal.isneginf(), causal, mask) : causal;
     }
-
-   private:
-    /// The kernel takes a mask of float32 or of the query's dtype. The copy is of the mask's own size, before it is
-    /// broadcast.
-    static std::optional<at::Tensor> additive_mask(const Problem& problem) {
-      constexpr double kInfinity = std::numeric_limits<double>::infinity();
-      at::Tensor mask = problem.attn_mask;
-      if (mask.defined() && mask.scalar_type() == at::kBool) {
-        mask = at::zeros(mask.sizes(), problem.query.options()).masked_fill_(mask.logical_not(), -kInfinity);
-      } else if (mask.defined() && mask.scalar_type() != at::kFloat) {
-        mask = mask.to(problem.query.scalar_type());
-      }
-      if (masks_causally(problem)) {
-        const std::int64_t L = problem.query_length(), S = problem.key_length();
-        const at::Tensor causal = at::full({L, S}, -kInfinity, problem.query.options()).triu_(S - L + 1);
-        mask = mask.defined() ? at::where(causal.isneginf(), causal, mask) : causal;
-      }
-      return optional(mask);
-    }
-  };
+    return optional(mask);
+  }
 
   /// ATen's causal diagonal begins at the first key. For fewer queries than keys an (L, S) mask says what is_causal
   /// means. With few queries this mask is small.
@@ -230,10 +234,9 @@ struct Sdpa {
 
   static at::Tensor detached(const at::Tensor& tensor) { return tensor.defined() ? tensor.detach() : tensor; }
 
-  // A tensor is readable for ATen if its last dimension has stride 1, and, unless it is a mask, if its rows do not
-  // overlap (has_rows()). With another stride ATen takes its dense path. Its matrix products misread rows that overlap,
-  // for example windows of one signal or one expanded row. If rows of several heads or batch entries of query overlap,
-  // the strides of ATen's output differ from those that its kernel writes.
+  // Any other stride along the last dimension sends ATen to its dense path; and rows that overlap (windows of one
+  // signal, or one row expanded) are misread by its matrix products, though not by the addition of a mask. Where rows
+  // of several heads or batch entries of a query overlap, ATen lays the output out as it does not write it.
   static constexpr bool kIsMask = true;
 
   static bool is_readable(const at::Tensor& tensor, bool is_mask = false) {
@@ -245,11 +248,13 @@ struct Sdpa {
     return is_readable(tensor, is_mask) ? tensor : tensor.clone(at::MemoryFormat::Contiguous);
   }
 
-  /// A tensor with the sizes and strides of readable() and without data, for _fused_sdp_choice().
+  /// What readable() gives, without its contents: to ask ATen with.
   static at::Tensor stand_in(const at::Tensor& tensor, bool is_mask = false) {
     if (is_readable(tensor, is_mask)) return tensor;
     return without_data(tensor.sizes(), tensor.options(), tensor.requires_grad());
   }
+
+  const KernelBackend& exact_;
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -110,8 +110,8 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     detail::check_positive("attend::ConvStack", "out_channels", options.out_channels());
     detail::check_positive("attend::ConvStack", "depth", options.depth());
     detail::check_positive("attend::ConvStack", "kernel_size", options.kernel_size());
-    TORCH_CHECK_VALUE(options.backend() != Backend::kSdpa, "attend::ConvStack: backend (", options.backend(),
-                      ") must be kAuto, kReference or kCpu");
+    TORCH_CHECK_VALUE(options.backend() != Backend::kSdpa && options.backend() != Backend::kGiven,
+                      "attend::ConvStack: backend (", options.backend(), ") must be kAuto, kReference or kCpu");
     convolutions.clear();
     for (std::int64_t i = 0; i < options.depth(); ++i) {
       const std::int64_t in = i == 0 ? options.in_channels() : options.hidden_channels();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/attention_backend.h>
 #include <attend/attention/backends.h>
 #include <attend/attention/detail/calls.h>
 #include <attend/attention/detail/check_problem.h>
@@ -48,17 +49,17 @@ ATTEND_INLINE Problem attention_problem(const at::Tensor& query, const at::Tenso
 ATTEND_INLINE AttentionResult run(Problem problem, Backend asked_for) {
   check_has_data(problem);
   const WithoutAutocast without_autocast;
-  const BackendEntry& entry = choose(problem, asked_for);
+  const AttentionBackend& backend = choose(problem, asked_for);
   if (problem.dropout > 0.0) problem.dropout_seed = draw_dropout_seed(problem.query);
-  const AttentionResult result = entry.run(problem);
-  if (problem.variant != nullptr) check_reads(problem, entry.backend, result.output);
+  const AttentionResult result = backend.run(problem);
+  if (problem.variant != nullptr) check_reads(problem, backend.name(), result.output);
   return {as_given(result.output, problem), as_given(result.log_sum_exp, problem)};
 }
 
 ATTEND_INLINE Explanation explain(const Problem& problem, Backend asked_for) {
   std::string why_not_faster;
-  const BackendEntry& entry = choose(problem, asked_for, &why_not_faster);
-  return {entry.backend, why_not_faster, entry.copies(problem), entry.how(problem)};
+  const AttentionBackend& backend = choose(problem, asked_for, &why_not_faster);
+  return {backend.name(), why_not_faster, backend.copies(problem), backend.how(problem)};
 }
 
 ATTEND_INLINE AttentionResult attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

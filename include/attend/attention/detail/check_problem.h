@@ -191,6 +191,7 @@ inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& 
   if (given_value != nullptr) check_attention_tensor("value", *given_value, "(N, G, S, Dv)");
   Problem problem;
   problem.dimensions = given_query.dim();
+  problem.given_backend = options.backend().object();
   problem.query = autocast(given_query, purpose);
   problem.key = autocast(given_key, purpose);
   check_same_kind("key", problem.key, problem.query);

@@ -13,25 +13,31 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-class Variant;          // attention/variant.h
-class CpuVariantMaker;  // attention/detail/cpu_variant.h
+class AttentionBackend;  // attention/attention_backend.h
+class Variant;           // attention/variant.h
+class CpuVariantMaker;   // attention/detail/cpu_variant.h
 
-/// One call of attention(), checked: what every backend is given.
-///
-/// The tensors are the caller's, with the caller's strides; a backend copies what it cannot read in place. Missing
-/// sizes are there as 1, and sizes of 1 are expanded to those of the other tensors.
-struct Problem {
+/// The tensors that a call reads, or their gradients.
+struct AttentionTensors {
   at::Tensor query;         // (N, H, L, D)
   at::Tensor key;           // (N, G, S, D)
   at::Tensor value;         // (N, G, S, Dv)
   at::Tensor attn_mask;     // undefined, or 4-d and broadcastable to (N, H, L, S): bool, float32, or the query's dtype
   at::Tensor alibi_slopes;  // undefined, or (1 or N, H)
-  at::Tensor query_offsets, key_offsets;   // undefined, or int32 (sequences + 1)
+  at::Tensor query_offsets, key_offsets;    // undefined, or int32 (sequences + 1)
+  std::vector<at::Tensor> variant_tensors;  // those that the variant reads
+};
+
+/// One call of attention(), checked: what every backend is given.
+///
+/// The tensors are the caller's, with the caller's strides; a backend copies what it cannot read in place. Missing
+/// sizes are there as 1, and sizes of 1 are expanded to those of the other tensors.
+struct Problem : AttentionTensors {
   at::Tensor dropout_seed;                 // undefined without dropout, or int64 (1) on the device, drawn once per call
   std::shared_ptr<const Variant> variant;  // of flex_attention(); null without
-  std::shared_ptr<const CpuVariantMaker> cpu_variant;  // the same for the CPU kernels
-  std::vector<at::Tensor> variant_tensors;             // those that it reads
-  Window window;                                       // includes is_causal; unlimited where it would mask nothing
+  std::shared_ptr<const CpuVariantMaker> cpu_variant;     // the same for the CPU kernels
+  std::shared_ptr<const AttentionBackend> given_backend;  // the caller's, for Backend::kGiven; null for all others
+  Window window;                                          // includes is_causal; unlimited where it would mask nothing
   double scale = 1.0;
   double softcap = 0.0;
   double dropout = 0.0;

@@ -32,11 +32,20 @@ struct FusedOutputs {
   bool needs_outputs = true;      // whether the backward pass reads the outputs; they cannot be changed in place then
 };
 
+/// An input as a fused kernel reads it.
+///
+/// @throws c10::NotImplementedError if it has a tangent of forward-mode differentiation.
+inline at::Tensor fused_input(const char* name, const at::Tensor& input) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!input.defined() || !input._fw_grad(/*level=*/0).defined(), name,
+                              ": fused kernels have no forward-mode derivative; set .backend(kReference)");
+  return in_memory(input);
+}
+
 /// The node of a fused kernel in torch's graph. It saves tensors for the backward pass and calls the kernel.
 ///
 /// Function is a struct that holds everything except the tensors, with
 ///   const char* name() const;
-///   FusedOutputs forward(const std::vector<at::Tensor>& inputs, bool with_backward) const;
+///   FusedOutputs forward(const std::vector<at::Tensor>& inputs, bool with_backward) const;  // not for record()
 ///   std::vector<at::Tensor> backward(const std::vector<at::Tensor>& inputs, const FusedOutputs& forward,
 ///                                    const std::vector<at::Tensor>& gradients) const;
 ///   std::vector<at::Tensor> reference(const std::vector<at::Tensor>& inputs) const;
@@ -60,18 +69,21 @@ class FusedNode : public torch::autograd::Node {
  public:
   using Tensors = std::vector<at::Tensor>;
 
+  /// Calls forward, and records the call if it needs a gradient.
   static Tensors run(const Function& function, Tensors inputs) {
-    for (at::Tensor& input : inputs) input = in_memory(input);
-    for (const at::Tensor& input : inputs)
-      TORCH_CHECK_NOT_IMPLEMENTED(!input.defined() || !input._fw_grad(/*level=*/0).defined(), function.name(),
-                                  ": fused kernels have no forward-mode derivative; set .backend(kReference)");
+    for (at::Tensor& input : inputs) input = fused_input(function.name(), input);
     const bool is_recorded = torch::autograd::compute_requires_grad(at::TensorList(inputs));
     FusedOutputs result;
     {
       const c10::AutoGradMode no_grad(false);
       result = function.forward(inputs, is_recorded);
     }
-    if (!is_recorded) return result.outputs;
+    if (is_recorded) record(function, inputs, result);
+    return std::move(result.outputs);
+  }
+
+  /// Records a forward pass in torch's graph. The inputs are as fused_input() gives them.
+  static void record(const Function& function, const Tensors& inputs, const FusedOutputs& result) {
     const auto node = make_node(new FusedNode(function, inputs));
     node->set_next_edges(torch::autograd::collect_next_edges(at::TensorList(inputs)));
     for (std::size_t k = 0; k < inputs.size(); ++k) {
@@ -81,12 +93,13 @@ class FusedNode : public torch::autograd::Node {
       node->short_ways_.push_back({k, node->num_outputs()});
       node->add_next_edge(edge);
     }
-    for (at::Tensor& output : result.outputs) {
+    node->outputs_.reserve(result.outputs.size());
+    node->saved_.reserve(result.saved.size());
+    for (const at::Tensor& output : result.outputs) {
       torch::autograd::set_history(output, node);
       node->outputs_.emplace_back(result.needs_outputs ? output : at::Tensor(), /*is_output=*/true);
     }
     for (const at::Tensor& saved : result.saved) node->saved_.emplace_back(saved, /*is_output=*/false);
-    return result.outputs;
   }
 
   std::string name() const override { return function_.name(); }
@@ -145,6 +158,8 @@ class FusedNode : public torch::autograd::Node {
   };
 
   FusedNode(const Function& function, const Tensors& inputs) : function_(function) {
+    inputs_.reserve(inputs.size());
+    kinds_.reserve(inputs.size());
     for (const at::Tensor& input : inputs) {
       inputs_.emplace_back(input, /*is_output=*/false);
       kinds_.push_back(input.defined() ? Kind{input.scalar_type(), input.sizes().vec()} : Kind{});

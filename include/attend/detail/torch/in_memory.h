@@ -13,7 +13,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// Some derivatives of torch are such zero tensors: that of sgn, and so the second one of abs.
 inline at::Tensor in_memory(const at::Tensor& tensor) {
   if (!tensor.defined()) return tensor;
-  return tensor._is_zerotensor() ? tensor.clone() : tensor.resolve_neg();
+  if (tensor._is_zerotensor()) return tensor.clone();
+  return tensor.is_neg() ? tensor.resolve_neg() : tensor;
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
