@@ -4,12 +4,13 @@
 #include <attend/attention.h>
 #include <attend/detail/nn/archive.h>
 #include <attend/detail/torch/checks.h>
-#include <attend/detail/torch/without_data.h>
+#include <attend/layers/detail/fused_linear.h>
 #include <attend/layers/detail/ignore_masks.h>
+#include <attend/layers/detail/multihead_projection.h>
+#include <attend/layers/multihead_attention_options.h>
 #include <attend/version.h>
 
 #include <c10/util/Exception.h>
-#include <torch/arg.h>
 #include <torch/nn/cloneable.h>
 #include <torch/nn/init.h>
 #include <torch/nn/modules/common.h>
@@ -19,63 +20,12 @@
 #include <torch/types.h>
 
 #include <cstdint>
-#include <optional>
 #include <ostream>
 #include <string>
 #include <tuple>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
-
-/// Options of MultiheadAttention: those of torch::nn::MultiheadAttentionOptions, then options that torch lacks.
-///
-/// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
-///
-/// @code
-/// attend::MultiheadAttentionOptions(512, 8).batch_first(true).num_kv_heads(2).is_causal(true)
-/// @endcode
-struct MultiheadAttentionOptions {
-  /// Sets the two options that have no default.
-  ///
-  /// @param embed_dim As the option embed_dim.
-  /// @param num_heads As the option num_heads.
-  MultiheadAttentionOptions(std::int64_t embed_dim, std::int64_t num_heads)
-      : embed_dim_(embed_dim), num_heads_(num_heads), kdim_(embed_dim), vdim_(embed_dim) {}
-
-  /// Width E of the query and of the output, at least 1. No default.
-  TORCH_ARG(std::int64_t, embed_dim);
-  /// The number of query heads. It must divide embed_dim, unless head_dim is given. No default.
-  TORCH_ARG(std::int64_t, num_heads);
-  /// The probability with which a weight is set to 0 in training mode, from 0 to 1. Default: 0.
-  TORCH_ARG(double, dropout) = 0.0;
-  /// Whether the projections have a bias. Default: true.
-  TORCH_ARG(bool, bias) = true;
-  /// Whether to append one learned key and value, which every query may attend to. Default: false.
-  TORCH_ARG(bool, add_bias_kv) = false;
-  /// Whether to append one key and value of zeros, which every query may attend to. Default: false.
-  TORCH_ARG(bool, add_zero_attn) = false;
-  /// Width of the keys. Default: embed_dim.
-  TORCH_ARG(std::int64_t, kdim);
-  /// Width of the values. Default: embed_dim.
-  TORCH_ARG(std::int64_t, vdim);
-
-  /// Whether query, key, value and output are (N, L, E). Otherwise they are (L, N, E). Default: false, as in torch.
-  TORCH_ARG(bool, batch_first) = false;
-  /// The number of key and value heads G. It must divide num_heads. num_heads / num_kv_heads query heads share one of
-  /// them. Default: num_heads.
-  TORCH_ARG(std::optional<std::int64_t>, num_kv_heads);
-  /// Width of one head of queries, keys and values. Default: embed_dim / num_heads.
-  TORCH_ARG(std::optional<std::int64_t>, head_dim);
-  /// Whether a query attends only to the keys up to its own position. The last query is at the last key. Default:
-  /// false.
-  TORCH_ARG(bool, is_causal) = false;
-  /// Limits a query to the keys near its position: `.window({left, right})`, −1 = unlimited. Default: unlimited.
-  TORCH_ARG(Window, window) = {};
-  /// The factor by which q·k is multiplied: a number or kInverseSqrt. Default: kInverseSqrt, 1/√head_dim.
-  TORCH_ARG(Scale, scale) = kInverseSqrt;
-  /// Which backend computes the attention; see AttentionOptions::backend(). Default: kAuto.
-  TORCH_ARG(Backend, backend) = Backend::kAuto;
-};
 
 /// Multi-head attention: each head projects query, key and value and computes attention. A last projection mixes the
 /// outputs of the heads.
@@ -153,7 +103,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   ///
   /// @throws c10::ValueError for options out of range.
   void reset() override {
-    check_options();
+    detail::check_options(kName, options);
     head_dim = options.head_dim().value_or(options.embed_dim() / options.num_heads());
     const std::int64_t width = options.num_heads() * head_dim, kv_width = num_kv_heads() * head_dim;
     _qkv_same_embed_dim = options.kdim() == options.embed_dim() && options.vdim() == options.embed_dim();
@@ -254,7 +204,8 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     const torch::Tensor heads = attention(call.query, call.key, call.value, call.options);  // (N, H, L, head_dim)
     const torch::Tensor rows =
         options.batch_first() || !is_batched ? heads.transpose(1, 2) : heads.permute({2, 0, 1, 3});
-    torch::Tensor output = torch::linear(rows.flatten(2), out_proj->weight, out_proj->bias);  // (N, L, E) or (L, N, E)
+    torch::Tensor output = detail::FusedLinear::run(rows.flatten(2), {{out_proj->weight, out_proj->bias}},
+                                                    options.backend())[0];  // (N, L, E) or (L, N, E)
     if (!is_batched) output = output.squeeze(0);
     if (!need_weights) return {output, torch::Tensor()};
     torch::Tensor weights = attention_weights(call.query, call.key, call.options);  // (N, H, L, S)
@@ -310,37 +261,20 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   static constexpr const char* kName = "attend::MultiheadAttention";
 
   /// The arguments of attention().
-  struct Call {
-    torch::Tensor query, key, value;  // (N, H, L, head_dim), (N, G, S, head_dim) twice
+  struct Call : detail::HeadTensors {
     AttentionOptions options;
   };
 
   std::int64_t num_kv_heads() const { return options.num_kv_heads().value_or(options.num_heads()); }
 
-  void check_options() const {
-    detail::check_positive(kName, "embed_dim", options.embed_dim());
-    detail::check_positive(kName, "num_heads", options.num_heads());
-    detail::check_positive(kName, "kdim", options.kdim());
-    detail::check_positive(kName, "vdim", options.vdim());
-    detail::check_positive(kName, "num_kv_heads", num_kv_heads());
-    TORCH_CHECK_VALUE(options.num_heads() % num_kv_heads() == 0, kName, ": num_heads (", options.num_heads(),
-                      ") must be divisible by num_kv_heads (", num_kv_heads(), ")");
-    if (options.head_dim())
-      detail::check_positive(kName, "head_dim", *options.head_dim());
-    else
-      TORCH_CHECK_VALUE(options.embed_dim() % options.num_heads() == 0, kName, ": embed_dim (", options.embed_dim(),
-                        ") must be divisible by num_heads (", options.num_heads(), "), or set head_dim");
-    TORCH_CHECK_VALUE(options.dropout() >= 0.0 && options.dropout() <= 1.0, kName, ": dropout (", options.dropout(),
-                      ") must be a probability from 0 to 1");
-    TORCH_CHECK_VALUE(options.window().left >= -1 && options.window().right >= -1, kName,
-                      ": both sides of window must be at least 0, or -1 for unlimited, got ", options.window());
-  }
-
   /// Without has_data, the tensors that forward() would compute have no data; see detail::without_data().
   Call call_of(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
                const torch::Tensor& key_padding_mask, const torch::Tensor& attn_mask, bool is_causal, bool has_data) {
     check(query, key, value);
-    Call call = projected(query, key, value, has_data);
+    const detail::MultiheadProjection projection{options,       head_dim,      in_proj_weight, q_proj_weight,
+                                                 k_proj_weight, v_proj_weight, in_proj_bias,   bias_k,
+                                                 bias_v,        has_data};
+    Call call{projection.heads_of(query, key, value), {}};
     call.options.scale(options.scale()).backend(options.backend()).dropout(is_training() ? options.dropout() : 0.0);
     Window window = options.window();
     if (is_causal || options.is_causal()) window.right = 0;
@@ -369,66 +303,6 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     const int batch = options.batch_first() ? 0 : 1;
     TORCH_CHECK_VALUE(query.dim() == 2 || key.size(batch) == query.size(batch), kName, ": key ", key.sizes(),
                       " must have the batch size of query ", query.sizes());
-  }
-
-  /// Projects query, key and value, and splits them into heads. If all three are one tensor, one product computes them;
-  /// if key and value are one tensor, one product computes these two.
-  Call projected(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value, bool has_data) {
-    const std::int64_t heads = options.num_heads(), kv_heads = num_kv_heads();
-    const std::int64_t width = heads * head_dim, kv_width = kv_heads * head_dim;
-    const auto by_heads = [&](const torch::Tensor& rows) {  // (…, heads · head_dim) to (N, heads, length, head_dim)
-      const torch::Tensor split = rows.unflatten(-1, {-1, head_dim});
-      if (split.dim() == 3) return split.transpose(0, 1).unsqueeze(0);
-      return options.batch_first() ? split.transpose(1, 2) : split.permute({1, 2, 0, 3});
-    };
-    const auto linear = [&](const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) {
-      return has_data ? torch::linear(x, weight, bias) : detail::linear_without_data(x, weight, bias);
-    };
-    Call call;
-    if (_qkv_same_embed_dim && query.is_same(key) && key.is_same(value)) {
-      const auto parts =
-          by_heads(linear(query, in_proj_weight, in_proj_bias)).split_with_sizes({heads, kv_heads, kv_heads}, 1);
-      call = {parts[0], parts[1], parts[2], {}};
-    } else if (_qkv_same_embed_dim && key.is_same(value)) {
-      const auto weights = in_proj_weight.split_with_sizes({width, 2 * kv_width});
-      const auto biases = split_bias({width, 2 * kv_width});
-      const auto parts = by_heads(linear(key, weights[1], biases[1])).split_with_sizes({kv_heads, kv_heads}, 1);
-      call = {by_heads(linear(query, weights[0], biases[0])), parts[0], parts[1], {}};
-    } else {
-      const auto weights = _qkv_same_embed_dim ? in_proj_weight.split_with_sizes({width, kv_width, kv_width})
-                                               : std::vector{q_proj_weight, k_proj_weight, v_proj_weight};
-      const auto biases = split_bias({width, kv_width, kv_width});
-      call = {by_heads(linear(query, weights[0], biases[0])),
-              by_heads(linear(key, weights[1], biases[1])),
-              by_heads(linear(value, weights[2], biases[2])),
-              {}};
-    }
-    if (options.add_bias_kv()) {
-      append(call.key, bias_k, has_data);
-      append(call.value, bias_v, has_data);
-    }
-    if (options.add_zero_attn()) {
-      append(call.key, {}, has_data);
-      append(call.value, {}, has_data);
-    }
-    return call;
-  }
-
-  /// Appends one row to each head of (N, G, S, head_dim): `given` (1, 1, G · head_dim), or zeros if it is undefined.
-  void append(torch::Tensor& tensor, const torch::Tensor& given, bool has_data) const {
-    const std::int64_t batch = tensor.size(0), heads = tensor.size(1), length = tensor.size(2);
-    if (!has_data) {
-      tensor = detail::without_data({batch, heads, length + 1, head_dim}, tensor.options(),
-                                    tensor.requires_grad() || (given.defined() && given.requires_grad()));
-      return;
-    }
-    const torch::Tensor row = given.defined() ? given.view({1, heads, 1, head_dim}).to(tensor.dtype())
-                                              : torch::zeros({1, heads, 1, head_dim}, tensor.options());
-    tensor = torch::cat({tensor, row.expand({batch, -1, -1, -1})}, 2);
-  }
-
-  std::vector<torch::Tensor> split_bias(torch::IntArrayRef sizes) const {
-    return options.bias() ? in_proj_bias.split_with_sizes(sizes) : std::vector<torch::Tensor>(sizes.size());
   }
 
   void add_masks(Call& call, const torch::Tensor& key_padding_mask, const torch::Tensor& attn_mask,

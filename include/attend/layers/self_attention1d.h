@@ -48,7 +48,7 @@ struct SelfAttention1dOptions {
   TORCH_ARG(Scale, scale) = 1.0;
   /// Which backend computes the attention; see AttentionOptions::backend(). With kReference torch computes the
   /// projections too. With the other values attend's kernels compute them where they are faster. Default: kAuto.
-  TORCH_ARG(Backend, backend) = Backend::kAuto;
+  TORCH_ARG(BackendChoice, backend) = Backend::kAuto;
 };
 
 /// Self-attention over the positions of a 1-d signal: each output position is an average of the values, weighted by how
@@ -199,10 +199,10 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
   /// Computes matrix products of the rows (N, L, in_channels), not convolutions. In the results the channels of a
   /// position are adjacent, so the fused kernels read them without a copy.
   std::vector<torch::Tensor> projections(const torch::Tensor& x, const std::vector<torch::nn::Conv1d>& layers) const {
-    std::vector<torch::Tensor> weights;
-    for (const torch::nn::Conv1d& layer : layers) weights.push_back(layer->weight.squeeze(2));
+    std::vector<detail::Linear> linear;
+    for (const torch::nn::Conv1d& layer : layers) linear.push_back({layer->weight.squeeze(2), {}});
     std::vector<torch::Tensor> projected =
-        detail::FusedLinear::run(x.transpose(1, 2).contiguous(), weights, options.backend());
+        detail::FusedLinear::run(x.transpose(1, 2).contiguous(), linear, options.backend());
     for (torch::Tensor& each : projected) each = by_heads(each);
     return projected;
   }

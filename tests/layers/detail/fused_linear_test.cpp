@@ -36,10 +36,23 @@ Tensors results_of(const Tensors& inputs, const Tensors& output_gradients, at::S
   return results;
 }
 
+// `weights` are matrices, each of which a bias may follow.
+
+bool has_bias(const Tensors& weights, std::size_t k) { return k + 1 < weights.size() && weights[k + 1].dim() == 1; }
+
 Tensors by_torch(const torch::Tensor& x, const Tensors& weights) {
   Tensors outputs;
-  for (const torch::Tensor& weight : weights) outputs.push_back(at::linear(x, weight));
+  for (std::size_t k = 0; k < weights.size(); ++k)
+    if (weights[k].dim() == 2)
+      outputs.push_back(at::linear(x, weights[k], has_bias(weights, k) ? weights[k + 1] : torch::Tensor()));
   return outputs;
+}
+
+Tensors fused(const torch::Tensor& x, const Tensors& weights) {
+  std::vector<attend::detail::Linear> layers;
+  for (std::size_t k = 0; k < weights.size(); ++k)
+    if (weights[k].dim() == 2) layers.push_back({weights[k], has_bias(weights, k) ? weights[k + 1] : torch::Tensor()});
+  return FusedLinear::run(x, layers, attend::Backend::kAuto);
 }
 
 }  // namespace
@@ -48,23 +61,22 @@ TEST_CASE("projections: several linear layers of one input equal torch's, forwar
   struct Case {
     std::int64_t batch, length, channels;
     std::vector<std::int64_t> outs;
+    bool has_bias = false;
   };
-  const Case cases[] = {{32, 100, 64, {64, 64, 64}},
-                        {3, 7, 16, {16, 48}},
-                        {1, 1, 32, {16}},
-                        {2, 97, 80, {16, 32, 112}},
-                        {2, 5, 10, {16, 3}}};
+  const Case cases[] = {{32, 100, 64, {64, 64, 64}},      {3, 7, 16, {16, 48}},     {1, 1, 32, {16}},
+                        {2, 97, 80, {16, 32, 112}},       {2, 5, 10, {16, 3}},      {3, 70, 64, {192}, true},
+                        {2, 97, 80, {16, 32, 112}, true}, {2, 5, 10, {16, 3}, true}};
   for (const Case& c : cases) {
     CAPTURE(c.channels);
     torch::manual_seed(1);
     Tensors inputs{torch::randn({c.batch, c.length, c.channels})}, gradients;
     for (const std::int64_t out : c.outs) {
       inputs.push_back(torch::randn({out, c.channels}));
+      if (c.has_bias) inputs.push_back(torch::randn({out}));
       gradients.push_back(torch::randn({c.batch, c.length, out}));
     }
     const Tensors exact = results_of(inputs, gradients, torch::kDouble, by_torch);
     const Tensors dense = results_of(inputs, gradients, torch::kFloat, by_torch);
-    const auto fused = [](const torch::Tensor& x, const Tensors& weights) { return FusedLinear::run(x, weights); };
     const Tensors ours = results_of(inputs, gradients, torch::kFloat, fused);
     const Tensors in_float64 = results_of(inputs, gradients, torch::kDouble, fused);
     for (std::size_t i = 0; i < exact.size(); ++i) {
@@ -79,7 +91,7 @@ TEST_CASE("projections: several linear layers of one input equal torch's, forwar
     const Tensors exact_bfloat16 = results_of(inputs, gradients, torch::kDouble, by_torch),
                   dense_bfloat16 = results_of(inputs, gradients, torch::kBFloat16, by_torch),
                   our_bfloat16 = results_of(inputs, gradients, torch::kBFloat16, fused);
-    const auto under_autocast = [&](const torch::Tensor& x, const Tensors& weights) {
+    const auto under_autocast = [](const torch::Tensor& x, const Tensors& weights) {
       const attend::test::Autocast autocast;
       return fused(x, weights);
     };
@@ -96,6 +108,15 @@ TEST_CASE("projections: several linear layers of one input equal torch's, forwar
   }
 }
 
+TEST_CASE("projections: rows of any number of dimensions, each with the sizes of x") {
+  const torch::Tensor x = torch::randn({6, 5, 32}), weight = torch::randn({48, 32}), bias = torch::randn({48});
+  const torch::Tensor rows = fused(x, {weight, bias})[0];
+  CHECK(rows.sizes() == torch::IntArrayRef{6, 5, 48});
+  CHECK(fused(x[0], {weight, bias})[0].equal(rows[0]));
+  CHECK(fused(x[0][0], {weight, bias})[0].equal(rows[0][0]));
+  CHECK(fused(x.view({2, 3, 5, 32}), {weight, bias})[0].equal(rows.view({2, 3, 5, 48})));
+}
+
 TEST_CASE("projections: unused outputs cost nothing and change nothing; second derivatives equal torch's") {
   torch::manual_seed(2);
   const torch::Tensor x = torch::randn({4, 9, 16}).requires_grad_(), a = torch::randn({16, 16}).requires_grad_(),
@@ -107,11 +128,11 @@ TEST_CASE("projections: unused outputs cost nothing and change nothing; second d
       if (!is_second) return Tensors{first};
       return torch::autograd::grad({first.pow(2).sum()}, {x, b});
     };
-    const Tensors ours = derivatives(FusedLinear::run(x, {a, b})), expected = derivatives(by_torch(x, {a, b}));
+    const Tensors ours = derivatives(fused(x, {a, b})), expected = derivatives(by_torch(x, {a, b}));
     for (std::size_t i = 0; i < ours.size(); ++i)
       CHECK(max_difference(ours[i], expected[i]) < 1e-5 * attend::test::size_of(expected[i]));
   }
-  const Tensors outputs = FusedLinear::run(x, {a, b});
+  const Tensors outputs = fused(x, {a, b});
   const Tensors gradients =
       torch::autograd::grad({outputs[1].sum()}, {a, b}, {}, std::nullopt, false, /*allow_unused=*/true);
   CHECK_FALSE(gradients[0].defined());
@@ -122,7 +143,6 @@ TEST_CASE("projections: the same call gives the same bits; BackendGuard kReferen
   torch::manual_seed(3);
   const Tensors inputs{torch::randn({7, 100, 32}), torch::randn({48, 32}), torch::randn({80, 32})};
   const Tensors gradients{torch::randn({7, 100, 48}), torch::randn({7, 100, 80})};
-  const auto fused = [](const torch::Tensor& x, const Tensors& weights) { return FusedLinear::run(x, weights); };
   const Tensors first = results_of(inputs, gradients, torch::kFloat, fused),
                 again = results_of(inputs, gradients, torch::kFloat, fused);
   for (std::size_t i = 0; i < first.size(); ++i) CHECK(torch::equal(first[i], again[i]));

@@ -127,7 +127,7 @@ struct Bf16Operations {
 
 template <class Isa, class VectorIsa = typename Isa::VectorIsa>
 inline constexpr Bf16Operations kBf16Operations{
-    &CompiledFor<Isa, Product<Bf16x2>>::call, &CompiledFor<VectorIsa, PackKeysBf16>::call,
+    &CompiledFor<Isa, Product<Bf16x2>>::call,       &CompiledFor<VectorIsa, PackKeysBf16>::call,
     &CompiledFor<VectorIsa, PackQueriesBf16>::call, &CompiledFor<VectorIsa, PackRowsBf16>::call,
     &CompiledFor<VectorIsa, TransposeWords>::call,  &CompiledFor<VectorIsa, RoundRows>::call};
 

@@ -26,15 +26,19 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Several linear layers of one input: y_j = x W_jᵀ, as the queries, keys and values of self-attention. On the CPU in
-/// float32 and bfloat16, the forward pass reads x once, and the backward pass reads x and all gradients once. torch
-/// computes one product for each weight forward, two backward, and then adds the gradients of x.
+/// A linear layer: its bias may be undefined.
+struct Linear {
+  at::Tensor weight, bias;  // (out, channels), (out)
+};
+
+/// Several linear layers of one input: y_j = x W_jᵀ + b_j, as the queries, keys and values of self-attention. On the
+/// CPU in float32 and bfloat16, the forward pass reads x once, and the backward pass reads x and all gradients once.
+/// torch computes one product for each weight forward, two backward, and then adds the gradients of x.
 struct FusedLinear {
-  /// x (N, L, channels), weights (out_j, channels) to tensors (N, L, out_j); torch computes them with kReference.
-  static std::vector<at::Tensor> run(const at::Tensor& x, const std::vector<at::Tensor>& weights,
-                                     Backend backend = Backend::kAuto) {
+  /// x (…, channels) to tensors (…, out_j); torch computes them with kReference.
+  static std::vector<at::Tensor> run(const at::Tensor& x, const std::vector<Linear>& layers, Backend backend) {
     std::vector<at::Tensor> inputs{x};
-    inputs.insert(inputs.end(), weights.begin(), weights.end());
+    for (const Linear& layer : layers) inputs.insert(inputs.end(), {layer.weight, layer.bias});
     if (backend == Backend::kAuto) backend = BackendGuard::current();
     if (backend == Backend::kReference || !is_fused(inputs) || !is_faster_fused(inputs)) return by_torch(inputs);
     inputs[0] = x.to(dtype_under_autocast(x));
@@ -44,19 +48,19 @@ struct FusedLinear {
  private:
   static std::vector<at::Tensor> by_torch(const std::vector<at::Tensor>& inputs) {
     std::vector<at::Tensor> outputs;
-    for (std::size_t j = 1; j < inputs.size(); ++j) outputs.push_back(at::linear(inputs[0], inputs[j]));
+    for (std::size_t k = 1; k < inputs.size(); k += 2)
+      outputs.push_back(at::linear(inputs[0], inputs[k], inputs[k + 1]));
     return outputs;
   }
 
   /// Whether the fused kernels are at least as fast as torch. The rule follows from benchmarks/results/fused_linear.md.
   static bool is_faster_fused(const std::vector<at::Tensor>& inputs) {
-    std::int64_t widest = 0;
-    for (const at::Tensor& weight : inputs)
-      if (!weight.is_same(inputs[0])) widest = std::max({widest, weight.size(0), weight.size(1)});
-    const bool is_bfloat16 = dtype_under_autocast(inputs[0]) == at::kBFloat16;
+    std::int64_t outputs = 0;
+    for (std::size_t k = 1; k < inputs.size(); k += 2) outputs += inputs[k].size(0);
+    const std::int64_t width = std::max(inputs[0].size(-1), (outputs + 2) / 3);
     const bool has_avx512 = available_instruction_set() >= simd::InstructionSet::kAvx512;
-    const std::int64_t widest_of_many_rows = has_avx512 && !is_bfloat16 ? 512 : 256;
-    return widest <= 64 || (widest <= widest_of_many_rows && Fused::threads_for(inputs[0]) == at::get_num_threads());
+    const std::int64_t widest = dtype_under_autocast(inputs[0]) == at::kBFloat16 ? 128 : has_avx512 ? 512 : 256;
+    return width <= 64 || (width <= widest && Fused::threads_for(inputs[0]) == at::get_num_threads());
   }
 
   static bool is_fused(const std::vector<at::Tensor>& inputs) {
@@ -64,65 +68,77 @@ struct FusedLinear {
     const at::ScalarType dtype = dtype_under_autocast(x);
     const simd::InstructionSet set = available_instruction_set();
     const bool is_fast = dtype == at::kBFloat16 ? simd::has_bf16_dot(set) : is_measured(set);
-    if (x.dim() != 3 || x.numel() == 0 || !x.is_contiguous() || (dtype != at::kFloat && dtype != at::kBFloat16) ||
-        !is_fast)
+    if ((dtype != at::kFloat && dtype != at::kBFloat16) || !is_fast || x.dim() < 1 || x.numel() == 0 ||
+        !x.is_contiguous() || x.size(-1) % 16 != 0)
       return false;
-    return std::all_of(inputs.begin(), inputs.end(), [&](const at::Tensor& input) {
+    const auto is_read = [&](const at::Tensor& input) {
       return input.is_cpu() && dtype_under_autocast(input) == dtype && !input._fw_grad(/*level=*/0).defined() &&
-             !input.is_neg() && input.size(-1) % 16 == 0 && input.size(-1) == x.size(-1) &&
-             (input.is_same(x) || (input.dim() == 2 && input.size(0) % 16 == 0));
-    });
+             !input.is_neg();
+    };
+    if (!is_read(x)) return false;
+    for (std::size_t k = 1; k < inputs.size(); k += 2) {
+      const at::Tensor &weight = inputs[k], &bias = inputs[k + 1];
+      if (!is_read(weight) || weight.dim() != 2 || weight.size(0) % 16 != 0 || weight.size(1) != x.size(-1))
+        return false;
+      if (bias.defined() && !is_read(bias)) return false;
+    }
+    return true;
   }
 
-  /// inputs: x, then the weights, which may be float32 where x is bfloat16.
+  /// inputs: x, then the weight and the bias of each layer, which may be float32 where x is bfloat16.
   struct Fused {
-    const char* name() const { return "attend::SelfAttention1d"; }
+    const char* name() const { return "attend::linear"; }
 
     FusedOutputs forward(const std::vector<at::Tensor>& inputs, bool /*with_backward*/) const {
       const at::Tensor& x = inputs[0];
-      const int channels = static_cast<int>(x.size(2));
+      const int channels = static_cast<int>(x.size(-1));
       const bool has_bf16_dot = x.scalar_type() == at::kBFloat16;
       FusedOutputs result;
       result.needs_outputs = false;
       std::vector<Panel> panels;
-      for (std::size_t j = 1; j < inputs.size(); ++j) {
-        result.outputs.push_back(at::empty({x.size(0), x.size(1), inputs[j].size(0)}, x.options()));
-        add_panels(inputs[j], result.outputs.back(), panels);
+      for (std::size_t k = 1; k < inputs.size(); k += 2) {
+        std::vector<std::int64_t> sizes = x.sizes().vec();
+        sizes.back() = inputs[k].size(0);
+        result.outputs.push_back(at::empty(sizes, x.options()));
+        add_panels(inputs[k], inputs[k + 1], result.outputs.back(), panels);
       }
       each_block(x, kRows * cpu::kTileQueries, [&](const Block& block, float* sums) {
         for (const Panel& panel : panels) {
           const std::int64_t begin = block.first * panel.output_row + panel.first_column;
           if (has_bf16_dot) {
+            panel.write_bias(sums, cpu::kTileQueries, block.rows);
             bf16_operations().product({words(numbers<BFloat16>(x)) + block.first * channels / 2, channels / 2, 1},
                                       words(panel.weights.data()), cpu::kTileQueries, sums, cpu::kTileQueries,
-                                      block.rows, panel.columns, channels / 2, /*add=*/false, 1.0f);
+                                      block.rows, panel.columns, channels / 2, panel.has_bias(), 1.0f);
             bf16_operations().round_rows(sums, cpu::kTileQueries, numbers<BFloat16>(panel.output) + begin,
                                          panel.output_row, block.rows, panel.columns);
           } else {
+            float* const output = numbers<float>(panel.output) + begin;
+            panel.write_bias(output, panel.output_row, block.rows);
             operations().product({numbers<float>(x) + block.first * channels, channels, 1}, panel.weights.data(),
-                                 cpu::kTileQueries, numbers<float>(panel.output) + begin, panel.output_row, block.rows,
-                                 panel.columns, channels, /*add=*/false);
+                                 cpu::kTileQueries, output, panel.output_row, block.rows, panel.columns, channels,
+                                 panel.has_bias());
           }
         }
       });
       return result;
     }
 
-    /// dx = Σ_j dy_j W_j and dW_j = dy_jᵀ x. In float32 every matrix is read in place. In bfloat16 two neighbours along
-    /// the direction of the sum are packed into a word.
+    /// dx = Σ_j dy_j W_j, dW_j = dy_jᵀ x, and db_j is the sum of the rows of dy_j. In float32 every matrix is read in
+    /// place. In bfloat16 two neighbours along the direction of the sum are packed into a word.
     std::vector<at::Tensor> backward(const std::vector<at::Tensor>& inputs, const FusedOutputs&,
                                      const std::vector<at::Tensor>& given) const {
       const at::Tensor& x = inputs[0];
-      const int channels = static_cast<int>(x.size(2));
+      const int channels = static_cast<int>(x.size(-1));
       const bool has_bf16_dot = x.scalar_type() == at::kBFloat16;
       const int threads = threads_for(x);
       std::vector<at::Tensor> results{x.requires_grad() ? at::empty_like(x) : at::Tensor()};
       std::vector<Given> all;
       std::int64_t size_of_sums = 0, widest = 0;
-      for (std::size_t j = 1; j < inputs.size(); ++j) {
-        if (!given[j - 1].defined()) continue;
-        const at::Tensor gradient = given[j - 1].to(x.scalar_type()).contiguous();  // (N, L, out_j)
-        at::Tensor weights = inputs[j].to(x.scalar_type()).contiguous();
+      for (std::size_t j = 0; j < given.size(); ++j) {
+        if (!given[j].defined()) continue;
+        const at::Tensor gradient = given[j].to(x.scalar_type()).contiguous();  // (…, out_j)
+        at::Tensor weights = inputs[1 + 2 * j].to(x.scalar_type()).contiguous();
         const std::int64_t out = weights.size(0);
         if (has_bf16_dot) {
           const at::Tensor pairs = at::empty({out / 2, channels}, x.options().dtype(at::kFloat));
@@ -131,7 +147,7 @@ struct FusedLinear {
           weights = pairs;
         }
         all.push_back({gradient, weights, static_cast<int>(out), size_of_sums});
-        size_of_sums += inputs[j].numel();
+        size_of_sums += out * channels;
         widest = std::max(widest, out);
       }
       const at::Tensor sums = at::empty({threads, size_of_sums}, x.options().dtype(at::kFloat));
@@ -143,25 +159,31 @@ struct FusedLinear {
           backward_in_float32(block, x, all, own_sums, results[0]);
       });
       auto next = all.begin();
-      for (std::size_t j = 1; j < inputs.size(); ++j) {
-        results.emplace_back();
-        if (!given[j - 1].defined()) continue;
-        const at::Tensor total = at::empty(inputs[j].sizes(), sums.options());
-        add_sums_of_threads(numbers<float>(sums) + (next++)->sums, size_of_sums, threads, total.numel(),
-                            numbers<float>(total));
-        results.back() = total.to(inputs[j].scalar_type());
+      for (std::size_t j = 0; j < given.size(); ++j) {
+        const at::Tensor &weight = inputs[1 + 2 * j], &bias = inputs[2 + 2 * j];
+        at::Tensor weight_gradient, bias_gradient;
+        if (given[j].defined()) {
+          weight_gradient = at::empty(weight.sizes(), sums.options());
+          add_sums_of_threads(numbers<float>(sums) + next->sums, size_of_sums, threads, weight_gradient.numel(),
+                              numbers<float>(weight_gradient));
+          if (bias.defined() && bias.requires_grad())
+            bias_gradient = next->gradient.view({-1, weight.size(0)}).sum(0, /*keepdim=*/false, at::kFloat);
+          ++next;
+        }
+        results.insert(results.end(), {weight_gradient, bias_gradient});
       }
       return results;
     }
 
     std::vector<at::Tensor> reference(std::vector<at::Tensor> inputs) const {
-      for (at::Tensor& input : inputs) input = input.to(inputs[0].scalar_type());
+      for (at::Tensor& input : inputs)
+        if (input.defined()) input = input.to(inputs[0].scalar_type());
       return by_torch(inputs);
     }
 
     /// The number of threads. Each has at least one block of kRows rows.
     static int threads_for(const at::Tensor& x) {
-      const std::int64_t blocks = (x.size(0) * x.size(1) + kRows - 1) / kRows;
+      const std::int64_t blocks = (rows_of(x) + kRows - 1) / kRows;
       return static_cast<int>(std::min<std::int64_t>(at::get_num_threads(), blocks));
     }
 
@@ -179,9 +201,16 @@ struct FusedLinear {
     /// Some columns of an output, and the weights that compute them: (channels, kTileQueries), or (channels / 2,
     /// kTileQueries) pairs of two neighbouring channels.
     struct Panel {
-      std::vector<float> weights;
+      std::vector<float> weights, bias;  // the bias may be empty
       at::Tensor output;
       int output_row, first_column, columns;
+
+      bool has_bias() const { return !bias.empty(); }
+
+      /// Writes the bias, if there is one, to all rows, so that a product can be added.
+      void write_bias(float* rows, int row, int count) const {
+        for (int i = 0; i < count && has_bias(); ++i) std::copy(bias.begin(), bias.end(), rows + i * row);
+      }
     };
 
     /// The gradient of an output.
@@ -191,14 +220,22 @@ struct FusedLinear {
       std::int64_t sums;  // where the sums for the gradient of the weights begin
     };
 
-    static void add_panels(const at::Tensor& given, const at::Tensor& output, std::vector<Panel>& panels) {
-      const at::Tensor weights = given.to(output.scalar_type()).contiguous();
+    static void add_panels(const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& output,
+                           std::vector<Panel>& panels) {
+      const at::Tensor weights = weight.to(output.scalar_type()).contiguous();
+      const at::Tensor biases = bias.defined() ? bias.to(at::kFloat).contiguous() : bias;
       const int outputs = static_cast<int>(weights.size(0)), channels = static_cast<int>(weights.size(1));
       const bool has_bf16_dot = output.scalar_type() == at::kBFloat16;
       for (int first = 0; first < outputs; first += cpu::kTileQueries) {
         const int columns = std::min(outputs - first, cpu::kTileQueries);
         Panel panel{std::vector<float>(static_cast<std::size_t>(channels / (has_bf16_dot ? 2 : 1) * cpu::kTileQueries)),
-                    output, outputs, first, columns};
+                    {},
+                    output,
+                    outputs,
+                    first,
+                    columns};
+        if (biases.defined())
+          panel.bias.assign(numbers<float>(biases) + first, numbers<float>(biases) + first + columns);
         if (has_bf16_dot)
           bf16_operations().transpose_words(words(numbers<BFloat16>(weights)) + first * channels / 2, channels / 2,
                                             columns, columns, channels / 2, words(panel.weights.data()));
@@ -211,7 +248,7 @@ struct FusedLinear {
 
     static void backward_in_float32(const Block& block, const at::Tensor& x, const std::vector<Given>& all, float* sums,
                                     const at::Tensor& x_gradient) {
-      const int channels = static_cast<int>(x.size(2));
+      const int channels = static_cast<int>(x.size(-1));
       for (const Given& each : all) {
         const cpu::Strided<float> gradient{numbers<float>(each.gradient) + block.first * each.out, each.out, 1};
         if (x_gradient.defined())
@@ -227,7 +264,7 @@ struct FusedLinear {
     static void backward_in_pairs(const Block& block, const at::Tensor& x, const std::vector<Given>& all, float* sums,
                                   const at::Tensor& x_gradient, float* memory) {
       const cpu::Bf16Operations& operations = bf16_operations();
-      const int channels = static_cast<int>(x.size(2));
+      const int channels = static_cast<int>(x.size(-1));
       float* const x_sums = memory;
       Bf16x2 *const x_pairs = words(memory + kRows * channels), *const pairs = x_pairs + kRows / 2 * channels;
       operations.pack_rows(halves(x) + block.first * channels, channels, block.rows, channels, x_pairs, channels);
@@ -263,13 +300,15 @@ struct FusedLinear {
     static Bf16x2* words(void* memory) { return static_cast<Bf16x2*>(memory); }
     static const Bf16x2* words(const void* memory) { return static_cast<const Bf16x2*>(memory); }
 
+    static std::int64_t rows_of(const at::Tensor& x) { return x.numel() / x.size(-1); }
+
     static constexpr std::int64_t kRows = 96;  // of x and of all gradients, which stay in the L2 cache
 
     /// Calls work(block, memory for `size` floats) for all rows of x. A thread's share is the same in every call, so
     /// that sums have the same order.
     template <class Work>
     static void each_block(const at::Tensor& x, std::int64_t size, const Work& work) {
-      const std::int64_t rows = x.size(0) * x.size(1), blocks = (rows + kRows - 1) / kRows;
+      const std::int64_t rows = rows_of(x), blocks = (rows + kRows - 1) / kRows;
       const int threads = threads_for(x);
       parallel(threads, [&](int thread) {
         cpu::Workspace<float> memory;
