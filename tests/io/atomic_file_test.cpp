@@ -127,6 +127,7 @@ TEST_CASE("AtomicFile: what is not a regular file is never replaced") {
 TEST_CASE("AtomicFile: errors name the function, the path and the reason") {
   const Folder folder;
   std::filesystem::create_symlink("loop", folder.path / "loop");
+  std::filesystem::create_symlink("missing", folder.path / "dangling");
   save(folder.file("file"), "old");
   const struct {
     std::string name, message;
@@ -134,11 +135,12 @@ TEST_CASE("AtomicFile: errors name the function, the path and the reason") {
       {"missing/weights", "cannot create a temporary file in its folder: No such file or directory"},
       {"file/weights", "cannot create a temporary file in its folder: Not a directory"},
       {std::string(255, 'x'), "cannot create a temporary file in its folder: File name too long"},
+      {"dangling", "cannot follow the symbolic link: No such file or directory"},
       {"loop", "cannot follow the symbolic link: Too many levels of symbolic links"},
   };
   for (const auto& [name, message] : cases) {
     const std::string path = folder.file(name);
     CHECK(error_of(path) == "save: " + path + ": " + message);
   }
-  CHECK(folder.names().size() == 2);
+  CHECK(folder.names().size() == 3);
 }

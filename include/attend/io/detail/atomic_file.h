@@ -5,6 +5,7 @@
 #include <attend/version.h>
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -12,10 +13,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
-#include <filesystem>
+#include <memory>
 #include <string>
-#include <system_error>
 #include <utility>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
@@ -38,7 +39,7 @@ class AtomicFile {
   AtomicFile(std::string function, std::string path)
       : function_(std::move(function)), path_(std::move(path)), target_(target_of(path_)) {
     static constinit std::atomic<std::uint64_t> counter{0};
-    const std::string begin = target_.string() + kTemporarySuffix + std::to_string(::getpid()) + '-';
+    const std::string begin = target_ + kTemporarySuffix + std::to_string(::getpid()) + '-';
     do {
       temporary_ = begin + std::to_string(counter++);
       file_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
@@ -71,8 +72,9 @@ class AtomicFile {
     if (!synced(file_)) fail("write to the disk");
     if (::close(std::exchange(file_, -1)) == -1) fail("close");
     if (::rename(temporary_.c_str(), target_.c_str()) == -1) fail("rename the temporary file");
-    const std::filesystem::path folder = target_.parent_path();
-    const int opened = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const std::size_t slash = target_.rfind('/');
+    const std::string folder = slash == std::string::npos ? "." : target_.substr(0, slash + 1);
+    const int opened = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (opened == -1) fail("open its folder");
     const bool is_synced = synced(opened) || errno == EINVAL;  // some file systems cannot do this with a folder
     const int error = errno;
@@ -82,15 +84,17 @@ class AtomicFile {
   }
 
  private:
-  std::filesystem::path target_of(const std::string& path) const {
-    std::error_code error;
-    const std::filesystem::file_status status = std::filesystem::status(path, error);
-    if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))
+  /// The path of the file to replace. POSIX functions and not std::filesystem: LibTorch's wheels export parts of the
+  /// latter, which then replace those of the program's own standard library.
+  std::string target_of(const std::string& path) const {
+    struct stat status {};
+    if (::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode))
       throw FileError(function_, path, "cannot replace it, because it is not a regular file");
-    if (!std::filesystem::is_symlink(path, error)) return path;
-    std::filesystem::path target = std::filesystem::weakly_canonical(path, error);
-    if (error) throw FileError(function_, path, "cannot follow the symbolic link: " + error.message());
-    return target;
+    if (::lstat(path.c_str(), &status) != 0 || !S_ISLNK(status.st_mode)) return path;
+    const std::unique_ptr<char, decltype(&std::free)> target(::realpath(path.c_str(), nullptr), &std::free);
+    if (target == nullptr)
+      throw FileError(function_, path, std::string("cannot follow the symbolic link: ") + std::strerror(errno));
+    return target.get();
   }
 
   static bool synced(int file) {
@@ -112,9 +116,7 @@ class AtomicFile {
     ::unlink(temporary_.c_str());
   }
 
-  std::string function_, path_;
-  std::filesystem::path target_;
-  std::string temporary_;
+  std::string function_, path_, target_, temporary_;
   int file_ = -1;
 };
 
