@@ -3,6 +3,9 @@
 
 // Files: tensors by name that travel between C++ and Python.
 
+#include <attend/io/checkpoint.h>
+#include <attend/io/checkpoint_folder.h>
+#include <attend/io/checkpoint_state.h>
 #include <attend/io/file_error.h>
 #include <attend/io/rename.h>
 #include <attend/io/safetensors.h>
