@@ -5,9 +5,9 @@
 //
 // Source: F. Fleuret, Deep Learning course, handout 13.2, and the notebooks that follow it.
 
-#include "checkpoint.h"
 #include "experiments.h"
 #include "results.h"
+#include "support/checkpoints.h"
 #include "support/command_line.h"
 #include "support/shape_net.h"
 
@@ -21,6 +21,7 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
@@ -49,6 +50,7 @@ struct Settings {
   std::string positions = "binary";
   int threads = 0;
   std::string output = "attention_series_output";
+  support::Checkpoints checkpoints;
 
   /// The settings that determine the numbers of a run, except its length and the machine. A run may only continue a run
   /// with the same fingerprint.
@@ -85,6 +87,7 @@ bool run_experiment(const Experiment& experiment, const Settings& settings, torc
   torch::manual_seed(settings.seed);
   ShapeNet net(ShapeNetOptions(experiment.net).standardize(attend::StandardizeOptions(train_set.inputs())));
   auto options = attend::TrainerOptions()
+                     .epochs(settings.epochs)
                      .batch_size(settings.batch_size)
                      .learning_rate(settings.learning_rate)
                      .device(device)
@@ -93,25 +96,20 @@ bool run_experiment(const Experiment& experiment, const Settings& settings, torc
 #ifdef EXAMPLE_WITH_CUDA_GRAPHS
   if (device.is_cuda()) options.capture(attend::cuda_graphs());
 #endif
-  Checkpoint checkpoint(folder, settings.fingerprint(), device);
-  const std::int64_t trained = std::ssize(checkpoint.history().epochs());
-  std::cout << "\n"
-            << experiment.name << ": " << experiment.title << ", "
-            << support::with_thousands(support::parameter_count(*net)) << " parameters";
-  if (trained > 0) std::cout << ", " << trained << " epochs trained before";
-  std::cout << std::endl;
-  if (trained < settings.epochs) {
-    attend::Trainer trainer(net, options.epochs(settings.epochs - trained));
-    checkpoint.restore(trainer);
-    trainer.fit(train_set, held_out, attend::ProgressBar(), checkpoint, interrupt);
-    if (!device.is_cpu()) std::cout << "Steps: " << trainer.explain() << '\n';
-  }
-
-  // After a stop the results are those of the last complete epoch, from which the next run continues.
-  Checkpoint saved(folder, settings.fingerprint(), device);
-  const attend::History& history = saved.history();
+  attend::CsvLog log((folder / "history.csv").string());
+  attend::Trainer trainer(net, options);
+  const attend::History history =
+      settings.checkpoints.train(trainer, experiment.name, settings.fingerprint(), [&](auto&&... checkpoint) {
+        const std::size_t trained = trainer.history().epochs().size();
+        std::cout << "\n"
+                  << experiment.name << ": " << experiment.title << ", "
+                  << support::with_thousands(support::parameter_count(*net)) << " parameters";
+        if (trained > 0) std::cout << ", " << trained << " epochs trained before";
+        std::cout << std::endl;
+        return trainer.fit(train_set, held_out, attend::ProgressBar(), log, interrupt, checkpoint...);
+      });
+  if (!device.is_cpu()) std::cout << "Steps: " << trainer.explain() << '\n';
   if (history.epochs().empty()) return false;
-  saved.load_weights(*net);
   write_results(folder, net, held_out, kPicturedSamples, device);
 
   std::ofstream file = support::open(folder / "results.csv");
@@ -129,7 +127,7 @@ bool run_experiment(const Experiment& experiment, const Settings& settings, torc
   support::close(file, folder / "results.csv");
   std::cout << "held-out loss after " << history.epochs().size() << " epochs: " << history.validation_loss().back()
             << std::endl;
-  return std::ssize(history.epochs()) >= settings.epochs;
+  return !interrupt.happened();
 }
 
 int run(Settings settings) {
@@ -154,7 +152,7 @@ int run(Settings settings) {
   for (const Experiment& experiment : chosen) {
     if (!run_experiment(experiment, settings, device, interrupt)) {
       std::cout << "\nStopped by a signal. The results so far are in " << std::filesystem::path(settings.output)
-                << "; the same command continues.\n";
+                << (settings.checkpoints.folder.empty() ? ".\n" : "; --resume continues.\n");
       return 130;
     }
   }
@@ -201,5 +199,6 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember(kPositions));
   app.add_option("--device", settings.device, "auto (a GPU if available), cpu, cuda or cuda:N")->type_name("");
   app.add_option("--output", settings.output, "folder for the results; created if it does not exist")->type_name("");
+  settings.checkpoints.add_options(app);
   return support::run(app, argc, argv, "attention_series", [&] { return run(settings); });
 }

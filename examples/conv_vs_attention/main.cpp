@@ -6,6 +6,7 @@
 //
 // Source: the notebook "Attention intuition", after F. Fleuret, Deep Learning course, handout 13.2.
 
+#include "support/checkpoints.h"
 #include "support/command_line.h"
 #include "support/shape_net.h"
 
@@ -25,6 +26,7 @@
 #include <iomanip>
 #include <iostream>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -47,6 +49,17 @@ struct Settings {
   std::string dtype = "float32";
   int threads = 0;
   std::string output = "conv_vs_attention_output";
+  support::Checkpoints checkpoints;
+
+  /// The settings that determine the numbers of a run, except its length and the machine. A run may only continue a run
+  /// with the same fingerprint.
+  std::string fingerprint() const {
+    std::ostringstream text;
+    text << "seed " << seed << ", " << samples << " training and " << held_out_samples << " held-out samples of size "
+         << size << ", heights below " << max_height << ", noise " << noise_std << ", batches of " << batch_size
+         << ", learning rate " << learning_rate << ", " << dtype;
+    return text.str();
+  }
 };
 
 /// One of the two nets, with the records of its training.
@@ -199,7 +212,12 @@ int run(const Settings& settings, torch::Device device) {
     Net& net = nets[i];
     std::cout << "\nTraining with " << net.name << " model" << std::endl;
     attend::Trainer trainer(net.model, trainer_options(settings, device));
-    net.history = trainer.fit(train_set, held_out, attend::ProgressBar(), NotebookLines(), net.log, interrupt);
+    net.history = settings.checkpoints.train(trainer, net.name, settings.fingerprint(), [&](auto&&... checkpoint) {
+      const std::size_t trained = trainer.history().epochs().size();
+      if (trained > 0) std::cout << trained << " epochs trained before" << std::endl;
+      return trainer.fit(train_set, held_out, attend::ProgressBar(), NotebookLines(), net.log, interrupt,
+                         checkpoint...);
+    });
     net.model->eval();
     if (!device.is_cpu()) std::cout << "Steps: " << trainer.explain() << '\n';
     if (interrupt.happened()) nets.erase(nets.begin() + static_cast<std::ptrdiff_t>(i) + 1, nets.end());
@@ -249,6 +267,7 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"float32", "bfloat16"}));
   app.add_option("--device", settings.device, "auto (a GPU if available), cpu, cuda or cuda:N")->type_name("");
   app.add_option("--output", settings.output, "folder for the results; created if it does not exist")->type_name("");
+  settings.checkpoints.add_options(app);
   return support::run(app, argc, argv, "conv_vs_attention", [&] {
     const torch::Device device = support::device_of(settings.device);
     support::make_output_folder(settings.output);

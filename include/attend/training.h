@@ -13,6 +13,7 @@
 #include <attend/training/training_state.h>
 
 // Callbacks
+#include <attend/training/callbacks/checkpoint.h>
 #include <attend/training/callbacks/csv_log.h>
 #include <attend/training/callbacks/progress_bar.h>
 #include <attend/training/callbacks/stop_on_interrupt.h>

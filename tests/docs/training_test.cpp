@@ -12,10 +12,12 @@
 #include <doctest/doctest.h>
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/container/sequential.h>
-#include <torch/serialize.h>
 #include <torch/types.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,6 +45,19 @@ struct StopAtLoss {
   bool on_epoch_end(attend::TrainingState& state) {
     return state.history.epochs().back().validation_loss < wanted;
   }
+};
+
+struct HalveWhenStuck {
+  double best = std::numeric_limits<double>::infinity();
+
+  void on_epoch_end(attend::TrainingState& state) {
+    const double loss = state.history.epochs().back().train_loss;
+    if (loss >= best) state.set_learning_rate(state.learning_rate() / 2);
+    best = std::min(best, loss);
+  }
+
+  std::string save_state() { return std::string(reinterpret_cast<const char*>(&best), sizeof best); }
+  void load_state(const std::string& bytes) { std::memcpy(&best, bytes.data(), sizeof best); }
 };
 
 }  // namespace
@@ -75,17 +90,21 @@ TEST_CASE("docs/training.md: a fit, data, loss and optimizer, callbacks, saving 
   CHECK(!interrupt.happened());
 
   attend::test::TemporaryFolder folder;
-  const std::string model_path = folder.file("model.pt"), optimizer_path = folder.file("optimizer.pt");
-  torch::save(model, model_path);
-  torch::save(trainer.optimizer(), optimizer_path);
+  const std::string run_folder = folder.file("run");
+  attend::Trainer saved(model, attend::TrainerOptions().epochs(3).seed(7));
+  saved.resume(run_folder);
+  saved.fit(train_set, attend::Checkpoint(run_folder, attend::CheckpointOptions().every_batches(100).keep_last(3)));
 
-  torch::load(model, model_path);
-  attend::Trainer continued(model, attend::TrainerOptions().epochs(1).seed(7));
-  torch::load(continued.optimizer(), optimizer_path);
-  continued.resume(history);  // the numbers of the epochs, and so the orders of the samples, continue
-  continued.fit(train_set);
+  attend::Trainer again(model, attend::TrainerOptions().epochs(3).seed(7));
+  CHECK(again.resume(run_folder).value() == run_folder + "/checkpoint-000003-00000000.safetensors");
+  CHECK(again.history().train_loss() == saved.history().train_loss());
 
-  CHECK(continued.history().epochs().size() == 3);
+  HalveWhenStuck halve, loaded;
+  saved.fit(train_set, halve);
+  CHECK(std::isfinite(halve.best));
+  loaded.load_state(halve.save_state());
+  CHECK(loaded.best == halve.best);
+
   attend::Adam optimizer(model->parameters(), torch::optim::AdamOptions(1e-3));
   attend::TrainingStep step(model, attend::MeanSquaredError(), optimizer);
   torch::Tensor before = step(train_set.inputs(), train_set.targets());  // the loss, a 0-d tensor

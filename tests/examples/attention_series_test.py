@@ -53,7 +53,8 @@ class AttentionSeries(unittest.TestCase):
             (results,) = rows(folder / "results.csv")
             self.assertEqual(results["epochs"], "1")
             history = rows(folder / "history.csv")
-            self.assertEqual(list(history[0]), ["epoch", "train_loss", "last_batch_loss", "validation_loss", "seconds"])
+            self.assertEqual(list(history[0]), ["epoch", "train_loss", "last_batch_loss", "validation_loss",
+                                                "learning_rate", "seconds"])
             self.assertEqual(results["held_out_loss"], history[-1]["validation_loss"])
             samples, shapes = rows(folder / "samples.csv"), rows(folder / "shapes.csv")
             self.assertEqual(len(samples), 4 * 100)
@@ -92,18 +93,22 @@ class AttentionSeries(unittest.TestCase):
                 shares.append(on[queried["kind"]] / sum(on.values()))
         self.assertAlmostEqual(sum(shares) / len(shares), float(results["own_share"]), places=4)
 
+    def checkpoints(self, *more):
+        return ["--checkpoint-dir", self.folder.parent / "checkpoints", "--resume", *more]
+
     def test_a_run_in_two_parts_gives_the_numbers_of_one_run(self):
         options = [*SMALL, "--experiment", "location_positions"]
         self.assertEqual(run(*options, "--epochs", "4", "--output", self.folder / "whole").returncode, 0)
         for epochs in ("2", "4"):
-            result = run(*options, "--epochs", epochs, "--output", self.folder / "parts")
+            result = run(*options, *self.checkpoints(), "--epochs", epochs, "--output", self.folder / "parts")
             self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("2 epochs trained before", result.stdout)
         for name in ("history.csv", "samples.csv"):
             whole, parts = (rows(self.folder / folder / "location_positions" / name) for folder in ("whole", "parts"))
             self.assertEqual(without_seconds(whole), without_seconds(parts))
 
-        again = run(*options, "--epochs", "4", "--output", self.folder / "parts")  # all epochs are done
+        # all epochs are done
+        again = run(*options, *self.checkpoints(), "--epochs", "4", "--output", self.folder / "parts")
         self.assertEqual(again.returncode, 0, again.stderr)
         self.assertIn("4 epochs trained before", again.stdout)
         self.assertEqual(rows(self.folder / "parts" / "location_positions" / "samples.csv"), parts)
@@ -120,26 +125,27 @@ class AttentionSeries(unittest.TestCase):
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 130)
-        self.assertIn("the same command continues", output)
+        return output
 
-    def test_ctrl_c_keeps_complete_epochs_and_the_next_run_continues(self):
-        self.interrupted_run("epoch +2/", *SMALL, "--experiment", "conv")
+    def test_ctrl_c_writes_the_results_so_far_and_the_next_run_continues_with_the_same_numbers(self):
+        options = [*SMALL, "--experiment", "conv", *self.checkpoints()]
+        self.assertIn("--resume continues", self.interrupted_run("epoch +2/", *options))
         history = rows(self.folder / "conv" / "history.csv")
         self.assertGreaterEqual(len(history), 2)
         (results,) = rows(self.folder / "conv" / "results.csv")
         self.assertEqual(results["epochs"], str(len(history)))
-        self.assertEqual(results["held_out_loss"], history[-1]["validation_loss"])
+        self.assertAlmostEqual(float(results["held_out_loss"]), float(history[-1]["validation_loss"]), places=5)
         drawn = subprocess.run([sys.executable, PLOT, self.folder], capture_output=True, text=True)
         self.assertEqual(drawn.returncode, 0, drawn.stderr)
 
-        result = run(*SMALL, "--experiment", "conv", "--epochs", str(len(history) + 1), "--output", self.folder)
+        epochs = str(len(history) + 1)
+        result = run(*options, "--epochs", epochs, "--output", self.folder)
         self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertIn(f"{len(history)} epochs trained before", result.stdout)
-        self.assertEqual(rows(self.folder / "conv" / "history.csv")[:-1], history)
-
-    def test_ctrl_c_in_the_first_epoch_leaves_no_files(self):
-        self.interrupted_run("conv: ", "--samples", "200000", "--experiment", "conv")
-        self.assertEqual(list((self.folder / "conv").iterdir()), [])
+        self.assertRegex(result.stdout, "[0-9]+ epochs trained before")
+        whole = run(*SMALL, "--experiment", "conv", "--epochs", epochs, "--output", self.folder / "whole")
+        self.assertEqual(whole.returncode, 0, whole.stderr)
+        self.assertEqual(without_seconds(rows(self.folder / "conv" / "history.csv")),
+                         without_seconds(rows(self.folder / "whole" / "conv" / "history.csv")))
 
     def test_quick_runs_six_epochs_of_conv_and_attention(self):
         result = run(*SMALL, "--quick", "--output", self.folder)
@@ -154,33 +160,38 @@ class AttentionSeries(unittest.TestCase):
         options = [*SMALL, "--experiment", "location_positions", "--epochs", "1"]
         for positions, parameters in (("linear", "54,401"), ("binary", "56,321"), ("sinusoidal", "56,321"), ("learned", "57,021")):
             with self.subTest(positions):
-                result = run(*options, "--positions", positions, "--output", self.folder / positions)
+                result = run(*options, "--checkpoint-dir", self.folder.parent / positions, "--positions", positions,
+                             "--output", self.folder)
                 self.assertEqual(result.returncode, 0, result.stderr)
                 self.assertIn(f", {parameters} parameters", result.stdout)
-        result = run(*options, "--output", self.folder / "linear")
+        result = run(*options, "--checkpoint-dir", self.folder.parent / "linear", "--resume", "--output", self.folder)
         self.assertEqual(result.returncode, 1)
         self.assertRegex(result.stderr, "That run: seed 1, .*, linear positions. This run: seed 1, .*, float32. Choose")
 
-    def test_a_damaged_checkpoint_is_named_and_kept(self):
-        options = [*SMALL, "--experiment", "conv", "--epochs", "1", "--output", self.folder]
-        self.assertEqual(run(*options).returncode, 0)
-        checkpoint = self.folder / "conv" / "checkpoint.pt"
-        damaged = checkpoint.read_bytes()[:1000]
-        checkpoint.write_bytes(damaged)
-        result = run(*options)
-        self.assertEqual(result.returncode, 1)
-        self.assertIn(f"{checkpoint} is damaged; delete it to start again", result.stderr)
-        self.assertEqual(checkpoint.read_bytes(), damaged)
+    def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(self):
+        options = [*SMALL, "--experiment", "conv", "--output", self.folder, *self.checkpoints()]
+        self.assertEqual(run(*options, "--epochs", "2").returncode, 0)
+        *_, before, newest = sorted((self.folder.parent / "checkpoints" / "conv").glob("checkpoint-*.safetensors"))
+        newest.write_bytes(newest.read_bytes()[:1000])
+        result = run(*options, "--epochs", "3")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn(f"{newest}: ", result.stderr)
+        self.assertIn("1 epochs trained before", result.stdout)
 
-    def test_a_run_with_other_settings_is_refused_in_the_same_folder(self):
-        options = [*SMALL, "--experiment", "conv", "--epochs", "1", "--output", self.folder]
+    def test_a_run_with_other_settings_or_without_resume_is_refused_in_the_same_folder(self):
+        options = [*SMALL, "--experiment", "conv", "--epochs", "1", "--output", self.folder, *self.checkpoints()]
         self.assertEqual(run(*options).returncode, 0)
-        before = (self.folder / "conv" / "checkpoint.pt").read_bytes()
+        folder = self.folder.parent / "checkpoints" / "conv"
+        before = {path: path.read_bytes() for path in folder.iterdir()}
         result = run(*options, "--seed", "2")
         self.assertEqual(result.returncode, 1)
         self.assertRegex(result.stderr, "conv has a run with other settings. That run: seed 1, 200 training .*. This run: seed 2, 200 "
-                                        "training .*. Choose another --output, or delete the folder")
-        self.assertEqual((self.folder / "conv" / "checkpoint.pt").read_bytes(), before)
+                                        "training .*. Choose another --checkpoint-dir, or delete the folder")
+        options.remove("--resume")
+        result = run(*options)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("conv has a training; continue it with --resume, or choose another --checkpoint-dir", result.stderr)
+        self.assertEqual({path: path.read_bytes() for path in folder.iterdir()}, before)
 
     def test_invalid_arguments_give_status_2_with_the_rule_and_the_value(self):
         self.folder.parent.mkdir()
@@ -197,6 +208,7 @@ class AttentionSeries(unittest.TestCase):
             ("--dtype", "float16"): "--dtype: float16 not in {",
             ("--positions", "none"): "--positions: none not in {binary,learned,linear,sinusoidal}",
             ("--device", "tpu"): "--device: tpu must be auto, cpu, cuda or cuda:N",
+            ("--resume",): "--resume requires --checkpoint-dir",
             ("--output", str(blocked / "x")): f"--output: cannot write to the folder {blocked}/x",
         }
         for arguments, message in cases.items():

@@ -41,7 +41,7 @@ class ConvVsAttention(unittest.TestCase):
         result = run("--help")
         self.assertEqual(result.returncode, 0)
         for option in ("epochs", "batch", "rate", "samples", "held-out", "size", "height", "noise", "seed", "device",
-                       "dtype", "threads", "output"):
+                       "dtype", "threads", "output", "checkpoint-dir", "resume"):
             self.assertRegex(result.stdout, f"--{option}[ =]")
 
     def test_a_run_prints_the_lines_of_the_notebook_and_a_table(self):
@@ -142,6 +142,23 @@ class ConvVsAttention(unittest.TestCase):
         self.assertEqual(list(rows(self.folder / "samples.csv")[0])[-2:], ["convolution", "attention"])
         self.assertTrue((self.folder / "attention" / "map_3.csv").exists())
 
+    def test_a_run_in_two_parts_gives_the_numbers_of_one_run(self):
+        checkpoints = ["--checkpoint-dir", self.folder.parent / "checkpoints", "--resume"]
+        self.assertEqual(run(*SMALL, "--epochs", "3", "--output", self.folder / "whole").returncode, 0)
+        for epochs in ("1", "3"):
+            result = run(*SMALL, *checkpoints, "--epochs", epochs, "--output", self.folder / "parts")
+            self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(result.stdout.count("1 epochs trained before"), 2)
+        for net in ("convolution", "attention"):
+            whole, parts = (rows(self.folder / folder / net / "history.csv") for folder in ("whole", "parts"))
+            for row in (*whole, *parts):
+                del row["seconds"]
+            self.assertEqual(whole, parts)
+        self.assertEqual(rows(self.folder / "whole" / "samples.csv"), rows(self.folder / "parts" / "samples.csv"))
+        other = run(*SMALL, *checkpoints, "--noise", "0.1", "--output", self.folder / "parts")
+        self.assertEqual(other.returncode, 1)
+        self.assertRegex(other.stderr, "That run: .*noise 0.3.* This run: .*noise 0.1")
+
     def test_the_last_line_of_the_output_is_the_plot_command(self):
         result = run(*SMALL, "--epochs", "1", "--output", self.folder)
         command = result.stdout.splitlines()[-1]
@@ -177,6 +194,7 @@ class ConvVsAttention(unittest.TestCase):
             ("--device", "tpu"): "--device: tpu must be auto, cpu, cuda or cuda:N",
             ("--device", "cuda:99"): "--device: cuda:99 does not exist: this machine has",
             ("--output", str(blocked / "x")): f"--output: cannot write to the folder {blocked}/x",
+            ("--resume",): "--resume requires --checkpoint-dir",
             ("--frobnicate",): "not expected: --frobnicate",
         }
         for arguments, message in cases.items():

@@ -285,31 +285,6 @@ TEST_CASE("Trainer: two fits of two epochs equal one fit of four epochs") {
   CHECK(trainer.history().train_loss() == both);
 }
 
-TEST_CASE("Trainer::resume(): another trainer with loaded weights and optimizer continues with the same numbers") {
-  Samples data = linear_samples(10);
-  torch::nn::Linear straight = linear_model();
-  Trainer whole(straight, TrainerOptions().epochs(4).batch_size(4));
-  whole.fit(data);
-
-  torch::nn::Linear model = linear_model();
-  Trainer first(model, TrainerOptions().epochs(2).batch_size(4));
-  first.fit(data);
-  std::stringstream weights, state;
-  torch::save(model, weights);
-  torch::save(first.optimizer(), state);
-
-  torch::nn::Linear loaded = linear_model();
-  torch::load(loaded, weights);
-  Trainer second(loaded, TrainerOptions().epochs(2).batch_size(4));
-  torch::load(second.optimizer(), state);
-  second.resume(first.history());
-  CHECK(second.fit(data).epochs().size() == 2);
-  CHECK(loaded->weight.equal(straight->weight));
-  CHECK(second.history().train_loss() == whole.history().train_loss());
-  CHECK(message_of<c10::ValueError>([&] { second.resume(first.history()); }) ==
-        "attend::Trainer: resume() needs a trainer without recorded epochs; this one has 4");
-}
-
 // ---- Losses and times --------------------------------------------------------------------------------------------
 
 TEST_CASE("train_loss: it is the mean over samples, also if the last batch is smaller") {

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/io/checkpoint.h>
+#include <attend/io/checkpoint_folder.h>
+#include <attend/io/checkpoint_state.h>
 #include <attend/training/adam.h>
 #include <attend/training/detail/autocast_scope.h>
 #include <attend/training/detail/batches.h>
 #include <attend/training/detail/callback.h>
 #include <attend/training/detail/distinct.h>
 #include <attend/training/detail/evaluation_mode.h>
+#include <attend/training/detail/fit_position.h>
 #include <attend/training/detail/step_runner.h>
 #include <attend/training/detail/trainable.h>
 #include <attend/training/history.h>
@@ -94,11 +98,15 @@ struct MakeAdam {
 /// | on_before_step | between gradients and update; with accumulation_steps, once for each update |
 /// | on_batch_end | after each batch |
 /// | on_epoch_end | after each epoch that has a batch |
+/// | on_checkpoint | where the training can be continued later, after the other hooks of the batch or epoch |
 /// | on_fit_end | at the end, also after an early end, but not after an exception |
 ///
 /// A hook that returns true ends the fit. First the current batch and its update are finished, the epoch is recorded
 /// with the batches so far, and on_epoch_end and on_fit_end are called. An epoch without a batch is not recorded. A
 /// callback that is passed as an lvalue is not copied, so its state can be read afterwards.
+///
+/// A callback may keep a state over an interruption of the program, see resume(). It then has two functions:
+/// `std::string save_state()` returns the state as any bytes, and `load_state(std::string)` sets it.
 ///
 /// Modes: fit() sets the model to training mode once, before on_fit_begin. A callback may freeze parts of the model
 /// there. After fit() the model is in training mode. Validation and evaluate() restore the mode of each submodule.
@@ -160,20 +168,57 @@ class Trainer {
     return split_validation_set(train, validation_set_and_callbacks...);
   }
 
-  /// Continues the training of an earlier trainer. Its history becomes the history of this one, so the next fit() uses
-  /// the next numbers of epochs, and with them the next orders of the samples.
+  /// Continues the training of an earlier process, from the newest checkpoint in a folder.
   ///
-  /// Call torch::load for model and optimizer before, with the device as its third argument. Dropout draws other random
-  /// numbers than an uninterrupted training would.
+  /// Model, optimizer and history get their saved state at once. The next fit() continues the fit that was interrupted,
+  /// at its batch: it ends when that fit would have ended, with options().epochs() epochs in total, and returns the
+  /// record of all of them. On the CPU, the numbers are those of a training without interruption, bit by bit, if:
+  /// - the program makes the same model, trainer, data and callbacks again
+  /// - the state of the callbacks depends on TrainingState alone, or they have save_state() and load_state()
+  /// - the data set, if it is a torch::data dataset, returns the same samples again
+  /// - the number of threads is the same, and torch::manual_seed is not called in on_fit_begin
   ///
-  /// @param history The history() of the earlier trainer.
+  /// The learning rates are those of the checkpoint. Set others by TrainingState::set_learning_rate().
+  ///
+  /// If the newest checkpoint is damaged, TORCH_WARN reports that, and the one before it is used.
+  ///
+  /// @param folder The folder of attend::Checkpoint.
+  /// @return The path of the checkpoint, or nothing if the folder has none. Then the next fit() begins at the
+  /// beginning.
+  /// @throws FileError if all checkpoints are damaged, and if the checkpoint is of another training. The message lists
+  /// what differs: seed, batch_size, accumulation_steps, learning_rate, autocast, the class of the optimizer, names,
+  /// shapes and dtypes of the model. fit() throws it for another number of samples and for other callbacks with state.
   /// @throws c10::ValueError if this trainer has recorded epochs of its own.
-  void resume(const History& history) {
+  ///
+  /// @code
+  /// attend::Trainer trainer(model, attend::TrainerOptions().epochs(50));
+  /// trainer.resume("run");
+  /// trainer.fit(train_set, validation_set, attend::Checkpoint("run"));
+  /// @endcode
+  std::optional<std::string> resume(const std::string& folder) {
+    std::optional<CheckpointData> newest = CheckpointFolder(folder).newest();
+    if (!newest) return std::nullopt;
+    std::string path = newest->path;
+    resume(std::move(*newest));
+    return path;
+  }
+
+  /// Continues from a checkpoint that is already loaded.
+  ///
+  /// @param data The result of load_checkpoint(), CheckpointFolder::newest() or TrainingState::checkpoint().
+  /// @throws FileError if the checkpoint is of another training.
+  /// @throws c10::ValueError if this trainer has recorded epochs of its own.
+  void resume(CheckpointData data) {
     TORCH_CHECK_VALUE(history_.epochs().empty(),
                       "attend::Trainer: resume() needs a trainer without recorded epochs; this "
                       "one has ",
                       history_.epochs().size());
-    history_ = history;
+    detail::check_settings(data, detail::settings_of(options_));
+    History history = detail::history_of(data);
+    detail::position_of(data, device_);  // throws unless the checkpoint is complete
+    load_training_state(data, *model_, *optimizer_);
+    history_ = std::move(history);
+    resumed_ = std::move(data);
   }
 
   /// Computes the mean loss over a data set, in evaluation mode, without gradients.
@@ -190,7 +235,7 @@ class Trainer {
     return mean_loss(batches);
   }
 
-  /// The record of all epochs of this trainer, and of the history that resume() was called with.
+  /// The record of all epochs of this trainer, those before resume() included.
   const History& history() const { return history_; }
 
   /// The options that the trainer was made with.
@@ -242,11 +287,21 @@ class Trainer {
   History run(detail::Batches<Data>& train, Validation& validation, Callbacks&... callbacks) {
     (detail::check_callback<Callbacks>(), ...);
     const auto begin = Clock::now();
-    const auto first_epoch = static_cast<std::int64_t>(history_.epochs().size());
+    detail::FitPosition position;  // where this call begins
+    position.first_epoch = position.epoch = static_cast<std::int64_t>(history_.epochs().size());
+    if (resumed_) {
+      detail::check_settings(*resumed_, {{"trainer.samples", std::to_string(train.size())}});
+      position = detail::position_of(*resumed_, device_);
+      detail::load_callbacks(*resumed_, callbacks...);
+    }
     TrainingState state{*model_, *optimizer_, history_};
-    state.epochs = first_epoch + options_.epochs();
+    state.epoch = position.epoch;
+    state.epochs = position.first_epoch + options_.epochs();
     state.samples_per_epoch = train.size();
     state.batches = (train.size() + options_.batch_size() - 1) / options_.batch_size();
+    state.batch = std::min(position.batch, state.batches);
+    state.samples = std::min(state.batch * options_.batch_size(), train.size());
+    state.loss = position.loss;
 
     bool stop = false;
     const auto call = [&]<class Hook>(Hook) {
@@ -269,19 +324,37 @@ class Trainer {
     TrainingStep step(model_, std::ref(loss_), *optimizer_, options_.autocast());
     detail::StepRunner runner(step, *model_, *optimizer_, plan, how_);
     const std::int64_t samples_per_update = options_.batch_size() * options_.accumulation_steps();
+    auto epoch_begin = Clock::now();
+    state.checkpoint = [&] {
+      const double seconds = state.batch > 0 ? position.seconds + seconds_since(epoch_begin) : 0.0;
+      CheckpointData data;
+      add_training_state(data, *model_, *optimizer_);
+      detail::add_fit(data, *model_, options_, history_,
+                      {position.first_epoch, state.epoch, state.batch, seconds, runner.loss_sum(), state.loss},
+                      train.size());
+      detail::add_callbacks(data, callbacks...);
+      return data;
+    };
+    const auto call_checkpoint = [&](bool is_ending) {
+      state.is_ending = is_ending;
+      call(detail::on_checkpoint_hook());
+    };
     model_->train();
-    state.epoch = first_epoch;
     call(detail::on_fit_begin_hook());
+    if (resumed_ && !stop) {
+      detail::set_flags(*resumed_, *model_);
+      detail::load_generators(*resumed_, detail::kResume, *model_);
+      resumed_.reset();
+    }
     if (!stop) detail::check_trains_something("attend::Trainer", *optimizer_);
-    for (; state.epoch < state.epochs && !stop; ++state.epoch) {
-      const auto epoch_begin = Clock::now();
+    while (state.epoch < state.epochs && !stop) {
+      epoch_begin = Clock::now();
       const torch::Tensor order = train.prepared(detail::shuffled(train.size(), options_.seed(), state.epoch));
-      state.samples = 0;
-      state.batch = 0;
-      call(detail::on_epoch_begin_hook());
+      if (state.batch == 0) call(detail::on_epoch_begin_hook());
       runner.begin_epoch();
+      if (state.batch > 0) runner.set_loss_sum(position.loss_sum);
       bool is_updated = true;
-      for (; state.batch < state.batches && !(stop && is_updated); ++state.batch) {
+      while (state.batch < state.batches && !(stop && is_updated)) {
         const std::int64_t first = state.samples;
         const std::int64_t update_begin = first / samples_per_update * samples_per_update;
         const std::int64_t update_end = std::min(update_begin + samples_per_update, train.size());
@@ -297,21 +370,28 @@ class Trainer {
           runner.update();
         }
         call(detail::on_batch_end_hook());
+        ++state.batch;
+        if (is_updated) call_checkpoint(stop);
       }
       if (state.samples == 0) break;  // stopped before the first batch, so there is nothing to record
       EpochRecord record;
       record.train_loss = runner.loss_sum() / static_cast<double>(state.samples);
       record.last_batch_loss = state.loss.item<double>();
       record.validation_loss = mean_loss(validation);
-      record.seconds = seconds_since(epoch_begin);
+      record.seconds = position.seconds + seconds_since(epoch_begin);
       history_.add(record);
       call(detail::on_epoch_end_hook());
+      const bool is_complete = state.samples == train.size();
+      ++state.epoch;
+      state.batch = state.samples = 0;
+      position.seconds = 0.0;
+      if (is_complete) call_checkpoint(stop || state.epoch == state.epochs);
     }
     call(detail::on_fit_end_hook());
 
     History fitted;
     const std::vector<EpochRecord>& all = history_.epochs();
-    for (auto record = all.begin() + first_epoch; record != all.end(); ++record) fitted.add(*record);
+    for (auto record = all.begin() + position.first_epoch; record != all.end(); ++record) fitted.add(*record);
     return fitted;
   }
 
@@ -376,7 +456,8 @@ class Trainer {
   torch::Device device_;
   std::unique_ptr<torch::optim::Optimizer> optimizer_;
   History history_;
-  std::string how_;  // for explain()
+  std::string how_;                        // for explain()
+  std::optional<CheckpointData> resumed_;  // what the next fit continues
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

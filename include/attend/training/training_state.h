@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/io/checkpoint.h>
 #include <attend/training/detail/distinct.h>
 #include <attend/training/history.h>
 #include <attend/version.h>
@@ -10,6 +11,7 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
@@ -32,13 +34,22 @@ struct TrainingState {
   /// The record of the finished epochs, of earlier fits too. In on_epoch_end it includes the current epoch.
   const History& history;
 
-  std::int64_t epoch = 0;    ///< index of the current epoch, from 0; in on_fit_end the number of finished epochs
-  std::int64_t epochs = 0;   ///< number of epochs at which this fit ends, those of earlier fits included
-  std::int64_t batch = 0;    ///< index of the current batch, from 0; in on_epoch_end the number of finished ones
-  std::int64_t batches = 0;  ///< number of batches in an epoch
-  std::int64_t samples = 0;  ///< number of samples used in this epoch, the current batch included
+  /// Index of the current epoch, from 0. In on_checkpoint and on_fit_end the number of finished epochs.
+  std::int64_t epoch = 0;
+  std::int64_t epochs = 0;  ///< number of epochs at which this fit ends, those of earlier fits included
+  /// Index of the current batch, from 0. In on_checkpoint and on_epoch_end the number of finished batches of the epoch.
+  std::int64_t batch = 0;
+  std::int64_t batches = 0;            ///< number of batches in an epoch
+  std::int64_t samples = 0;            ///< number of samples used in this epoch, the current batch included
   std::int64_t samples_per_epoch = 0;  ///< number of samples in an epoch
-  double seconds = 0.0;                ///< time since the fit began, in seconds
+  double seconds = 0.0;                ///< time since the fit began or was resumed, in seconds
+
+  /// Whether the fit ends here, because a hook has returned true or because the last epoch is complete. Only
+  /// on_checkpoint may read it.
+  bool is_ending = false;
+
+  /// Copies everything that Trainer::resume() needs. Only on_checkpoint may call it. It waits for the device.
+  std::function<CheckpointData()> checkpoint = {};
 
   /// The loss of the current batch: a 0-d tensor on the training device. It is undefined before the first batch.
   ///

@@ -41,9 +41,9 @@ class ProgressBar {
   /// @param with_bar Whether to show the moving bar. It needs a terminal.
   ProgressBar(std::ostream& stream, bool with_bar) : stream_(&stream), with_bar_(with_bar) {}
 
-  /// Remembers the epoch at which the fit begins.
+  /// Remembers the position at which the fit begins or was resumed.
   void on_fit_begin(TrainingState& state) {
-    first_epoch_ = state.epoch;
+    first_position_ = position_of(state);
     last_drawn_ = 0.0;
   }
 
@@ -56,10 +56,9 @@ class ProgressBar {
     std::string bar(static_cast<std::size_t>(filled), '=');
     bar += '>';
     bar.resize(kWidth, ' ');
-    const double epochs_done = static_cast<double>(state.epoch - first_epoch_) +
-                               static_cast<double>(state.samples) / static_cast<double>(state.samples_per_epoch);
+    const double epochs_done = position_of(state) - first_position_;
     const double samples_done = epochs_done * static_cast<double>(state.samples_per_epoch);
-    const double epochs_left = static_cast<double>(state.epochs - first_epoch_) - epochs_done;
+    const double epochs_left = static_cast<double>(state.epochs) - position_of(state);
     rewrite(title(state) + "  [" + bar + "]  loss " + number(state.loss.item<double>()) + "  " +
             std::to_string(std::llround(samples_done / state.seconds)) + " samples/s  " +
             clock(state.seconds / epochs_done * epochs_left) + " left");
@@ -86,6 +85,12 @@ class ProgressBar {
 #else
     return false;
 #endif
+  }
+
+  /// The number of epochs so far, with the share of the current one.
+  static double position_of(const TrainingState& state) {
+    return static_cast<double>(state.epoch) +
+           static_cast<double>(state.samples) / static_cast<double>(state.samples_per_epoch);
   }
 
   static std::string title(const TrainingState& state) {
@@ -121,7 +126,7 @@ class ProgressBar {
 
   std::ostream* stream_;
   bool with_bar_;
-  std::int64_t first_epoch_ = 0;
+  double first_position_ = 0.0;
   double last_drawn_ = 0.0;
   std::size_t shown_ = 0;
 };

@@ -99,6 +99,9 @@ class StepRunner {
   /// The sum of the losses of all samples of the epoch so far. Waits for the device.
   double loss_sum() const { return loss_sum_.template item<double>(); }
 
+  /// Continues an epoch after batches with this sum.
+  void set_loss_sum(double sum) { loss_sum_.fill_(sum); }
+
  private:
   /// A gradient of each parameter, compared by identity.
   struct Gradients {
