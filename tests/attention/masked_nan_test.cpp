@@ -276,7 +276,7 @@ TEST_CASE("attention: a NaN in a value whose weight is rounded to 0 gives NaN or
   query.select(3, 0).fill_(1.0);
   for (const std::int64_t unlikely : {0, 70, 129})
     for (const bool is_causal : {false, true})
-      for (const Backend backend : kBackends) {
+      for (const Backend backend : attend::test::kAllBackends) {
         CAPTURE(unlikely);
         CAPTURE(is_causal);
         CAPTURE(backend);

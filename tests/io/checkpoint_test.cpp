@@ -30,6 +30,7 @@ using attend::CheckpointFolder;
 using attend::FileError;
 using attend::test::message_of;
 using attend::test::TemporaryFolder;
+using attend::test::write_bytes;
 
 namespace {
 
@@ -40,8 +41,6 @@ CheckpointData data_with(double value) {
 }
 
 bool exists(const std::string& path) { return std::ifstream(path).is_open(); }
-
-void write(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
 /// The epochs of the checkpoints in a folder, one after the other.
 std::string epochs_in(const CheckpointFolder& folder) {
@@ -124,7 +123,7 @@ TEST_CASE("load_checkpoint: a missing, damaged or other file is an error with th
   const std::string path = folder.file("a.safetensors");
   const auto message = [&] { return message_of<FileError>([&] { attend::load_checkpoint(path); }); };
   CHECK(message() == "attend::load_checkpoint: " + path + ": cannot open it: No such file or directory");
-  write(path, "");
+  write_bytes(path, "");
   const std::string other =
       "attend::load_checkpoint: " + path + ": expected a checkpoint of attend, found another file or a damaged one";
   CHECK(message() == other);
@@ -136,7 +135,7 @@ TEST_CASE("load_checkpoint: a missing, damaged or other file is an error with th
   std::ifstream file(path, std::ios::binary);
   std::string bytes{std::istreambuf_iterator<char>(file), {}};
   ++bytes.back();
-  write(path, bytes);
+  write_bytes(path, bytes);
   CHECK(message().starts_with("attend::load_checkpoint: " + path + ": the file is damaged: expected the checksum \""));
 }
 
@@ -187,7 +186,7 @@ TEST_CASE("CheckpointFolder: save() keeps the newest checkpoints, and leaves oth
   CHECK(folder.save(data_with(1), {1, 0}, 2) == folder.path() + "/checkpoint-000001-00000000.safetensors");
   folder.save_best(data_with(1));
   for (const char* name : {"/notes.txt", "/checkpoint-1-2.safetensors.bak", "/checkpoint-x-2.safetensors"})
-    write(folder.path() + name, "x");
+    write_bytes(folder.path() + name, "x");
   for (int epoch = 2; epoch <= 11; ++epoch) folder.save(data_with(epoch), {epoch, 0}, 2);
   CHECK(folder.files().size() == 2);
   CHECK(folder.newest()->tensors["value"].item<double>() == 11);
@@ -216,8 +215,8 @@ TEST_CASE("CheckpointFolder: save() removes the temporary files of a killed proc
   for (int epoch = 1; epoch <= 5; ++epoch) folder.save(data_with(epoch), {epoch, 0}, 9);
   const std::string temporary = folder.path() + "/checkpoint-000006-00000000.safetensors.tmp-12-3",
                     temporary_best = folder.path() + "/best.safetensors.tmp-12-3";
-  write(temporary, "x");
-  write(temporary_best, "x");
+  write_bytes(temporary, "x");
+  write_bytes(temporary_best, "x");
   folder.save(data_with(3), {3, 0}, 2);
   CHECK(epochs_in(folder) == "23");
   CHECK(!exists(temporary));

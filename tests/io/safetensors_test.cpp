@@ -32,13 +32,8 @@ using attend::save_safetensors;
 using attend::StateDict;
 using attend::test::message_of;
 using attend::test::TemporaryFolder;
-
-std::string contents(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-void write(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
+using attend::test::write_bytes;
+using attend::test::bytes_of;
 
 StateDict dict(std::vector<std::pair<std::string, torch::Tensor>> tensors) {
   StateDict result;
@@ -108,7 +103,7 @@ TEST_CASE("save_safetensors: no tensors, with and without metadata") {
   const std::string path = folder.file("a.safetensors");
   save_safetensors(StateDict(), path);
   CHECK(load_safetensors(path).is_empty());
-  CHECK(contents(path) == std::string("\x08\0\0\0\0\0\0\0{}      ", 16));
+  CHECK(bytes_of(path) == std::string("\x08\0\0\0\0\0\0\0{}      ", 16));
   save_safetensors(StateDict(), path, SafetensorsOptions().metadata({{"a", "b"}}));
   CHECK(SafetensorsFile(path).metadata() == std::map<std::string, std::string>{{"a", "b"}});
 }
@@ -140,7 +135,7 @@ TEST_CASE(
   const std::string path = folder.file("a.safetensors");
   const torch::Tensor large = at::arange(1 << 20, torch::kInt64);
   save_safetensors(dict({{"large", large}, {"small", at::ones({3})}}), path);
-  const std::string before = contents(path);
+  const std::string before = bytes_of(path);
 
   torch::Tensor first, second;
   {
@@ -154,7 +149,7 @@ TEST_CASE(
   CHECK(first.is_contiguous());
   first.fill_(7);
   CHECK(second.equal(large));
-  CHECK(contents(path) == before);
+  CHECK(bytes_of(path) == before);
   save_safetensors(dict({{"large", at::zeros({1 << 20}, torch::kInt64)}}), path);
   CHECK(second.equal(large));
   CHECK(std::remove(path.c_str()) == 0);
@@ -168,7 +163,7 @@ TEST_CASE("SafetensorsFile::tensor: a tensor at a position that is not aligned i
   const torch::Tensor large = at::arange(1 << 15, torch::kFloat64);  // 256 KiB
   const std::string data(static_cast<const char*>(large.const_data_ptr()), large.nbytes());
   for (const char* spaces : {"", " ", "  ", "   ", "    ", "     ", "      ", "       "}) {
-    write(path, attend::test::safetensors_file(
+    write_bytes(path, attend::test::safetensors_file(
                     R"({"a":{"dtype":"F64","shape":[32768],"data_offsets":[0,262144]}})" + std::string(spaces), data));
     const torch::Tensor tensor = SafetensorsFile(path).tensor("a");
     CHECK(reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % sizeof(double) == 0);
@@ -229,7 +224,7 @@ TEST_CASE("save_safetensors: max_shard_size writes several files and an index, w
     CHECK(file.names() == names);
     CHECK(file.metadata() == options.metadata());
   }
-  CHECK(contents(index).find("\"total_size\": 52") != std::string::npos);
+  CHECK(bytes_of(index).find("\"total_size\": 52") != std::string::npos);
 
   const SafetensorsFile file(index);
   CHECK(file.names() == std::vector<std::string>{"a", "b", "c", "d"});
@@ -246,7 +241,7 @@ TEST_CASE("SafetensorsFile: an index that does not fit its files is a FileError"
   save_safetensors(dict({{"a", at::ones({1})}}), folder.file("1.safetensors"));
   save_safetensors(dict({{"b", at::ones({1})}, {"c", at::ones({1})}}), folder.file("2.safetensors"));
   const auto message = [&](const std::string& weight_map) {
-    write(index, "{\"weight_map\":{" + weight_map + "}}");
+    write_bytes(index, "{\"weight_map\":{" + weight_map + "}}");
     return message_of<FileError>([&] { SafetensorsFile file(index); });
   };
   const std::string begin = "attend::SafetensorsFile: " + in_folder;
@@ -269,13 +264,13 @@ TEST_CASE("SafetensorsFile: what is wrong with a file is a FileError with its pa
   TemporaryFolder folder;
   const std::string path = folder.file("a.safetensors"), begin = "attend::SafetensorsFile: " + path + ": ";
   const auto message = [&](const std::string& header, const std::string& data) {
-    write(path, attend::test::safetensors_file(header, data));
+    write_bytes(path, attend::test::safetensors_file(header, data));
     return message_of<FileError>([&] { load_safetensors(path); });
   };
   CHECK(message_of<FileError>([&] { load_safetensors(path); }) == begin + "cannot open it: No such file or directory");
   CHECK(message_of<FileError>([&] { load_safetensors(folder.path()); }) ==
         "attend::SafetensorsFile: " + folder.path() + ": expected a regular file");
-  write(path, "");
+  write_bytes(path, "");
   CHECK(message_of<FileError>([&] { load_safetensors(path); }) ==
         begin + "expected 8 bytes for the length of the header, found a file of 0 bytes");
   CHECK(message(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", "1234567") ==

@@ -48,6 +48,8 @@ using attend::test::message_of;
 using attend::test::normal;
 using attend::test::Samples;
 using attend::test::TemporaryFolder;
+using attend::test::write_bytes;
+using attend::test::bytes_of;
 
 namespace {
 
@@ -168,14 +170,6 @@ auto maker(const Options& options) {
     return Optimizer(std::move(parameters), with_rate);
   };
 }
-
-/// Bytes of a file.
-std::string contents(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-void write(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
 /// The positions of the checkpoints in a folder, as "EPOCH.BATCH EPOCH.BATCH".
 std::string positions_in(const std::string& folder) {
@@ -355,9 +349,9 @@ TEST_CASE("Trainer::resume(): a damaged newest checkpoint is reported, and the o
   const std::string path = folder.path() + "/cut";
   train(path, 5, attend::MakeAdam(), options(), every_batch);
   const std::string newest = path + "/checkpoint-000001-00000002.safetensors";
-  std::string bytes = contents(newest);
+  std::string bytes = bytes_of(newest);
   bytes[bytes.size() / 2] ^= 1;
-  write(newest, bytes);
+  write_bytes(newest, bytes);
 
   struct Messages : c10::WarningHandler {
     void process(const c10::Warning& warning) override { texts.push_back(warning.msg()); }
@@ -372,7 +366,7 @@ TEST_CASE("Trainer::resume(): a damaged newest checkpoint is reported, and the o
                                       ": the file is damaged: expected the checksum"));
   CHECK(messages.texts[0].ends_with("; the checkpoint before it is used"));
 
-  for (const auto& [position, file] : CheckpointFolder(path).files()) write(file, "");
+  for (const auto& [position, file] : CheckpointFolder(path).files()) write_bytes(file, "");
   Trainer trainer(net_with_dropout(), options());
   const c10::WarningUtils::WarningHandlerGuard guard(&messages);
   CHECK(message_of<FileError>([&] { trainer.resume(path); }) ==
@@ -497,7 +491,7 @@ TEST_CASE("Checkpoint: keep_best keeps the epoch with the lowest validation loss
   }
   TemporaryFolder folder;
   fit_linear(options(), Checkpoint(folder.path(), CheckpointOptions().keep_best(false)));
-  CHECK(contents(CheckpointFolder(folder.path()).best_path()).empty());
+  CHECK(bytes_of(CheckpointFolder(folder.path()).best_path()).empty());
 }
 
 TEST_CASE("Checkpoint: metadata are in each checkpoint") {
@@ -529,7 +523,7 @@ TEST_CASE("Checkpoint: a folder that cannot be written ends the fit with an erro
   TemporaryFolder folder;
   CHECK(message_of<FileError>([&] { fit_linear(options(), Checkpoint(folder.path() + "/a/b")); }) ==
         "attend::CheckpointFolder: " + folder.path() + "/a/b: cannot create the folder: No such file or directory");
-  write(folder.path() + "/file", "");
+  write_bytes(folder.path() + "/file", "");
   CHECK(message_of<FileError>([&] { fit_linear(options(), Checkpoint(folder.path() + "/file")); }) ==
         "attend::CheckpointFolder: " + folder.path() + "/file: cannot read the folder: Not a directory");
 }
