@@ -103,7 +103,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   ///
   /// @throws c10::ValueError for options out of range.
   void reset() override {
-    detail::check_options(kName, options);
+    detail::check_options(options);
     head_dim = options.head_dim().value_or(options.embed_dim() / options.num_heads());
     const std::int64_t width = options.num_heads() * head_dim, kv_width = num_kv_heads() * head_dim;
     _qkv_same_embed_dim = options.kdim() == options.embed_dim() && options.vdim() == options.embed_dim();

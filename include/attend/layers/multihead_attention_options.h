@@ -67,23 +67,24 @@ struct MultiheadAttentionOptions {
 
 namespace detail {
 
-inline void check_options(const char* layer, const MultiheadAttentionOptions& options) {
+inline void check_options(const MultiheadAttentionOptions& options) {
+  constexpr const char* kName = "attend::MultiheadAttention";
   const std::int64_t num_kv_heads = options.num_kv_heads().value_or(options.num_heads());
-  check_positive(layer, "embed_dim", options.embed_dim());
-  check_positive(layer, "num_heads", options.num_heads());
-  check_positive(layer, "kdim", options.kdim());
-  check_positive(layer, "vdim", options.vdim());
-  check_positive(layer, "num_kv_heads", num_kv_heads);
-  TORCH_CHECK_VALUE(options.num_heads() % num_kv_heads == 0, layer, ": num_heads (", options.num_heads(),
+  check_positive(kName, "embed_dim", options.embed_dim());
+  check_positive(kName, "num_heads", options.num_heads());
+  check_positive(kName, "kdim", options.kdim());
+  check_positive(kName, "vdim", options.vdim());
+  check_positive(kName, "num_kv_heads", num_kv_heads);
+  TORCH_CHECK_VALUE(options.num_heads() % num_kv_heads == 0, kName, ": num_heads (", options.num_heads(),
                     ") must be divisible by num_kv_heads (", num_kv_heads, ")");
   if (options.head_dim())
-    check_positive(layer, "head_dim", *options.head_dim());
+    check_positive(kName, "head_dim", *options.head_dim());
   else
-    TORCH_CHECK_VALUE(options.embed_dim() % options.num_heads() == 0, layer, ": embed_dim (", options.embed_dim(),
+    TORCH_CHECK_VALUE(options.embed_dim() % options.num_heads() == 0, kName, ": embed_dim (", options.embed_dim(),
                       ") must be divisible by num_heads (", options.num_heads(), "), or set head_dim");
-  TORCH_CHECK_VALUE(options.dropout() >= 0.0 && options.dropout() <= 1.0, layer, ": dropout (", options.dropout(),
+  TORCH_CHECK_VALUE(options.dropout() >= 0.0 && options.dropout() <= 1.0, kName, ": dropout (", options.dropout(),
                     ") must be a probability from 0 to 1");
-  TORCH_CHECK_VALUE(options.window().left >= -1 && options.window().right >= -1, layer,
+  TORCH_CHECK_VALUE(options.window().left >= -1 && options.window().right >= -1, kName,
                     ": both sides of window must be at least 0, or -1 for unlimited, got ", options.window());
 }
 
