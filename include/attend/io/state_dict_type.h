@@ -3,6 +3,7 @@
 
 #include <attend/version.h>
 
+#include <c10/util/Exception.h>  // for ordered_dict.h of older LibTorch
 #include <torch/ordered_dict.h>
 #include <torch/types.h>
 
