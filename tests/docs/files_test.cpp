@@ -10,6 +10,7 @@
 
 #include <doctest/doctest.h>
 #include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/linear.h>
 #include <torch/types.h>
 #include <unistd.h>
 
@@ -31,7 +32,7 @@ class WorkingFolder {
     for (const auto& [from, to] : std::map<std::string, std::string>{{"layer", "layer"}, {"checkpoint", "run"}, {"notebook_attention", "notebook"}})
       std::ofstream(folder_.file(to + ".pt"), std::ios::binary)
           << std::ifstream(attend::test::reference_file("state_dicts/" + from + ".pt"), std::ios::binary).rdbuf();
-    for (const char* name : {"layer.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"})
+    for (const char* name : {"layer.safetensors", "model.safetensors"})
       folder_.file(name);
     REQUIRE(::chdir(folder_.path().c_str()) == 0);
   }
@@ -49,7 +50,7 @@ class WorkingFolder {
 
 }  // namespace
 
-TEST_CASE("docs/files.md: safetensors and torch.save in both directions, options, parts and several files") {
+TEST_CASE("docs/files.md: safetensors and torch.save in both directions, and options") {
   const WorkingFolder folder;
   attend::MultiheadAttention layer(64, 4);
   attend::save_safetensors(attend::state_dict(*layer), "layer.safetensors");
@@ -70,16 +71,35 @@ TEST_CASE("docs/files.md: safetensors and torch.save in both directions, options
   for (const std::string& name : report.missing) std::cout << name << " keeps its initial values\n";
   CHECK(report.missing == std::vector<std::string>{"in_proj_bias"});
 
-  attend::SafetensorsFile file("layer.safetensors");
-  torch::Tensor weight = file.tensor("in_proj_weight");
-  CHECK(weight.equal(saved));
   attend::load_state_dict(*layer, attend::load_safetensors("layer.safetensors"));
   CHECK(layer->in_proj_weight.equal(saved));
+}
 
-  auto in_parts = attend::SafetensorsOptions().metadata({{"format", "pt"}}).max_shard_size(50'000);
-  std::string index = attend::save_safetensors(attend::state_dict(*layer), "model.safetensors", in_parts);
-  attend::load_state_dict(*layer, attend::load_safetensors(index));
-  CHECK(index == "model.safetensors.index.json");
+TEST_CASE("docs/files.md: the safetensors format") {
+  const WorkingFolder folder;
+  torch::nn::Linear model(3, 2);
+  attend::StateDict weights;
+  weights.insert("encoder.weight", torch::ones({2, 3}));
+  attend::save_safetensors(weights, "model.safetensors");
+
+  weights = attend::load_safetensors("model.safetensors");
+  torch::Tensor weight = weights["encoder.weight"];
+  CHECK(weight.equal(torch::ones({2, 3})));
+  {
+    attend::SafetensorsFile file("model.safetensors");
+    for (const std::string& name : file.names())
+      std::cout << name << ' ' << file.dtype(name) << ' ' << file.sizes(name) << '\n';
+    torch::Tensor weight = file.tensor("encoder.weight");  // a view of the file, without copy
+    file.read("encoder.weight", model->weight);            // into the memory of a parameter
+    CHECK(weight.equal(model->weight));
+  }
+  std::string path = attend::save_safetensors(weights, "model.safetensors",
+                                              attend::SafetensorsOptions()
+                                                  .metadata({{"format", "pt"}})   // texts by name
+                                                  .max_shard_size(5'000'000'000)  // bytes of one file
+                                                  .drop_tied(true));              // see below
+  weights = attend::load_safetensors(path);
+  CHECK(weights.keys() == std::vector<std::string>{"encoder.weight"});
 }
 
 TEST_CASE("docs/files.md: rules for the notebook, for packed projections and for GPT-2") {
