@@ -11,13 +11,17 @@
 #include <doctest/doctest.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/linear.h>
+#include <torch/optim/sgd.h>
+#include <torch/nn/modules/linear.h>
 #include <torch/types.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -147,6 +151,31 @@ TEST_CASE("docs/files.md: rules for the notebook, for packed projections and for
   attend::load_state_dict(*attention, attend::renamed(saved, gpt2), attend::LoadOptions().prefix("h.0.attn."));
   CHECK(attention->in_proj_weight.equal(saved["h.0.attn.c_attn.weight"].t()));
   CHECK(attention->out_proj->weight.equal(saved["h.0.attn.c_proj.weight"].t()));
+}
+
+TEST_CASE("docs/files.md: a loop saves checkpoints, and the next run of the program continues") {
+  const WorkingFolder work;
+  torch::Tensor first_weight;
+  for (int run = 0; run < 2; ++run) {
+    torch::nn::Linear model(3, 2);
+    torch::optim::SGD optimizer(model->parameters(), 0.1);
+    attend::CheckpointFolder folder("run");
+    std::int64_t epoch = 0;
+    if (std::optional<attend::CheckpointData> data = folder.newest()) {
+      attend::load_training_state(*data, *model, optimizer);  // model, optimizer, random number generators
+      epoch = std::stoll(data->metadata.at("epoch"));
+    }
+    for (; epoch < 10; ++epoch) {
+      // … train for one epoch …
+      attend::CheckpointData data;
+      attend::add_training_state(data, *model, optimizer);
+      data.metadata["epoch"] = std::to_string(epoch + 1);
+      folder.save(data, {epoch + 1, 0}, /*keep_last=*/3);
+    }
+    CHECK(folder.files().size() == 3);
+    if (run == 0) first_weight = model->weight;
+    CHECK(model->weight.equal(first_weight));  // loaded in the second run
+  }
 }
 
 // clang-format on
