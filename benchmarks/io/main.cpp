@@ -11,7 +11,9 @@
 
 #include <ATen/ops/full.h>
 #include <attend/io/safetensors.h>
+#include <attend/io/state_dict.h>
 #include <fcntl.h>
+#include <torch/nn/module.h>
 #include <torch/utils.h>
 #include <torch/version.h>
 #include <unistd.h>
@@ -76,6 +78,15 @@ const std::map<std::string, std::function<void(attend::StateDict&, const std::st
      [](attend::StateDict& model, const std::string& path) {
        const attend::SafetensorsFile file(path);
        for (auto& item : model) file.read(item.key(), item.value());
+     }},
+    {"load_state_dict of a SafetensorsFile",
+     [](attend::StateDict& model, const std::string& path) {
+       struct Buffers : torch::nn::Module {
+         explicit Buffers(const attend::StateDict& tensors) {
+           for (const auto& item : tensors) register_buffer(item.key(), item.value());
+         }
+       } module(model);
+       attend::load_state_dict(module, attend::SafetensorsFile(path));
      }},
     {"SafetensorsFile::tensor and copy_",
      [](attend::StateDict& model, const std::string& path) {

@@ -4,6 +4,7 @@
 #include <attend/layers/self_attention1d.h>
 
 #include "support/errors.h"
+#include "support/temporary_folder.h"
 
 #include <doctest/doctest.h>
 #include <torch/nn/modules/activation.h>
@@ -81,6 +82,33 @@ TEST_CASE("state_dict: names in Python's order, tensors that share the memory an
   CHECK(dict["0.weight"].is_alias_of(model->parameters()[0]));
   CHECK(!dict["0.weight"].requires_grad());
   CHECK(state_dict(*Tied()).keys() == Names{"embedding.weight", "output.weight"});
+}
+
+TEST_CASE("load_state_dict: a SafetensorsFile gives what its state dict gives, with rules and conversion too") {
+  const attend::test::TemporaryFolder folder;
+  const std::string path = folder.file("model.safetensors");
+  torch::nn::Sequential from = net(), to = net();
+  attend::save_safetensors(state_dict(*from), path);
+  load_state_dict(*to, attend::SafetensorsFile(path));
+  check_equal(state_dict(*to), state_dict(*from));
+
+  torch::nn::Linear large(200, 300), wide(200, 300);  // larger than the tensors that are copied at once
+  const torch::Tensor before = large->weight;
+  attend::save_safetensors(with(state_dict(*large), "weight", torch::randn({200, 300})), path);
+  const auto transposed = LoadOptions().rules({Rename::transpose("weight")});
+  load_state_dict(*large, attend::SafetensorsFile(path), transposed);
+  CHECK(large->weight.is_same(before));
+  check_equal(state_dict(*large), attend::renamed(attend::load_safetensors(path), transposed.rules()));
+  attend::save_safetensors(state_dict(*large), path);
+  const auto version = wide->weight._version();
+  load_state_dict(*wide, attend::SafetensorsFile(path));
+  check_equal(state_dict(*wide), state_dict(*large));
+  CHECK(wide->weight._version() > version);
+  wide->to(torch::kDouble);
+  load_state_dict(*wide, attend::SafetensorsFile(path), LoadOptions().convert_dtype(true));
+  CHECK(wide->weight.equal(large->weight.to(torch::kDouble)));
+  CHECK(message_of<c10::ValueError>([&] { load_state_dict(*net(), attend::SafetensorsFile(path)); })
+            .find("the state dict does not fit the module") != std::string::npos);
 }
 
 TEST_CASE("load_state_dict: parameters and buffers are copied, gradients and identity of the tensors stay") {

@@ -3,7 +3,9 @@
 
 #include <attend/io/detail/json.h>
 #include <attend/io/detail/nearest_name.h>
+#include <attend/io/detail/torch/file_view.h>
 #include <attend/io/rename.h>
+#include <attend/io/safetensors.h>
 #include <attend/io/state_dict_type.h>
 #include <attend/version.h>
 
@@ -83,8 +85,10 @@ namespace detail {
 /// Compares a module with a state dict, and copies the tensors if all fit.
 class StateDictLoader {
  public:
-  StateDictLoader(const torch::nn::Module& module, const StateDict& dict, const LoadOptions& options)
-      : options_(options), own_(state_dict(module)) {
+  /// is_unchanged: the tensors are views of a file that nobody else has, so they may be read from the file again.
+  StateDictLoader(const torch::nn::Module& module, const StateDict& dict, const LoadOptions& options,
+                  bool is_unchanged = false)
+      : options_(options), own_(state_dict(module)), is_unchanged_(is_unchanged) {
     StateDict chosen;
     for (const auto& item : dict)
       if (item.key().starts_with(options.prefix()))
@@ -246,11 +250,13 @@ class StateDictLoader {
     const torch::NoGradGuard no_grad;
     for (Copy& copy : copies_)  // the dict may hold tensors of the module itself, by other names
       if (copies_of_.count(copy.source.storage().unsafeGetStorageImpl()) == 1) copy.source = copy.source.clone();
-    for (const Copy& copy : copies_) copy.target.copy_(copy.source);
+    for (const Copy& copy : copies_)
+      if (!is_unchanged_ || !read_from_file(copy.source, copy.target)) copy.target.copy_(copy.source);
   }
 
   const LoadOptions& options_;
   StateDict own_, dict_;  // the dict with its new names
+  bool is_unchanged_;
   LoadReport report_;
   std::vector<Copy> copies_;
   std::unordered_map<const c10::StorageImpl*, std::vector<std::size_t>> copies_of_;  // by the memory they change
@@ -282,6 +288,26 @@ class StateDictLoader {
 /// @endcode
 inline LoadReport load_state_dict(torch::nn::Module& module, const StateDict& dict, const LoadOptions& options = {}) {
   return detail::StateDictLoader(module, dict, options).load();
+}
+
+/// The same for the tensors of a safetensors file. Large files need no memory beyond the module's: the bytes go from
+/// the file into the parameters, except for tensors that are converted, joined, transposed or on another device.
+///
+/// @param module As above.
+/// @param file The file, or several files with an index.
+/// @param options As above.
+/// @return As above.
+/// @throws c10::ValueError as above.
+/// @throws FileError if the file cannot be read. The module may then have some of the tensors.
+///
+/// @code
+/// attend::load_state_dict(*model, attend::SafetensorsFile("model.safetensors"));
+/// @endcode
+inline LoadReport load_state_dict(torch::nn::Module& module, const SafetensorsFile& file,
+                                  const LoadOptions& options = {}) {
+  StateDict dict;
+  for (const std::string& name : file.names()) dict.insert(name, file.tensor(name));
+  return detail::StateDictLoader(module, dict, options, /*is_unchanged=*/true).load();
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE
