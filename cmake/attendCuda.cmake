@@ -27,7 +27,8 @@ function(attend_make_cuda)
         continue()
       endif()
       if(NOT EXISTS "${root}/include/crt/host_defines.h") # which the header includes
-        message(STATUS "attend: CUDA's headers in ${root} lack the folder crt; pip install \"cuda-toolkit[crt]\" adds it")
+        message(STATUS "attend: there is no target attend::cuda, which only CUDA graphs need, because CUDA's headers in "
+          "${root} lack the folder crt; pip install \"cuda-toolkit[crt]\" adds it")
         continue()
       endif()
       file(STRINGS "${header}" found REGEX "^#define CUDART_VERSION +${wanted}[0-9][0-9][0-9]") # 13000 is version 13.0

@@ -155,6 +155,7 @@ else()
       "  -DCMAKE_PREFIX_PATH=<folder of LibTorch, the one with include/ and lib/>\n"
       "  -DTorch_DIR=<folder of LibTorch>/share/cmake/Torch\n"
       "  a Python with the package torch: the first one on the PATH, or -DPython3_EXECUTABLE=<path>\n"
+      "attend::kernels alone needs no LibTorch: pass -DATTEND_FIND_TORCH=OFF.\n"
       "${attend_TORCH_ASKED}")
     if(Torch_DIR)
       string(APPEND attend_TORCH_ERROR "Torch_DIR is set, but there is no LibTorch around it: ${Torch_DIR}\n")

@@ -98,7 +98,7 @@ TEST_CASE("load_state_dict: a SafetensorsFile gives what its state dict gives, w
   const auto transposed = LoadOptions().rules({Rename::transpose("weight")});
   load_state_dict(*large, attend::SafetensorsFile(path), transposed);
   CHECK(large->weight.is_same(before));
-  check_equal(state_dict(*large), attend::renamed(attend::load_safetensors(path), transposed.rules()));
+  CHECK(large->weight.equal(attend::load_safetensors(path)["weight"].t()));
   attend::save_safetensors(state_dict(*large), path);
   const auto version = wide->weight._version();
   load_state_dict(*wide, attend::SafetensorsFile(path));

@@ -383,9 +383,13 @@ class Trainer {
       call(detail::on_epoch_end_hook());
       const bool is_complete = state.samples == train.size();
       ++state.epoch;
-      state.batch = state.samples = 0;
+      const std::int64_t batch = std::exchange(state.batch, 0), samples = std::exchange(state.samples, 0);
       position.seconds = 0.0;
       if (is_complete) call_checkpoint(stop || state.epoch == state.epochs);
+      if (stop || state.epoch == state.epochs) {
+        state.batch = batch;
+        state.samples = samples;
+      }
     }
     call(detail::on_fit_end_hook());
 

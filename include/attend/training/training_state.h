@@ -37,7 +37,7 @@ struct TrainingState {
   /// Index of the current epoch, from 0. In on_checkpoint and on_fit_end the number of finished epochs.
   std::int64_t epoch = 0;
   std::int64_t epochs = 0;  ///< number of epochs at which this fit ends, those of earlier fits included
-  /// Index of the current batch, from 0. In on_checkpoint and on_epoch_end the number of finished batches of the epoch.
+  /// Index of the current batch, from 0. In on_checkpoint, on_epoch_end and on_fit_end the number of finished batches.
   std::int64_t batch = 0;
   std::int64_t batches = 0;            ///< number of batches in an epoch
   std::int64_t samples = 0;            ///< number of samples used in this epoch, the current batch included

@@ -69,6 +69,7 @@ struct Bar : StateByHand {
 
   void epoch(std::int64_t epoch, double train_loss, double validation_loss, double seconds) {
     state.epoch = epoch;
+    state.samples = state.samples_per_epoch;
     history.add(
         {.train_loss = train_loss, .last_batch_loss = 99, .validation_loss = validation_loss, .seconds = seconds});
     bar.on_epoch_end(state);
@@ -174,6 +175,17 @@ TEST_CASE("ProgressBar: after the bar the terminal shows the same lines, without
   REQUIRE(lines.size() == 2);
   CHECK(lines[0] == "epoch  1/50  loss 0.0123  2.3 s");
   CHECK(lines[1] == "epoch  2/50  [==============]  loss 0.5  500 samples/s  16:00 left");
+}
+
+TEST_CASE("ProgressBar: the line of an epoch that was stopped says so") {
+  Bar run(/*with_bar=*/false);
+  run.history.add({.train_loss = 0.5, .seconds = 3.25});
+  run.state.epoch = 9;
+  run.state.batch = 20;
+  run.state.batches = 313;
+  run.state.samples = 640;
+  run.bar.on_epoch_end(run.state);
+  CHECK(run.stream.str() == "epoch 10/50  loss 0.5  3.2 s  stopped after 20 of 313 batches\n");
 }
 
 TEST_CASE("ProgressBar: a loss of infinity or NaN is shown as inf or nan") {

@@ -71,7 +71,10 @@ class ProgressBar {
     if (!std::isnan(record.validation_loss)) line += "  validation " + number(record.validation_loss);
     char seconds[32];
     std::snprintf(seconds, sizeof seconds, "  %.1f s", record.seconds);
-    rewrite(line + seconds);
+    line += seconds;
+    if (state.samples < state.samples_per_epoch)
+      line += "  stopped after " + std::to_string(state.batch) + " of " + std::to_string(state.batches) + " batches";
+    rewrite(line);
     *stream_ << std::endl;
     shown_ = 0;
   }
