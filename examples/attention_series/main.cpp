@@ -26,6 +26,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <limits>
 #include <map>
 #include <sstream>
 #include <string>
@@ -113,6 +114,7 @@ bool run_experiment(const Experiment& experiment, const Settings& settings, torc
   write_results(folder, net, held_out, kPicturedSamples, device);
 
   std::ofstream file = support::open(folder / "results.csv");
+  file.precision(std::numeric_limits<double>::max_digits10);
   file << "title,epochs,parameters,train_loss,held_out_loss,own_share,mapped_samples,seconds\n\"" << experiment.title
        << "\"," << history.epochs().size() << ',' << support::parameter_count(*net) << ','
        << history.train_loss().back() << ',' << history.validation_loss().back() << ',';

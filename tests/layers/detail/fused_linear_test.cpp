@@ -112,9 +112,13 @@ TEST_CASE("projections: rows of any number of dimensions, each with the sizes of
   const torch::Tensor x = torch::randn({6, 5, 32}), weight = torch::randn({48, 32}), bias = torch::randn({48});
   const torch::Tensor rows = fused(x, {weight, bias})[0];
   CHECK(rows.sizes() == torch::IntArrayRef{6, 5, 48});
-  CHECK(fused(x[0], {weight, bias})[0].equal(rows[0]));
-  CHECK(fused(x[0][0], {weight, bias})[0].equal(rows[0][0]));
-  CHECK(fused(x.view({2, 3, 5, 32}), {weight, bias})[0].equal(rows.view({2, 3, 5, 48})));
+  // torch's product, which the baseline instruction set uses, rounds differently for other numbers of rows.
+  const auto is_near = [](const torch::Tensor& a, const torch::Tensor& b) {
+    return a.sizes() == b.sizes() && (a - b).abs().max().item<double>() <= 1e-5;
+  };
+  CHECK(is_near(fused(x[0], {weight, bias})[0], rows[0]));
+  CHECK(is_near(fused(x[0][0], {weight, bias})[0], rows[0][0]));
+  CHECK(is_near(fused(x.view({2, 3, 5, 32}), {weight, bias})[0], rows.view({2, 3, 5, 48})));
 }
 
 TEST_CASE("projections: unused outputs cost nothing and change nothing; second derivatives equal torch's") {
