@@ -114,6 +114,37 @@ TEST_CASE("kernels: few queries, nothing saved: masked keys and values that are 
   }
 }
 
+TEST_CASE("kernels: few queries, nothing saved: a NaN in one masked value, several heads and batch entries") {
+  for (const std::int64_t S : {64, 300}) {
+    Call with_nan(3, 8, 1, 2, S, 512, 512), without(3, 8, 1, 2, S, 512, 512);
+    std::vector<unsigned char> mask(static_cast<std::size_t>(S), 1);
+    mask[5] = 0;
+    for (std::int64_t n = 0; n < 3; ++n) with_nan.value.set(n, 0, 5, n, std::nan(""));
+    attend::ThreadPoolExecutor one_thread(1);
+    for (Call* call : {&with_nan, &without}) {
+      call->outputs.saved = nullptr;
+      call->params.mask_type = attend::MaskType::kBool;
+      call->params.attn_mask = {mask.data(), {0, 0, 0, 1}};
+      call->forward(one_thread);
+    }
+    const std::vector<double> result = with_nan.output.values(), expected = without.output.values();
+    for (std::size_t i = 0; i < result.size(); ++i) CHECK(std::abs(result[i] - expected[i]) < 1e-6);
+    const std::vector<double> sums = with_nan.log_sum_exp.values(), expected_sums = without.log_sum_exp.values();
+    for (std::size_t i = 0; i < sums.size(); ++i) CHECK(std::abs(sums[i] - expected_sums[i]) < 1e-6);
+  }
+}
+
+TEST_CASE("kernels: few queries, nothing saved: NaN in keys that are not masked gives NaN, wherever the keys are") {
+  for (const std::int64_t begin : {0, 256, 384}) {
+    Call call(1, 1, 1, 1, 512, 16, 16);
+    for (std::int64_t key = begin; key < begin + 128; ++key) call.key.set(0, 0, key, 0, std::nan(""));
+    call.outputs.saved = nullptr;
+    call.forward();
+    for (const double number : call.output.values()) CHECK(std::isnan(number));
+    CHECK(std::isnan(call.log_sum_exp.values()[0]));
+  }
+}
+
 TEST_CASE("kernels: few queries, nothing saved: any number of threads gives the same bits") {
   std::vector<std::vector<double>> first;
   for (const int threads : {1, 2, 3, 7}) {

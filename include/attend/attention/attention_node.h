@@ -140,7 +140,9 @@ class AttentionNode {
 };
 
 inline AttentionResult KernelBackend::run(const Problem& problem) const {
-  AttentionResult result = AttentionNode::run(*this, readable(problem));
+  Problem given = readable(problem);
+  given.given_backend = problem.given_backend;  // the graph keeps the backend alive
+  AttentionResult result = AttentionNode::run(*this, std::move(given));
   const at::ScalarType dtype = problem.query.scalar_type();
   if (result.output.scalar_type() != dtype) result.output = result.output.to(dtype);
   return result;

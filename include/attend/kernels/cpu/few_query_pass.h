@@ -39,6 +39,7 @@ class FewQueryPass {
   /// scores with other rounding errors than this one.
   static bool is_for(const AttentionPlan<T>& plan, const AttentionResults<T>& results) {
     if (results.weights != nullptr || results.saved_log_sum_exp != nullptr) return false;
+    if (plan.heads / plan.kv_heads > kMostHeads) return false;
     return std::all_of(plan.tiles.begin(), plan.tiles.end(), [&](const QueryTile& tile) {
       const std::int32_t keys = tile.key_end - tile.key_begin;
       return keys >= kFewestKeys && tile.queries <= (keys <= kSinglePassKeys ? 6 : most_queries(plan));
@@ -75,7 +76,7 @@ class FewQueryPass {
 
   /// What a thread uses for one item after the other.
   struct Scratch {
-    Workspace<T> memory;
+    Workspace<T> memory, careful;  // the second for forward_item(), which begins again
     std::vector<Band> bands;
     std::vector<T*> scores_of_row, rescale_of_row;  // a row is a query of a head: all of the first head, then the next
   };
@@ -97,6 +98,7 @@ class FewQueryPass {
  private:
   // Where this pass is faster than the other: benchmarks/results/few_queries.md.
   static constexpr int kFewestKeys = 16;
+  static constexpr int kMostHeads = 256;  // of a key head: each takes memory for a tile of scores
   static int most_queries(const AttentionPlan<T>& plan) {
     if (plan.operations->vector_bytes >= 64) return 16;
     return plan.is_bfloat16 ? 4 : 8;  // each pair of rows converts the keys again
@@ -249,8 +251,8 @@ class FewQueryPass {
         T* const output = outputs_of(first) + (head * queries + i) * row;
         for (int c = 1; c < chunks_; ++c) {
           T* const part = first + c * part_size_;
+          if (sums_of(part, head)[i] == T(0)) continue;  // no key of the chunk
           const T other = largest_of(part, head)[i], most = std::max(*largest, other);
-          if (other == kNegativeInfinity<T>) continue;  // no key of the chunk
           const T factor = std::exp(*largest - most), other_factor = std::exp(other - most);
           const T* const from = outputs_of(part) + (head * queries + i) * row;
           for (std::int64_t d = 0; d < row; ++d) output[d] = factor * output[d] + other_factor * from[d];
@@ -270,8 +272,8 @@ class FewQueryPass {
       for (int i = 0; i < queries; ++i)
         for (int d = 0; sums[i] != T(0) && d < plan_.value_dim; ++d) output[i * row + d] /= sums[i];
       if (plan_.may_mask && !plan_.operations->is_finite(output, row, queries, static_cast<int>(row))) {
-        forward_item(plan_, scores_, results_, item, scratch.bands[0].keys,
-                     scratch.memory);  // masked numbers must have no effect
+        // Masked numbers must have no effect.
+        forward_item(plan_, scores_, results_, item, scratch.bands[0].keys, scratch.careful);
         continue;
       }
       write_log_sum_exp(plan_, results_, item, largest_of(part, head), sums);
