@@ -148,7 +148,8 @@ int run(Settings settings) {
             << support::with_thousands(settings.samples) << " samples each on " << device
             << (device.is_cpu() ? ", " + std::to_string(torch::get_num_threads()) + " threads" : "")
             << (settings.dtype == "bfloat16" ? ", in bfloat16" : "")
-            << ". Ctrl-C stops the run; the same command continues after the last complete epoch.\n";
+            << ". Ctrl-C stops the run"
+            << (settings.checkpoints.folder.empty() ? ".\n" : "; the same command with --resume continues.\n");
 
   attend::StopOnInterrupt interrupt;
   for (const Experiment& experiment : chosen) {

@@ -227,8 +227,7 @@ int run(const Settings& settings, torch::Device device) {
   write_samples(folder, nets, held_out, device);
   if (nets.back().name == "attention") write_maps(folder, nets.back(), held_out, device);
   print_table(nets);
-  const bool is_complete =
-      nets.back().name == "attention" && std::ssize(nets.back().history.epochs()) == settings.epochs;
+  const bool is_complete = nets.back().name == "attention" && !interrupt.happened();
   std::cout << (is_complete ? "\nThe results are in " : "\nStopped by a signal. The results so far are in ") << folder
             << ". To draw the figures (the preset \"example\" does it next):\n  " << ATTEND_PLOT_COMMAND << ' '
             << folder << '\n';

@@ -57,7 +57,9 @@ struct HalveWhenStuck {
   }
 
   std::string save_state() { return std::string(reinterpret_cast<const char*>(&best), sizeof best); }
-  void load_state(const std::string& bytes) { std::memcpy(&best, bytes.data(), sizeof best); }
+  void load_state(const std::string& bytes) {
+    if (bytes.size() == sizeof best) std::memcpy(&best, bytes.data(), sizeof best);
+  }
 };
 
 }  // namespace

@@ -111,6 +111,19 @@ TEST_CASE("load_state_dict: a SafetensorsFile gives what its state dict gives, w
             .find("the state dict does not fit the module") != std::string::npos);
 }
 
+TEST_CASE("load_state_dict: an expanded buffer is an error that names it, and nothing is copied") {
+  struct Expanded : torch::nn::Module {
+    Expanded() {
+      register_parameter("weight", torch::zeros({2}));
+      register_buffer("mask", torch::ones({1, 1}).expand({8, 8}));
+    }
+  } module;
+  StateDict dict;
+  dict.insert("weight", torch::ones({2}));
+  dict.insert("mask", torch::ones({8, 8}));
+  CHECK(refusal(module, dict).find("\"mask\": expected elements with memory of their own") != std::string::npos);
+}
+
 TEST_CASE("load_state_dict: parameters and buffers are copied, gradients and identity of the tensors stay") {
   torch::nn::Sequential from = net(), to = net();
   from->forward(torch::randn({2, 1, 9}));

@@ -76,7 +76,11 @@ inline void save_checkpoint(const CheckpointData& data, const std::string& path)
                       "safetensors has, got ",
                       tensor.toString());
     std::vector<std::int64_t> shape = tensor.sizes().vec();
-    if (*dtype == detail::SafetensorsDtype::kF4) shape.back() *= 2;  // the format counts numbers, torch pairs
+    const bool is_packed = *dtype == detail::SafetensorsDtype::kF4;  // the format counts numbers, torch pairs
+    TORCH_CHECK_VALUE(shape.size() <= detail::kSafetensorsMostDimensions && (!is_packed || !shape.empty()),
+                      "attend::save_checkpoint: tensor ", detail::quoted(item.key()),
+                      ": expected at most 64 dimensions, and at least one for pairs of numbers, got ", shape.size());
+    if (is_packed) shape.back() *= 2;
     header.tensors.emplace(item.key(), detail::SafetensorsEntry{*dtype, std::move(shape)});
     tensors[item.key()] = detail::in_memory(tensor.detach().cpu()).resolve_conj().contiguous();
   }
@@ -86,6 +90,9 @@ inline void save_checkpoint(const CheckpointData& data, const std::string& path)
                       ": expected a name that is not reserved and a text in UTF-8, got ", detail::quoted(text));
   header.metadata = data.metadata;
   std::string beginning = detail::write_checkpoint_header(header);
+  TORCH_CHECK_VALUE(beginning.size() - 8 <= detail::kSafetensorsLongestHeader,
+                    "attend::save_checkpoint: the names and metadata take ", beginning.size() - 8,
+                    " bytes, but the format allows ", detail::kSafetensorsLongestHeader);
   const auto order = header.by_position();
   detail::Checksum checksum;
   checksum.add(beginning.data(), beginning.size());

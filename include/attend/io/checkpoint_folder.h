@@ -124,7 +124,9 @@ class CheckpointFolder {
         if (!first_error) first_error = error;
       }
     }
-    if (first_error) throw FileError("attend::CheckpointFolder", path_, "no checkpoint can be loaded");
+    if (first_error)
+      throw FileError("attend::CheckpointFolder", path_,
+                      std::string("no checkpoint can be loaded; the newest: ") + first_error->what());
     return std::nullopt;
   }
 

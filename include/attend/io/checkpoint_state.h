@@ -171,7 +171,8 @@ inline void add_training_state(CheckpointData& data, const torch::nn::Module& mo
 /// @param model The model. Its parameters and buffers must have the names, shapes and dtypes of the checkpoint.
 /// @param optimizer An optimizer of the same class for the parameters of this model. Its options, learning rates
 /// included, are replaced by those of the checkpoint.
-/// @throws FileError that lists all differences. The model is unchanged then.
+/// @throws FileError that lists all differences. The model is unchanged then, unless the checkpoint has the state of a
+/// random number generator that LibTorch refuses: generators are set last.
 ///
 /// @code
 /// attend::CheckpointData data = attend::load_checkpoint("last.safetensors");

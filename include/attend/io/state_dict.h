@@ -9,6 +9,7 @@
 #include <attend/io/state_dict_type.h>
 #include <attend/version.h>
 
+#include <ATen/MemoryOverlap.h>
 #include <c10/core/ScalarType.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/util/Exception.h>
@@ -151,6 +152,8 @@ class StateDictLoader {
       if (tensor.layout() != torch::kStrided) return "expected a dense tensor, found a sparse one";
       if (tensor.is_meta()) return "expected a tensor with data, found one on the device meta";
     }
+    if (at::has_internal_overlap(own) == at::MemOverlap::Yes)
+      return "expected elements with memory of their own, but the tensor of the module is expanded";
     if (own.sizes() != source.sizes()) {
       text << "expected sizes " << own.sizes() << ", found " << source.sizes();
       if (source.dim() == 2 && own.sizes() == source.t().sizes())

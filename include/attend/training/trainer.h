@@ -176,7 +176,9 @@ class Trainer {
   /// - the program makes the same model, trainer, data and callbacks again
   /// - the state of the callbacks depends on TrainingState alone, or they have save_state() and load_state()
   /// - the data set, if it is a torch::data dataset, returns the same samples again
-  /// - the number of threads is the same, and torch::manual_seed is not called in on_fit_begin
+  /// - the number of threads is the same, and on_fit_begin changes no weights, learning rates and states of callbacks
+  ///
+  /// A fit that a callback ended early is continued like one that was interrupted.
   ///
   /// The learning rates are those of the checkpoint. Set others by TrainingState::set_learning_rate().
   ///
@@ -187,7 +189,7 @@ class Trainer {
   /// beginning.
   /// @throws FileError if all checkpoints are damaged, and if the checkpoint is of another training. The message lists
   /// what differs: seed, batch_size, accumulation_steps, learning_rate, autocast, the class of the optimizer, names,
-  /// shapes and dtypes of the model. fit() throws it for another number of samples and for other callbacks with state.
+  /// shapes and dtypes of the model. fit() throws it for another number of samples and for another number of callbacks with state.
   /// @throws c10::ValueError if this trainer has recorded epochs of its own.
   ///
   /// @code

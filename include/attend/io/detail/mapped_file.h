@@ -25,7 +25,7 @@ class InputFile {
  public:
   /// @param function For FileError.
   InputFile(std::string path, std::string function) : path_(std::move(path)), function_(std::move(function)) {
-    const int file = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+    const int file = ::open(path_.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);  // a FIFO would wait for a writer
     if (file < 0) fail("open it");
     file_ = std::shared_ptr<const int>(new int(file), [](const int* p) {
       ::close(*p);

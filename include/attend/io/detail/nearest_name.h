@@ -41,8 +41,10 @@ inline std::string nearest_name(std::string_view name, const std::vector<std::st
   };
   std::string nearest;
   std::size_t least = std::string::npos;
+  std::size_t compared = 0;
   for (const std::string& candidate : candidates) {
     if (is_prefixed(candidate, name) || is_prefixed(name, candidate)) return candidate;
+    if (++compared > 1000) continue;  // a comparison takes time
     const std::size_t distance = edit_distance(end_of(name), end_of(candidate));
     if (distance < least && distance <= std::max(end_of(name).size(), end_of(candidate).size()) / 2) {
       nearest = candidate;

@@ -182,6 +182,9 @@ class TorchArchive {
         integers.push_back(pickle_.integer(item));
       }
     };
+    for (std::size_t i = 6; i < arguments.size(); ++i)  // after the dtype, if there is one
+      if (kind_of(i) == Kind::kDict && !pickle_.items(arguments[i]).empty())
+        fail_here("expected no flags conj and neg, found some; in Python save tensor.resolve_conj().resolve_neg()");
     read_integers(arguments[2], entry.sizes);
     read_integers(arguments[3], entry.strides);
     if (entry.sizes.size() != entry.strides.size())

@@ -48,8 +48,9 @@ struct CheckpointOptions {
 
 /// A callback that saves the training in a folder, so that Trainer::resume() can continue it after an interruption.
 ///
-/// It saves after epochs and after batches as the options say, and always when a fit ends. A checkpoint within an epoch
-/// needs a complete update, so with accumulation_steps it may come a few batches later.
+/// It saves after epochs and after batches as the options say, and when a fit ends, unless on_epoch_begin or
+/// on_checkpoint of a callback ended it. A checkpoint within an epoch needs a complete update, so with
+/// accumulation_steps it may come a few batches later.
 ///
 /// A process that is killed at any time leaves a folder with whole checkpoints. The newest is not older than the last
 /// one that was saved. CheckpointFolder describes the files.
