@@ -231,6 +231,9 @@ TEST_CASE("kAuto: calls with few queries use kSdpa where it is faster") {
   CHECK(backend(8, 64, torch::kFloat, causal) == Backend::kSdpa);
   CHECK(backend(9, 64) == ours);
   CHECK(backend(1, 65) == ours);
+  const torch::Tensor batch = torch::empty({16, 8, 512, 64});
+  CHECK(attend::explain(batch.slice(2, 0, 1), batch, batch).backend == Backend::kSdpa);
+  CHECK(attend::explain(batch.slice(2, 0, 2), batch, batch).backend == ours);
   CHECK(backend(4, 512, torch::kFloat, causal) == ours);
   CHECK(backend(5, 512) == ours_with_avx512);
   CHECK(backend(12, 512) == ours_with_avx512);

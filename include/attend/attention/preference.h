@@ -28,6 +28,10 @@ inline bool has_few_queries(const Problem& problem) {
   }
   if (dtype == at::kFloat) {
     if (queries <= 8 && keys <= 64) return true;
+    const bool is_grouped = problem.num_kv_heads() != problem.num_heads();
+    if (queries == 1 && !is_grouped && problem.query.size(3) <= 64 && keys < 2048 &&
+        problem.batch_size() * problem.num_heads() * keys >= 1 << 15)
+      return true;
     return !has_avx512 && queries > 4 && queries <= (keys >= 512 ? 12 : 8);
   }
   if (dtype != at::kHalf || problem.key.numel() < 1 << 22) return false;
