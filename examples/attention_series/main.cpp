@@ -28,8 +28,10 @@
 #include <iostream>
 #include <limits>
 #include <map>
+#include <optional>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -97,10 +99,11 @@ bool run_experiment(const Experiment& experiment, const Settings& settings, torc
 #ifdef EXAMPLE_WITH_CUDA_GRAPHS
   if (device.is_cuda()) options.capture(attend::cuda_graphs());
 #endif
+  std::optional<attend::CheckpointData> newest = settings.checkpoints.newest(experiment.name, settings.fingerprint());
   attend::CsvLog log((folder / "history.csv").string());
   attend::Trainer trainer(net, options);
-  const attend::History history =
-      settings.checkpoints.train(trainer, experiment.name, settings.fingerprint(), [&](auto&&... checkpoint) {
+  const attend::History history = settings.checkpoints.train(
+      trainer, experiment.name, settings.fingerprint(), std::move(newest), [&](auto&&... checkpoint) {
         const std::size_t trained = trainer.history().epochs().size();
         std::cout << "\n"
                   << experiment.name << ": " << experiment.title << ", "
@@ -147,8 +150,7 @@ int run(Settings settings) {
   std::cout << chosen.size() << (chosen.size() == 1 ? " net, " : " nets, ") << settings.epochs << " epochs of "
             << support::with_thousands(settings.samples) << " samples each on " << device
             << (device.is_cpu() ? ", " + std::to_string(torch::get_num_threads()) + " threads" : "")
-            << (settings.dtype == "bfloat16" ? ", in bfloat16" : "")
-            << ". Ctrl-C stops the run"
+            << (settings.dtype == "bfloat16" ? ", in bfloat16" : "") << ". Ctrl-C stops the run"
             << (settings.checkpoints.folder.empty() ? ".\n" : "; the same command with --resume continues.\n");
 
   attend::StopOnInterrupt interrupt;

@@ -25,7 +25,9 @@
 #include <fstream>
 #include <iomanip>
 #include <iostream>
+#include <map>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -188,6 +190,9 @@ int run(const Settings& settings, torch::Device device) {
       data_of(attend::ShapeDatasetOptions(data_options).max_samples(settings.held_out_samples).seed(settings.seed + 1));
 
   torch::manual_seed(settings.seed);
+  std::map<std::string, std::optional<attend::CheckpointData>> newest;
+  for (const char* name : {"convolution", "attention"})
+    newest[name] = settings.checkpoints.newest(name, settings.fingerprint());
   remove_results(folder);
   std::vector<Net> nets;
   for (const auto& [name, model] :
@@ -212,12 +217,14 @@ int run(const Settings& settings, torch::Device device) {
     Net& net = nets[i];
     std::cout << "\nTraining with " << net.name << " model" << std::endl;
     attend::Trainer trainer(net.model, trainer_options(settings, device));
-    net.history = settings.checkpoints.train(trainer, net.name, settings.fingerprint(), [&](auto&&... checkpoint) {
+    const auto fit = [&](auto&&... checkpoint) {
       const std::size_t trained = trainer.history().epochs().size();
       if (trained > 0) std::cout << trained << " epochs trained before" << std::endl;
       return trainer.fit(train_set, held_out, attend::ProgressBar(), NotebookLines(), net.log, interrupt,
                          checkpoint...);
-    });
+    };
+    net.history =
+        settings.checkpoints.train(trainer, net.name, settings.fingerprint(), std::move(newest[net.name]), fit);
     net.model->eval();
     if (!device.is_cpu()) std::cout << "Steps: " << trainer.explain() << '\n';
     if (interrupt.happened()) nets.erase(nets.begin() + static_cast<std::ptrdiff_t>(i) + 1, nets.end());

@@ -17,7 +17,8 @@
 namespace support {
 
 /// The values of the options.
-struct Checkpoints {
+class Checkpoints {
+ public:
   std::string folder = {};  // empty: no checkpoints
   bool resume = false;
 
@@ -31,27 +32,37 @@ struct Checkpoints {
         ->needs(checkpoint_dir);
   }
 
-  /// Trains a net, with checkpoints in a folder of its name if they are wanted. With --resume it continues the training
-  /// of an earlier run, which must have the same settings.
+  /// The newest checkpoint of a net, if there is one. It is an error unless --resume is given and the settings are the
+  /// same. Call this before results of an earlier run are overwritten.
+  std::optional<attend::CheckpointData> newest(const std::string& net, const std::string& settings) const {
+    if (folder.empty()) return std::nullopt;
+    std::filesystem::create_directories(folder);
+    std::optional<attend::CheckpointData> newest = attend::CheckpointFolder(path_of(net)).newest();
+    if (!newest) return std::nullopt;
+    if (!resume)
+      throw std::runtime_error(path_of(net) +
+                               " has a training; continue it with --resume, or choose another --checkpoint-dir");
+    const std::string saved = newest->metadata["user.settings"];
+    if (saved != settings)
+      throw std::runtime_error(path_of(net) + " has a run with other settings. That run: " + saved +
+                               ". This run: " + settings + ". Choose another --checkpoint-dir, or delete the folder");
+    return newest;
+  }
+
+  /// Trains a net, with checkpoints in a folder of its name if they are wanted. It continues from a checkpoint that
+  /// newest() has returned.
   ///
   /// fit: fit(callback...) trains with these callbacks in addition to its own.
   template <class Trainer, class Fit>
-  auto train(Trainer& trainer, const std::string& net, const std::string& settings, const Fit& fit) const {
+  auto train(Trainer& trainer, const std::string& net, const std::string& settings,
+             std::optional<attend::CheckpointData> checkpoint, const Fit& fit) const {
     if (folder.empty()) return fit();
-    std::filesystem::create_directories(folder);
-    const std::string path = (std::filesystem::path(folder) / net).string();
-    if (std::optional<attend::CheckpointData> newest = attend::CheckpointFolder(path).newest()) {
-      if (!resume)
-        throw std::runtime_error(path +
-                                 " has a training; continue it with --resume, or choose another --checkpoint-dir");
-      const std::string saved = newest->metadata["user.settings"];
-      if (saved != settings)
-        throw std::runtime_error(path + " has a run with other settings. That run: " + saved +
-                                 ". This run: " + settings + ". Choose another --checkpoint-dir, or delete the folder");
-      trainer.resume(std::move(*newest));
-    }
-    return fit(attend::Checkpoint(path, attend::CheckpointOptions().metadata({{"settings", settings}})));
+    if (checkpoint) trainer.resume(std::move(*checkpoint));
+    return fit(attend::Checkpoint(path_of(net), attend::CheckpointOptions().metadata({{"settings", settings}})));
   }
+
+ private:
+  std::string path_of(const std::string& net) const { return (std::filesystem::path(folder) / net).string(); }
 };
 
 }  // namespace support

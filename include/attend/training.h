@@ -6,6 +6,7 @@
 // Training
 #include <attend/training/adam.h>
 #include <attend/training/history.h>
+#include <attend/training/mean_squared_error.h>
 #include <attend/training/step.h>
 #include <attend/training/step_capture.h>
 #include <attend/training/trainer.h>

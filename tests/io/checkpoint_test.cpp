@@ -10,11 +10,14 @@
 
 #include <c10/util/Exception.h>
 #include <doctest/doctest.h>
+#include <sys/stat.h>
+#include <torch/nn/module.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/adam.h>
 #include <torch/optim/sgd.h>
 #include <torch/types.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <fstream>
@@ -137,6 +140,41 @@ TEST_CASE("load_checkpoint: a missing, damaged or other file is an error with th
   ++bytes.back();
   write_bytes(path, bytes);
   CHECK(message().starts_with("attend::load_checkpoint: " + path + ": the file is damaged: expected the checksum \""));
+}
+
+TEST_CASE("CheckpointFolder: a newest file that cannot be read is an error, not a damaged file") {
+  const TemporaryFolder folder;
+  CheckpointFolder checkpoints(folder.path());
+  checkpoints.save(data_with(1), {1, 0}, 3);
+  const std::string unreadable = folder.file("checkpoint-000002-00000000.safetensors");
+  REQUIRE(::mkdir(unreadable.c_str(), 0777) == 0);  // a folder
+  CHECK(message_of<FileError>([&] { checkpoints.newest(); }) ==
+        "attend::load_checkpoint: " + unreadable + ": expected a regular file");
+  REQUIRE(::rmdir(unreadable.c_str()) == 0);
+  CHECK(checkpoints.newest()->tensors["value"].item<double>() == 1);
+}
+
+TEST_CASE("load_training_state: an expanded buffer is not written, and its elements must be those of the checkpoint") {
+  struct Expanded : torch::nn::Module {
+    explicit Expanded(double value) {
+      weight = register_parameter("weight", torch::full({2}, value));
+      register_buffer("mask", torch::full({1, 1}, value).expand({8, 8}));
+    }
+    torch::Tensor weight;
+  } saved(1), same(1), other(2);
+  torch::optim::SGD optimizer(saved.parameters(), 0.1), own(same.parameters(), 0.1), another(other.parameters(), 0.1);
+  {
+    const torch::NoGradGuard no_grad;
+    saved.weight.fill_(5);
+  }
+  CheckpointData data;
+  attend::add_training_state(data, saved, optimizer);
+  attend::load_training_state(data, same, own);
+  CHECK(same.weight.equal(saved.weight));
+  CHECK(message_of<FileError>([&] {
+          attend::load_training_state(data, other, another);
+        }).find("tensor \"model.mask\": expected the elements that the module has") != std::string::npos);
+  CHECK(other.weight.equal(torch::full({2}, 2.0)));
 }
 
 TEST_CASE("load_training_state: a loop of its own continues bit-identically") {

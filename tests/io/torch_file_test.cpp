@@ -112,6 +112,7 @@ TEST_CASE("load_torch_file: a file that is no state dict is one error, and nothi
       {"meta", expected_values + "\"torch._utils._rebuild_meta_tensor_no_storage\""},
       {"conjugate", "tensor \"a\": expected no flags conj and neg, found some; in Python save tensor.resolve_conj()"},
       {"negative", "tensor \"a\": expected no flags conj and neg, found some; in Python save tensor.resolve_conj()"},
+      {"many_dimensions", "expected at most as many dimensions of tensors as bytes of data.pkl, found more"},
       {"old_format",
        "expected a zip archive, found the format of torch.save before PyTorch 1.6. Load and save the file "
        "in Python"},

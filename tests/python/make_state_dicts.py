@@ -131,6 +131,8 @@ def refused(folder):
     torch.save({"a": torch.rand(3).to_sparse()}, folder / "sparse.pt")
     torch.save({"a": torch.quantize_per_tensor(torch.rand(3), 0.1, 0, torch.quint8)}, folder / "quantized.pt")
     torch.save({"a": torch.empty(3, device="meta")}, folder / "meta.pt")
+    flat = torch.zeros([1] * 64)
+    torch.save({str(i): flat for i in range(2000)}, folder / "many_dimensions.pt")
     torch.save({"a": torch.tensor([1 + 2j]).conj()}, folder / "conjugate.pt")
     torch.save({"a": torch.tensor([1 + 2j]).conj().imag}, folder / "negative.pt")
     torch.save({0: torch.rand(2)}, folder / "number_as_name.pt")

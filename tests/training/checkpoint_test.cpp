@@ -41,6 +41,7 @@ using attend::FileError;
 using attend::Trainer;
 using attend::TrainerOptions;
 using attend::TrainingState;
+using attend::test::bytes_of;
 using attend::test::linear_model;
 using attend::test::linear_samples;
 using attend::test::lines_of;
@@ -49,7 +50,6 @@ using attend::test::normal;
 using attend::test::Samples;
 using attend::test::TemporaryFolder;
 using attend::test::write_bytes;
-using attend::test::bytes_of;
 
 namespace {
 
@@ -340,6 +340,36 @@ TEST_CASE("save_state and load_state: a fit without the callbacks of the saved o
         "attend::Trainer::resume: " + folder.path() +
             "/checkpoint-000003-00000000.safetensors: expected the states of 0 callbacks, found 1: fit() must have the "
             "callbacks of the saved fit");
+
+  struct OtherCounter : Counter {};
+  Trainer other(linear_model(), options());
+  other.resume(folder.path());
+  CHECK(message_of<FileError>([&] { other.fit(linear_samples(kSamples), OtherCounter()); }) ==
+        "attend::Trainer::resume: " + folder.path() +
+            "/checkpoint-000003-00000000.safetensors: callback.0: expected OtherCounter, found Counter");
+}
+
+TEST_CASE("Checkpoint: a fit is saved where it ends, whichever hook has ended it") {
+  struct StopInBegin {
+    bool on_epoch_begin(TrainingState& state) { return state.epoch == 2; }
+  };
+  struct StopInCheckpoint {
+    bool on_checkpoint(TrainingState& state) { return state.epoch == 1 && state.batch == 2; }
+  };
+  const CheckpointOptions rare = CheckpointOptions().every_epochs(5).keep_best(false);
+  {
+    TemporaryFolder folder;
+    fit_linear(options(), Checkpoint(folder.path(), rare), StopInBegin());
+    CHECK(positions_in(folder.path()) == "2.0");
+  }
+  for (const bool is_first : {true, false}) {
+    TemporaryFolder folder;
+    if (is_first)
+      fit_linear(options(), StopInCheckpoint(), Checkpoint(folder.path(), rare));
+    else
+      fit_linear(options(), Checkpoint(folder.path(), rare), StopInCheckpoint());
+    CHECK(positions_in(folder.path()) == "1.2");
+  }
 }
 
 TEST_CASE("Trainer::resume(): a damaged newest checkpoint is reported, and the one before it is used") {

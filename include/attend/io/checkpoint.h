@@ -5,8 +5,8 @@
 #include <attend/io/detail/atomic_file.h>
 #include <attend/io/detail/checkpoint_bytes.h>
 #include <attend/io/detail/mapped_file.h>
-#include <attend/io/detail/torch/safetensors_dtype.h>
 #include <attend/io/detail/safetensors_header.h>
+#include <attend/io/detail/torch/safetensors_dtype.h>
 #include <attend/io/file_error.h>
 #include <attend/io/state_dict_type.h>
 #include <attend/version.h>

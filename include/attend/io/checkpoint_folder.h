@@ -112,7 +112,8 @@ class CheckpointFolder {
   /// Loads the newest checkpoint. If it is damaged, TORCH_WARN reports that, and the one before it is loaded.
   ///
   /// @return The checkpoint, or nothing if the folder has none.
-  /// @throws FileError if the folder has checkpoints, but none of them can be loaded.
+  /// @throws FileError if the folder has checkpoints, but all are damaged, and if a file cannot be read or is of
+  /// another version of attend.
   std::optional<CheckpointData> newest() const {
     const std::map<Position, std::string> all = files();
     std::optional<FileError> first_error;
@@ -120,6 +121,7 @@ class CheckpointFolder {
       try {
         return load_checkpoint(file->second);
       } catch (const FileError& error) {
+        if (!error.is_damaged()) throw;
         TORCH_WARN(error.what(), "; the checkpoint before it is used");
         if (!first_error) first_error = error;
       }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/detail/torch/expanded.h>
 #include <attend/io/checkpoint.h>
 #include <attend/io/file_error.h>
 #include <attend/version.h>
@@ -59,9 +60,9 @@ inline std::set<std::string> devices_of(const torch::nn::Module& module) {
   return devices;
 }
 
-/// The name of the class, without namespace: attend::Adam and torch::optim::Adam read each other's archives.
-inline std::string class_of(const torch::optim::Optimizer& optimizer) {
-  const std::string name = c10::demangle(typeid(optimizer).name());
+/// The name of a class, without namespace: attend::Adam and torch::optim::Adam read each other's archives.
+inline std::string class_name(const std::type_info& type) {
+  const std::string name = c10::demangle(type.name());
   const std::size_t colon = name.rfind(':');
   return colon == std::string::npos ? name : name.substr(colon + 1);
 }
@@ -84,6 +85,11 @@ inline std::string differences(const CheckpointData& data, const torch::nn::Modu
     else if (saved->sizes() != tensor.sizes() || saved->scalar_type() != tensor.scalar_type())
       text += "; tensor " + detail::quoted(name) + ": expected " + dtype_and_sizes(tensor) + ", found " +
               dtype_and_sizes(*saved);
+    else if (is_expanded(tensor) && !tensor.equal(saved->to(tensor.device())))
+      text +=
+          "; tensor " + detail::quoted(name) +
+          ": expected the elements that the module has, because its tensor is expanded and cannot be written, found "
+          "others";
   }
   for (const auto& item : data.tensors)
     if (item.key().starts_with("model.") && !own.contains(item.key()))
@@ -157,7 +163,7 @@ inline void add_training_state(CheckpointData& data, const torch::nn::Module& mo
     return size;
   });
   data.tensors.insert("optimizer", detail::tensor_of_bytes(bytes));
-  data.metadata["optimizer"] = detail::class_of(optimizer);
+  data.metadata["optimizer"] = detail::class_name(typeid(optimizer));
   for (const std::string& device : detail::devices_of(model)) {
     at::Generator generator = at::globalContext().defaultGenerator(c10::Device(device));
     const std::scoped_lock lock(generator.mutex());
@@ -184,15 +190,16 @@ inline void load_training_state(const CheckpointData& data, torch::nn::Module& m
   std::string problems = detail::differences(data, model);
   const auto saved_class = data.metadata.find("optimizer");
   const std::string saved = saved_class == data.metadata.end() ? "none" : saved_class->second;
-  if (saved != detail::class_of(optimizer))
-    problems += "; optimizer: expected " + detail::class_of(optimizer) + ", found " + saved;
+  if (saved != detail::class_name(typeid(optimizer)))
+    problems += "; optimizer: expected " + detail::class_name(typeid(optimizer)) + ", found " + saved;
   if (!problems.empty()) throw FileError(kFunction, data.path, problems.substr(2));
 
   const auto tensors = detail::named_tensors_of(model);
   detail::load_optimizer(data, kFunction, optimizer, tensors.empty() ? torch::kCPU : tensors.front().second.device());
   {
     const c10::NoGradGuard no_grad;
-    for (const auto& [name, tensor] : tensors) torch::Tensor(tensor).copy_(data.tensors[name]);
+    for (const auto& [name, tensor] : tensors)
+      if (!detail::is_expanded(tensor)) torch::Tensor(tensor).copy_(data.tensors[name]);
   }
   detail::load_generators(data, kFunction, model);
 }

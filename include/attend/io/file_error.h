@@ -27,14 +27,19 @@ class FileError : public std::runtime_error {
   /// @param function The function or class that the user called, with `attend::`.
   /// @param path The file.
   /// @param problem What was expected, and what was found.
-  FileError(const std::string& function, std::string path, const std::string& problem)
-      : std::runtime_error(function + ": " + path + ": " + problem), path_(std::move(path)) {}
+  /// @param is_damaged As is_damaged(). Default: false.
+  FileError(const std::string& function, std::string path, const std::string& problem, bool is_damaged = false)
+      : std::runtime_error(function + ": " + path + ": " + problem), path_(std::move(path)), is_damaged_(is_damaged) {}
 
   /// The file.
   const std::string& path() const noexcept { return path_; }
 
+  /// Whether the file is a checkpoint without its beginning or with a wrong checksum: not what was once written.
+  bool is_damaged() const noexcept { return is_damaged_; }
+
  private:
   std::string path_;
+  bool is_damaged_;
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

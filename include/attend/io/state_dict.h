@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/detail/torch/expanded.h>
 #include <attend/io/detail/json.h>
 #include <attend/io/detail/nearest_name.h>
 #include <attend/io/detail/torch/file_view.h>
@@ -9,7 +10,6 @@
 #include <attend/io/state_dict_type.h>
 #include <attend/version.h>
 
-#include <ATen/MemoryOverlap.h>
 #include <c10/core/ScalarType.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/util/Exception.h>
@@ -152,8 +152,6 @@ class StateDictLoader {
       if (tensor.layout() != torch::kStrided) return "expected a dense tensor, found a sparse one";
       if (tensor.is_meta()) return "expected a tensor with data, found one on the device meta";
     }
-    if (at::has_internal_overlap(own) == at::MemOverlap::Yes)
-      return "expected elements with memory of their own, but the tensor of the module is expanded";
     if (own.sizes() != source.sizes()) {
       text << "expected sizes " << own.sizes() << ", found " << source.sizes();
       if (source.dim() == 2 && own.sizes() == source.t().sizes())
@@ -168,7 +166,12 @@ class StateDictLoader {
   }
 
   void add_copy(const Copy& copy) {
-    if (const Copy* other = find_copy(copy.target); other == nullptr) {
+    if (is_expanded(copy.target)) {
+      if (!copy.target.equal(copy.source.to(copy.target.options())))
+        problems_.push_back(detail::quoted(copy.name) +
+                            ": expected the elements that the module has, because its tensor is expanded and cannot be "
+                            "written, found others");
+    } else if (const Copy* other = find_copy(copy.target); other == nullptr) {
       copies_of_[copy.target.storage().unsafeGetStorageImpl()].push_back(copies_.size());
       copies_.push_back(copy);
     } else if (!is_identical(other->source, copy.source)) {

@@ -8,8 +8,10 @@
 #include <ATen/ops/_fused_adamw.h>
 #include <torch/optim/adam.h>
 #include <torch/optim/adamw.h>
+#include <torch/types.h>
 
 #include <utility>
+#include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
@@ -89,6 +91,18 @@ class Adam : public detail::FusedAdam<detail::AdamTraits> {
 class AdamW : public detail::FusedAdam<detail::AdamWTraits> {
  public:
   using FusedAdam::FusedAdam;
+};
+
+/// Makes the default optimizer of Trainer, attend::Adam.
+struct MakeAdam {
+  /// Makes attend::Adam with default options.
+  ///
+  /// @param parameters The parameters of the model.
+  /// @param learning_rate The learning rate.
+  /// @return The optimizer.
+  Adam operator()(std::vector<torch::Tensor> parameters, double learning_rate) const {
+    return Adam(std::move(parameters), torch::optim::AdamOptions(learning_rate));
+  }
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

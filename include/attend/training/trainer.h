@@ -14,6 +14,7 @@
 #include <attend/training/detail/step_runner.h>
 #include <attend/training/detail/trainable.h>
 #include <attend/training/history.h>
+#include <attend/training/mean_squared_error.h>
 #include <attend/training/step.h>
 #include <attend/training/step_capture.h>
 #include <attend/training/trainer_options.h>
@@ -43,33 +44,6 @@
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
-
-/// The mean of the squared differences: the default loss of Trainer.
-struct MeanSquaredError {
-  /// Computes the loss.
-  ///
-  /// @param outputs The outputs of the model, of any shape.
-  /// @param targets The targets, of the same shape.
-  /// @return The mean: a 0-d tensor.
-  /// @throws c10::ValueError if the shapes differ.
-  torch::Tensor operator()(const torch::Tensor& outputs, const torch::Tensor& targets) const {
-    TORCH_CHECK_VALUE(outputs.sizes() == targets.sizes(), "attend::MeanSquaredError: outputs ", outputs.sizes(),
-                      " must have the sizes of targets ", targets.sizes());
-    return at::mse_loss(outputs, targets);
-  }
-};
-
-/// Makes the default optimizer of Trainer, attend::Adam.
-struct MakeAdam {
-  /// Makes attend::Adam with default options.
-  ///
-  /// @param parameters The parameters of the model.
-  /// @param learning_rate The learning rate.
-  /// @return The optimizer.
-  Adam operator()(std::vector<torch::Tensor> parameters, double learning_rate) const {
-    return Adam(std::move(parameters), torch::optim::AdamOptions(learning_rate));
-  }
-};
 
 /// Trains a model.
 ///
@@ -189,7 +163,7 @@ class Trainer {
   /// beginning.
   /// @throws FileError if all checkpoints are damaged, and if the checkpoint is of another training. The message lists
   /// what differs: seed, batch_size, accumulation_steps, learning_rate, autocast, the class of the optimizer, names,
-  /// shapes and dtypes of the model. fit() throws it for another number of samples and for another number of callbacks with state.
+  /// shapes and dtypes of the model. fit() throws it for another number of samples and for other callbacks with state.
   /// @throws c10::ValueError if this trainer has recorded epochs of its own.
   ///
   /// @code
@@ -340,6 +314,9 @@ class Trainer {
     const auto call_checkpoint = [&](bool is_ending) {
       state.is_ending = is_ending;
       call(detail::on_checkpoint_hook());
+      if (!stop || is_ending) return;
+      state.is_ending = true;  // a callback has just ended the fit
+      call(detail::on_checkpoint_hook());
     };
     model_->train();
     call(detail::on_fit_begin_hook());
@@ -375,7 +352,10 @@ class Trainer {
         ++state.batch;
         if (is_updated) call_checkpoint(stop);
       }
-      if (state.samples == 0) break;  // stopped before the first batch, so there is nothing to record
+      if (state.samples == 0) {  // stopped before the first batch, so there is nothing to record
+        if (state.epoch > position.epoch) call_checkpoint(/*is_ending=*/true);
+        break;
+      }
       EpochRecord record;
       record.train_loss = runner.loss_sum() / static_cast<double>(state.samples);
       record.last_batch_loss = state.loss.item<double>();

@@ -45,7 +45,7 @@ struct TrainingState {
   double seconds = 0.0;                ///< time since the fit began or was resumed, in seconds
 
   /// Whether the fit ends here, because a hook has returned true or because the last epoch is complete. Only
-  /// on_checkpoint may read it.
+  /// on_checkpoint may read it. If on_checkpoint of a callback ends the fit, it is called once more.
   bool is_ending = false;
 
   /// Copies everything that Trainer::resume() needs. Only on_checkpoint may call it. It waits for the device.

@@ -51,10 +51,12 @@ inline std::string write_checkpoint_header(SafetensorsHeader& header) {
 /// @param path For FileError.
 /// @return The header. The metadata are those of the user.
 inline SafetensorsHeader read_checkpoint_header(std::string_view file, const std::string& path) {
-  const auto fail = [&](const std::string& problem) { throw FileError("attend::load_checkpoint", path, problem); };
+  const auto fail = [&](const std::string& problem, bool is_damaged) {
+    throw FileError("attend::load_checkpoint", path, problem, is_damaged);
+  };
   const std::size_t digits_end = kDigitsBegin + kZeroDigits.size();
   if (file.size() < digits_end || file.substr(sizeof(std::uint64_t), kCheckpointBegin.size()) != kCheckpointBegin)
-    fail("expected a checkpoint of attend, found another file or a damaged one");
+    fail("expected a checkpoint of attend, found another file or a damaged one", /*is_damaged=*/true);
   Checksum checksum;
   checksum.add(file.data(), kDigitsBegin);
   checksum.add(kZeroDigits.data(), kZeroDigits.size());
@@ -62,13 +64,15 @@ inline SafetensorsHeader read_checkpoint_header(std::string_view file, const std
   const std::string_view expected = file.substr(kDigitsBegin, kZeroDigits.size());
   if (digits_of(checksum) != expected)
     fail("the file is damaged: expected the checksum " + detail::quoted(expected) + ", found " +
-         detail::quoted(digits_of(checksum)));
+             detail::quoted(digits_of(checksum)),
+         /*is_damaged=*/true);
   SafetensorsHeader header = read_safetensors_header(file, path);
   header.metadata.erase("attend.crc");
   const auto format = header.metadata.extract("attend.format");
   if (format.empty() || format.mapped() != kCheckpointFormat)
     fail("expected the checkpoint format " + std::string(kCheckpointFormat) + ", found " +
-         (format.empty() ? "none" : detail::quoted(format.mapped())) + ", probably of another version of attend");
+             (format.empty() ? "none" : detail::quoted(format.mapped())) + ", probably of another version of attend",
+         /*is_damaged=*/false);
   return header;
 }
 

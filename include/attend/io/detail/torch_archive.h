@@ -118,6 +118,7 @@ class TorchArchive {
     const std::span<const Value> items = pickle_.items(dict);
     std::vector<TorchEntry> entries;
     std::unordered_set<std::string_view> names;
+    std::size_t dimensions = 0;
     for (std::size_t i = 0; i < items.size(); i += 2) {
       if (pickle_.kind(items[i]) != Kind::kString)
         fail("expected names of tensors, found the key " + pickle_.describe(items[i]));
@@ -127,6 +128,10 @@ class TorchArchive {
       if (pickle_.kind(items[i + 1]) != Kind::kTensor)
         fail(detail::quoted(name) + ": expected a tensor, found " + pickle_.describe(items[i + 1]) + advice(items));
       entries.push_back(read_tensor(name, pickle_.items(items[i + 1])));
+      // One tensor may have any number of names, each of a few bytes.
+      dimensions += entries.back().sizes.size();
+      if (dimensions > pickle_bytes_)
+        fail("expected at most as many dimensions of tensors as bytes of data.pkl, found more");
     }
     return entries;
   }
@@ -246,6 +251,7 @@ class TorchArchive {
   ZipReader zip_;
   std::string folder_;
   PickleReader pickle_;
+  std::size_t pickle_bytes_ = pickle_of().size();
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -48,9 +48,8 @@ struct CheckpointOptions {
 
 /// A callback that saves the training in a folder, so that Trainer::resume() can continue it after an interruption.
 ///
-/// It saves after epochs and after batches as the options say, and when a fit ends, unless on_epoch_begin or
-/// on_checkpoint of a callback ended it. A checkpoint within an epoch needs a complete update, so with
-/// accumulation_steps it may come a few batches later.
+/// It saves after epochs and after batches as the options say, and always when a fit ends. A checkpoint within an epoch
+/// needs a complete update, so with accumulation_steps it may come a few batches later.
 ///
 /// A process that is killed at any time leaves a folder with whole checkpoints. The newest is not older than the last
 /// one that was saved. CheckpointFolder describes the files.
@@ -91,8 +90,9 @@ class Checkpoint {
     for (auto file = files.upper_bound(last_saved_); file != files.end(); ++file) {
       try {
         load_checkpoint(file->second);
-      } catch (const FileError&) {
-        continue;  // it is damaged, and the training was resumed from the one before it
+      } catch (const FileError& error) {
+        if (!error.is_damaged()) throw;
+        continue;  // the training was resumed from the one before it
       }
       throw FileError("attend::Checkpoint", file->second,
                       "expected no later checkpoint than epoch " + std::to_string(state.epoch) + ", batch " +
@@ -110,7 +110,7 @@ class Checkpoint {
     const bool is_due = is_epoch_end ? state.epoch % options_.every_epochs() == 0
                                      : options_.every_batches() > 0 && batches >= options_.every_batches();
     const bool is_best = options_.keep_best() && is_epoch_end && last_is_best(state.history);
-    if (!is_due && !is_best && !state.is_ending) return;
+    if (position == last_saved_ || (!is_due && !is_best && !state.is_ending)) return;
     CheckpointData data = state.checkpoint();
     for (const auto& [name, text] : options_.metadata()) data.metadata["user." + name] = text;
     if (is_best) folder_.save_best(data);

@@ -26,6 +26,7 @@
 #include <sstream>
 #include <string>
 #include <system_error>
+#include <typeinfo>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
@@ -165,8 +166,11 @@ template <class... Callbacks>
 void add_callbacks(CheckpointData& data, Callbacks&... callbacks) {
   int i = 0;
   [[maybe_unused]] const auto add = [&]<class Callback>(Callback& callback) {
-    if constexpr (HasState<Callback>)
-      data.tensors.insert("callback." + std::to_string(i++), tensor_of_bytes(callback.save_state()));
+    if constexpr (HasState<Callback>) {
+      const std::string number = std::to_string(i++);
+      data.tensors.insert("callback." + number, tensor_of_bytes(callback.save_state()));
+      data.metadata["trainer.callback." + number] = class_name(typeid(Callback));
+    }
   };
   (add(callbacks), ...);
 }
@@ -181,7 +185,14 @@ void load_callbacks(const CheckpointData& data, Callbacks&... callbacks) {
     throw FileError(kResume, data.path,
                     "expected the states of " + std::to_string(kExpected) + " callbacks, found " +
                         std::to_string(found) + ": fit() must have the callbacks of the saved fit");
+  std::map<std::string, std::string> classes;
   int i = 0;
+  [[maybe_unused]] const auto add_class = [&]<class Callback>(Callback&) {
+    if constexpr (HasState<Callback>) classes["trainer.callback." + std::to_string(i++)] = class_name(typeid(Callback));
+  };
+  (add_class(callbacks), ...);
+  check_settings(data, classes);
+  i = 0;
   [[maybe_unused]] const auto load = [&]<class Callback>(Callback& callback) {
     if constexpr (HasState<Callback>)
       callback.load_state(bytes_of(tensor_of(data, kResume, "callback." + std::to_string(i++), torch::kByte, 1)));
