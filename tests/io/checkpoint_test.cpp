@@ -19,12 +19,14 @@
 #include <torch/types.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdint>
 #include <fstream>
 #include <iterator>
 #include <limits>
 #include <map>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -234,6 +236,26 @@ TEST_CASE("CheckpointFolder: save() keeps the newest checkpoints, and leaves oth
   CHECK(message_of<c10::ValueError>([&] {
           folder.save(data_with(1), {12, 0}, 0);
         }) == "attend::CheckpointFolder: keep_last (0) must be at least 1");
+}
+
+TEST_CASE("CheckpointFolder: newest() finds a checkpoint while others are added and removed") {
+  const TemporaryFolder parent;
+  const std::string saved = parent.file("saved");
+  attend::save_checkpoint(data_with(7), saved);
+  const CheckpointFolder folder(parent.file("run"));
+  REQUIRE(::mkdir(folder.path().c_str(), 0777) == 0);
+  const auto path = [&](int epoch) { return folder.path() + "/checkpoint-" + std::to_string(epoch) + "-0.safetensors"; };
+  REQUIRE(::link(saved.c_str(), path(0).c_str()) == 0);
+  std::atomic<bool> is_done = false;
+  std::thread writer([&] {  // what save() does to the folder with keep_last = 1, but much faster
+    for (int epoch = 1; !is_done; ++epoch) {
+      if (::link(saved.c_str(), path(epoch).c_str()) != 0) break;
+      ::unlink(path(epoch - 1).c_str());
+    }
+  });
+  CHECK_NOTHROW(for (int k = 0; k < 1'000; ++k) CHECK(folder.newest()->tensors["value"].item<double>() == 7));
+  is_done = true;
+  writer.join();
 }
 
 TEST_CASE("CheckpointFolder: positions are ordered by epoch, then by batch, also with more digits than usual") {

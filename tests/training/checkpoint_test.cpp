@@ -593,6 +593,19 @@ TEST_CASE("on_checkpoint: it comes after the other hooks of the batch or epoch, 
                                            "checkpoint 1 0 ending"}));
 }
 
+TEST_CASE("TrainingState: only on_checkpoint may call checkpoint(); other hooks get an error") {
+  struct TooEarly {
+    void on_batch_end(TrainingState& state) { state.checkpoint(); }
+  };
+  struct TooLate {
+    void on_checkpoint(TrainingState& state) { CHECK(!state.checkpoint().tensors.is_empty()); }
+    void on_fit_end(TrainingState& state) { state.checkpoint(); }
+  };
+  const std::string message = "attend::TrainingState: only on_checkpoint may call checkpoint()";
+  CHECK(message_of<c10::ValueError>([] { fit_linear(options(1), TooEarly{}); }) == message);
+  CHECK(message_of<c10::ValueError>([] { fit_linear(options(1), TooLate{}); }) == message);
+}
+
 TEST_CASE("CsvLog: after a resume the file has the lines of the epochs before the checkpoint, and no others") {
   TemporaryFolder folder;
   const std::string log = folder.file("log.csv");

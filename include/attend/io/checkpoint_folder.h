@@ -111,6 +111,8 @@ class CheckpointFolder {
 
   /// Loads the newest checkpoint. If it is damaged, TORCH_WARN reports that, and the one before it is loaded.
   ///
+  /// Another process may save checkpoints meanwhile. If it removes the file before it is open, the search begins anew.
+  ///
   /// @return The checkpoint, or nothing if the folder has none.
   /// @throws FileError if the folder has checkpoints, but all are damaged, and if a file cannot be read or is of
   /// another version of attend.
@@ -121,7 +123,11 @@ class CheckpointFolder {
       try {
         return load_checkpoint(file->second);
       } catch (const FileError& error) {
-        if (!error.is_damaged()) throw;
+        if (!error.is_damaged()) {
+          const std::map<Position, std::string> now = files();
+          if (now.empty() || now.contains(file->first)) throw;
+          return newest();
+        }
         TORCH_WARN(error.what(), "; the checkpoint before it is used");
         if (!first_error) first_error = error;
       }

@@ -301,7 +301,9 @@ class Trainer {
     detail::StepRunner runner(step, *model_, *optimizer_, plan, how_);
     const std::int64_t samples_per_update = options_.batch_size() * options_.accumulation_steps();
     auto epoch_begin = Clock::now();
+    bool is_at_checkpoint = false;  // whether on_checkpoint is being called
     state.checkpoint = [&] {
+      TORCH_CHECK_VALUE(is_at_checkpoint, "attend::TrainingState: only on_checkpoint may call checkpoint()");
       const double seconds = state.batch > 0 ? position.seconds + seconds_since(epoch_begin) : 0.0;
       CheckpointData data;
       add_training_state(data, *model_, *optimizer_);
@@ -312,11 +314,14 @@ class Trainer {
       return data;
     };
     const auto call_checkpoint = [&](bool is_ending) {
+      is_at_checkpoint = true;
       state.is_ending = is_ending;
       call(detail::on_checkpoint_hook());
-      if (!stop || is_ending) return;
-      state.is_ending = true;  // a callback has just ended the fit
-      call(detail::on_checkpoint_hook());
+      if (stop && !is_ending) {
+        state.is_ending = true;  // a callback has just ended the fit
+        call(detail::on_checkpoint_hook());
+      }
+      is_at_checkpoint = false;
     };
     model_->train();
     call(detail::on_fit_begin_hook());

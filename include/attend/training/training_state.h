@@ -48,7 +48,8 @@ struct TrainingState {
   /// on_checkpoint may read it. If on_checkpoint of a callback ends the fit, it is called once more.
   bool is_ending = false;
 
-  /// Copies everything that Trainer::resume() needs. Only on_checkpoint may call it. It waits for the device.
+  /// Copies everything that Trainer::resume() needs. Only on_checkpoint may call it: other hooks get c10::ValueError. It
+  /// waits for the device.
   std::function<CheckpointData()> checkpoint = {};
 
   /// The loss of the current batch: a 0-d tensor on the training device. It is undefined before the first batch.
