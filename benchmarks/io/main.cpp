@@ -37,7 +37,7 @@ namespace {
 
 constexpr int kTensors = 64;
 
-std::string name_of(int i) { return "layer." + std::to_string(i) + ".weight"; }
+std::string name_of(int i) { return "weight" + std::to_string(i); }
 
 attend::StateDict make_model(double value) {
   attend::StateDict model;
