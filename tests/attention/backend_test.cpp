@@ -227,23 +227,27 @@ TEST_CASE("kAuto: calls with few queries use kSdpa where it is faster") {
   const Backend ours = fastest_backend();
   const bool has_avx512 = attend::detail::available_instruction_set() >= attend::simd::InstructionSet::kAvx512;
   const Backend ours_with_avx512 = has_avx512 ? ours : Backend::kSdpa;
-  CHECK(backend(1, 64) == Backend::kSdpa);
-  CHECK(backend(8, 64, torch::kFloat, causal) == Backend::kSdpa);
-  CHECK(backend(9, 64) == ours);
+  CHECK(backend(1, 64) == ours_with_avx512);
   CHECK(backend(1, 65) == ours);
-  const torch::Tensor batch = torch::empty({16, 8, 512, 64});
-  CHECK(attend::explain(batch.slice(2, 0, 1), batch, batch).backend == Backend::kSdpa);
-  CHECK(attend::explain(batch.slice(2, 0, 2), batch, batch).backend == ours);
-  CHECK(backend(4, 512, torch::kFloat, causal) == ours);
-  CHECK(backend(5, 512) == ours_with_avx512);
+  CHECK(backend(8, 64) == ours_with_avx512);
+  CHECK(backend(8, 8) == ours);
+  CHECK(backend(8, 64, torch::kFloat, causal) == Backend::kSdpa);
+  CHECK(backend(9, 64, torch::kFloat, causal) == ours);
+  CHECK(backend(4, 256) == ours);
+  CHECK(backend(5, 256) == ours_with_avx512);
+  CHECK(backend(8, 257) == ours);
   CHECK(backend(12, 512) == ours_with_avx512);
   CHECK(backend(12, 511) == ours);
-  CHECK(backend(13, 512) == ours);
+  CHECK(backend(13, 512) == ours);  // grouped heads
+  const torch::Tensor batch = torch::empty({16, 8, 512, 64});
+  CHECK(attend::explain(batch.slice(2, 0, 1), batch, batch).backend == ours);
+  CHECK(attend::explain(batch.slice(2, 0, 32), batch, batch).backend == ours_with_avx512);
+  CHECK(attend::explain(batch.slice(2, 0, 33), batch, batch).backend == ours);
   CHECK(backend(1, 512, torch::kBFloat16) == ours);
   CHECK(backend(2, 512, torch::kBFloat16) == ours);
   CHECK(backend(1, 512, torch::kHalf) == ours);
-  CHECK(backend(4, 40, torch::kDouble, causal) == Backend::kSdpa);
-  CHECK(backend(4, 257, torch::kDouble) == ours_with_avx512);
+  CHECK(backend(4, 40, torch::kDouble, causal) == ours_with_avx512);
+  CHECK(backend(4, 257, torch::kDouble) == ours);
   CHECK(backend(4, 257, torch::kDouble, {}, true) == Backend::kSdpa);
   CHECK(backend(9, 40, torch::kDouble) == ours);
 
@@ -254,8 +258,9 @@ TEST_CASE("kAuto: calls with few queries use kSdpa where it is faster") {
 
   // If query, key or value needs a gradient, N · H · S decides.
   CHECK(backend(4, 2048, torch::kFloat, {}, true) == Backend::kSdpa);
-  CHECK(backend(4, 2047, torch::kFloat, {}, true) == ours);
-  CHECK(backend(5, 2048, torch::kFloat, {}, true) == ours);
+  CHECK(backend(4, 2047, torch::kFloat, {}, true) == ours_with_avx512);
+  CHECK(backend(4, 255, torch::kFloat, {}, true) == ours);
+  CHECK(backend(5, 2048, torch::kFloat, {}, true) == ours_with_avx512);
   const torch::Tensor one = random({1, 1, 1, 8}), keys = random({1, 1, 64, 8}), learned = keys.clone().requires_grad_();
   CHECK(attend::explain(one, learned, keys).backend == Backend::kSdpa);
   CHECK(attend::explain(one, keys.slice(2, 0, 63), learned.slice(2, 0, 63)).backend == ours);
@@ -263,19 +268,18 @@ TEST_CASE("kAuto: calls with few queries use kSdpa where it is faster") {
   CHECK(attend::explain(two, learned, keys).backend == ours);
   CHECK(attend::explain(two, keys, learned).backend == ours);
 
-  CHECK(attend::explain(one, keys, keys, {}, /*with_lse=*/true).backend == Backend::kSdpa);
+  CHECK(attend::explain(one, learned, keys, {}, /*with_lse=*/true).backend == Backend::kSdpa);
   if (ours == Backend::kCpu)
-    CHECK(attend::explain(one, keys, keys).why_not_faster ==
+    CHECK(attend::explain(one, learned, keys).why_not_faster ==
           "kCpu can run, but kSdpa is faster for so few queries (L = 1).");
   const torch::Tensor many = torch::empty({1, 32, 4096, 128}, torch::kHalf);
   CHECK(attend::explain(many.slice(2, 0, 32), many, many).backend == Backend::kSdpa);
   CHECK(attend::explain(many.slice(2, 0, 33), many, many).backend == ours);
-  const torch::Tensor few = many.slice(1, 0, 8);
+  const torch::Tensor few = many.slice(1, 0, 9), fewer = many.slice(1, 0, 8);
   CHECK(attend::explain(few.slice(2, 0, 32), few, few).backend == Backend::kSdpa);
   CHECK(attend::explain(few.slice(2, 0, 33), few, few).backend == ours);
-  const torch::Tensor fewer = few.slice(2, 0, 4095);
-  CHECK(attend::explain(few.slice(2, 0, 1), fewer, fewer).backend == ours);
-  CHECK(attend::explain(many.slice(2, 0, 1), few, few).backend == ours);  // grouped heads
+  CHECK(attend::explain(fewer.slice(2, 0, 1), fewer, fewer).backend == ours);
+  CHECK(attend::explain(many.slice(2, 0, 1), fewer, fewer).backend == ours);  // grouped heads
   const torch::Tensor grouped = torch::empty({1, 16, 8192, 128}, torch::kHalf);
   CHECK(attend::explain(many.slice(2, 0, 32), grouped, grouped).backend == Backend::kSdpa);
 }

@@ -14,30 +14,43 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Whether ATen's kernels are faster for so few queries. The limits are those of benchmarks/results/backends.md.
-inline bool has_few_queries(const Problem& problem) {
+/// Whether ATen's kernels are faster for so few queries, with a gradient. The limits are those of
+/// benchmarks/results/backends.md and backends_avx2.md.
+inline bool has_few_queries_with_gradient(const Problem& problem, bool has_avx512) {
   const std::int64_t queries = problem.query_length(), keys = problem.key_length();
-  const at::ScalarType dtype = problem.query.scalar_type();
+  if (problem.query.scalar_type() == at::kDouble) return queries <= (has_avx512 ? 4 : 8);
+  if (problem.query.scalar_type() != at::kFloat || keys < 64) return false;
+  const std::int64_t all_keys = problem.batch_size() * problem.num_heads() * keys;
+  return queries == 1 || (has_avx512 ? queries <= 4 && all_keys >= 1 << 14 : queries <= 8 && all_keys >= 1 << 11);
+}
+
+/// The same without a gradient.
+inline bool has_few_queries_without_gradient(const Problem& problem, bool has_avx512) {
+  const std::int64_t queries = problem.query_length(), keys = problem.key_length();
+  const bool is_grouped = problem.num_kv_heads() != problem.num_heads();
+  switch (problem.query.scalar_type()) {
+    case at::kFloat:
+      if (has_avx512) return queries > 1 && queries <= 8 && keys > 8 && keys <= 64 && problem.may_mask();
+      if (queries <= 8) return keys > 8 && keys <= (queries > 4 ? 256 : 64);
+      return keys >= 512 && (queries <= 12 || (queries <= 32 && !is_grouped));
+    case at::kDouble:
+      if (has_avx512) return false;
+      return queries <= 8 ? keys <= 256 : queries <= 12 && keys >= 512 && !is_grouped;
+    case at::kHalf:
+      // attend's kernels convert all keys and values to float32 first.
+      return queries <= 32 && problem.key.numel() > (is_grouped ? 1 << 23 : 1 << 22);
+    default: return false;
+  }
+}
+
+/// Whether ATen's kernels are faster for so few queries.
+inline bool has_few_queries(const Problem& problem) {
   const bool has_avx512 = available_instruction_set() >= simd::InstructionSet::kAvx512;
   const bool with_gradient =
       needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value);
-  if (dtype == at::kDouble) return queries <= (has_avx512 ? 4 : 8) && (with_gradient || !has_avx512 || keys <= 256);
-  if (with_gradient) {
-    const std::int64_t rows = problem.batch_size() * problem.num_heads();
-    return dtype == at::kFloat && (queries == 1 ? keys >= 64 : queries <= 4 && rows * keys >= 1 << 14);
-  }
-  if (dtype == at::kFloat) {
-    if (queries <= 8 && keys <= 64) return true;
-    const bool is_grouped = problem.num_kv_heads() != problem.num_heads();
-    if (queries == 1 && !is_grouped && problem.query.size(3) <= 64 && keys < 2048 &&
-        problem.batch_size() * problem.num_heads() * keys >= 1 << 15)
-      return true;
-    return !has_avx512 && queries > 4 && queries <= (keys >= 512 ? 12 : 8);
-  }
-  if (dtype != at::kHalf || problem.key.numel() < 1 << 22) return false;
-  // attend's kernels convert all keys and values to float32 first.
-  const bool is_grouped = problem.num_kv_heads() != problem.num_heads();
-  return queries <= 32 && !(is_grouped && problem.key.numel() <= 1 << 23);
+  return with_gradient && problem.query.scalar_type() != at::kHalf
+             ? has_few_queries_with_gradient(problem, has_avx512)
+             : has_few_queries_without_gradient(problem, has_avx512);
 }
 
 /// Whether the next backend is faster than this one, which can run. If so, kAuto takes the next one if it can run, and
