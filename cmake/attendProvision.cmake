@@ -14,21 +14,7 @@
 #   (empty)  a Python on the machine is used if attend is tested with its version. A new environment gets 2.15.0, or
 #            2.14.1 with Python 3.10, the last version for that Python
 #
-# Each dependency is one folder of the cache, which several build trees share. The build that creates the folder holds a
-# lock, and writes a marker at the end. A folder without the marker is the rest of an interrupted installation.
-
-if(DEFINED ENV{ATTEND_CACHE_DIR})
-  set(attend_CACHE "$ENV{ATTEND_CACHE_DIR}")
-elseif(DEFINED ENV{XDG_CACHE_HOME})
-  set(attend_CACHE "$ENV{XDG_CACHE_HOME}/attend")
-elseif(CMAKE_HOST_APPLE)
-  set(attend_CACHE "$ENV{HOME}/Library/Caches/attend")
-elseif(CMAKE_HOST_WIN32)
-  set(attend_CACHE "$ENV{LOCALAPPDATA}/attend")
-else()
-  set(attend_CACHE "$ENV{HOME}/.cache/attend")
-endif()
-cmake_path(CONVERT "${attend_CACHE}" TO_CMAKE_PATH_LIST attend_CACHE NORMALIZE)
+include("${CMAKE_CURRENT_LIST_DIR}/attendCache.cmake")
 
 set(ATTEND_PROVISION_TORCH "" CACHE STRING "Version of torch, for example 2.11.0; if empty, attend chooses one")
 # The default fits the wheels for Linux on x86-64, which include CUDA's libraries: 8.9 GB during the installation.
@@ -48,24 +34,6 @@ if(ATTEND_PROVISION_TORCH AND (NOT ATTEND_PROVISION_TORCH MATCHES "^[0-9]+\\.[0-
     "attend: ATTEND_PROVISION_TORCH is ${ATTEND_PROVISION_TORCH}. It must be a version of torch, "
     "${attend_TORCH_MINIMUM} or newer, for example 2.15.0. Leave it empty to let attend choose.")
 endif()
-
-# Locks a folder, after waiting for other build trees. The lock lasts until the calling function ends. Sets `ready`. If a
-# folder is not ready, it does not exist afterwards.
-macro(attend_lock_folder folder)
-  file(MAKE_DIRECTORY "${attend_CACHE}")
-  file(LOCK "${folder}.lock" GUARD FUNCTION TIMEOUT 0 RESULT_VARIABLE busy)
-  if(busy)
-    message(STATUS "attend: waiting for another build that is creating ${folder}")
-    file(LOCK "${folder}.lock" GUARD FUNCTION)
-  endif()
-  set(ready OFF)
-  if(EXISTS "${folder}/complete")
-    set(ready ON)
-  elseif(EXISTS "${folder}")
-    message(STATUS "attend: an installation was interrupted; removing ${folder} and starting again")
-    file(REMOVE_RECURSE "${folder}")
-  endif()
-endmacro()
 
 # ---- Python and LibTorch --------------------------------------------------------------------------------------------
 
