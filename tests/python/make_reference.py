@@ -14,6 +14,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 import multihead_reference
+import rotary_reference
 import training_reference
 
 
@@ -246,6 +247,7 @@ def main():
         flat = {f"{case}/{key}": tensor.contiguous() for case, tensors in cases.items() for key, tensor in tensors.items()}
         torch.save(flat, folder / f"{name}.pt")
     multihead_reference.write(folder)
+    rotary_reference.write(folder)
     training_reference.write(folder)
 
 
