@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention.h>
+#include <attend/attention/key_value_cache_options.h>
+#include <attend/attention/options.h>
+#include <attend/version.h>
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
+
+/// The keys and values of earlier tokens, for decoding: each step computes only those of the new tokens.
+///
+/// A cache belongs to one batch of sequences and to all attention layers of a model. It is an object outside of the
+/// model: the same model can use several caches. In each step, every layer appends its new keys and values, and attends
+/// to all that it has. The result equals attention without a cache, for every option of attention().
+///
+/// All memory is allocated by the constructor. Each layer counts its own tokens. A cache must not be used from several
+/// threads at once.
+///
+/// Sequences of different lengths: pass `valid` to append() and positions(). Entry n then has valid[n] new tokens, the
+/// last valid[n] rows. The rows before are padding (padding on the left), and their results have no meaning.
+///
+/// No gradient reaches cached keys and values.
+///
+/// Source: Shazeer, "Fast Transformer Decoding", 2019; pages: Kwon et al., "PagedAttention", 2023.
+///
+/// @code
+/// attend::KeyValueCache cache(attend::KeyValueCacheOptions(1, 2, 4, 16, 100));  // 1 layer, N 2, G 4, D 16
+/// torch::NoGradGuard no_grad;
+/// cache.append(0, k, v);                                                   // (2, 4, L, 16): the prompt
+/// torch::Tensor y = cache.attention(0, q, attend::AttentionOptions().is_causal(true));
+/// cache.append(0, k1, v1);                                                 // (2, 4, 1, 16): the next token
+/// torch::Tensor y1 = cache.attention(0, q1);                               // attends to L + 1 keys
+/// @endcode
+class KeyValueCache {
+ public:
+  /// Allocates the memory.
+  ///
+  /// @param options The sizes and the kind of cache.
+  /// @throws c10::ValueError for options out of range.
+  /// @throws c10::TypeError for a dtype that attention() does not support.
+  explicit KeyValueCache(const KeyValueCacheOptions& options);
+
+  /// The arguments of attention() after query: all keys and values of a layer.
+  struct Arguments {
+    at::Tensor key, value;
+    AttentionOptions options;  ///< the caller's, with key_lengths, block_table and window as the cache needs them
+  };
+
+  /// Adds the keys and values of new tokens to a layer.
+  ///
+  /// @param layer The layer, from 0.
+  /// @param key (N, G, L, D), with the dtype and device of the cache. Rotate it before, see positions().
+  /// @param value (N, G, L, Dv), of the same kind.
+  /// @param valid int64 (N) on the CPU: the number of new tokens of each entry, from 0 to L. They are the last rows.
+  /// Default: L for all entries.
+  /// @throws c10::ValueError for another shape or device, a layer that does not exist, more tokens than fit, and for a
+  /// tensor that requires a gradient while gradients are recorded.
+  /// @throws c10::TypeError for another dtype. The cache is unchanged after an error.
+  void append(std::int64_t layer, const at::Tensor& key, const at::Tensor& value, const at::Tensor& valid = {});
+
+  /// Attention of queries to all keys of a layer. The last query is at the position of the last key.
+  ///
+  /// @param layer The layer, from 0.
+  /// @param query (N, H, L, D). Usually the queries of the tokens of the last append().
+  /// @param options As in attention(). key_lengths, block_table and offsets must not be set. Query and keys have
+  /// absolute positions: key j is the token at position j. An attn_mask has S = the largest of lengths().
+  /// @return (N, H, L, Dv). Zeros for an entry without keys.
+  /// @throws c10::Error as attention().
+  at::Tensor attention(std::int64_t layer, const at::Tensor& query, const AttentionOptions& options = {}) const;
+
+  /// What attention(), attention_with_lse() and flex_attention() need to attend to all keys of a layer.
+  ///
+  /// @param layer The layer, from 0.
+  /// @param query_length The number of queries L.
+  /// @param options The options of the call.
+  /// @return Keys and values as they are stored, and the options that say how to read them.
+  ///
+  /// @code
+  /// attend::KeyValueCache::Arguments cached = cache.arguments(0, q.size(2));
+  /// torch::Tensor y = attend::flex_attention(q, cached.key, cached.value, attend::Softcap{30}, {}, cached.options);
+  /// @endcode
+  Arguments arguments(std::int64_t layer, std::int64_t query_length, const AttentionOptions& options = {}) const;
+
+  /// The number of tokens of each batch entry.
+  ///
+  /// @param layer The layer, from 0. Layers differ only within a step. Default: 0.
+  /// @return int64 (N) on the CPU. Evicted tokens count.
+  at::Tensor lengths(std::int64_t layer = 0) const;
+
+  /// The positions of the next tokens, for rotary embeddings. Call it before append().
+  ///
+  /// @param length The number of new tokens L.
+  /// @param layer The layer that asks, from 0. Default: 0.
+  /// @param valid As in append(). A padding row has the position 0.
+  /// @return int64 (N, L) on the device of the cache. Without padding: lengths()[n] + i.
+  at::Tensor positions(std::int64_t length, std::int64_t layer = 0, const at::Tensor& valid = {}) const;
+
+  /// Forgets all tokens from a position on, in all layers. A shorter entry stays as it is.
+  ///
+  /// @param length The number of tokens to keep, at least 0.
+  /// @throws c10::ValueError for a negative length, or if an entry then needs keys that were evicted.
+  void truncate(std::int64_t length);
+
+  /// Replaces each batch entry by a copy of another one, as beam search needs it. With pages, nothing is copied:
+  /// entries share their pages until one of them appends.
+  ///
+  /// @param indices int64 (N): entry n becomes a copy of entry indices[n].
+  /// @throws c10::ValueError for another shape, and for an entry that does not exist.
+  /// @throws c10::TypeError for another dtype.
+  void reorder(const at::Tensor& indices);
+
+  /// Forgets all tokens. The memory is kept.
+  void reset() { truncate(0); }
+
+  /// The number of pages that no entry uses; 0 for a cache without pages.
+  std::int64_t free_pages() const;
+
+  /// The options that the cache was made with.
+  const KeyValueCacheOptions& options() const { return options_; }
+
+ private:
+  KeyValueCacheOptions options_;
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE
