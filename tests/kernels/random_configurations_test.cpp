@@ -8,6 +8,7 @@
 #include "support/configuration.h"
 #include "support/instruction_sets.h"
 #include "support/naive.h"
+#include "support/pages.h"
 #include "support/results.h"
 #include "support/user_structs.h"
 
@@ -133,6 +134,21 @@ class Run {
     return results;
   }
 
+  bool may_have_pages() const { return c_.params.num_sequences == 0; }
+
+  /// The output and the log-sum-exp with keys and values in memory as they are, or in pages.
+  Results forward_by(const attend::test::NamedTables<T>& isa, const attend::AttentionParams& params) {
+    if (c_.structs == 0) return forward_of(attend::cpu::AttentionPass<T>(params, isa.tables));
+    Results results;
+    structs_.visit([&](const auto& score_mod, const auto& mask_mod) {
+      const auto variant = attend::detail::PlainVariant(score_mod, mask_mod).template make<T>(isa.set);
+      results = forward_of(attend::cpu::AttentionPass<T>(params, isa.tables, variant.get()));
+    });
+    return results;
+  }
+
+  const attend::test::CallMemory& call() const { return c_; }
+
   /// By the public functions.
   Results computed() {
     namespace kernels = attend::kernels;
@@ -164,6 +180,15 @@ class Run {
         [&](const auto& outputs, const auto& gradients, auto& executor) {
           pass.backward(outputs, gradients, executor);
         });
+  }
+
+  Results forward_of(const attend::cpu::AttentionPass<T>& pass) {
+    const attend::AttentionParams& p = c_.params;
+    attend::test::Tensor output(c_.number(), {p.batch_size, p.num_heads, p.query_length, p.value_dim}),
+        log_sum_exp(c_.computed(), {p.batch_size, p.num_heads, p.query_length, 1});
+    attend::ThreadPoolExecutor executor(c_.threads);
+    pass.forward({output.view(), log_sum_exp.view().data}, executor);
+    return {{"output", output.values()}, {"log_sum_exp", log_sum_exp.values()}};
   }
 
   template <class Forward, class Backward>
@@ -245,4 +270,32 @@ TEST_CASE("kernels: the public functions give the bits of the best instruction s
     else
       check(Run<float>(n), attend::test::instruction_sets<float>());
   }
+}
+
+TEST_CASE("kernels: with block_table the results have the bits of contiguous keys and values") {
+  const auto [begin, end, are_all] = wanted_calls(kConfigurations);
+  int checked = 0;
+  const auto check = [&](auto run, const auto& isas, std::uint32_t n) {
+    if (!run.may_have_pages()) return;
+    CAPTURE(run.description());
+    attend::test::Random random(n);
+    const attend::test::Pages pages(run.call(), random);
+    CAPTURE(pages.params().page_size);
+    for (const auto& isa : isas) {
+      CAPTURE(isa.name);
+      const Results contiguous = run.forward_by(isa, run.call().params), paged = run.forward_by(isa, pages.params());
+      for (const auto& [name, numbers] : contiguous) {
+        CAPTURE(name);
+        CHECK(max_difference(numbers, paged.at(name)) == 0);
+      }
+    }
+    ++checked;
+  };
+  for (std::uint32_t n = begin; n < end; ++n) {
+    if (is_float64(n))
+      check(Run<double>(n), attend::test::instruction_sets<double>(), n);
+    else
+      check(Run<float>(n), attend::test::instruction_sets<float>(), n);
+  }
+  if (are_all) CHECK(checked > 300);
 }

@@ -100,6 +100,8 @@ class AttentionNode {
     kAlibiSlopes,
     kQueryOffsets,
     kKeyOffsets,
+    kKeyLengths,
+    kBlockTable,
     kVariantTensors
   };
   enum Output : std::size_t { kOutput, kLogSumExp };
@@ -109,8 +111,9 @@ class AttentionNode {
 
   /// All tensors, in the order of Input. Some may be undefined.
   static std::vector<at::Tensor*> tensors_of(AttentionTensors& from) {
-    std::vector<at::Tensor*> tensors{&from.query,        &from.key,           &from.value,      &from.attn_mask,
-                                     &from.alibi_slopes, &from.query_offsets, &from.key_offsets};
+    std::vector<at::Tensor*> tensors{&from.query,       &from.key,          &from.value,
+                                     &from.attn_mask,   &from.alibi_slopes, &from.query_offsets,
+                                     &from.key_offsets, &from.key_lengths,  &from.block_table};
     for (at::Tensor& tensor : from.variant_tensors) tensors.push_back(&tensor);
     return tensors;
   }

@@ -26,6 +26,29 @@ struct AttentionSizes {
 
 namespace detail {
 
+/// The number of keys of each batch entry: S, or that of the option key_lengths.
+class KeyLengths {
+ public:
+  KeyLengths() = default;
+  /// @param key_lengths Undefined, or int32 (N).
+  explicit KeyLengths(const at::Tensor& key_lengths) {
+    if (!key_lengths.defined()) return;
+    const at::Tensor on_cpu = key_lengths.cpu().contiguous();
+    const auto* const first = static_cast<const std::int32_t*>(on_cpu.const_data_ptr());
+    lengths_.assign(first, first + on_cpu.numel());
+  }
+
+  std::int64_t of(std::int64_t batch, const AttentionSizes& sizes) const {
+    return lengths_.empty() ? sizes.key_length : lengths_[static_cast<std::size_t>(batch)];
+  }
+
+  /// Whether they may differ from S.
+  bool are_given() const { return !lengths_.empty(); }
+
+ private:
+  std::vector<std::int32_t> lengths_;
+};
+
 /// What views do besides reading.
 struct ViewPurpose {
   /// For each depth of Dual: the number of the tensor that its derivative is with respect to, or −1 for none.

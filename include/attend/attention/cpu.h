@@ -31,6 +31,10 @@ class Cpu final : public KernelBackend {
       return refused(reason, "kCpu runs on the CPU only; the tensors are on ", problem.query.device().type(), ".");
     if (problem.batch_size() == 0 || problem.query_length() == 0 || problem.key_length() == 0)
       return refused(reason, "kCpu needs at least one batch entry, one query and one key.");
+    if (problem.has_pages() && has_gradient(problem))
+      return refused(reason,
+                     "kCpu has no backward pass with block_table; use key_lengths without pages, or no_grad if no "
+                     "gradient is needed.");
     constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2;
     if (std::max(problem.query_length(), problem.key_length()) > kMost)
       return refused(reason, "kCpu supports at most ", kMost, " queries and keys.");
@@ -71,6 +75,13 @@ class Cpu final : public KernelBackend {
                             const AttentionResult& gradients) const override {
     return problem.query.scalar_type() == at::kDouble ? CpuCall<double>(problem).backward(result, gradients)
                                                       : CpuCall<float>(problem).backward(result, gradients);
+  }
+
+ private:
+  static bool has_gradient(const Problem& problem) {
+    return needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value) ||
+           needs_gradient(problem.attn_mask) || needs_gradient(problem.alibi_slopes) ||
+           std::any_of(problem.variant_tensors.begin(), problem.variant_tensors.end(), needs_gradient);
   }
 };
 

@@ -19,7 +19,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/Exception.h>
@@ -44,33 +43,35 @@ inline AttentionSizes sizes_of(const at::Tensor& scores) {
   return {scores.size(0), scores.size(1), scores.size(2), scores.size(3)};
 }
 
-/// Calls action(coordinate, index) for every score of (N, H, L, S), on all threads. Each thread makes its own action by
-/// make_action().
+/// Calls action(coordinate, index) for every score of (N, H, L, S) whose key exists, on all threads. Each thread makes
+/// its own action by make_action().
 template <class MakeAction>
-void for_each_score(const AttentionSizes& sizes, const MakeAction& make_action) {
+void for_each_score(const AttentionSizes& sizes, const KeyLengths& key_lengths, const MakeAction& make_action) {
   const std::int64_t rows = sizes.batch_size * sizes.num_heads * sizes.query_length;
   const int threads = static_cast<int>(std::min<std::int64_t>(at::get_num_threads(), std::max<std::int64_t>(rows, 1)));
   parallel(threads, [&](int thread) {
     auto action = make_action();
     for (std::int64_t row = rows * thread / threads; row < rows * (thread + 1) / threads; ++row) {
-      const std::int64_t head = row / sizes.query_length;
+      const std::int64_t head = row / sizes.query_length, keys = key_lengths.of(head / sizes.num_heads, sizes);
       Coordinate at{
           static_cast<std::int32_t>(head / sizes.num_heads),   static_cast<std::int32_t>(head % sizes.num_heads),
           static_cast<std::int32_t>(row % sizes.query_length), 0,
-          static_cast<std::int32_t>(sizes.query_length),       static_cast<std::int32_t>(sizes.key_length)};
-      for (; at.key < sizes.key_length; ++at.key) action(at, row * sizes.key_length + at.key);
+          static_cast<std::int32_t>(sizes.query_length),       static_cast<std::int32_t>(keys)};
+      for (; at.key < keys; ++at.key) action(at, row * sizes.key_length + at.key);
     }
   });
 }
 
-/// Calls action(coordinate) for every score of (N, H, L, S), one after the other.
+/// Calls action(coordinate) for every score of (N, H, L, S) whose key exists, one after the other.
 template <class Action>
-void for_each_score_in_order(const AttentionSizes& sizes, const Action& action) {
-  Coordinate at{0, 0, 0, 0, static_cast<std::int32_t>(sizes.query_length), static_cast<std::int32_t>(sizes.key_length)};
-  for (at.batch = 0; at.batch < sizes.batch_size; ++at.batch)
+void for_each_score_in_order(const AttentionSizes& sizes, const KeyLengths& key_lengths, const Action& action) {
+  Coordinate at{0, 0, 0, 0, static_cast<std::int32_t>(sizes.query_length), 0};
+  for (at.batch = 0; at.batch < sizes.batch_size; ++at.batch) {
+    at.key_length = static_cast<std::int32_t>(key_lengths.of(at.batch, sizes));
     for (at.head = 0; at.head < sizes.num_heads; ++at.head)
       for (at.query = 0; at.query < sizes.query_length; ++at.query)
-        for (at.key = 0; at.key < sizes.key_length; ++at.key) action(at);
+        for (at.key = 0; at.key < at.key_length; ++at.key) action(at);
+  }
 }
 
 /// What the result of a score_mod is differentiated with respect to: input 0 is the score itself, and input k is a
@@ -86,18 +87,20 @@ class DenseScores : public torch::autograd::Node {
  public:
   using Tensors = std::vector<at::Tensor>;
 
-  /// `inputs`: the scores, then the tensors that the score_mod asks its binder for, all on the CPU.
-  static at::Tensor apply_to(const Mod& mod, const Tensors& inputs, const std::vector<Direction>& directions = {}) {
+  /// `inputs`: the scores, then the tensors that the score_mod asks its binder for, all on the CPU. Scores of keys that
+  /// do not exist become 0.
+  static at::Tensor apply_to(const Mod& mod, const Tensors& inputs, const std::vector<Direction>& directions = {},
+                             const KeyLengths& key_lengths = {}) {
     for (const at::Tensor& input : inputs)
       TORCH_CHECK_NOT_IMPLEMENTED(!input._fw_grad(/*level=*/0).defined(),
                                   "attend::flex_attention: a score_mod has no forward-mode derivative");
     at::Tensor result;
     {
       const c10::AutoGradMode no_grad(false);
-      result = evaluate(mod, inputs, directions).results;
+      result = evaluate(mod, inputs, directions, key_lengths).results;
     }
     if (!torch::autograd::compute_requires_grad(at::TensorList(inputs))) return result;
-    const auto node = make_node(new DenseScores(mod, inputs, directions));
+    const auto node = make_node(new DenseScores(mod, inputs, directions, key_lengths));
     node->set_next_edges(torch::autograd::collect_next_edges(at::TensorList(inputs)));
     torch::autograd::set_history(result, node);
     return result;
@@ -129,7 +132,7 @@ class DenseScores : public torch::autograd::Node {
       }
       at::Tensor sums = at::zeros({inputs[k].numel()}, gradients[0].options());
       for (int turn = 0, turns = 1; turn < turns; ++turn) {
-        const Evaluation evaluation = evaluate(mod_, inputs, {{k, turn}});
+        const Evaluation evaluation = evaluate(mod_, inputs, {{k, turn}}, key_lengths_);
         turns = evaluation.turns;
         if (turn >= turns) break;  // the tensor is not read
         sums = sums.index_add(0, evaluation.places.flatten(), gradient_by(inputs, gradients[0], {k, turn}).flatten());
@@ -140,8 +143,8 @@ class DenseScores : public torch::autograd::Node {
   }
 
  private:
-  DenseScores(const Mod& mod, const Tensors& inputs, std::vector<Direction> directions)
-      : mod_(mod), directions_(std::move(directions)) {
+  DenseScores(const Mod& mod, const Tensors& inputs, std::vector<Direction> directions, KeyLengths key_lengths)
+      : mod_(mod), directions_(std::move(directions)), key_lengths_(std::move(key_lengths)) {
     for (const at::Tensor& input : inputs) inputs_.emplace_back(input, /*is_output=*/false);
   }
 
@@ -149,7 +152,7 @@ class DenseScores : public torch::autograd::Node {
   at::Tensor gradient_by(const Tensors& inputs, const at::Tensor& gradient, const Direction& direction) const {
     std::vector<Direction> directions = directions_;
     directions.push_back(direction);
-    const at::Tensor derivative = apply_to(mod_, inputs, directions);
+    const at::Tensor derivative = apply_to(mod_, inputs, directions, key_lengths_);
     // The derivative of a masked score, which gets no gradient, may be infinite.
     const at::Tensor is_masked = gradient.eq(0.0).logical_and(derivative.isfinite().logical_not());
     return gradient * derivative.masked_fill(is_masked, 0.0);
@@ -164,19 +167,21 @@ class DenseScores : public torch::autograd::Node {
     int turns = 0;
   };
 
-  static Evaluation evaluate(const Mod& mod, const Tensors& inputs, const std::vector<Direction>& directions) {
-    return inputs[0].scalar_type() == at::kDouble ? evaluate_in<double>(mod, inputs, directions)
-                                                  : evaluate_in<float>(mod, inputs, directions);
+  static Evaluation evaluate(const Mod& mod, const Tensors& inputs, const std::vector<Direction>& directions,
+                             const KeyLengths& key_lengths) {
+    return inputs[0].scalar_type() == at::kDouble ? evaluate_in<double>(mod, inputs, directions, key_lengths)
+                                                  : evaluate_in<float>(mod, inputs, directions, key_lengths);
   }
 
   template <class V>
-  static Evaluation evaluate_in(const Mod& mod, const Tensors& inputs, const std::vector<Direction>& directions) {
+  static Evaluation evaluate_in(const Mod& mod, const Tensors& inputs, const std::vector<Direction>& directions,
+                                const KeyLengths& key_lengths) {
     const at::Tensor scores = inputs[0].contiguous();
     const AttentionSizes sizes = sizes_of(scores);
     Tensors tensors;
     for (std::size_t k = 1; k < inputs.size(); ++k) tensors.push_back(inputs[k].contiguous());
     const V* const score = const_data<V>(scores);
-    Evaluation evaluation{at::empty(scores.sizes(), scores.options()), {}};
+    Evaluation evaluation{at::zeros(scores.sizes(), scores.options()), {}};
     V* const result = evaluation.results.template mutable_data_ptr<V>();
 
     // Each thread has its own score_mod. Its views count in `reads` the values that it reads.
@@ -203,7 +208,7 @@ class DenseScores : public torch::autograd::Node {
     const auto one_if = [&](std::size_t depth) { return directions[depth].input == 0 ? 1 : 0; };
 
     if (directions.empty()) {
-      for_each_score(sizes, [&] {
+      for_each_score(sizes, key_lengths, [&] {
         return [&, own = bound_mod()](Coordinate at, std::int64_t i) {
           result[i] = Real<V>(own.function(Real<V>(score[i]), at)).value;
         };
@@ -215,7 +220,7 @@ class DenseScores : public torch::autograd::Node {
         place = evaluation.places.template mutable_data_ptr<std::int64_t>();
       }
       std::atomic<int> turns{0};
-      for_each_score(sizes, [&] {
+      for_each_score(sizes, key_lengths, [&] {
         return [&, own = bound_mod()](Coordinate at, std::int64_t i) {
           TensorReads& reads = own.reads[0];
           reads.begin(directions[0].turn);
@@ -230,7 +235,7 @@ class DenseScores : public torch::autograd::Node {
       });
       evaluation.turns = turns;
     } else {
-      for_each_score(sizes, [&] {
+      for_each_score(sizes, key_lengths, [&] {
         return [&, own = bound_mod()](Coordinate at, std::int64_t i) {
           for (std::size_t depth = 0; depth < 2; ++depth) own.reads[depth].begin(directions[depth].turn);
           const Second changed = own.function(Second(First(score[i], one_if(0)), First(one_if(1))), at);
@@ -243,19 +248,22 @@ class DenseScores : public torch::autograd::Node {
 
   Mod mod_;
   std::vector<Direction> directions_;
+  KeyLengths key_lengths_;
   std::vector<torch::autograd::SavedVariable> inputs_;
 };
 
-/// Which scores a mask_mod allows: bool (N, H, L, S). `tensors`: those that it asks its binder for, on the CPU.
+/// Which scores a mask_mod allows: bool (N, H, L, S), false for keys that do not exist. `tensors`: those that it asks
+/// its binder for, on the CPU.
 ///
 /// The mask_mod is passed by value: g++ 12 -O1 warns about a reference to an empty one.
 template <class Mod>
-at::Tensor dense_mask(Mod mod, const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors) {
+at::Tensor dense_mask(Mod mod, const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors,
+                      const KeyLengths& key_lengths = {}) {
   Binder binder(sizes, tensors);
   const auto function = bound(mod, binder);
-  at::Tensor mask = at::empty({sizes.batch_size, sizes.num_heads, sizes.query_length, sizes.key_length}, at::kBool);
+  at::Tensor mask = at::zeros({sizes.batch_size, sizes.num_heads, sizes.query_length, sizes.key_length}, at::kBool);
   bool* allowed = mask.mutable_data_ptr<bool>();
-  for_each_score(sizes, [&] { return [&](Coordinate at, std::int64_t i) { allowed[i] = function(at); }; });
+  for_each_score(sizes, key_lengths, [&] { return [&](Coordinate at, std::int64_t i) { allowed[i] = function(at); }; });
   return mask;
 }
 

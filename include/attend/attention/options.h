@@ -75,7 +75,7 @@ struct Window {
 /// 2. softcap
 /// 3. alibi_slopes
 /// 4. a float attn_mask
-/// 5. is_causal, window, a bool attn_mask and the bounds of a packed sequence: masked scores count as −∞
+/// 5. is_causal, window, a bool attn_mask, the bounds of a packed sequence and key_lengths: masked scores count as −∞
 /// 6. softmax
 /// 7. dropout
 ///
@@ -150,6 +150,31 @@ struct AttentionOptions {
   TORCH_ARG(at::Tensor, query_offsets);
   /// The offsets of the keys in a packed batch, int32 (B + 1); see query_offsets(). Default: none.
   TORCH_ARG(at::Tensor, key_offsets);
+
+  /// The number of keys of each batch entry, int32 (N): entry n attends to its keys 0 … key_lengths[n] − 1, and no
+  /// other key is read. Its query i is at key position i + key_lengths[n] − L. Default: none, S keys for every entry.
+  ///
+  /// - Each number is from 0 to S. The values are checked on the CPU only.
+  /// - An entry without keys gives zeros.
+  /// - It cannot be combined with query_offsets and key_offsets.
+  /// - The Coordinate of a score_mod or mask_mod has key_lengths[n] as its key_length.
+  ///
+  /// For queries of different lengths, pad them on the left.
+  TORCH_ARG(at::Tensor, key_lengths);
+  /// Keys and values in pages, as a cache allocates them: int32 (N, P). key then is (num_pages, G, page_size, D), and
+  /// value is (num_pages, G, page_size, Dv). Key j of batch entry n is row j mod page_size of page block_table[n][j /
+  /// page_size]. Default: none.
+  ///
+  /// - S = P · page_size, and key_lengths must be set.
+  /// - Only the pages that key_lengths needs are looked up: the first ⌈key_lengths[n] / page_size⌉ of row n. Their
+  ///   numbers are checked on the CPU only. The rest of the row may be anything.
+  /// - Entries may share pages.
+  /// - On the CPU the kernels read the pages in place. Only the dense formula copies them, and only it has gradients.
+  ///
+  /// KeyValueCache sets both options.
+  ///
+  /// Source: Kwon et al., "Efficient memory management for large language model serving with PagedAttention", 2023.
+  TORCH_ARG(at::Tensor, block_table);
 
   /// Which backend computes the call: a Backend, or a backend object, see BackendChoice. kAuto follows the active
   /// BackendGuard, and without one takes the fastest backend. Any other backend computes the call or throws

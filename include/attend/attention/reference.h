@@ -19,6 +19,7 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/searchsorted.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <limits>
@@ -50,9 +51,9 @@ class Reference final : public AttentionBackend {
   }
 
   AttentionResult run(const Problem& problem) const override {
-    const at::Tensor value = for_each_query_head(converted(problem.value), problem);  // (N, H, S, Dv)
-    const at::Tensor scores = masked_scores(problem);                                 // (N, H, L, S)
-    at::Tensor weights = softmax(scores);                                             // (N, H, L, S)
+    const at::Tensor value = keys_of_each_query_head(problem.value, problem);  // (N, H, S, Dv)
+    const at::Tensor scores = masked_scores(problem);                          // (N, H, L, S)
+    at::Tensor weights = softmax(scores);                                      // (N, H, L, S)
     if (problem.dropout > 0.0) {
       const at::Tensor keep = dropout_keep(problem.dropout_seed, problem.dropout, weights.sizes());
       weights = weights.masked_fill(keep.logical_not(), 0.0);
@@ -74,17 +75,20 @@ class Reference final : public AttentionBackend {
  private:
   static constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
 
-  /// Here keys of other sequences of a packed batch are masked, too.
-  static bool may_mask(const Problem& problem) { return problem.may_mask() || problem.is_packed(); }
+  /// Here keys of other sequences of a packed batch are masked, too, and those beyond key_lengths.
+  static bool may_mask(const Problem& problem) {
+    return problem.may_mask() || problem.is_packed() || problem.key_lengths.defined();
+  }
 
   static at::Tensor masked_scores(const Problem& problem) {
-    const at::Tensor query = converted(problem.query);                            // (N, H, L, D)
-    const at::Tensor key = for_each_query_head(converted(problem.key), problem);  // (N, H, S, D)
+    const at::Tensor query = converted(problem.query);                     // (N, H, L, D)
+    const at::Tensor key = keys_of_each_query_head(problem.key, problem);  // (N, H, S, D)
     const bool is_dense = !may_mask(problem);
     at::Tensor scores = is_dense ? at::matmul(query, key.transpose(2, 3)) : scores_product(query, key);  // (N, H, L, S)
     scores = problem.scale * scores;
     const Positions at = positions_of(problem);
-    const at::Tensor masked = masked_by(problem, at, sizes_of(scores));
+    const KeyLengths key_lengths(problem.variant != nullptr ? problem.key_lengths : at::Tensor());
+    const at::Tensor masked = masked_by(problem, at, sizes_of(scores), key_lengths);
     const at::Tensor& mask = problem.attn_mask;
     const bool is_added_mask = mask.defined() && mask.scalar_type() != at::kBool;
     // No derivative below may see a masked NaN, and no NaN that comes back may pass: 0 · NaN is NaN.
@@ -97,7 +101,7 @@ class Reference final : public AttentionBackend {
       scores = scores - slopes * (at.key - at.query).abs();
     }
     if (is_added_mask) scores = scores + mask;
-    if (problem.variant != nullptr) scores = problem.variant->change(scores, problem.variant_tensors);
+    if (problem.variant != nullptr) scores = problem.variant->change(scores, problem.variant_tensors, key_lengths);
     if (masked.defined()) scores = scores.masked_fill(masked, kNegativeInfinity);
     return is_watched ? scores.masked_fill(scores.eq(kNegativeInfinity), kNegativeInfinity)
                       : scores;  // −∞ has no gradient
@@ -105,7 +109,7 @@ class Reference final : public AttentionBackend {
 
   /// The positions of queries and keys, and, in packed batches, the sequence that each belongs to.
   struct Positions {
-    at::Tensor query, key;                    // (L, 1), (S)
+    at::Tensor query, key;                    // (L, 1), or (N, 1, L, 1) with key_lengths; (S)
     at::Tensor query_sequence, key_sequence;  // (L, 1), (S)
   };
 
@@ -114,6 +118,10 @@ class Reference final : public AttentionBackend {
       return at::arange(length, problem.query.options().dtype(at::kInt));
     };
     const at::Tensor query = count_to(problem.query_length()), key = count_to(problem.key_length());
+    if (problem.key_lengths.defined()) {
+      const at::Tensor first = problem.key_lengths.view({-1, 1, 1, 1}) - problem.query_length();  // (N, 1, 1, 1)
+      return {first + query.unsqueeze(1), key, {}, {}};
+    }
     if (!problem.is_packed())
       return {(query + (problem.key_length() - problem.query_length())).unsqueeze(1), key, {}, {}};
     const auto sequence = [](const at::Tensor& offsets, const at::Tensor& position) {
@@ -125,18 +133,21 @@ class Reference final : public AttentionBackend {
     return {(query + (key_end - query_end)).unsqueeze(1), key, number.unsqueeze(1), sequence(problem.key_offsets, key)};
   }
 
-  /// The scores that masks, the window and packed batches mask: bool, broadcastable to (N, H, L, S); undefined if none.
-  static at::Tensor masked_by(const Problem& problem, const Positions& at, const AttentionSizes& sizes) {
+  /// The scores that masks, the window, packed batches and key_lengths mask: bool, broadcastable to (N, H, L, S);
+  /// undefined if none.
+  static at::Tensor masked_by(const Problem& problem, const Positions& at, const AttentionSizes& sizes,
+                              const KeyLengths& key_lengths) {
     at::Tensor masked;
     const auto add = [&masked](const at::Tensor& also) { masked = masked.defined() ? masked.logical_or(also) : also; };
     const Window& window = problem.window;
     if (window.left >= 0) add(at.key < at.query - window.left);
     if (window.right >= 0) add(at.key > at.query + window.right);
     if (problem.is_packed()) add(at.query_sequence != at.key_sequence);
+    if (problem.key_lengths.defined()) add(at.key >= problem.key_lengths.view({-1, 1, 1, 1}));
     const at::Tensor& mask = problem.attn_mask;
     if (mask.defined() && mask.scalar_type() == at::kBool) add(mask.logical_not());
     if (problem.variant != nullptr)
-      add(problem.variant->mask(sizes, problem.variant_tensors).logical_not().to(problem.query.device()));
+      add(problem.variant->mask(sizes, problem.variant_tensors, key_lengths).logical_not().to(problem.query.device()));
     return masked;
   }
 
@@ -157,10 +168,20 @@ class Reference final : public AttentionBackend {
 
   static at::Tensor converted(const at::Tensor& tensor) { return tensor.to(compute_dtype(tensor.scalar_type())); }
 
-  /// Query head h reads key and value head h·G/H.
-  static at::Tensor for_each_query_head(const at::Tensor& tensor, const Problem& problem) {
+  /// Key or value for every query head: query head h reads head h·G/H. (N, H, S, D or Dv)
+  static at::Tensor keys_of_each_query_head(const at::Tensor& given, const Problem& problem) {
+    const at::Tensor tensor = converted(problem.has_pages() ? gathered(given, problem.block_table) : given);
     const auto queries_per_key = problem.num_heads() / problem.num_kv_heads();
     return queries_per_key == 1 ? tensor : tensor.repeat_interleave(queries_per_key, 1);
+  }
+
+  /// Pages (num_pages, G, page_size, D) as (N, G, S, D). The table may have any numbers for keys that do not exist.
+  static at::Tensor gathered(const at::Tensor& pages, const at::Tensor& table) {
+    const at::Tensor which = table.remainder(std::max<std::int64_t>(pages.size(0), 1)).flatten();
+    return pages.index_select(0, which)
+        .unflatten(0, {table.size(0), table.size(1)})  // (N, P, G, page_size, D)
+        .transpose(1, 2)
+        .flatten(2, 3);
   }
 };
 

@@ -65,6 +65,8 @@ class Sdpa final : public KernelBackend {
                      " and value has ", problem.value_dim(), ".");
     if (problem.variant != nullptr) return refused(reason, "kSdpa does not support a score_mod or a mask_mod.");
     if (problem.is_packed()) return refused(reason, "kSdpa does not support query_offsets and key_offsets.");
+    if (problem.has_pages()) return refused(reason, "kSdpa does not support block_table.");
+    if (problem.key_lengths.defined()) return refused(reason, "kSdpa does not support key_lengths.");
     if (problem.has_window()) return refused(reason, "kSdpa supports a window only as an (L, S) attn_mask.");
     if (problem.softcap > 0.0) return refused(reason, "kSdpa does not support softcap.");
     if (problem.alibi_slopes.defined()) return refused(reason, "kSdpa supports ALiBi only as an (H, L, S) attn_mask.");

@@ -52,10 +52,12 @@ class Variant {
   virtual ~Variant() = default;
 
   /// Scores (N, H, L, S) in float32 or float64 as changed by the score_mod; differentiable.
-  virtual at::Tensor change(const at::Tensor& scores, const std::vector<at::Tensor>& tensors) const = 0;
+  virtual at::Tensor change(const at::Tensor& scores, const std::vector<at::Tensor>& tensors,
+                            const KeyLengths& key_lengths) const = 0;
 
   /// Which scores the mask_mod allows: bool (N, H, L, S).
-  virtual at::Tensor mask(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors) const = 0;
+  virtual at::Tensor mask(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors,
+                          const KeyLengths& key_lengths) const = 0;
 
   /// The tensors as a CpuVariantMaker needs them. Those of the score_mod get the dtype of the computation. Those of the
   /// mask_mod get float32, because a mask_mod has no type parameter.
@@ -69,6 +71,7 @@ class Variant {
   /// Throws c10::ValueError if a struct reads outside of a tensor, for a score that both `allows` and the mask_mod
   /// allow. Call it if the output has a NaN, or if an IntegerView was read outside of its tensor.
   virtual void check_reads(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors,
+                           const KeyLengths& key_lengths,
                            const std::function<bool(const Coordinate&)>& allows) const = 0;
 
   bool has_seen_outside() const { return __atomic_load_n(&seen_outside_, __ATOMIC_RELAXED) != 0; }
@@ -98,20 +101,22 @@ class TypedVariant final : public Variant {
     return binder.tensors();
   }
 
-  at::Tensor change(const at::Tensor& scores, const std::vector<at::Tensor>& tensors) const override {
+  at::Tensor change(const at::Tensor& scores, const std::vector<at::Tensor>& tensors,
+                    const KeyLengths& key_lengths) const override {
     std::vector<at::Tensor> inputs{scores.cpu()};
     for (std::size_t k = 0; k < score_tensors_; ++k) inputs.push_back(detail::on_cpu(tensors[k], scores.scalar_type()));
-    return DenseScores<ScoreMod>::apply_to(score_mod_, inputs).to(scores.device());
+    return DenseScores<ScoreMod>::apply_to(score_mod_, inputs, {}, key_lengths).to(scores.device());
   }
 
-  at::Tensor mask(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors) const override {
+  at::Tensor mask(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors,
+                  const KeyLengths& key_lengths) const override {
     std::vector<at::Tensor> inputs;
     for (std::size_t k = score_tensors_; k < tensors.size(); ++k)
       inputs.push_back(detail::on_cpu(tensors[k], at::kFloat));
-    return dense_mask(mask_mod_, sizes, inputs);
+    return dense_mask(mask_mod_, sizes, inputs, key_lengths);
   }
 
-  void check_reads(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors,
+  void check_reads(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors, const KeyLengths& key_lengths,
                    const std::function<bool(const Coordinate&)>& allows) const override {
     const c10::AutoGradMode no_grad(false);
     OutsideRead outside;
@@ -122,7 +127,7 @@ class TypedVariant final : public Variant {
     Binder mask_binder(sizes, {inputs.begin() + static_cast<std::ptrdiff_t>(score_tensors_), inputs.end()}, purpose);
     const Bound<ScoreMod> score_mod = bound(score_mod_, score_binder);
     const Bound<MaskMod> mask_mod = bound(mask_mod_, mask_binder);
-    for_each_score_in_order(sizes, [&](const Coordinate& at) {
+    for_each_score_in_order(sizes, key_lengths, [&](const Coordinate& at) {
       if (!allows(at)) return;
       outside.is_found = false;
       if (!mask_mod(at)) return;

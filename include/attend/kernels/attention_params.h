@@ -77,7 +77,7 @@ enum class MaskType {
 /// 9. the sum over the values
 ///
 /// Query i is at key position i + S − L: the last query is at the last key. ALiBi and the window count from there, in a
-/// packed batch within each sequence.
+/// packed batch within each sequence, and with key_lengths from the last key of the batch entry.
 ///
 /// A query without any key has zeros as its output, and −∞ as its log-sum-exp. All memory must stay valid until the
 /// call returns.
@@ -93,8 +93,20 @@ struct AttentionParams {
       value_dim = 0;            ///< Dv, of value and output; must be set
 
   ConstTensorView4d query,  ///< (N, H, L, D)
-      key,                  ///< (N, G, S, D)
-      value;                ///< (N, G, S, Dv)
+      key,                  ///< (N, G, S, D); with block_table (num_pages, G, page_size, D)
+      value;                ///< (N, G, S, Dv); with block_table (num_pages, G, page_size, Dv)
+
+  /// Batch entry n has the keys 0 … key_lengths[n] − 1, and query i is at key position i + key_lengths[n] − L. N
+  /// numbers from 0 to S. No other key is read. Null: every entry has S keys. Not with a packed batch.
+  const std::int32_t* key_lengths = nullptr;
+
+  /// Keys and values in pages: key j of batch entry n is row j mod page_size of page block_table[n · stride + j /
+  /// page_size]. Only the pages that key_lengths needs are looked up. Null: no pages. A backward pass cannot have
+  /// pages.
+  const std::int32_t* block_table = nullptr;
+  std::int64_t block_table_stride = 0;  ///< the distance of two rows of block_table; 0: all entries share one
+  std::int64_t page_size = 0;           ///< the rows of a page, at least 1 with block_table
+  std::int64_t num_pages = 0;           ///< the pages of key and value: the numbers in block_table are below it
 
   std::optional<double> scale;  ///< the factor of q·k; default: 1/√D
   double softcap = 0;           ///< scores become softcap · tanh(score / softcap); 0: no softcap

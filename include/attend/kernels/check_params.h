@@ -90,6 +90,37 @@ inline void check_offsets(const char* member, const std::int32_t* offsets, std::
                   offsets[sequences], sequences);
 }
 
+inline void check_key_lengths(const AttentionParams& params) {
+  if (params.key_lengths == nullptr) {
+    if (params.block_table != nullptr)
+      throw_invalid("AttentionParams::key_lengths must be set with block_table, got a null pointer");
+    return;
+  }
+  check_memory("AttentionParams::key_lengths", params.key_lengths, /*has_numbers=*/true, alignof(std::int32_t));
+  if (params.num_sequences > 0)
+    throw_invalid("AttentionParams::key_lengths must be null in a packed batch, got a pointer");
+  for (std::int64_t n = 0; n < params.batch_size; ++n)
+    if (params.key_lengths[n] < 0 || params.key_lengths[n] > params.key_length)
+      throw_invalid("AttentionParams::key_lengths must be from 0 to key_length (%" PRId64 "), got %d at index %" PRId64,
+                    params.key_length, params.key_lengths[n], n);
+}
+
+inline void check_block_table(const AttentionParams& params) {
+  if (params.block_table == nullptr) return;
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  check_memory("AttentionParams::block_table", params.block_table, /*has_numbers=*/true, alignof(std::int32_t));
+  check_range("page_size", params.page_size, 1, kMost);
+  check_range("num_pages", params.num_pages, 0, kMost);
+  for (std::int64_t n = 0; n < params.batch_size; ++n)
+    for (std::int64_t i = 0; i * params.page_size < params.key_lengths[n]; ++i) {
+      const std::int32_t page = params.block_table[n * params.block_table_stride + i];
+      if (page < 0 || page >= params.num_pages)
+        throw_invalid("AttentionParams::block_table must have numbers from 0 to num_pages - 1 (%" PRId64
+                      "), got %d for page %" PRId64 " of batch entry %" PRId64,
+                      params.num_pages - 1, page, i, n);
+    }
+}
+
 /// Checks a call, and returns it with windows that mask nothing as unlimited ones.
 inline AttentionParams checked(AttentionParams params) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2, kWidest = 1 << 20;
@@ -157,6 +188,8 @@ inline AttentionParams checked(AttentionParams params) {
     check_offsets("AttentionParams::key_offsets", params.key_offsets, params.num_sequences, "key_length",
                   params.key_length);
   }
+  check_key_lengths(params);
+  check_block_table(params);
   return params;
 }
 
@@ -190,6 +223,8 @@ inline void check_outputs(const AttentionParams& params, const AttentionOutputs&
 
 /// The params must come from checked().
 inline void check_gradients(const AttentionParams& params, const AttentionGradients& gradients) {
+  if (params.block_table != nullptr)
+    throw_invalid("AttentionParams::block_table must be null in a backward pass, got a pointer");
   const std::int64_t N = params.batch_size, H = params.num_heads, G = params.num_kv_heads, L = params.query_length,
                      S = params.key_length;
   check_memory("AttentionGradients::output.data", gradients.output.data, N * L > 0, number_size(params));

@@ -15,7 +15,7 @@ struct Coordinate {
   std::int32_t query,         ///< the query, 0 … L − 1
       key;                    ///< the key, 0 … S − 1
   std::int32_t query_length,  ///< the number of queries, L
-      key_length;             ///< the number of keys, S
+      key_length;             ///< the number of keys, S; with the option key_lengths those of the batch entry
 
   /// The position of the query among the keys, query + S − L: the last query is at the last key. Compare it with `key`.
   ///
@@ -31,7 +31,7 @@ struct QueryBlock {
   std::int32_t query_begin,   ///< the first query of the block
       query_end;              ///< one past its last query
   std::int32_t query_length,  ///< the number of queries of the call, L
-      key_length;             ///< the number of keys of the call, S
+      key_length;             ///< the number of keys, as in Coordinate
 
   /// The position among the keys of the first query of the block; see Coordinate::query_position().
   ATTEND_HOST_DEVICE constexpr std::int32_t first_position() const { return query_begin + key_length - query_length; }

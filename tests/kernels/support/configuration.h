@@ -48,7 +48,7 @@ struct Configuration : CallMemory {
   int structs = 0;  // which user structs; 0: none
   int threads = 1;
   bool has_large_scores = false;  // most queries attend to few keys
-  std::vector<std::int32_t> query_offsets, key_offsets, document;
+  std::vector<std::int32_t> query_offsets, key_offsets, key_lengths, document;
   std::vector<double> bias, gates;
 
   explicit Configuration(std::uint64_t number) : random_(number) {
@@ -68,6 +68,7 @@ struct Configuration : CallMemory {
     log_sum_exp_gradient.fill([&] { return random_.normal(); });
     choose_mask();
     choose_packed();
+    choose_key_lengths();
     params.query = query.view();
     params.key = key.view();
     params.value = value.view();
@@ -89,6 +90,8 @@ struct Configuration : CallMemory {
     if (p.alibi_slopes != nullptr) stream << ", ALiBi";
     for (const std::int32_t offset : c.query_offsets) stream << (offset == 0 ? ", queries at " : " ") << offset;
     for (const std::int32_t offset : c.key_offsets) stream << (offset == 0 ? ", keys at " : " ") << offset;
+    if (!c.key_lengths.empty()) stream << ", key lengths";
+    for (const std::int32_t length : c.key_lengths) stream << " " << length;
     return stream;
   }
 
@@ -214,6 +217,15 @@ struct Configuration : CallMemory {
         params.query_length == params.key_length && random_.chance(50) ? query_offsets : offsets(params.key_length);
     params.query_offsets = query_offsets.data();
     params.key_offsets = key_offsets.data();
+  }
+
+  void choose_key_lengths() {
+    if (params.num_sequences > 0 || !random_.chance(30)) return;
+    for (std::int64_t n = 0; n < params.batch_size; ++n)
+      key_lengths.push_back(static_cast<std::int32_t>(
+          random_.chance(70) ? random_.from_to(params.key_length / 2, params.key_length)
+                             : random_.from_to(0, std::min<std::int64_t>(params.key_length, 20))));
+    params.key_lengths = key_lengths.data();
   }
 
   std::array<int, 4> random_order() {

@@ -82,8 +82,8 @@ class Naive {
   template <class Structs>
   void row(const CallMemory& c, const Structs& structs, std::int64_t n, std::int64_t h, std::int64_t i) {
     const AttentionParams& p = c.params;
-    const std::int64_t H = p.num_heads, G = p.num_kv_heads, L = p.query_length, S = p.key_length, D = p.head_dim,
-                       Dv = p.value_dim, g = h * G / H;
+    const std::int64_t H = p.num_heads, G = p.num_kv_heads, L = p.query_length, D = p.head_dim, Dv = p.value_dim,
+                       g = h * G / H, S = p.key_lengths == nullptr ? p.key_length : p.key_lengths[n];
     const V scale = static_cast<V>(p.scale ? *p.scale : 1 / std::sqrt(static_cast<double>(D)));
     const auto at = [](std::vector<V>& all, std::int64_t place) -> V& { return all[static_cast<std::size_t>(place)]; };
 
@@ -154,7 +154,7 @@ class Naive {
         const V number = static_cast<V>(c.value.get(n, g, score.key, d));
         const V gradient = static_cast<V>(c.output_gradient.get(n, h, i, d));
         at(output, output_row + d) += stored(score.weight * score.kept) * number;
-        at(value, ((n * G + g) * S + score.key) * Dv + d) += stored(score.weight * score.kept) * gradient;
+        at(value, ((n * G + g) * p.key_length + score.key) * Dv + d) += stored(score.weight * score.kept) * gradient;
         sum += number * gradient;
       }
       weight_gradients.push_back(stored(stored(sum) * score.kept));
@@ -175,7 +175,7 @@ class Naive {
       gradient = stored(stored(gradient * score.softcap_slope) * scale);
       for (std::int64_t d = 0; d < D; ++d) {
         at(query, query_row + d) += gradient * static_cast<V>(c.key.get(n, g, score.key, d));
-        at(key, ((n * G + g) * S + score.key) * D + d) += gradient * static_cast<V>(c.query.get(n, h, i, d));
+        at(key, ((n * G + g) * p.key_length + score.key) * D + d) += gradient * static_cast<V>(c.query.get(n, h, i, d));
       }
     }
   }

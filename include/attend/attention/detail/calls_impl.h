@@ -38,7 +38,7 @@ inline void check_reads(const Problem& problem, Backend backend, const at::Tenso
   if (has_nan || leaves_no_mark || problem.variant->has_seen_outside())
     problem.variant->check_reads(
         {problem.batch_size(), problem.num_heads(), problem.query_length(), problem.key_length()}, tensors,
-        OptionMask(problem));
+        KeyLengths(problem.key_lengths), OptionMask(problem));
 }
 
 ATTEND_INLINE Problem attention_problem(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

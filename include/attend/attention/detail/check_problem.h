@@ -128,16 +128,21 @@ inline at::Tensor checked_slopes(const at::Tensor& slopes, const Problem& proble
   return is_shared ? slopes.unsqueeze(0) : slopes;
 }
 
+/// An int32 tensor on the device of query.
+inline at::Tensor checked_integers(const char* name, const at::Tensor& given, const at::Tensor& query) {
+  check_dense("attend::attention", name, given);
+  TORCH_CHECK_TYPE(given.scalar_type() == at::kInt, "attend::attention: ", name, " must be int32, got ",
+                   given.scalar_type());
+  TORCH_CHECK_VALUE(given.device() == query.device(), "attend::attention: ", name, " (", given.device(),
+                    ") must be on the device of query (", query.device(), ")");
+  return in_memory(given);
+}
+
 inline at::Tensor checked_offsets(const char* name, const at::Tensor& given, const char* length_name,
                                   std::int64_t length, const at::Tensor& query) {
-  check_dense("attend::attention", name, given);
-  const at::Tensor offsets = in_memory(given);
-  TORCH_CHECK_TYPE(offsets.scalar_type() == at::kInt, "attend::attention: ", name, " must be int32, got ",
-                   offsets.scalar_type());
+  const at::Tensor offsets = checked_integers(name, given, query);
   TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.size(0) >= 1, "attend::attention: ", name,
                     " must be 1-d with at least one element, got ", offsets.sizes());
-  TORCH_CHECK_VALUE(offsets.device() == query.device(), "attend::attention: ", name, " (", offsets.device(),
-                    ") must be on the device of query (", query.device(), ")");
   if (!offsets.is_cpu()) return offsets;
   const at::TensorAccessor<std::int32_t, 1> values = offsets.accessor<std::int32_t, 1>();
   const std::int64_t last = values.size(0) - 1;
@@ -149,6 +154,49 @@ inline at::Tensor checked_offsets(const char* name, const at::Tensor& given, con
   return offsets;
 }
 
+inline at::Tensor checked_key_lengths(const at::Tensor& given, const Problem& problem) {
+  const at::Tensor lengths = checked_integers("key_lengths", given, problem.query);
+  TORCH_CHECK_VALUE(lengths.dim() == 1 && lengths.size(0) == problem.batch_size(),
+                    "attend::attention: key_lengths must be (N), with N = ", problem.batch_size(), ", got ",
+                    lengths.sizes());
+  if (!lengths.is_cpu()) return lengths;
+  const at::TensorAccessor<std::int32_t, 1> values = lengths.accessor<std::int32_t, 1>();
+  for (std::int64_t n = 0; n < values.size(0); ++n)
+    TORCH_CHECK_VALUE(values[n] >= 0 && values[n] <= problem.key_length(),
+                      "attend::attention: key_lengths must be from 0 to S = ", problem.key_length(), ", got ",
+                      values[n], " at index ", n);
+  return lengths.contiguous();
+}
+
+/// Checks the shape of block_table. query, key and value have 4 dimensions.
+inline at::Tensor checked_block_table(const AttentionOptions& options, const at::Tensor& query, const at::Tensor& key,
+                                      const at::Tensor& value) {
+  TORCH_CHECK_VALUE(options.key_lengths().defined(), "attend::attention: block_table needs key_lengths");
+  const at::Tensor table = checked_integers("block_table", options.block_table(), query);
+  TORCH_CHECK_VALUE(query.dim() == 4, "attend::attention: with block_table query must be 4-d, got ", query.sizes());
+  TORCH_CHECK_VALUE(table.dim() == 2 && (table.size(0) == query.size(0) || query.size(0) == 1),
+                    "attend::attention: block_table must be (N, P), with N = ", query.size(0), ", got ", table.sizes());
+  TORCH_CHECK_VALUE(key.size(0) >= 1 && key.size(2) >= 1,
+                    "attend::attention: with block_table key must have at least one page of at least one row, got ",
+                    key.sizes());
+  TORCH_CHECK_VALUE(!value.defined() || value.size(0) == key.size(0), "attend::attention: value ", value.sizes(),
+                    " must have as many pages as key ", key.sizes());
+  return table.stride(1) == 1 ? table : table.contiguous();
+}
+
+/// The pages that key_lengths needs must exist.
+inline void check_pages(const Problem& problem) {
+  if (!problem.block_table.is_cpu()) return;
+  const auto lengths = problem.key_lengths.accessor<std::int32_t, 1>();
+  const auto table = problem.block_table.accessor<std::int32_t, 2>();
+  const std::int64_t page_size = problem.key.size(2), num_pages = problem.key.size(0);
+  for (std::int64_t n = 0; n < lengths.size(0); ++n)
+    for (std::int64_t i = 0; i * page_size < lengths[n]; ++i)
+      TORCH_CHECK_VALUE(table[n][i] >= 0 && table[n][i] < num_pages,
+                        "attend::attention: block_table must have numbers below the ", num_pages, " pages of key, got ",
+                        table[n][i], " for page ", i, " of batch entry ", n);
+}
+
 /// The size of two tensors that are broadcast.
 inline std::int64_t common_size(const char* what, const char* name, std::int64_t size, const char* other_name,
                                 std::int64_t other_size) {
@@ -158,8 +206,8 @@ inline std::int64_t common_size(const char* what, const char* name, std::int64_t
 }
 
 /// Brings query, key and value to 4 dimensions and common batch sizes and heads, without a copy. `value` is undefined
-/// where there is none.
-inline void broadcast(at::Tensor& query, at::Tensor& key, at::Tensor& value) {
+/// where there is none. `table` is the block_table, or undefined; with it key and value have no batch size.
+inline void broadcast(at::Tensor& query, at::Tensor& key, at::Tensor& value, const at::Tensor& table) {
   const auto each = [&](const auto& change) {
     for (at::Tensor* tensor : {&query, &key, &value})
       if (tensor->defined()) change(*tensor);
@@ -167,10 +215,11 @@ inline void broadcast(at::Tensor& query, at::Tensor& key, at::Tensor& value) {
   each([](at::Tensor& tensor) {
     while (tensor.dim() < 4) tensor = tensor.unsqueeze(0);
   });
-  std::int64_t batch = common_size("batch size", "key", key.size(0), "query", query.size(0));
+  std::int64_t batch =
+      table.defined() ? table.size(0) : common_size("batch size", "key", key.size(0), "query", query.size(0));
   std::int64_t kv_heads = key.size(1);
   if (value.defined()) {
-    batch = common_size("batch size", "value", value.size(0), "query and key", batch);
+    if (!table.defined()) batch = common_size("batch size", "value", value.size(0), "query and key", batch);
     kv_heads = common_size("number of heads", "value", value.size(1), "key", kv_heads);
   }
   const std::int64_t heads = query.size(1) == 1 ? kv_heads : query.size(1);
@@ -178,7 +227,9 @@ inline void broadcast(at::Tensor& query, at::Tensor& key, at::Tensor& value) {
                     query.size(1), ") must be a multiple of the heads of key (", kv_heads, "), or 1");
   each([&](at::Tensor& tensor) {
     const std::int64_t own_heads = &tensor == &query ? heads : kv_heads;
-    if (tensor.size(0) != batch || tensor.size(1) != own_heads) tensor = tensor.expand({batch, own_heads, -1, -1});
+    const std::int64_t own_batch = &tensor == &query || !table.defined() ? batch : tensor.size(0);
+    if (tensor.size(0) != own_batch || tensor.size(1) != own_heads)
+      tensor = tensor.expand({own_batch, own_heads, -1, -1});
   });
 }
 
@@ -205,7 +256,9 @@ inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& 
                     " must have the width of query ", given_query.sizes());
   TORCH_CHECK_VALUE(given_query.size(-1) >= 1, "attend::attention: the width of query must be at least 1, got ",
                     given_query.sizes());
-  broadcast(problem.query, problem.key, problem.value);
+  if (options.block_table().defined())
+    problem.block_table = checked_block_table(options, problem.query, problem.key, problem.value);
+  broadcast(problem.query, problem.key, problem.value, problem.block_table);
   const at::Tensor& query = problem.query;
 
   problem.window = checked_window(options, problem);
@@ -244,6 +297,12 @@ inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& 
                       problem.query_offsets.sizes(), " and key_offsets ", problem.key_offsets.sizes(),
                       " must have the same length");
   }
+  if (options.key_lengths().defined()) {
+    TORCH_CHECK_VALUE(!problem.is_packed(),
+                      "attend::attention: key_lengths cannot be combined with query_offsets and key_offsets");
+    problem.key_lengths = checked_key_lengths(options.key_lengths(), problem);
+  }
+  if (problem.has_pages()) check_pages(problem);
   return problem;
 }
 

@@ -14,20 +14,22 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Which scores the options of a call allow, one by one: is_causal, window, a bool attn_mask and packed batches. For
-/// checks, not for speed.
+/// Which scores the options of a call allow, one by one: is_causal, window, a bool attn_mask, packed batches and
+/// key_lengths. For checks, not for speed.
 class OptionMask {
  public:
   explicit OptionMask(const Problem& problem)
       : window_(problem.window),
         query_offsets_(numbers(problem.query_offsets)),
-        key_offsets_(numbers(problem.key_offsets)) {
+        key_offsets_(numbers(problem.key_offsets)),
+        key_lengths_(numbers(problem.key_lengths)) {
     if (problem.attn_mask.defined() && problem.attn_mask.scalar_type() == at::kBool)
       mask_ = problem.attn_mask.cpu();  // 4-d
   }
 
   bool operator()(const Coordinate& at) const {
     std::int64_t position = at.query_position();
+    if (!key_lengths_.empty() && at.key >= key_lengths_[static_cast<std::size_t>(at.batch)]) return false;
     if (!query_offsets_.empty()) {
       const auto sequence_of = [](const std::vector<std::int64_t>& offsets, std::int64_t i) {
         return static_cast<std::size_t>(std::upper_bound(offsets.begin(), offsets.end(), i) - offsets.begin());
@@ -54,7 +56,7 @@ class OptionMask {
   }
 
   Window window_;
-  std::vector<std::int64_t> query_offsets_, key_offsets_;
+  std::vector<std::int64_t> query_offsets_, key_offsets_, key_lengths_;
   at::Tensor mask_;
 };
 

@@ -77,6 +77,13 @@ inline ProblemParams attention_params(const Problem& problem) {
     params.key_offsets = const_data<std::int32_t>(problem.key_offsets);
     params.num_sequences = problem.query_offsets.size(0) - 1;
   }
+  if (problem.key_lengths.defined()) params.key_lengths = const_data<std::int32_t>(problem.key_lengths);
+  if (problem.has_pages()) {
+    params.block_table = const_data<std::int32_t>(problem.block_table);
+    params.block_table_stride = problem.block_table.stride(0);
+    params.page_size = problem.key.size(2);
+    params.num_pages = problem.key.size(0);
+  }
   params.dropout = problem.dropout;
   if (problem.dropout > 0)
     params.dropout_seed = static_cast<std::uint64_t>(*const_data<std::int64_t>(problem.dropout_seed));

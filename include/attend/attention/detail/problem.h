@@ -20,11 +20,13 @@ class CpuVariantMaker;   // attention/detail/cpu_variant.h
 /// The tensors that a call reads, or their gradients.
 struct AttentionTensors {
   at::Tensor query;         // (N, H, L, D)
-  at::Tensor key;           // (N, G, S, D)
-  at::Tensor value;         // (N, G, S, Dv)
+  at::Tensor key;           // (N, G, S, D); with block_table (num_pages, G, page_size, D)
+  at::Tensor value;         // (N, G, S, Dv); with block_table (num_pages, G, page_size, Dv)
   at::Tensor attn_mask;     // undefined, or 4-d and broadcastable to (N, H, L, S): bool, float32, or the query's dtype
   at::Tensor alibi_slopes;  // undefined, or (1 or N, H)
   at::Tensor query_offsets, key_offsets;    // undefined, or int32 (sequences + 1)
+  at::Tensor key_lengths;                   // undefined, or int32 (N), contiguous
+  at::Tensor block_table;                   // undefined, or int32 (N, pages of an entry) with rows side by side
   std::vector<at::Tensor> variant_tensors;  // those that the variant reads
 };
 
@@ -48,15 +50,17 @@ struct Problem : AttentionTensors {
   std::int64_t num_heads() const { return query.size(1); }
   std::int64_t num_kv_heads() const { return key.size(1); }
   std::int64_t query_length() const { return query.size(2); }
-  std::int64_t key_length() const { return key.size(2); }
+  std::int64_t key_length() const { return has_pages() ? block_table.size(1) * key.size(2) : key.size(2); }
   std::int64_t head_dim() const { return query.size(3); }
   std::int64_t value_dim() const { return value.size(3); }
 
   bool is_causal() const { return window.left < 0 && window.right == 0; }
   bool has_window() const { return window.left >= 0 || window.right > 0; }
   bool is_packed() const { return query_offsets.defined(); }
+  bool has_pages() const { return block_table.defined(); }
 
-  /// Whether a key may be masked for a query of its sequence. Keys of other sequences of a packed batch do not count.
+  /// Whether a key may be masked for a query of its sequence. Keys of other sequences of a packed batch do not count,
+  /// and neither do those beyond key_lengths.
   bool may_mask() const { return attn_mask.defined() || variant != nullptr || window.left >= 0 || window.right >= 0; }
 };
 

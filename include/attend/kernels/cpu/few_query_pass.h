@@ -15,6 +15,7 @@
 #include <attend/kernels/cpu/few_query_products.h>
 #include <attend/kernels/cpu/forward.h>
 #include <attend/kernels/cpu/head_view.h>
+#include <attend/kernels/cpu/key_rows.h>
 #include <attend/kernels/cpu/plan.h>
 #include <attend/kernels/cpu/scores.h>
 #include <attend/kernels/cpu/tile.h>
@@ -41,7 +42,7 @@ class FewQueryPass {
     if (results.weights != nullptr || results.saved_log_sum_exp != nullptr) return false;
     if (plan.heads / plan.kv_heads > kMostHeads) return false;
     return std::all_of(plan.tiles.begin(), plan.tiles.end(), [&](const QueryTile& tile) {
-      const std::int32_t keys = tile.key_end - tile.key_begin;
+      const std::int32_t keys = plan.most_keys(tile);
       return keys >= kFewestKeys && tile.queries <= (keys <= kSinglePassKeys ? 6 : most_queries(plan));
     });
   }
@@ -55,7 +56,7 @@ class FewQueryPass {
         output_row_(Workspace<T>::rounded(plan.value_dim)) {
     std::int32_t keys = 0;
     for (const QueryTile& tile : plan.tiles) {
-      keys = std::max(keys, tile.key_end - tile.key_begin);
+      keys = std::max(keys, plan.most_keys(tile));
       queries_ = std::max(queries_, tile.queries);
     }
     part_size_ = Workspace<T>::rounded((2 + output_row_) * queries_ * group_);
@@ -115,9 +116,9 @@ class FewQueryPass {
 
   Group group(std::int64_t number) const {
     const auto tiles = static_cast<std::int64_t>(plan_.tiles.size());
-    const std::int64_t head = number / tiles;
-    return {static_cast<std::int32_t>(head / plan_.kv_heads), static_cast<std::int32_t>(head % plan_.kv_heads),
-            plan_.tiles[static_cast<std::size_t>(number % tiles)]};
+    const std::int64_t head = number / tiles, batch = head / plan_.kv_heads;
+    return {static_cast<std::int32_t>(batch), static_cast<std::int32_t>(head % plan_.kv_heads),
+            plan_.tile_of(batch, number % tiles)};
   }
 
   // A part: for each query head, the largest scores, the sums of weights, and the rows of the output.
@@ -183,8 +184,10 @@ class FewQueryPass {
         if (step >= band.keys.tiles.size()) continue;
         const KeyTiles::Tile& found = band.keys.tiles[step];
         const std::int32_t row = band.first_head * queries, count = band.num_heads * queries;
-        operations.few_query_scores(keys.rows(found.key, found.keys), found.keys, rows + row * query_row, query_row,
-                                    count, keys.width, scores_of_row.data() + row);
+        keys.read(found, [&](const DenseRows<T>& run, int first, int run_keys) {
+          operations.few_query_scores(run, first, run_keys, rows + row * query_row, query_row, count, keys.width,
+                                      scores_of_row.data() + row);
+        });
         for (std::int32_t head = band.first_head; head < band.first_head + band.num_heads; ++head) {
           const Tile<T> scores = scores_.tile(plan_, item_of_head(head), found, tiles + head * kTileSize);
           scores_.apply(operations, scores, /*is_careful=*/false);
@@ -196,9 +199,11 @@ class FewQueryPass {
           scores_.options.dropout_factors(operations, scores, factors);
           operations.multiply(scores.scores, factors, found.keys);
         }
-        operations.add_few_query_values(values.rows(found.key, found.keys), found.keys, scores_of_row.data() + row,
-                                        count, values.width, rescale_of_row.data() + row,
-                                        outputs_of(part) + row * output_row_, output_row_);
+        values.read(found, [&](const DenseRows<T>& run, int first, int run_keys) {
+          operations.add_few_query_values(run, first, run_keys, scores_of_row.data() + row, count, values.width,
+                                          first == 0 ? rescale_of_row.data() + row : nullptr,
+                                          outputs_of(part) + row * output_row_, output_row_);
+        });
       }
     for (std::int32_t head = 0; head < group_; ++head) {
       std::copy_n(largest + head * kTileQueries, queries, largest_of(part, head));
@@ -221,23 +226,26 @@ class FewQueryPass {
 
   /// Rows of keys or values as whole vectors: in place, or copied if they are not side by side or need padding.
   struct RowReader {
-    HeadView<T> view;
+    KeyRows<T> rows;
     int given, width;
     T* copies = nullptr;
 
-    RowReader(const HeadView<T>& rows, int row_width, Workspace<T>& memory)
-        : view(rows), given(row_width), width(static_cast<int>(Workspace<T>::rounded(row_width))) {
-      if (view.column == 1 && width == given) return;
+    RowReader(const KeyRows<T>& of_head, int row_width, Workspace<T>& memory)
+        : rows(of_head), given(row_width), width(static_cast<int>(Workspace<T>::rounded(row_width))) {
+      if (rows.page.column == 1 && width == given) return;
       copies = memory.take(kTileKeys * width);
       std::fill_n(copies, kTileKeys * width, T(0));
     }
-    DenseRows<T> rows(std::int32_t first, int count) const {
+    /// Calls action(rows, first key within the tile, number of keys) for each run of rows that are side by side.
+    template <class Action>
+    void read(const KeyTiles::Tile& tile, const Action& action) const {
       if (copies != nullptr) {
-        view.read(first, count, given, copies, width);
-        return {copies, width, false};
+        rows.read(tile.key, tile.keys, given, copies, width);
+        return action(DenseRows<T>{copies, width, false}, 0, tile.keys);
       }
-      const std::int64_t size = view.is_bfloat16 ? sizeof(BFloat16) : sizeof(T);
-      return {view.data + first * view.row * size, view.row, view.is_bfloat16};
+      rows.for_each_run(tile.key, tile.keys, [&](const HeadView<T>& run, int first, int count) {
+        action(DenseRows<T>{run.data, run.row, run.is_bfloat16}, first, count);
+      });
     }
   };
 

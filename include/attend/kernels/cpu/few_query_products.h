@@ -38,17 +38,19 @@ struct DenseRows {
 // fetches only a few lines ahead on its own (benchmarks/results/few_queries.md).
 inline constexpr int kRowsAhead = 32;
 
-/// scores[i][j · kTileQueries] = Σ queries[i · query_row + d] · (key j)[d], for `width` numbers d: whole vectors.
+/// scores[i][(first + j) · kTileQueries] = Σ queries[i · query_row + d] · (key j)[d], for `width` numbers d: whole
+/// vectors.
 template <class T>
 struct FewQueryScores {
   template <class Isa>
-  static ATTEND_ALWAYS_INLINE void run(const DenseRows<T>& keys, int count, const T* queries, std::int64_t query_row,
-                                       int rows, int width, T* const* scores) {
+  static ATTEND_ALWAYS_INLINE void run(const DenseRows<T>& keys, int first, int count, const T* queries,
+                                       std::int64_t query_row, int rows, int width, T* const* scores) {
     keys.for_elements([&](const auto* elements) {
       const auto rest = [&](auto some_rows, int i) {
         constexpr int kRows = decltype(some_rows)::value;
         for (; i + kRows <= rows; i += kRows)
-          row_block<Isa, kRows>(elements, keys.row, count, queries + i * query_row, query_row, width, scores + i);
+          row_block<Isa, kRows>(elements, keys.row, first, count, queries + i * query_row, query_row, width,
+                                scores + i);
         return i;
       };
       constexpr int kLanes = Vec<T, Isa>::kLanes;
@@ -61,13 +63,14 @@ struct FewQueryScores {
 
  private:
   template <class Isa, int kRows, class Element>
-  static ATTEND_ALWAYS_INLINE void row_block(const Element* keys, std::int64_t key_row, int count, const T* queries,
-                                             std::int64_t query_row, int width, T* const* scores) {
+  static ATTEND_ALWAYS_INLINE void row_block(const Element* keys, std::int64_t key_row, int first, int count,
+                                             const T* queries, std::int64_t query_row, int width, T* const* scores) {
     constexpr int kKeys = Vec<T, Isa>::kLanes / kRows;  // the sums of a block fill one vector
     int j = 0;
     for (; j + kKeys <= count; j += kKeys)
-      block<Isa, kRows, kKeys>(keys + j * key_row, key_row, queries, query_row, width, scores, j);
-    for (; j < count; ++j) block<Isa, kRows, 1>(keys + j * key_row, key_row, queries, query_row, width, scores, j);
+      block<Isa, kRows, kKeys>(keys + j * key_row, key_row, queries, query_row, width, scores, first + j);
+    for (; j < count; ++j)
+      block<Isa, kRows, 1>(keys + j * key_row, key_row, queries, query_row, width, scores, first + j);
   }
 
   template <class Isa, int kRows, int kKeys, class Element>
@@ -134,19 +137,20 @@ struct FewQuerySoftmaxStep {
   }
 };
 
-/// output[i · output_row + d] = *factors[i] · output[i · output_row + d] + Σ weights[i][j · kTileQueries] · (value
-/// j)[d], for `width` numbers d: whole vectors.
+/// output[i · output_row + d] = *factors[i] · output[i · output_row + d] + Σ weights[i][(first + j) · kTileQueries] ·
+/// (value j)[d], for `width` numbers d: whole vectors. `factors` may be null: all are 1.
 template <class T>
 struct AddFewQueryValues {
   template <class Isa>
-  static ATTEND_ALWAYS_INLINE void run(const DenseRows<T>& values, int count, const T* const* weights, int rows,
-                                       int width, const T* const* factors, T* output, std::int64_t output_row) {
+  static ATTEND_ALWAYS_INLINE void run(const DenseRows<T>& values, int first, int count, const T* const* weights,
+                                       int rows, int width, const T* const* factors, T* output,
+                                       std::int64_t output_row) {
     values.for_elements([&](const auto* elements) {
       const auto rest = [&](auto some_rows, int i) {
         constexpr int kRows = decltype(some_rows)::value;
         for (; i + kRows <= rows; i += kRows)
-          row_block<Isa, kRows>(elements, values.row, count, weights + i, width, factors + i, output + i * output_row,
-                                output_row);
+          row_block<Isa, kRows>(elements, values.row, first, count, weights + i, width,
+                                factors == nullptr ? nullptr : factors + i, output + i * output_row, output_row);
         return i;
       };
       int i = 0;
@@ -158,19 +162,19 @@ struct AddFewQueryValues {
 
  private:
   template <class Isa, int kRows, class Element>
-  static ATTEND_ALWAYS_INLINE void row_block(const Element* values, std::int64_t value_row, int count,
+  static ATTEND_ALWAYS_INLINE void row_block(const Element* values, std::int64_t value_row, int first, int count,
                                              const T* const* weights, int width, const T* const* factors, T* output,
                                              std::int64_t output_row) {
     constexpr int kLanes = Vec<T, Isa>::kLanes, kVectors = kRows == 1 ? 8 : 4;
     int d = 0;
     for (; d + kVectors * kLanes <= width; d += kVectors * kLanes)
-      block<Isa, kRows, kVectors>(values + d, value_row, count, weights, factors, output + d, output_row);
+      block<Isa, kRows, kVectors>(values + d, value_row, first, count, weights, factors, output + d, output_row);
     for (; d < width; d += kLanes)
-      block<Isa, kRows, 1>(values + d, value_row, count, weights, factors, output + d, output_row);
+      block<Isa, kRows, 1>(values + d, value_row, first, count, weights, factors, output + d, output_row);
   }
 
   template <class Isa, int kRows, int kVectors, class Element>
-  static ATTEND_ALWAYS_INLINE void block(const Element* values, std::int64_t value_row, int count,
+  static ATTEND_ALWAYS_INLINE void block(const Element* values, std::int64_t value_row, int first, int count,
                                          const T* const* weights, const T* const* factors, T* output,
                                          std::int64_t output_row) {
     using Vec = simd::Vec<T, Isa>;
@@ -178,10 +182,10 @@ struct AddFewQueryValues {
     Vector sums[kRows][kVectors], value[kVectors];
     const T* row_weights[kRows];
     ATTEND_UNROLL for (int i = 0; i < kRows; ++i) {
-      row_weights[i] = weights[i];
+      row_weights[i] = weights[i] + first * kTileQueries;
       ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) {
         Vec::load(sums[i][n], output + i * output_row + n * Vec::kLanes);
-        sums[i][n] *= *factors[i];
+        if (factors != nullptr) sums[i][n] *= *factors[i];
       }
     }
     for (int j = 0; j < count; ++j) {

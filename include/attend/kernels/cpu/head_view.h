@@ -32,6 +32,9 @@ struct HeadView {
   std::int64_t row, column;
   bool is_bfloat16;
 
+  /// The size of a number, in bytes.
+  std::int64_t number_size() const { return is_bfloat16 ? sizeof(BFloat16) : sizeof(T); }
+
   /// Rows first … first + count − 1 as a matrix (count, width): in place, or converted into `scratch`.
   Strided<T> rows(std::int64_t first, int count, int width, T* scratch) const {
     if (!is_bfloat16) return {reinterpret_cast<const T*>(data) + first * row, row, column};
@@ -46,13 +49,19 @@ struct HeadView {
     const bool is_aligned = reinterpret_cast<std::uintptr_t>(elements) % sizeof(Bf16x2) == 0;
     if (column == 1 && row % 2 == 0 && width % 2 == 0 && is_aligned)
       return {reinterpret_cast<const Bf16x2*>(elements), row / 2, 1};
+    copy_pairs(first, count, width, scratch);
+    return {scratch, (width + 1) / 2, 1};
+  }
+
+  /// The same rows as pairs, copied.
+  void copy_pairs(std::int64_t first, int count, int width, Bf16x2* to) const {
+    const auto* elements = reinterpret_cast<const std::uint16_t*>(data) + first * row;
     const int pairs = (width + 1) / 2;
     for (int i = 0; i < count; ++i)
       for (int d = 0; d < width; d += 2)
-        scratch[i * pairs + d / 2] =
+        to[i * pairs + d / 2] =
             elements[i * row + d * column] |
             (d + 1 < width ? static_cast<Bf16x2>(elements[i * row + (d + 1) * column]) << 16 : Bf16x2{0});
-    return {scratch, pairs, 1};
   }
 
   /// to[i · to_row + d] = (row first + i)[d]

@@ -5,6 +5,7 @@
 #include <attend/kernels/check_params.h>
 #include <attend/kernels/cpu/bf16_operations.h>
 #include <attend/kernels/cpu/head_view.h>
+#include <attend/kernels/cpu/key_rows.h>
 #include <attend/kernels/cpu/tile.h>
 #include <attend/kernels/cpu/tile_operations.h>
 #include <attend/kernels/cpu/variant.h>
@@ -57,7 +58,9 @@ struct AttentionPlan {
   const TileOperations<T>* operations;
   const Bf16Operations* bf16;  // for products of bfloat16; null: they are computed in T
   bool is_bfloat16;
-  HeadTensor<T> query, key, value;
+  HeadTensor<T> query;
+  KeyTensor<T> key, value;
+  const std::int32_t* key_lengths;  // of each batch entry; null: `keys`
   std::int32_t batch_size, heads, kv_heads;
   std::int32_t queries, keys, head_dim, value_dim;
   T scale;
@@ -70,8 +73,9 @@ struct AttentionPlan {
         bf16(params.dtype == NumberType::kBFloat16 ? tables.bf16 : nullptr),
         is_bfloat16(params.dtype == NumberType::kBFloat16),
         query(params.query, is_bfloat16),
-        key(params.key, is_bfloat16),
-        value(params.value, is_bfloat16),
+        key(params.key, params, is_bfloat16),
+        value(params.value, params, is_bfloat16),
+        key_lengths(params.key_lengths),
         batch_size(static_cast<std::int32_t>(params.batch_size)),
         heads(static_cast<std::int32_t>(params.num_heads)),
         kv_heads(static_cast<std::int32_t>(params.num_kv_heads)),
@@ -95,6 +99,24 @@ struct AttentionPlan {
 
   std::int32_t kv_head(std::int32_t head) const { return head / (heads / kv_heads); }
 
+  /// The number of keys of a batch entry.
+  std::int32_t keys_of(std::int64_t n) const { return key_lengths == nullptr ? keys : key_lengths[n]; }
+
+  /// The largest number of keys that a batch entry has for the tile.
+  std::int32_t most_keys(const QueryTile& tile) const {
+    return key_lengths == nullptr ? tile.key_end - tile.key_begin
+                                  : *std::max_element(key_lengths, key_lengths + batch_size);
+  }
+
+  /// Number `i` of `tiles`, for a batch entry.
+  QueryTile tile_of(std::int64_t n, std::int64_t i) const {
+    QueryTile tile = tiles[static_cast<std::size_t>(i)];
+    const std::int32_t missing = keys - keys_of(n);
+    tile.key_end -= missing;
+    tile.position -= missing;
+    return tile;
+  }
+
   /// The first entry of a head in (N, H, L).
   std::int64_t row_of(std::int32_t n, std::int32_t head) const {
     return (static_cast<std::int64_t>(n) * heads + head) * queries;
@@ -106,7 +128,7 @@ struct AttentionPlan {
     const auto count = static_cast<std::int64_t>(tiles.size());
     const std::int64_t head = i / count;
     return {i, static_cast<std::int32_t>(head / heads), static_cast<std::int32_t>(head % heads),
-            tiles[static_cast<std::size_t>(i % count)]};
+            tile_of(head / heads, i % count)};
   }
 
   /// The weights of all items, each (keys, kTileQueries), in numbers.

@@ -47,10 +47,11 @@ struct Scores {
   /// Finds the keys that any query of the item may attend to.
   void find_tiles(const AttentionPlan<T>& plan, const WorkItem& item, KeyTiles& result) const {
     const QueryTile& tile = item.tile;
-    const QueryBlock block{item.batch,   item.head, tile.query_begin, tile.query_begin + tile.queries,
-                           plan.queries, plan.keys};
+    const QueryBlock block{item.batch,       item.head,
+                           tile.query_begin, tile.query_begin + tile.queries,
+                           plan.queries,     plan.keys_of(item.batch)};
     KeyRange& range = result.range = options.keys(tile);
-    if (variant != nullptr) {
+    if (variant != nullptr && range.begin < range.end) {
       const KeyRange own = variant->keys(block);
       range.begin = std::max(range.begin, own.begin);
       range.end = std::min(range.end, own.end);
@@ -66,7 +67,7 @@ struct Scores {
   Tile<T> tile(const AttentionPlan<T>& plan, const WorkItem& item, const KeyTiles::Tile& keys, T* scores) const {
     const QueryTile& tile = item.tile;
     return {scores,
-            {item.batch, item.head, tile.query_begin, keys.key, plan.queries, plan.keys},
+            {item.batch, item.head, tile.query_begin, keys.key, plan.queries, plan.keys_of(item.batch)},
             tile.position,
             tile.queries,
             columns_for(tile.queries),

@@ -43,10 +43,10 @@ struct TileOperations {
   void (*add_rows_of_nonzeros)(const T* tile, const T* b, T* c, std::int64_t row, int keys, int columns, int queries);
   void (*spread_nans)(T* values, const T* scores, int keys, int columns, const T* nans);
   void (*clear_gradients)(const T* weights, T* gradients, int keys, int columns, T masked);
-  void (*few_query_scores)(DenseRows<T> keys, int count, const T* queries, std::int64_t query_row, int rows, int width,
-                           T* const* scores);
+  void (*few_query_scores)(DenseRows<T> keys, int first, int count, const T* queries, std::int64_t query_row, int rows,
+                           int width, T* const* scores);
   void (*few_query_softmax_step)(T* scores, int keys, int queries, T* largest, T* sum, T* rescale);
-  void (*add_few_query_values)(DenseRows<T> values, int count, const T* const* weights, int rows, int width,
+  void (*add_few_query_values)(DenseRows<T> values, int first, int count, const T* const* weights, int rows, int width,
                                const T* const* factors, T* output, std::int64_t output_row);
 };
 

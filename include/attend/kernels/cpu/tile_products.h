@@ -3,6 +3,7 @@
 
 #include <attend/kernels/cpu/bf16_operations.h>
 #include <attend/kernels/cpu/head_view.h>
+#include <attend/kernels/cpu/key_rows.h>
 #include <attend/kernels/cpu/plan.h>
 #include <attend/kernels/cpu/tile.h>
 #include <attend/kernels/cpu/tile_operations.h>
@@ -188,7 +189,8 @@ class TileProducts {
   const QueryTile tile_;
   const int columns_, head_dim_, value_dim_;
   const T scale_;
-  const HeadView<T> queries_, keys_, values_;
+  const HeadView<T> queries_;
+  const KeyRows<T> keys_, values_;
 
   // Of the queries.
   T* query_columns_ = nullptr;     // scale · Qᵀ, or pairs of Q
