@@ -14,6 +14,7 @@
 #include <attend/flex_attention.h>
 
 // Positions
+#include <attend/positions/alibi_slopes.h>
 #include <attend/positions/binary.h>
 #include <attend/positions/combine.h>
 #include <attend/positions/learned.h>

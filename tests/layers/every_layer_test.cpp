@@ -74,6 +74,28 @@ struct MultiheadAttentionCase {
   }
 };
 
+struct ModernMultiheadAttentionCase {
+  static constexpr const char* kPrinted =
+      "attend::MultiheadAttention(4, 2, num_kv_heads=1, head_dim=6, kdim=4, vdim=4, bias=true, dropout=0, "
+      "add_bias_kv=false, add_zero_attn=false, batch_first=true, is_causal=true, window=Window{-1, -1}, "
+      "scale=kInverseSqrt, qkv_bias=false, separate_projections=true, qk_norm=kRms, qk_norm_eps=1e-06, rotary=(given), "
+      "softcap=5, alibi=true)";
+  static constexpr std::int64_t kOutChannels = 4;
+  static attend::MultiheadAttention make() {
+    return attend::MultiheadAttention(attend::MultiheadAttentionOptions(4, 2)
+                                          .num_kv_heads(1)
+                                          .head_dim(6)
+                                          .batch_first(true)
+                                          .is_causal(true)
+                                          .qkv_bias(false)
+                                          .separate_projections(true)
+                                          .qk_norm(attend::QkNorm::kRms)
+                                          .rotary(attend::RotaryEmbeddingOptions(6))
+                                          .softcap(5)
+                                          .alibi(true));
+  }
+};
+
 /// The output of a layer for a signal (N, 4, L).
 template <class Layer>
 torch::Tensor run(Layer& layer, const torch::Tensor& x) {
@@ -103,7 +125,7 @@ attend::Explanation explain(attend::MultiheadAttentionImpl& layer, const torch::
 
 // Layers from a signal (N, 4, L) to a signal; and all layers, whose inputs and outputs run() converts to signals.
 #define SIGNAL_LAYERS SelfAttentionCase, ConvStackCase
-#define EVERY_LAYER SIGNAL_LAYERS, MultiheadAttentionCase
+#define EVERY_LAYER SIGNAL_LAYERS, MultiheadAttentionCase, ModernMultiheadAttentionCase
 
 TEST_CASE_TEMPLATE("every layer: it accepts any length from 1 and any batch size from 0", Case, EVERY_LAYER) {
   auto layer = Case::make();
@@ -214,7 +236,8 @@ TEST_CASE_TEMPLATE("every layer: explain() computes nothing and allocates no mem
           const attend::test::AllocatorPeak memory;
           explain(*layer, x);
           // The test itself allocates two masks for MultiheadAttention.
-          const bool has_masks = std::is_same_v<Case, MultiheadAttentionCase>;
+          constexpr bool has_masks =
+              std::is_same_v<Case, MultiheadAttentionCase> || std::is_same_v<Case, ModernMultiheadAttentionCase>;
           CHECK(memory.peak() == (has_masks ? 3 * length + 8 * length * length : 0));
           for (const std::string& name : log.names()) {
             if (has_masks && (name == "aten::zeros" || name == "aten::zero_" || name == "aten::fill_")) continue;

@@ -92,14 +92,17 @@ TEST_CASE("torch::load: an archive of other options is refused with the paramete
        "in_proj_weight is [48, 16] in the archive and [48, 32] in this layer. The saved layer has a different "
        "embed_dim."},
       {attention(options()), attention(options().bias(false)),
-       "the archive has no in_proj_bias, which this layer has. The saved layer has a different bias."},
+       "the archive has no in_proj_bias, which this layer has. The saved layer has a different bias, qkv_bias or "
+       "separate_projections."},
       {attention(options().bias(false)), attention(options()),
-       "the archive has in_proj_bias [48], which this layer does not have. The saved layer has a different bias."},
+       "the archive has in_proj_bias [48], which this layer does not have. The saved layer has a different bias, "
+       "qkv_bias or separate_projections."},
       {attention(options()), attention(options().add_bias_kv(true)),
        "the archive has bias_k [1, 1, 16], which this layer does not have. The saved layer has a different "
        "add_bias_kv."},
       {attention(options()), attention(options().kdim(5)),
-       "the archive has no in_proj_weight, which this layer has. The saved layer has a different kdim or vdim."},
+       "the archive has no in_proj_weight, which this layer has. The saved layer has a different kdim, vdim or "
+       "separate_projections."},
       {attention(options().bias(false).kdim(5)), attention(options().bias(false).kdim(6)),
        "k_proj_weight is [16, 6] in the archive and [16, 5] in this layer. The saved layer has a different kdim."},
       {attention(options().bias(false).vdim(5)), attention(options().bias(false).vdim(6)),

@@ -3,11 +3,19 @@
 
 #include <attend/attention.h>
 #include <attend/detail/nn/archive.h>
-#include <attend/detail/torch/checks.h>
+#include <attend/detail/torch/without_data.h>
 #include <attend/layers/detail/fused_linear.h>
-#include <attend/layers/detail/ignore_masks.h>
+#include <attend/layers/detail/head_transforms.h>
+#include <attend/layers/detail/multihead_inputs.h>
+#include <attend/layers/detail/multihead_options.h>
 #include <attend/layers/detail/multihead_projection.h>
+#include <attend/layers/detail/multihead_step.h>
+#include <attend/layers/multihead_attention_call.h>
 #include <attend/layers/multihead_attention_options.h>
+#include <attend/layers/position_bias.h>
+#include <attend/positions/alibi_slopes.h>
+#include <attend/positions/detail/table_cache.h>
+#include <attend/positions/rotary.h>
 #include <attend/version.h>
 
 #include <c10/util/Exception.h>
@@ -20,8 +28,8 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <memory>
 #include <ostream>
-#include <string>
 #include <tuple>
 #include <vector>
 
@@ -31,11 +39,13 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// outputs of the heads.
 ///
 /// y = W_o · concat(head₁ … head_H) + b_o with head = softmax(scale · QKᵀ) V and Q = W_q q + b_q, K = W_k k + b_k, V =
-/// W_v v + b_v.
+/// W_v v + b_v. Options that torch lacks change Q and K, first by qk_norm and then by rotary, or the scores: softcap,
+/// then alibi, then a float mask, then position_bias.
 ///
-/// Replaces torch::nn::MultiheadAttention. Options, forward(), masks, results, names and shapes of parameters are the
-/// same. After the same torch::manual_seed the initial weights are the same. With the same options, each of the two
-/// layers loads what torch::save wrote of the other.
+/// forward() replaces that of torch::nn::MultiheadAttention; self_attention() and cross_attention() can do more.
+/// Options, forward(), masks, results, names and shapes of parameters are the same. After the same torch::manual_seed
+/// the initial weights are the same. With the same options, each of the two layers loads what torch::save wrote of the
+/// other.
 ///
 /// Shapes: N batch entries, L queries, S keys, E = embed_dim, H = num_heads, G = num_kv_heads.
 ///
@@ -64,6 +74,12 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// | `in_proj_bias` | ((H + 2G)·head_dim) |
 /// | `out_proj.weight`, `out_proj.bias` | (E, H·head_dim), (E) |
 /// | `bias_k`, `bias_v` | (1, 1, G·head_dim) |
+/// | `q_proj.weight`, `q_proj.bias` | (H·head_dim, E), (H·head_dim), with separate_projections |
+/// | `k_proj.weight`, `k_proj.bias` | (G·head_dim, kdim), (G·head_dim), with separate_projections |
+/// | `v_proj.weight`, `v_proj.bias` | (G·head_dim, vdim), (G·head_dim), with separate_projections |
+/// | `q_norm.weight`, `k_norm.weight` | (head_dim), with qk_norm |
+/// | `q_norm.bias`, `k_norm.bias` | (head_dim), with QkNorm::kLayer |
+/// | `position_bias.…` | those of the option position_bias |
 ///
 /// Differs from torch::nn::MultiheadAttention:
 /// - A bool mask masks. torch adds it as 0 and 1.
@@ -105,28 +121,54 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   void reset() override {
     detail::check_options(options);
     head_dim = options.head_dim().value_or(options.embed_dim() / options.num_heads());
-    const std::int64_t width = options.num_heads() * head_dim, kv_width = num_kv_heads() * head_dim;
+    const std::int64_t width = options.num_heads() * head_dim, kv_width = detail::num_kv_heads(options) * head_dim;
     _qkv_same_embed_dim = options.kdim() == options.embed_dim() && options.vdim() == options.embed_dim();
+    const bool has_qkv_bias = detail::has_qkv_bias(options), is_separate = options.separate_projections(),
+               is_packed = _qkv_same_embed_dim && !is_separate, is_unpacked = !_qkv_same_embed_dim && !is_separate;
     // A missing parameter is registered as an undefined tensor, as in torch.
     const auto parameter = [this](const char* name, bool is_there, torch::IntArrayRef sizes) {
       return register_parameter(name, is_there ? torch::empty(sizes) : torch::Tensor(), is_there);
     };
-    in_proj_weight = parameter("in_proj_weight", _qkv_same_embed_dim, {width + 2 * kv_width, options.embed_dim()});
-    q_proj_weight = parameter("q_proj_weight", !_qkv_same_embed_dim, {width, options.embed_dim()});
-    k_proj_weight = parameter("k_proj_weight", !_qkv_same_embed_dim, {kv_width, options.kdim()});
-    v_proj_weight = parameter("v_proj_weight", !_qkv_same_embed_dim, {kv_width, options.vdim()});
-    in_proj_bias = parameter("in_proj_bias", options.bias(), {width + 2 * kv_width});
-    out_proj = register_module(
-        "out_proj", torch::nn::Linear(torch::nn::LinearOptions(width, options.embed_dim()).bias(options.bias())));
+    const auto linear = [this](const char* name, std::int64_t from, std::int64_t to, bool has_bias) {
+      return register_module(name, torch::nn::Linear(torch::nn::LinearOptions(from, to).bias(has_bias)));
+    };
+    in_proj_weight = parameter("in_proj_weight", is_packed, {width + 2 * kv_width, options.embed_dim()});
+    q_proj_weight = parameter("q_proj_weight", is_unpacked, {width, options.embed_dim()});
+    k_proj_weight = parameter("k_proj_weight", is_unpacked, {kv_width, options.kdim()});
+    v_proj_weight = parameter("v_proj_weight", is_unpacked, {kv_width, options.vdim()});
+    in_proj_bias = parameter("in_proj_bias", has_qkv_bias && !is_separate, {width + 2 * kv_width});
+    if (is_separate) {
+      q_proj = linear("q_proj", options.embed_dim(), width, has_qkv_bias);
+      k_proj = linear("k_proj", options.kdim(), kv_width, has_qkv_bias);
+      v_proj = linear("v_proj", options.vdim(), kv_width, has_qkv_bias);
+    }
+    out_proj = linear("out_proj", width, options.embed_dim(), detail::has_out_bias(options));
     bias_k = parameter("bias_k", options.add_bias_kv(), {1, 1, kv_width});
     bias_v = parameter("bias_v", options.add_bias_kv(), {1, 1, kv_width});
+    if (options.qk_norm() != QkNorm::kNone) {
+      q_norm = detail::head_norm(options, head_dim);
+      k_norm = detail::head_norm(options, head_dim);
+      register_module("q_norm", q_norm.ptr());
+      register_module("k_norm", k_norm.ptr());
+    }
+    if (options.rotary()) rotary = register_module("rotary", RotaryEmbedding(*options.rotary()));
+    if (options.position_bias()) {
+      position_bias = detail::clone_of(options.position_bias());
+      register_module("position_bias", detail::module_of(position_bias));
+    }
     _reset_parameters();
   }
 
-  /// Draws new initial weights, of the same distribution as torch's.
+  /// Draws new initial weights, of the same distribution as torch's. Those of q_norm and k_norm become 1, their biases
+  /// become 0. The parameters of position_bias do not change.
   void reset_parameters() {
     out_proj->reset_parameters();
     _reset_parameters();
+    for (const torch::nn::AnyModule& norm : {q_norm, k_norm}) {
+      if (norm.is_empty()) continue;
+      for (const auto& parameter : norm.ptr()->named_parameters())
+        torch::nn::init::constant_(parameter.value(), parameter.key() == "weight" ? 1.0 : 0.0);
+    }
   }
 
   /// Draws new initial weights except out_proj->weight, as torch's function of this name does. The order is torch's, so
@@ -134,10 +176,13 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   void _reset_parameters() {
     for (const torch::Tensor& weight : {in_proj_weight, q_proj_weight, k_proj_weight, v_proj_weight})
       if (weight.defined()) torch::nn::init::xavier_uniform_(weight);
-    if (options.bias()) {
-      torch::nn::init::zeros_(in_proj_bias);
-      torch::nn::init::zeros_(out_proj->bias);
+    if (in_proj_bias.defined()) torch::nn::init::zeros_(in_proj_bias);
+    for (const torch::nn::Linear& projection : {q_proj, k_proj, v_proj}) {
+      if (projection.is_empty()) continue;
+      torch::nn::init::xavier_uniform_(projection->weight);
+      if (projection->bias.defined()) torch::nn::init::zeros_(projection->bias);
     }
+    if (out_proj->bias.defined()) torch::nn::init::zeros_(out_proj->bias);
     for (const torch::Tensor& bias : {bias_k, bias_v})
       if (bias.defined()) torch::nn::init::xavier_normal_(bias);
   }
@@ -149,31 +194,13 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   /// @throws c10::ValueError if the archive was saved with other options. The layer is then unchanged.
   /// @throws c10::TypeError if it was saved with another dtype. The layer is then unchanged.
   void load(torch::serialize::InputArchive& archive) override {
-    const std::string all = "num_heads, num_kv_heads or head_dim", keys = "num_kv_heads or head_dim",
-                      queries = "num_heads or head_dim", widths = "kdim or vdim";
-    detail::check_archive(kName, *this, archive,
-                          {{"in_proj_weight", {all, "embed_dim"}, widths},
-                           {"q_proj_weight", {queries, "embed_dim"}, widths},
-                           {"k_proj_weight", {keys, "kdim"}, widths},
-                           {"v_proj_weight", {keys, "vdim"}, widths},
-                           {"in_proj_bias", {all}, "bias"},
-                           {"out_proj.weight", {"embed_dim", queries}},
-                           {"out_proj.bias", {"embed_dim"}, "bias"},
-                           {"bias_k", {"", "", keys}, "add_bias_kv"},
-                           {"bias_v", {"", "", keys}, "add_bias_kv"}});
+    detail::check_archive(detail::kMultiheadAttention, *this, archive, detail::multihead_parameters());
     torch::nn::Module::load(archive);
   }
 
-  /// Writes the name and the options, as `std::cout << layer` shows them.
-  void pretty_print(std::ostream& stream) const override {
-    stream << "attend::MultiheadAttention(" << options.embed_dim() << ", " << options.num_heads()
-           << ", num_kv_heads=" << num_kv_heads() << ", head_dim=" << head_dim << ", kdim=" << options.kdim()
-           << ", vdim=" << options.vdim() << std::boolalpha << ", bias=" << options.bias()
-           << ", dropout=" << options.dropout() << ", add_bias_kv=" << options.add_bias_kv()
-           << ", add_zero_attn=" << options.add_zero_attn() << ", batch_first=" << options.batch_first()
-           << ", is_causal=" << options.is_causal() << ", window=" << options.window() << ", scale=" << options.scale()
-           << std::noboolalpha << ")";
-  }
+  /// Writes the name and the options, as `std::cout << layer` shows them. Options that torch lacks and that are not set
+  /// are left out.
+  void pretty_print(std::ostream& stream) const override { detail::print_options(stream, options, head_dim); }
 
   /// Computes the output, and the attention weights if they are asked for.
   ///
@@ -190,7 +217,8 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   /// undefined tensor without need_weights.
   /// @throws c10::ValueError if the sizes or devices of the tensors do not fit the options or one another.
   /// @throws c10::TypeError if their dtypes do not fit.
-  /// @throws c10::NotImplementedError if a backend asked for by name cannot compute the attention.
+  /// @throws c10::NotImplementedError if a backend asked for by name cannot compute the attention, and with
+  /// need_weights if the option attention_function is set.
   ///
   /// Differs from Python's module, where is_causal is a hint that attn_mask is the causal mask. Here is_causal needs no
   /// attn_mask, and a given attn_mask applies as well. A call that is correct in Python gives the same results here.
@@ -199,18 +227,48 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
                                                    const torch::Tensor& key_padding_mask = {}, bool need_weights = true,
                                                    const torch::Tensor& attn_mask = {},
                                                    bool average_attn_weights = true, bool is_causal = false) {
-    const Call call = call_of(query, key, value, key_padding_mask, attn_mask, is_causal, /*has_data=*/true);
-    const bool is_batched = query.dim() == 3;
-    const torch::Tensor heads = attention(call.query, call.key, call.value, call.options);  // (N, H, L, head_dim)
-    const torch::Tensor rows =
-        options.batch_first() || !is_batched ? heads.transpose(1, 2) : heads.permute({2, 0, 1, 3});
-    torch::Tensor output = detail::FusedLinear::run(rows.flatten(2), {{out_proj->weight, out_proj->bias}},
-                                                    options.backend())[0];  // (N, L, E) or (L, N, E)
-    if (!is_batched) output = output.squeeze(0);
+    TORCH_CHECK_NOT_IMPLEMENTED(!need_weights || !options.attention_function(), detail::kMultiheadAttention,
+                                ": need_weights: the option attention_function has no weights; pass need_weights = "
+                                "false");
+    const auto call =
+        MultiheadAttentionCall().key_padding_mask(key_padding_mask).attn_mask(attn_mask).is_causal(is_causal);
+    const detail::MultiheadStep step = step_of(query, key, value, call);
+    const torch::Tensor output = output_of(step, query.dim() == 3);
     if (!need_weights) return {output, torch::Tensor()};
-    torch::Tensor weights = attention_weights(call.query, call.key, call.options);  // (N, H, L, S)
+    torch::Tensor weights = step.weights();  // (N, H, L, S)
     if (average_attn_weights) weights = weights.mean(1);
-    return {output, is_batched ? weights : weights.squeeze(0)};
+    return {output, query.dim() == 3 ? weights : weights.squeeze(0)};
+  }
+
+  /// Self-attention: forward() with x as query, key and value, without weights, and with all that a call can have.
+  ///
+  /// @param x (L, N, E), with batch_first (N, L, E), or (L, E) without a batch. For a packed batch N = 1.
+  /// @param call Masks, positions, a cache, the offsets of a packed batch, a bias. Default: none of them.
+  /// @return The output, of the shape of x.
+  /// @throws c10::Error of the same kinds as forward(), and of KeyValueCache::append().
+  ///
+  /// @code
+  /// auto cache = attend::KeyValueCache(attend::KeyValueCacheOptions(1, 2, 8, 64, 1024));  // N 2, 8 heads of 64
+  /// torch::NoGradGuard no_grad;
+  /// torch::Tensor y = layer->self_attention(x, attend::MultiheadAttentionCall().cache(&cache).is_causal(true));
+  /// @endcode
+  torch::Tensor self_attention(const torch::Tensor& x, const MultiheadAttentionCall& call = {}) {
+    if (!call.query_offsets().defined() || call.key_offsets().defined())
+      return output_of(step_of(x, x, x, call), x.dim() == 3);
+    return self_attention(x, MultiheadAttentionCall(call).key_offsets(call.query_offsets()));
+  }
+
+  /// Cross attention: the queries of x attend to the keys and values of another sequence.
+  ///
+  /// @param x (L, N, E), with batch_first (N, L, E), or (L, E) without a batch.
+  /// @param memory (S, N, kdim), with batch_first (N, S, kdim), or (S, kdim) without a batch. The options kdim and vdim
+  /// must be equal. With a cache it may be undefined: x then attends to what the cache has.
+  /// @param call As in self_attention().
+  /// @return The output, of the shape of x.
+  /// @throws c10::Error of the same kinds as self_attention().
+  torch::Tensor cross_attention(const torch::Tensor& x, const torch::Tensor& memory,
+                                const MultiheadAttentionCall& call = {}) {
+    return output_of(step_of(x, memory, memory, call), x.dim() == 3);
   }
 
   /// Says which backend forward() uses for these arguments, and why not a faster one. The arguments are those of
@@ -225,20 +283,22 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   /// @param average_attn_weights As in forward(). It does not change the answer.
   /// @param is_causal As in forward().
   /// @return The backend and the reasons, as attend::explain() returns them.
-  /// @throws c10::Error of the same kinds as forward().
+  /// @throws c10::Error of the same kinds as forward(). With the option attention_function it is
+  /// c10::NotImplementedError.
   Explanation explain(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
                       const torch::Tensor& key_padding_mask = {}, bool need_weights = true,
                       const torch::Tensor& attn_mask = {}, bool average_attn_weights = true, bool is_causal = false) {
     static_cast<void>(need_weights);
     static_cast<void>(average_attn_weights);
-    const Call call = call_of(query, key, value, key_padding_mask, attn_mask, is_causal, /*has_data=*/false);
-    return attend::explain(call.query, call.key, call.value, call.options);
+    const auto call =
+        MultiheadAttentionCall().key_padding_mask(key_padding_mask).attn_mask(attn_mask).is_causal(is_causal);
+    return step_of(query, key, value, call, /*has_data=*/false).explain();
   }
 
   /// The options that the layer was made with.
   MultiheadAttentionOptions options;
 
-  /// Whether kdim and vdim are embed_dim. If so, in_proj_weight holds all three projections. The name is torch's.
+  /// Whether kdim and vdim are embed_dim. The name is torch's.
   bool _qkv_same_embed_dim = false;
   torch::Tensor in_proj_weight,  ///< the three projections, if kdim and vdim are embed_dim; otherwise undefined
       in_proj_bias,              ///< the biases of the three projections; undefined without bias
@@ -252,76 +312,78 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   /// Width of one head.
   std::int64_t head_dim = 0;
 
+  torch::nn::Linear q_proj{nullptr},  ///< the projection of the query, with separate_projections; otherwise empty
+      k_proj{nullptr},                ///< the projection of the key, with separate_projections; otherwise empty
+      v_proj{nullptr};                ///< the projection of the value, with separate_projections; otherwise empty
+  torch::nn::AnyModule q_norm,        ///< RMSNorm or torch::nn::LayerNorm of the queries; empty without qk_norm
+      k_norm;                         ///< the same for the keys
+  /// The rotary embedding; empty without the option rotary.
+  RotaryEmbedding rotary{nullptr};
+  /// The copy of the option position_bias; null without it.
+  std::shared_ptr<PositionBias> position_bias;
+
  protected:
   FORWARD_HAS_DEFAULT_ARGS({3, torch::nn::AnyValue(torch::Tensor())}, {4, torch::nn::AnyValue(true)},
                            {5, torch::nn::AnyValue(torch::Tensor())}, {6, torch::nn::AnyValue(true)},
                            {7, torch::nn::AnyValue(false)})
 
  private:
-  static constexpr const char* kName = "attend::MultiheadAttention";
-
-  /// The arguments of attention().
-  struct Call : detail::HeadTensors {
-    AttentionOptions options;
-  };
-
-  std::int64_t num_kv_heads() const { return options.num_kv_heads().value_or(options.num_heads()); }
-
-  /// Without has_data, the tensors that forward() would compute have no data; see detail::without_data().
-  Call call_of(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
-               const torch::Tensor& key_padding_mask, const torch::Tensor& attn_mask, bool is_causal, bool has_data) {
-    check(query, key, value);
-    const detail::MultiheadProjection projection{options,       head_dim,      in_proj_weight, q_proj_weight,
-                                                 k_proj_weight, v_proj_weight, in_proj_bias,   bias_k,
-                                                 bias_v,        has_data};
-    Call call{projection.heads_of(query, key, value), {}};
-    call.options.scale(options.scale()).backend(options.backend()).dropout(is_training() ? options.dropout() : 0.0);
-    Window window = options.window();
-    if (is_causal || options.is_causal()) window.right = 0;
-    add_masks(call, key_padding_mask, attn_mask, window, query.dim() == 3, has_data);
-    return call;
+  /// Projects, and sets the options of attention(). Without has_data, the tensors that forward() would compute have no
+  /// data; see detail::without_data().
+  detail::MultiheadStep step_of(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
+                                const MultiheadAttentionCall& call, bool has_data = true) {
+    detail::check_call(options, call);
+    if (call.cache() == nullptr || key.defined() || value.defined())
+      detail::check_inputs(options, query, key, value, out_proj->weight);
+    else
+      detail::check_inputs(options, query, query, query, out_proj->weight);
+    const detail::MultiheadProjection projection{options, head_dim, projection_weights(), bias_k, bias_v, has_data};
+    detail::MultiheadStep step{projection.heads_of(query, key, value), {}, nullptr, options.attention_function()};
+    step.bias = call.position_bias() != nullptr ? call.position_bias() : position_bias.get();
+    if (!q_norm.is_empty()) step.query = detail::normalized_heads(q_norm, step.query, options.batch_first(), has_data);
+    if (!k_norm.is_empty() && step.key.defined())
+      step.key = detail::normalized_heads(k_norm, step.key, options.batch_first(), has_data);
+    if (!rotary.is_empty() && has_data)
+      detail::rotate_heads(step, *rotary, detail::positions_of(call, step, /*is_self_attention=*/query.is_same(key)));
+    step.options.scale(options.scale()).backend(options.backend()).dropout(is_training() ? options.dropout() : 0.0);
+    step.options.softcap(options.softcap()).query_offsets(call.query_offsets()).key_offsets(call.key_offsets());
+    if (options.alibi()) step.options.alibi_slopes(slopes(step.query, has_data));
+    if (call.cache() != nullptr && step.key.defined())
+      call.cache()->append(call.cache_layer(), step.key, step.value, call.cache_valid());
+    detail::add_masks(step, options, call, query.dim() == 3, has_data);
+    if (call.cache() != nullptr) detail::read_cache(step, call);
+    return step;
   }
 
-  void check(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value) const {
-    const auto check_one = [&](const char* name, const torch::Tensor& x, const char* width_name, std::int64_t width) {
-      detail::check_tensor(kName, name, x);
-      TORCH_CHECK_VALUE(x.dim() == 2 || x.dim() == 3, kName, ": ", name, " must be 3-d ",
-                        options.batch_first() ? "(N, length, width)" : "(length, N, width)",
-                        ", or 2-d (length, width) without a batch, got ", x.dim(), "-d ", x.sizes());
-      TORCH_CHECK_VALUE(x.size(-1) == width, kName, ": the width of ", name, " must be ", width_name, " (", width,
-                        "), got ", x.sizes());
-      detail::check_fits_weights(kName, name, x, out_proj->weight);
-    };
-    check_one("query", query, "embed_dim", options.embed_dim());
-    check_one("key", key, "kdim", options.kdim());
-    check_one("value", value, "vdim", options.vdim());
-    TORCH_CHECK_VALUE(key.dim() == query.dim(), kName, ": key ", key.sizes(), " must have as many dimensions as query ",
-                      query.sizes());
-    const auto all_but_width = [](const torch::Tensor& x) { return x.sizes().slice(0, x.sizes().size() - 1); };
-    TORCH_CHECK_VALUE(all_but_width(value) == all_but_width(key), kName, ": value ", value.sizes(),
-                      " must have the batch size and length of key ", key.sizes());
-    const int batch = options.batch_first() ? 0 : 1;
-    TORCH_CHECK_VALUE(query.dim() == 2 || key.size(batch) == query.size(batch), kName, ": key ", key.sizes(),
-                      " must have the batch size of query ", query.sizes());
+  torch::Tensor output_of(const detail::MultiheadStep& step, bool is_batched) const {
+    const torch::Tensor heads = step.attention();  // (N, H, L, head_dim)
+    const torch::Tensor rows =
+        options.batch_first() || !is_batched ? heads.transpose(1, 2) : heads.permute({2, 0, 1, 3});
+    const torch::Tensor output = detail::FusedLinear::run(rows.flatten(2), {{out_proj->weight, out_proj->bias}},
+                                                          options.backend())[0];  // (N, L, E) or (L, N, E)
+    return is_batched ? output : output.squeeze(0);
   }
 
-  void add_masks(Call& call, const torch::Tensor& key_padding_mask, const torch::Tensor& attn_mask,
-                 const Window& window, bool is_batched, bool has_data) {
-    const std::int64_t added_keys = options.add_bias_kv() + options.add_zero_attn();
-    const detail::MaskSizes sizes{call.query.size(0), options.num_heads(), call.query.size(2),
-                                  call.key.size(2) - added_keys, is_batched};
-    detail::MaskParts parts{{}, {}, added_keys, sizes};
-    if (key_padding_mask.defined())
-      parts.given.push_back(detail::checked_key_padding_mask(kName, key_padding_mask, sizes, call.query));
-    if (attn_mask.defined()) parts.given.push_back(detail::checked_attn_mask(kName, attn_mask, sizes, call.query));
-    if (added_keys == 0)
-      call.options.window(window);
-    else if (window.left >= 0 || window.right >= 0)
-      parts.window = window;  // a mask, because the added keys have no position
-    if (parts.given.empty() && !parts.window) return;
-    call.options.attn_mask(has_data ? detail::attention_mask(parts, call.query)
-                                    : detail::attention_mask_without_data(parts, call.query));
+  detail::ProjectionWeights projection_weights() const {
+    if (in_proj_weight.defined()) return {{in_proj_weight, in_proj_bias}, {}};
+    if (!q_proj.is_empty())
+      return {{}, {{{q_proj->weight, q_proj->bias}, {k_proj->weight, k_proj->bias}, {v_proj->weight, v_proj->bias}}}};
+    const std::int64_t width = options.num_heads() * head_dim, kv_width = detail::num_kv_heads(options) * head_dim;
+    const auto biases = in_proj_bias.defined() ? in_proj_bias.split_with_sizes({width, kv_width, kv_width})
+                                               : std::vector<torch::Tensor>(3);
+    return {{}, {{{q_proj_weight, biases[0]}, {k_proj_weight, biases[1]}, {v_proj_weight, biases[2]}}}};
   }
+
+  /// The slopes of ALiBi for these queries: float64 for float64, otherwise float32.
+  torch::Tensor slopes(const torch::Tensor& query, bool has_data) {
+    const auto dtype = query.scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat;
+    const torch::TensorOptions kind = query.options().dtype(dtype);
+    if (!has_data) return detail::without_data({options.num_heads()}, kind, /*requires_grad=*/false);
+    return slopes_.get(1, kind, [&](std::int64_t) { return alibi_slopes(options.num_heads()).unsqueeze(1); })
+        .select(1, 0);
+  }
+
+  detail::TableCache slopes_;  // (H, 1)
 };
 
 TORCH_MODULE(MultiheadAttention);

@@ -3,16 +3,36 @@
 
 #include <attend/attention/backend.h>
 #include <attend/attention/options.h>
-#include <attend/detail/torch/checks.h>
+#include <attend/layers/position_bias.h>
+#include <attend/positions/rotary.h>
 #include <attend/version.h>
 
-#include <c10/util/Exception.h>
 #include <torch/arg.h>
+#include <torch/types.h>
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <optional>
+#include <ostream>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
+
+/// How MultiheadAttention normalizes each head of the queries and keys.
+enum class QkNorm {
+  kNone,   ///< no normalization
+  kRms,    ///< RMSNorm over head_dim
+  kLayer,  ///< torch::nn::LayerNorm over head_dim
+};
+
+/// Writes the name, for example "kRms".
+inline std::ostream& operator<<(std::ostream& stream, QkNorm norm) {
+  return stream << (norm == QkNorm::kNone ? "kNone" : norm == QkNorm::kRms ? "kRms" : "kLayer");
+}
+
+/// A function that computes attention in a layer, in place of attention(). It gets the arguments of attention().
+using AttentionFunction = std::function<torch::Tensor(const torch::Tensor& query, const torch::Tensor& key,
+                                                      const torch::Tensor& value, const AttentionOptions& options)>;
 
 /// Options of MultiheadAttention: those of torch::nn::MultiheadAttentionOptions, then options that torch lacks.
 ///
@@ -63,31 +83,37 @@ struct MultiheadAttentionOptions {
   /// Which backend computes the attention; see AttentionOptions::backend(). With kReference torch computes the
   /// projections too. With the other values attend's kernels compute them where they are faster. Default: kAuto.
   TORCH_ARG(BackendChoice, backend) = Backend::kAuto;
+
+  /// Whether the projections of query, key and value have a bias. Default: the option bias.
+  TORCH_ARG(std::optional<bool>, qkv_bias);
+  /// Whether the projection of the output has a bias. Default: the option bias.
+  TORCH_ARG(std::optional<bool>, out_bias);
+  /// Whether query, key and value are projected by submodules `q_proj`, `k_proj` and `v_proj`, as in Hugging Face's
+  /// models. Otherwise the parameters are torch's `in_proj_weight` or `q_proj_weight`, and so on. Default: false.
+  TORCH_ARG(bool, separate_projections) = false;
+  /// Rotates the queries and keys by their positions; see RotaryEmbedding. Its head_dim must be that of the layer.
+  /// Default: none.
+  TORCH_ARG(std::optional<RotaryEmbeddingOptions>, rotary);
+  /// Normalizes each head of the queries and keys, before the rotary embedding. The submodules `q_norm` and `k_norm`
+  /// have learned factors for each of the head_dim channels, which all heads share. Default: kNone.
+  ///
+  /// Source: Henry et al., "Query-key normalization for transformers", 2020; as used here: Dehghani et al., "Scaling
+  /// vision transformers to 22 billion parameters", 2023.
+  TORCH_ARG(QkNorm, qk_norm) = QkNorm::kNone;
+  /// The number that qk_norm adds to the mean square or to the variance, finite and at least 0. Default: 1e-6.
+  TORCH_ARG(double, qk_norm_eps) = 1e-6;
+  /// Keeps scores within ±softcap; see AttentionOptions::softcap(). Default: 0, no softcap.
+  TORCH_ARG(double, softcap) = 0.0;
+  /// Whether to add linear biases to the scores; see AttentionOptions::alibi_slopes(). The slopes are those of the
+  /// paper, alibi_slopes(). They are no parameters and are not saved. Default: false.
+  TORCH_ARG(bool, alibi) = false;
+  /// A learned bias that is added to the scores. The layer registers a copy of it as the submodule `position_bias`.
+  /// Default: none.
+  TORCH_ARG(std::shared_ptr<PositionBias>, position_bias);
+  /// Computes the attention of the projected heads in place of attention(): for example a call of flex_attention()
+  /// with your own score_mod. It should pass on the options that it gets: they hold masks, scale, dropout and backend.
+  /// Default: attention().
+  TORCH_ARG(AttentionFunction, attention_function);
 };
-
-namespace detail {
-
-inline void check_options(const MultiheadAttentionOptions& options) {
-  constexpr const char* kName = "attend::MultiheadAttention";
-  const std::int64_t num_kv_heads = options.num_kv_heads().value_or(options.num_heads());
-  check_positive(kName, "embed_dim", options.embed_dim());
-  check_positive(kName, "num_heads", options.num_heads());
-  check_positive(kName, "kdim", options.kdim());
-  check_positive(kName, "vdim", options.vdim());
-  check_positive(kName, "num_kv_heads", num_kv_heads);
-  TORCH_CHECK_VALUE(options.num_heads() % num_kv_heads == 0, kName, ": num_heads (", options.num_heads(),
-                    ") must be divisible by num_kv_heads (", num_kv_heads, ")");
-  if (options.head_dim())
-    check_positive(kName, "head_dim", *options.head_dim());
-  else
-    TORCH_CHECK_VALUE(options.embed_dim() % options.num_heads() == 0, kName, ": embed_dim (", options.embed_dim(),
-                      ") must be divisible by num_heads (", options.num_heads(), "), or set head_dim");
-  TORCH_CHECK_VALUE(options.dropout() >= 0.0 && options.dropout() <= 1.0, kName, ": dropout (", options.dropout(),
-                    ") must be a probability from 0 to 1");
-  TORCH_CHECK_VALUE(options.window().left >= -1 && options.window().right >= -1, kName,
-                    ": both sides of window must be at least 0, or -1 for unlimited, got ", options.window());
-}
-
-}  // namespace detail
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -3,12 +3,16 @@
 
 #include <attend/detail/torch/without_data.h>
 #include <attend/layers/detail/fused_linear.h>
+#include <attend/layers/detail/multihead_options.h>
 #include <attend/layers/multihead_attention_options.h>
 #include <attend/version.h>
 
 #include <torch/types.h>
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
@@ -18,35 +22,33 @@ struct HeadTensors {
   torch::Tensor query, key, value;  // (N, H, L, head_dim), (N, G, S, head_dim) twice
 };
 
-/// The projections of MultiheadAttention. The weights are members of the layer with the same names.
+/// The linear layers of query, key and value.
+struct ProjectionWeights {
+  Linear packed;                   // all three, one after the other; undefined if they are separate
+  std::array<Linear, 3> separate;  // otherwise
+};
+
+/// The projections of MultiheadAttention.
 struct MultiheadProjection {
   const MultiheadAttentionOptions& options;
   std::int64_t head_dim;
-  const torch::Tensor &in_proj_weight, &q_proj_weight, &k_proj_weight, &v_proj_weight, &in_proj_bias, &bias_k, &bias_v;
+  ProjectionWeights weights;
+  const torch::Tensor &bias_k, &bias_v;
   bool has_data;  // without, the results have no data; see without_data()
 
-  /// Projects query, key and value, and splits them into heads. If all three are one tensor, one product computes them;
-  /// if key and value are one tensor, one product computes these two.
+  /// Projects query, key and value, and splits them into heads. Tensors that are the same object are read once.
   HeadTensors heads_of(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value) const {
-    const std::int64_t heads = options.num_heads(), kv_heads = options.num_kv_heads().value_or(heads);
-    const std::int64_t width = heads * head_dim, kv_width = kv_heads * head_dim;
-    HeadTensors result;
-    if (in_proj_weight.defined() && query.is_same(key) && key.is_same(value)) {
-      const auto parts =
-          by_heads(linear(query, in_proj_weight, in_proj_bias)).split_with_sizes({heads, kv_heads, kv_heads}, 1);
-      result = {parts[0], parts[1], parts[2]};
-    } else if (in_proj_weight.defined() && key.is_same(value)) {
-      const auto weights = in_proj_weight.split_with_sizes({width, 2 * kv_width});
-      const auto biases = split_bias({width, 2 * kv_width});
-      const auto parts = by_heads(linear(key, weights[1], biases[1])).split_with_sizes({kv_heads, kv_heads}, 1);
-      result = {by_heads(linear(query, weights[0], biases[0])), parts[0], parts[1]};
+    if (!key.defined()) return {project(query, 0, 1)[0], {}, {}};  // with a cache
+    std::vector<torch::Tensor> parts;
+    if (query.is_same(key) && key.is_same(value)) {
+      parts = project(query, 0, 3);
     } else {
-      const auto weights = in_proj_weight.defined() ? in_proj_weight.split_with_sizes({width, kv_width, kv_width})
-                                                    : std::vector{q_proj_weight, k_proj_weight, v_proj_weight};
-      const auto biases = split_bias({width, kv_width, kv_width});
-      result = {by_heads(linear(query, weights[0], biases[0])), by_heads(linear(key, weights[1], biases[1])),
-                by_heads(linear(value, weights[2], biases[2]))};
+      parts = project(query, 0, 1);
+      const bool is_one = key.is_same(value);
+      for (torch::Tensor& part : project(key, 1, is_one ? 2 : 1)) parts.push_back(std::move(part));
+      if (!is_one) parts.push_back(project(value, 2, 1)[0]);
     }
+    HeadTensors result{parts[0], parts[1], parts[2]};
     if (options.add_bias_kv()) {
       append(result.key, bias_k);
       append(result.value, bias_v);
@@ -58,21 +60,40 @@ struct MultiheadProjection {
     return result;
   }
 
- private:
-  torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) const {
-    return has_data ? FusedLinear::run(x, {{weight, bias}}, options.backend())[0]
-                    : linear_without_data(x, weight, bias);
-  }
-
   /// (…, heads · head_dim) to (N, heads, length, head_dim).
-  torch::Tensor by_heads(const torch::Tensor& rows) const {
+  static torch::Tensor by_heads(const torch::Tensor& rows, std::int64_t head_dim, bool batch_first) {
     const torch::Tensor split = rows.unflatten(-1, {-1, head_dim});
     if (split.dim() == 3) return split.transpose(0, 1).unsqueeze(0);
-    return options.batch_first() ? split.transpose(1, 2) : split.permute({1, 2, 0, 3});
+    return batch_first ? split.transpose(1, 2) : split.permute({1, 2, 0, 3});
   }
 
-  std::vector<torch::Tensor> split_bias(torch::IntArrayRef sizes) const {
-    return options.bias() ? in_proj_bias.split_with_sizes(sizes) : std::vector<torch::Tensor>(sizes.size());
+ private:
+  /// The projections of x by the layers `first` … `first + count − 1` of query, key and value.
+  std::vector<torch::Tensor> project(const torch::Tensor& x, std::size_t first, std::size_t count) const {
+    const std::int64_t kv_heads = num_kv_heads(options), all_heads[] = {options.num_heads(), kv_heads, kv_heads};
+    std::vector<torch::Tensor> parts;
+    if (!weights.packed.weight.defined()) {
+      parts = linear(x, {weights.separate.begin() + first, weights.separate.begin() + first + count});
+      for (torch::Tensor& part : parts) part = by_heads(part, head_dim, options.batch_first());
+      return parts;
+    }
+    const torch::IntArrayRef heads(all_heads + first, count);
+    std::int64_t begin = 0, rows = 0;
+    for (std::size_t i = 0; i < first; ++i) begin += all_heads[i] * head_dim;
+    for (const std::int64_t each : heads) rows += each * head_dim;
+    const auto part_of = [&](const torch::Tensor& tensor) {
+      return tensor.defined() && count < 3 ? tensor.narrow(0, begin, rows) : tensor;
+    };
+    const torch::Tensor all = by_heads(linear(x, {{part_of(weights.packed.weight), part_of(weights.packed.bias)}})[0],
+                                       head_dim, options.batch_first());
+    return count == 1 ? std::vector{all} : all.split_with_sizes(heads, 1);
+  }
+
+  std::vector<torch::Tensor> linear(const torch::Tensor& x, const std::vector<Linear>& layers) const {
+    if (has_data) return FusedLinear::run(x, layers, options.backend());
+    std::vector<torch::Tensor> results;
+    for (const Linear& layer : layers) results.push_back(linear_without_data(x, layer.weight, layer.bias));
+    return results;
   }
 
   /// Appends one row to each head of (N, G, S, head_dim): `given` (1, 1, G · head_dim), or zeros if it is undefined.

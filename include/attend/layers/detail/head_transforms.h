@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/detail/torch/without_data.h>
+#include <attend/layers/detail/multihead_options.h>
+#include <attend/layers/detail/multihead_projection.h>
+#include <attend/layers/multihead_attention_call.h>
+#include <attend/layers/multihead_attention_options.h>
+#include <attend/layers/rms_norm.h>
+#include <attend/positions/rotary.h>
+#include <attend/positions/rotate.h>
+#include <attend/positions/token_positions.h>
+#include <attend/version.h>
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/repeat_interleave.h>
+#include <c10/util/Exception.h>
+#include <torch/nn/modules/container/any.h>
+#include <torch/nn/modules/normalization.h>
+#include <torch/types.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
+
+// What MultiheadAttention does to the heads of queries and keys after the projections.
+
+/// The layer of the option qk_norm.
+inline torch::nn::AnyModule head_norm(const MultiheadAttentionOptions& options, std::int64_t head_dim) {
+  const std::vector<std::int64_t> sizes{head_dim};
+  if (options.qk_norm() == QkNorm::kRms)
+    return torch::nn::AnyModule(RMSNorm(RMSNormOptions(sizes).eps(options.qk_norm_eps())));
+  return torch::nn::AnyModule(torch::nn::LayerNorm(torch::nn::LayerNormOptions(sizes).eps(options.qk_norm_eps())));
+}
+
+/// Normalizes each head of (N, heads, length, head_dim). The result lies in memory as the rows of the projection do.
+inline torch::Tensor normalized_heads(torch::nn::AnyModule& norm, const torch::Tensor& heads, bool batch_first,
+                                      bool has_data) {
+  const torch::Tensor rows = batch_first ? heads.transpose(1, 2) : heads.permute({2, 0, 1, 3});
+  bool requires_grad = rows.requires_grad();
+  if (!has_data)
+    for (const torch::Tensor& parameter : norm.ptr()->parameters()) requires_grad |= parameter.requires_grad();
+  const torch::Tensor result =
+      has_data ? norm.forward<torch::Tensor>(rows) : without_data(rows.sizes(), rows.options(), requires_grad);
+  return batch_first ? result.transpose(1, 2) : result.permute({1, 2, 0, 3});
+}
+
+/// The positions of queries and keys. An undefined tensor stands for 0 … length − 1.
+struct HeadPositions {
+  torch::Tensor query, key;
+};
+
+/// The positions of a call. Query i is at key position i + S − L, in a packed batch within its sequence.
+inline HeadPositions positions_of(const MultiheadAttentionCall& call, const HeadTensors& heads,
+                                  bool is_self_attention) {
+  HeadPositions result{call.positions(), call.key_positions()};
+  const std::int64_t length = heads.query.size(2), keys = heads.key.defined() ? heads.key.size(2) : length;
+  if (call.cache() != nullptr && !result.query.defined())
+    result.query = call.cache()->positions(length, call.cache_layer(), call.cache_valid());
+  if (is_self_attention && !result.key.defined()) result.key = result.query;
+  const torch::Tensor &query_offsets = call.query_offsets(), &key_offsets = call.key_offsets();
+  if (query_offsets.defined() && key_offsets.defined()) {
+    if (!result.key.defined()) result.key = packed_positions(key_offsets);
+    if (!result.query.defined()) {
+      result.query = packed_positions(query_offsets);
+      if (!query_offsets.is_same(key_offsets)) {
+        const torch::Tensor lengths = query_offsets.diff().to(torch::kLong);
+        result.query = result.query + at::repeat_interleave(key_offsets.diff() - lengths, lengths);
+      }
+    }
+  } else if (!result.query.defined() && keys != length) {
+    result.query = at::arange(keys - length, keys, heads.query.options().dtype(torch::kLong));
+  }
+  return result;
+}
+
+/// Rotates queries and keys.
+inline void rotate_heads(HeadTensors& heads, RotaryEmbeddingImpl& rotary, const HeadPositions& positions) {
+  const RotaryLayout layout = rotary.options.layout();
+  const RotaryTables tables = rotary.cos_sin(heads.query, positions.query);
+  heads.query = rotate(heads.query, tables.cos, tables.sin, layout);
+  if (!heads.key.defined()) return;
+  const bool is_same = positions.query.defined() ? positions.query.is_same(positions.key)
+                                                 : !positions.key.defined();  // then the lengths are equal
+  heads.key = is_same ? rotate(heads.key, tables.cos, tables.sin, layout) : rotary.forward(heads.key, positions.key);
+}
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
