@@ -22,5 +22,7 @@
 #include <attend/positions/sinusoidal.h>
 
 // Layers
+#include <attend/layers/layer_norm.h>
 #include <attend/layers/multihead_attention.h>
 #include <attend/layers/self_attention1d.h>
+#include <attend/layers/transformer.h>

@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 import multihead_reference
 import rotary_reference
 import training_reference
+import transformer_reference
 
 
 class NotebookSelfAttention(torch.nn.Module):
@@ -249,6 +250,7 @@ def main():
     multihead_reference.write(folder)
     rotary_reference.write(folder)
     training_reference.write(folder)
+    transformer_reference.write(folder)
 
 
 if __name__ == "__main__":

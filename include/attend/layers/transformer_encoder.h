@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/detail/nn/archive.h>
+#include <attend/layers/transformer_encoder_layer.h>
+#include <attend/version.h>
+
+#include <c10/util/Exception.h>
+#include <torch/arg.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/modules/common.h>
+#include <torch/nn/modules/container/any.h>
+#include <torch/nn/modules/container/modulelist.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <ostream>
+#include <utility>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
+
+/// Options of TransformerEncoder: those of torch::nn::TransformerEncoderOptions.
+///
+/// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
+///
+/// @code
+/// attend::TransformerEncoderOptions(attend::TransformerEncoderLayerOptions(512, 8), 6)
+///     .norm(torch::nn::AnyModule(attend::LayerNorm(attend::LayerNormOptions({512}))))
+/// @endcode
+struct TransformerEncoderOptions {
+  /// The options for clones of a layer.
+  ///
+  /// @param encoder_layer As the option encoder_layer.
+  /// @param num_layers As the option num_layers.
+  TransformerEncoderOptions(TransformerEncoderLayer encoder_layer, std::int64_t num_layers)
+      : encoder_layer_(std::move(encoder_layer)), num_layers_(num_layers) {}
+
+  /// The options for clones of a new layer.
+  ///
+  /// @param encoder_layer_options The options of the layer.
+  /// @param num_layers As the option num_layers.
+  TransformerEncoderOptions(const TransformerEncoderLayerOptions& encoder_layer_options, std::int64_t num_layers)
+      : TransformerEncoderOptions(TransformerEncoderLayer(encoder_layer_options), num_layers) {}
+
+  /// The layer of which each layer of the encoder is a clone. So all layers have the same initial weights. No default.
+  TORCH_ARG(TransformerEncoderLayer, encoder_layer) = nullptr;
+  /// The number of layers, at least 0. No default.
+  TORCH_ARG(std::int64_t, num_layers);
+  /// A module that is applied to the last layer's output. The encoder holds a clone of it. Default: none.
+  TORCH_ARG(torch::nn::AnyModule, norm);
+};
+
+/// Several TransformerEncoderLayers, one after the other, and a last norm if one is given.
+///
+/// Replaces torch::nn::TransformerEncoder. Options, forward(), results, public members, names and shapes of parameters
+/// are the same. After the same torch::manual_seed the initial weights are the same. With the same options, each of the
+/// two modules loads what torch::save wrote of the other.
+///
+/// The shapes are those of TransformerEncoderLayer. The parameters are `layers.0.self_attn.in_proj_weight` and so on,
+/// and those of the norm: `norm.weight`, `norm.bias`.
+///
+/// Differs from torch::nn::TransformerEncoder:
+/// - The argument is_causal, and all differences of TransformerEncoderLayer.
+/// - Without layers and without a norm the output is src. torch returns an undefined tensor.
+///
+/// @throws c10::ValueError if options or sizes do not fit.
+/// @throws c10::TypeError if dtypes do not fit.
+///
+/// Source: Vaswani et al., "Attention is all you need", 2017.
+///
+/// @code
+/// auto layer_options = attend::TransformerEncoderLayerOptions(512, 8).batch_first(true);
+/// attend::TransformerEncoder encoder(attend::TransformerEncoderOptions(layer_options, 6));
+/// torch::Tensor y = encoder(x, /*src_mask=*/torch::Tensor(), key_padding_mask);  // (N, L, 512)
+/// @endcode
+class TransformerEncoderImpl : public torch::nn::Cloneable<TransformerEncoderImpl> {
+ public:
+  /// The encoder with clones of a layer, without a norm.
+  TransformerEncoderImpl(TransformerEncoderLayer encoder_layer, std::int64_t num_layers)
+      : TransformerEncoderImpl(TransformerEncoderOptions(std::move(encoder_layer), num_layers)) {}
+
+  /// The encoder with these options.
+  ///
+  /// @param options_ The options.
+  /// @throws c10::ValueError for options out of range.
+  explicit TransformerEncoderImpl(TransformerEncoderOptions options_) : options(std::move(options_)) { reset(); }
+
+  /// Creates the layers and the norm as clones of those in the options. Constructors call it.
+  ///
+  /// @throws c10::ValueError for options out of range.
+  void reset() override {
+    TORCH_CHECK_VALUE(!options.encoder_layer().is_empty(), kName, ": encoder_layer must be a layer, got an empty one");
+    TORCH_CHECK_VALUE(options.num_layers() >= 0, kName, ": num_layers (", options.num_layers(), ") must be at least 0");
+    layers = register_module("layers", torch::nn::ModuleList());
+    for (std::int64_t i = 0; i < options.num_layers(); ++i) layers->push_back(options.encoder_layer()->clone());
+    if (options.norm().is_empty()) return;
+    norm = options.norm().clone();
+    register_module("norm", norm.ptr());
+  }
+
+  /// Draws new initial weights in each layer, and replaces the norm by a clone of that in the options, as torch does.
+  void reset_parameters() {
+    for (std::size_t i = 0; i < layers->size(); ++i) layer(i).reset_parameters();
+    if (!norm.is_empty()) unregister_module("norm");
+    norm = options.norm().is_empty() ? torch::nn::AnyModule() : options.norm().clone();
+    if (!norm.is_empty()) register_module("norm", norm.ptr());
+  }
+
+  /// Loads the parameters, and checks that they have the shapes of this module.
+  ///
+  /// @param archive The archive, as torch::load opens it.
+  /// @throws c10::ValueError if the archive was saved with other options. The module is then unchanged.
+  /// @throws c10::TypeError if it was saved with another dtype. The module is then unchanged.
+  void load(torch::serialize::InputArchive& archive) override {
+    detail::check_archive(kName, *this, archive, {}, "num_layers, bias or norm");
+    torch::nn::Module::load(archive);
+  }
+
+  /// Writes the name and the number of layers, as `std::cout << encoder` shows them before the layers.
+  void pretty_print(std::ostream& stream) const override {
+    stream << "attend::TransformerEncoder(num_layers=" << options.num_layers() << ")";
+  }
+
+  /// Computes all layers, then the norm.
+  ///
+  /// @param src (L, N, E), with batch_first (N, L, E), or (L, E) without a batch.
+  /// @param src_mask As in TransformerEncoderLayer, for every layer. Default: none.
+  /// @param src_key_padding_mask As in TransformerEncoderLayer, for every layer. Default: none.
+  /// @param is_causal As in TransformerEncoderLayer, for every layer. Default: false.
+  /// @return The output, of the shape of src.
+  /// @throws c10::ValueError if sizes or devices do not fit.
+  /// @throws c10::TypeError if dtypes do not fit.
+  torch::Tensor forward(const torch::Tensor& src, const torch::Tensor& src_mask = {},
+                        const torch::Tensor& src_key_padding_mask = {}, bool is_causal = false) {
+    torch::Tensor output = src;
+    for (std::size_t i = 0; i < layers->size(); ++i)
+      output = layer(i).forward(output, src_mask, src_key_padding_mask, is_causal);
+    return norm.is_empty() ? output : norm.forward<torch::Tensor>(output);
+  }
+
+  /// The options that the encoder was made with.
+  TransformerEncoderOptions options;
+  /// The layers.
+  torch::nn::ModuleList layers{nullptr};
+  /// The last norm, or empty.
+  torch::nn::AnyModule norm;
+
+ protected:
+  FORWARD_HAS_DEFAULT_ARGS({1, torch::nn::AnyValue(torch::Tensor())}, {2, torch::nn::AnyValue(torch::Tensor())},
+                           {3, torch::nn::AnyValue(false)})
+
+ private:
+  static constexpr const char* kName = "attend::TransformerEncoder";
+
+  TransformerEncoderLayerImpl& layer(std::size_t i) { return layers->at<TransformerEncoderLayerImpl>(i); }
+};
+
+TORCH_MODULE(TransformerEncoder);
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE
