@@ -22,7 +22,7 @@ TEST_CASE("flex_attention: the dense formula calls a score_mod once for each sco
        {attend::AttentionSizes{2, 3, 5, 7}, {1, 1, 1, 9}, {1, 1, 3, 1}, {0, 2, 3, 4}, {2, 2, 0, 4}, {2, 2, 3, 0}}) {
     const std::int64_t count = sizes.batch_size * sizes.num_heads * sizes.query_length * sizes.key_length;
     std::vector<std::atomic<int>> visits(static_cast<std::size_t>(count));
-    for_each_score(sizes, [&] {
+    for_each_score(sizes, {}, [&] {
       return [&](attend::Coordinate at, std::int64_t place) {
         const std::int64_t expected =
             ((at.batch * sizes.num_heads + at.head) * sizes.query_length + at.query) * sizes.key_length + at.key;

@@ -32,9 +32,10 @@ class Cpu final : public KernelBackend {
     if (problem.batch_size() == 0 || problem.query_length() == 0 || problem.key_length() == 0)
       return refused(reason, "kCpu needs at least one batch entry, one query and one key.");
     if (problem.has_pages() && has_gradient(problem))
-      return refused(reason,
-                     "kCpu has no backward pass with block_table; use key_lengths without pages, or no_grad if no "
-                     "gradient is needed.");
+      return refused(
+          reason,
+          "kCpu has no backward pass with block_table; use key_lengths without pages, or torch::NoGradGuard if no "
+          "gradient is needed.");
     constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2;
     if (std::max(problem.query_length(), problem.key_length()) > kMost)
       return refused(reason, "kCpu supports at most ", kMost, " queries and keys.");

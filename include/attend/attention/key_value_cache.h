@@ -2,14 +2,18 @@
 #pragma once
 
 #include <attend/attention.h>
+#include <attend/attention/detail/page_table.h>
 #include <attend/attention/key_value_cache_options.h>
 #include <attend/attention/options.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
 
 #include <cstdint>
-#include <memory>
+#include <optional>
+#include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
@@ -46,6 +50,12 @@ class KeyValueCache {
   /// @throws c10::TypeError for a dtype that attention() does not support.
   explicit KeyValueCache(const KeyValueCacheOptions& options);
 
+  // A copy would share the memory, but not the lengths.
+  KeyValueCache(const KeyValueCache&) = delete;
+  KeyValueCache& operator=(const KeyValueCache&) = delete;
+  KeyValueCache(KeyValueCache&&) = default;
+  KeyValueCache& operator=(KeyValueCache&&) = default;
+
   /// The arguments of attention() after query: all keys and values of a layer.
   struct Arguments {
     at::Tensor key, value;
@@ -61,7 +71,7 @@ class KeyValueCache {
   /// Default: L for all entries.
   /// @throws c10::ValueError for another shape or device, a layer that does not exist, more tokens than fit, and for a
   /// tensor that requires a gradient while gradients are recorded.
-  /// @throws c10::TypeError for another dtype. The cache is unchanged after an error.
+  /// @throws c10::TypeError for another dtype. No token is added then.
   void append(std::int64_t layer, const at::Tensor& key, const at::Tensor& value, const at::Tensor& valid = {});
 
   /// Attention of queries to all keys of a layer. The last query is at the position of the last key.
@@ -71,15 +81,24 @@ class KeyValueCache {
   /// @param options As in attention(). key_lengths, block_table and offsets must not be set. Query and keys have
   /// absolute positions: key j is the token at position j. An attn_mask has S = the largest of lengths().
   /// @return (N, H, L, Dv). Zeros for an entry without keys.
-  /// @throws c10::Error as attention().
-  at::Tensor attention(std::int64_t layer, const at::Tensor& query, const AttentionOptions& options = {}) const;
+  /// @throws c10::ValueError for a layer that does not exist, and for queries that need keys that were evicted.
+  /// @throws c10::Error of the same kinds as attend::attention().
+  at::Tensor attention(std::int64_t layer, const at::Tensor& query, const AttentionOptions& options = {}) const {
+    TORCH_CHECK_VALUE(query.defined() && query.dim() == 4 && query.size(0) == options_.batch_size(),
+                      "attend::KeyValueCache: query must be (N, H, L, D), with N = ", options_.batch_size(), ", got ",
+                      query.defined() ? c10::str(query.sizes()) : "an undefined tensor");
+    const Arguments cached = arguments(layer, query.size(2), options);
+    return attend::attention(query, cached.key, cached.value, cached.options);
+  }
 
   /// What attention(), attention_with_lse() and flex_attention() need to attend to all keys of a layer.
   ///
   /// @param layer The layer, from 0.
   /// @param query_length The number of queries L.
   /// @param options The options of the call.
-  /// @return Keys and values as they are stored, and the options that say how to read them.
+  /// @return Keys and values as they are stored, and the options that say how to read them. Valid until the next call
+  /// that changes the cache. With pages S is a multiple of page_size.
+  /// @throws c10::ValueError as attention().
   ///
   /// @code
   /// attend::KeyValueCache::Arguments cached = cache.arguments(0, q.size(2));
@@ -125,7 +144,30 @@ class KeyValueCache {
   const KeyValueCacheOptions& options() const { return options_; }
 
  private:
+  using Counts = std::vector<std::int64_t>;  // of the batch entries
+
+  static KeyValueCacheOptions checked(KeyValueCacheOptions options);
+  const Counts& lengths_of(std::int64_t layer) const;
+  Counts new_tokens(std::int64_t length, const at::Tensor& valid) const;
+  void check_tokens(const char* name, const at::Tensor& tokens, const char* shape, std::int64_t length,
+                    std::int64_t width) const;
+  void make_room(const Counts& begin, const Counts& added);
+  void write(at::Tensor to, const at::Tensor& tokens, const Counts& begin, const Counts& added) const;
+  void check_not_evicted(const char* what, std::int64_t entry, std::int64_t position) const;
+
+  /// The last append() to a layer.
+  struct LastAppend {
+    std::int64_t rows = 0;  // with padding
+    Counts begin;           // the position of the first new token of each entry
+  };
+
   KeyValueCacheOptions options_;
+  std::optional<detail::PageTable> pages_;
+  at::Tensor keys_, values_;     // (layers, N, G, max_length, D or Dv), or (layers, num_pages, G, page_size, D or Dv)
+  std::vector<Counts> lengths_;  // of each layer
+  std::vector<LastAppend> last_appends_;  // to each layer
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE
+
+#include <attend/attention/detail/key_value_cache_impl.h>

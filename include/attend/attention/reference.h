@@ -45,8 +45,11 @@ class Reference final : public AttentionBackend {
     std::string copies;
     if (compute_dtype(problem.query.scalar_type()) != problem.query.scalar_type())
       copies = "It converts query, key and value to float32.";
-    if (problem.num_kv_heads() != problem.num_heads())
-      copies += std::string(copies.empty() ? "" : " ") + "It repeats key and value for every query head.";
+    const auto also = [&copies](const char* sentence) {
+      copies += (copies.empty() ? "" : " ") + std::string(sentence);
+    };
+    if (problem.has_pages()) also("It copies the pages of key and value to contiguous tensors.");
+    if (problem.num_kv_heads() != problem.num_heads()) also("It repeats key and value for every query head.");
     return copies;
   }
 
