@@ -2,6 +2,7 @@
 #include <attend/layers/rms_norm.h>
 
 #include "support/accuracy.h"
+#include "support/autocast.h"
 #include "support/derivatives.h"
 #include "support/errors.h"
 #include "support/gradcheck.h"
@@ -10,6 +11,7 @@
 #include <doctest/doctest.h>
 #include <torch/types.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -90,6 +92,86 @@ TEST_CASE("RMSNorm: outputs and gradients are those of torch.nn.RMSNorm, for eve
       for (std::size_t i = 0; i < results.size(); ++i) check_as_accurate_as(dense[i], results[i], rounded_exact[i]);
     }
   }
+}
+
+TEST_CASE("RMSNorm: first and second derivatives equal those of torch's function") {
+  const std::vector<std::int64_t> shapes[] = {{6}, {2, 3}};
+  for (const std::vector<std::int64_t>& shape : shapes) {
+    std::vector<std::int64_t> sizes{4};
+    sizes.insert(sizes.end(), shape.begin(), shape.end());
+    const auto ours = [&](const Tensors& inputs) {
+      RMSNorm norm(RMSNormOptions(shape).eps(1e-3));
+      norm->weight = inputs[1];
+      return Tensors{norm(inputs[0])};
+    };
+    const auto by_torch = [&](const Tensors& inputs) { return Tensors{at::rms_norm(inputs[0], shape, inputs[1], 1e-3)}; };
+    check_same_derivatives(ours, by_torch, {torch::randn(sizes, torch::kDouble), torch::randn(shape, torch::kDouble)});
+  }
+}
+
+TEST_CASE("RMSNorm: x and the gradient may have any order in memory") {
+  const torch::Tensor x = torch::randn({2, 3, 50, 20}, torch::kDouble), given = torch::randn_like(x),
+                      weight = torch::randn({20}, torch::kDouble);
+  const auto norm = [](const torch::Tensor& of, const torch::Tensor& with) {
+    RMSNorm layer(20);
+    layer->weight = with;
+    return layer(of);
+  };
+  const Tensors expected = results_of(norm, x, weight, given, torch::kDouble);
+  const torch::Tensor by_position = x.transpose(1, 2).contiguous().transpose(1, 2),
+                      strided = x.transpose(1, 3).contiguous().transpose(1, 3),
+                      slice = torch::cat({x, x}, 3).narrow(3, 20, 20), five = x.unsqueeze(2).expand({2, 3, 2, 50, 20});
+  CHECK(norm(by_position, weight).strides() == by_position.strides());
+  for (const torch::Tensor& same : {by_position, strided, slice}) {
+    const Tensors results = results_of(norm, same, weight, given.transpose(1, 2).contiguous().transpose(1, 2), torch::kDouble);
+    for (std::size_t i = 0; i < results.size(); ++i) check_equal_in_float64(results[i], expected[i]);
+  }
+  check_equal_in_float64(norm(five, weight).select(2, 1), expected[0]);
+  // An expanded gradient.
+  const torch::Tensor leaf = x.detach().requires_grad_();
+  norm(leaf, weight).sum().backward();
+  check_equal_in_float64(leaf.grad(), results_of(norm, x, weight, torch::ones_like(x), torch::kDouble)[1]);
+}
+
+TEST_CASE("RMSNorm: gradients of x alone and of the weight alone") {
+  const torch::Tensor x = torch::randn({3, 8}, torch::kDouble), given = torch::randn_like(x);
+  RMSNorm norm(8);
+  norm->to(torch::kDouble);
+  const torch::Tensor leaf = x.detach().requires_grad_();
+  const Tensors both = torch::autograd::grad({norm(leaf)}, {leaf, norm->weight}, {given});
+  check_equal_in_float64(torch::autograd::grad({norm(x)}, {norm->weight}, {given})[0], both[1]);
+  norm->weight.requires_grad_(false);
+  check_equal_in_float64(torch::autograd::grad({norm(leaf)}, {leaf}, {given})[0], both[0]);
+}
+
+TEST_CASE("RMSNorm: under autocast the result has the dtype of x") {
+  RMSNorm norm(8);
+  const torch::Tensor x = torch::randn({3, 8});
+  const torch::Tensor y = norm(x);
+  const attend::test::Autocast autocast;
+  CHECK(norm(x).equal(y));
+  const torch::Tensor low = norm(x.to(torch::kBFloat16));
+  CHECK((low.scalar_type() == torch::kBFloat16));
+  CHECK(attend::test::max_difference(low, y) < 0.05);
+}
+
+TEST_CASE("RMSNorm: bad input is refused with the rule and the values") {
+  const std::string name = "attend::RMSNorm: ";
+  RMSNorm norm(RMSNormOptions({3, 4}));
+  const auto call = [&](const torch::Tensor& x) { return [=]() mutable { norm(x); }; };
+  const Refused cases[] = {
+      {name + "normalized_shape must have at least one size, got none", false,
+       [] { RMSNorm{RMSNormOptions(std::vector<std::int64_t>{})}; }},
+      {name + "a size of normalized_shape (0) must be at least 1", false, [] { RMSNorm{0}; }},
+      {name + "eps (-1) must be at least 0 and finite", false, [] { RMSNorm{RMSNormOptions(4).eps(-1)}; }},
+      {name + "x must be a tensor, got an undefined one", false, call({})},
+      {name + "the last sizes of x must be normalized_shape [3, 4], got [3, 5]", false, call(torch::randn({3, 5}))},
+      {name + "the last sizes of x must be normalized_shape [3, 4], got [4]", false, call(torch::randn({4}))},
+      {name + "x (meta) must be on the device of the weights (cpu)", false, call(torch::randn({3, 4}).to(torch::kMeta))},
+      {name + "x (Double) must have the dtype of the weights (Float)", true, call(torch::randn({3, 4}, torch::kDouble))},
+      {name + "x (Long) must have a floating dtype", true, call(torch::ones({3, 4}, torch::kLong))},
+  };
+  for (const Refused& each : cases) each.check();
 }
 
 }  // namespace rms_norm_test

@@ -19,7 +19,7 @@ ARROWS = {
     "score": ["base", "detail", "simd"],
     "kernels": ["base", "detail", "simd", "score"],
     "attention": ["base", "detail", "detail/torch", "simd", "score", "kernels"],
-    "positions": ["base", "detail", "detail/torch", "detail/nn", "attention"],
+    "positions": ["base", "detail", "detail/torch", "detail/nn", "simd", "score", "kernels", "attention"],
     "layers": ["base", "detail", "detail/torch", "detail/nn", "simd", "score", "kernels", "attention", "positions"],
     "data": ["base", "detail", "detail/torch", "detail/nn"],
     "file_error": ["base"],  # io/file_error.h

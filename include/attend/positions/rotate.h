@@ -74,7 +74,7 @@ inline void check_rotation(const char* name, const at::Tensor& x, const at::Tens
 inline at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
                          RotaryLayout layout = RotaryLayout::kHalfSplit) {
   detail::check_rotation("attend::rotate", x, cos, sin);
-  return detail::Rotation(cos, sin, x, layout).apply_to(x);
+  return detail::Rotation::apply_to(x, cos, sin, layout);
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

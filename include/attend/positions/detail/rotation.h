@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/detail/instruction_set.h>
+#include <attend/attention/detail/row_elements.h>
+#include <attend/detail/torch/autograd_node.h>
+#include <attend/detail/torch/const_data.h>
+#include <attend/detail/torch/in_memory.h>
+#include <attend/detail/torch/parallel.h>
+#include <attend/kernels/cpu/rotate.h>
 #include <attend/positions/rotary_layout.h>
 #include <attend/version.h>
 
@@ -8,26 +15,45 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/stack.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <mutex>
+#include <string>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The rotation of rotate(), after its checks.
+/// The rotation of rotate(), after its checks. It is linear in x, so its gradient is the rotation by the negative
+/// angles, and no x is kept for it.
 class Rotation {
  public:
-  Rotation(const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& x, RotaryLayout layout)
-      : cos_(as_4d(cos, x)), sin_(as_4d(sin, x)), layout_(layout) {}
-
   /// x (N, H, L, D) to the same sizes.
-  at::Tensor apply_to(const at::Tensor& x) const { return by_torch(x); }
+  static at::Tensor apply_to(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, RotaryLayout layout) {
+    const Rotation rotation(as_4d(cos, x), as_4d(sin, x), layout, /*is_inverse=*/false);
+    return rotation.is_fused(x) ? rotation.fused(x) : rotation.by_torch(x);
+  }
 
  private:
-  /// (N or 1, H or 1, L, R/2), in the dtype of the products.
+  Rotation(const at::Tensor& cos, const at::Tensor& sin, RotaryLayout layout, bool is_inverse)
+      : cos_(cos), sin_(sin), layout_(layout), is_inverse_(is_inverse) {}
+
   static at::Tensor as_4d(const at::Tensor& table, const at::Tensor& x) {
     const at::Tensor converted = table.to(at::toOpMathType(x.scalar_type()));
     if (table.dim() == 2) return converted.unsqueeze(0).unsqueeze(0);
     return table.dim() == 3 ? converted.unsqueeze(1) : converted;
+  }
+
+  /// Whether the kernel computes it. Tables that need a gradient are left to torch.
+  bool is_fused(const at::Tensor& x) const {
+    const auto has_tangent = [](const at::Tensor& tensor) { return tensor._fw_grad(/*level=*/0).defined(); };
+    return x.is_cpu() && is_element_of_rows(x.scalar_type()) && x.numel() > 0 &&
+           !torch::autograd::compute_requires_grad(cos_, sin_) && !has_tangent(x) && !has_tangent(cos_) &&
+           !has_tangent(sin_);
   }
 
   at::Tensor by_torch(const at::Tensor& x) const {
@@ -43,8 +69,90 @@ class Rotation {
     return rest == 0 ? rotated : at::cat({rotated, x.narrow(3, rotated_width, rest)}, 3);
   }
 
-  at::Tensor cos_, sin_;
+  at::Tensor fused(const at::Tensor& x) const {
+    at::Tensor y;
+    {
+      const c10::AutoGradMode no_grad(false);
+      y = by_kernel(x);
+    }
+    if (torch::autograd::compute_requires_grad(x)) {
+      const auto node = make_node(new Node(*this));
+      node->set_next_edges(torch::autograd::collect_next_edges(x));
+      torch::autograd::set_history(y, node);
+    }
+    return y;
+  }
+
+  at::Tensor by_kernel(const at::Tensor& given) const {
+    const at::Tensor x = with_adjacent_numbers(in_memory(given)), cos = with_adjacent_numbers(in_memory(cos_)),
+                     sin = with_adjacent_numbers(in_memory(sin_)), y = empty_rows_like(x);
+    // The heads of a position, or the positions of a head: those that are closer in memory are the inner loop.
+    const bool heads_first = x.stride(1) < x.stride(2);
+    const auto three = [&](at::IntArrayRef of) {
+      return heads_first ? cpu::Three{of[0], of[2], of[1]} : cpu::Three{of[0], of[1], of[2]};
+    };
+    const auto shared = [&](const at::Tensor& table) {
+      return three({table.size(0) == 1 ? 0 : table.stride(0), table.size(1) == 1 ? 0 : table.stride(1),
+                    table.stride(2)});
+    };
+    with_element_of_rows(x.scalar_type(), [&](auto element) {
+      using Element = decltype(element);
+      using T = cpu::Computed<Element>;
+      const cpu::RotateParams<Element> params{three(x.sizes()),
+                                              {static_cast<const Element*>(x.const_data_ptr()), three(x.strides())},
+                                              {static_cast<Element*>(y.data_ptr()), three(y.strides())},
+                                              {const_data<T>(cos), shared(cos)},
+                                              {const_data<T>(sin), shared(sin)},
+                                              static_cast<int>(cos.size(3)),
+                                              static_cast<int>(x.size(3)),
+                                              is_inverse_};
+      const auto function =
+          cpu::rotate_function<Element>(available_instruction_set(), layout_ == RotaryLayout::kInterleaved);
+      constexpr std::int64_t kGrain = 1 << 15;  // numbers, for one thread
+      parallel_ranges(x.numel() / x.size(3), std::max<std::int64_t>(1, kGrain / x.size(3)),
+                      [&](std::int64_t begin, std::int64_t end) { cpu::rotate(params, function, begin, end); });
+    });
+    return y;
+  }
+
+  /// The gradient in torch's graph. It can be differentiated again: it is a Rotation.
+  class Node : public torch::autograd::Node {
+   public:
+    explicit Node(const Rotation& rotation)
+        : cos_(rotation.cos_, /*is_output=*/false),
+          sin_(rotation.sin_, /*is_output=*/false),
+          layout_(rotation.layout_),
+          is_inverse_(rotation.is_inverse_) {}
+
+    std::string name() const override { return "attend::rotate"; }
+
+    void release_variables() override {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      cos_.reset_data();
+      sin_.reset_data();
+    }
+
+   protected:
+    torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
+      if (!gradients[0].defined()) return {at::Tensor()};
+      at::Tensor cos, sin;
+      {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        cos = cos_.unpack();
+        sin = sin_.unpack();
+      }
+      return {Rotation(cos, sin, layout_, !is_inverse_).fused(gradients[0])};
+    }
+
+   private:
+    torch::autograd::SavedVariable cos_, sin_;
+    RotaryLayout layout_;
+    bool is_inverse_;
+  };
+
+  at::Tensor cos_, sin_;  // (N or 1, H or 1, L, R/2), in the dtype of the products
   RotaryLayout layout_;
+  bool is_inverse_;
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
