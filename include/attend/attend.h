@@ -11,6 +11,7 @@
 
 // Attention as a function
 #include <attend/attention.h>
+#include <attend/attention/sinks.h>
 #include <attend/flex_attention.h>
 
 // Positions
@@ -24,5 +25,10 @@
 // Layers
 #include <attend/layers/layer_norm.h>
 #include <attend/layers/multihead_attention.h>
+#include <attend/layers/position_bias.h>
+#include <attend/layers/relative_position_bias.h>
 #include <attend/layers/self_attention1d.h>
+#include <attend/layers/self_attention2d.h>
+#include <attend/layers/t5_position_bias.h>
 #include <attend/layers/transformer.h>
+#include <attend/layers/window_partition.h>

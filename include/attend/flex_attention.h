@@ -10,11 +10,14 @@
 #include <attend/attention/flash_mask.h>
 #include <attend/attention/materialize.h>
 #include <attend/attention/options.h>
+#include <attend/attention/relative_grid_bias.h>
 #include <attend/attention/sequence_masks.h>
 #include <attend/attention/variant.h>
 #include <attend/score/mask_mod.h>
 #include <attend/score/mask_operators.h>
+#include <attend/score/neighborhood_mask.h>
 #include <attend/score/score_mod.h>
+#include <attend/score/shifted_window_mask.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>

@@ -5,6 +5,7 @@
 #include <attend/layers/conv_stack.h>
 #include <attend/layers/multihead_attention.h>
 #include <attend/layers/self_attention1d.h>
+#include <attend/layers/self_attention2d.h>
 
 #include "support/accuracy.h"
 #include "support/allocator_peak.h"
@@ -96,6 +97,18 @@ struct ModernMultiheadAttentionCase {
   }
 };
 
+struct SelfAttention2dCase {
+  static constexpr const char* kPrinted =
+      "attend::SelfAttention2d(4, 6, 8, num_heads=2, scale=kInverseSqrt, axis=kHeight)";
+  static constexpr std::int64_t kOutChannels = 6;
+  static attend::SelfAttention2d make() {
+    return attend::SelfAttention2d(attend::SelfAttention2dOptions(4, 6, 8)
+                                       .num_heads(2)
+                                       .scale(attend::kInverseSqrt)
+                                       .axis(attend::ImageAxis::kHeight));
+  }
+};
+
 /// The output of a layer for a signal (N, 4, L).
 template <class Layer>
 torch::Tensor run(Layer& layer, const torch::Tensor& x) {
@@ -105,6 +118,11 @@ torch::Tensor run(Layer& layer, const torch::Tensor& x) {
 torch::Tensor run(attend::MultiheadAttentionImpl& layer, const torch::Tensor& x) {
   const torch::Tensor tokens = x.transpose(1, 2);
   return std::get<0>(layer.forward(tokens, tokens, tokens)).transpose(1, 2);
+}
+
+/// The signal is an image of width 1.
+torch::Tensor run(attend::SelfAttention2dImpl& layer, const torch::Tensor& x) {
+  return layer.forward(x.unsqueeze(3)).squeeze(3);
 }
 
 template <class Layer>
@@ -121,11 +139,15 @@ attend::Explanation explain(attend::MultiheadAttentionImpl& layer, const torch::
                        /*average_attn_weights=*/true, /*is_causal=*/true);
 }
 
+attend::Explanation explain(attend::SelfAttention2dImpl& layer, const torch::Tensor& x) {
+  return layer.explain(x.unsqueeze(3));
+}
+
 }  // namespace
 
 // Layers from a signal (N, 4, L) to a signal; and all layers, whose inputs and outputs run() converts to signals.
 #define SIGNAL_LAYERS SelfAttentionCase, ConvStackCase
-#define EVERY_LAYER SIGNAL_LAYERS, MultiheadAttentionCase, ModernMultiheadAttentionCase
+#define EVERY_LAYER SIGNAL_LAYERS, MultiheadAttentionCase, ModernMultiheadAttentionCase, SelfAttention2dCase
 
 TEST_CASE_TEMPLATE("every layer: it accepts any length from 1 and any batch size from 0", Case, EVERY_LAYER) {
   auto layer = Case::make();

@@ -36,8 +36,8 @@ struct LinearCase {
   static constexpr const char* kName = "attend::LinearPositions";
   static constexpr const char* kPrinted = "attend::LinearPositions(combine=kAdd)";
   static constexpr std::int64_t kChannels = 1;
-  static attend::LinearPositions make(Combine combine) {
-    return attend::LinearPositions(attend::LinearPositionsOptions().combine(combine));
+  static attend::LinearPositions make(Combine combine, bool batch_first = false) {
+    return attend::LinearPositions(attend::LinearPositionsOptions().combine(combine).batch_first(batch_first));
   }
   static torch::Tensor positions(attend::LinearPositions&, std::int64_t length) {
     return attend::linear_positions(length);
@@ -48,8 +48,9 @@ struct BinaryCase {
   static constexpr const char* kName = "attend::BinaryPositions";
   static constexpr const char* kPrinted = "attend::BinaryPositions(num_channels=4, combine=kAdd)";
   static constexpr std::int64_t kChannels = 4;
-  static attend::BinaryPositions make(Combine combine) {
-    return attend::BinaryPositions(attend::BinaryPositionsOptions().num_channels(4).combine(combine));
+  static attend::BinaryPositions make(Combine combine, bool batch_first = false) {
+    return attend::BinaryPositions(
+        attend::BinaryPositionsOptions().num_channels(4).combine(combine).batch_first(batch_first));
   }
   static torch::Tensor positions(attend::BinaryPositions&, std::int64_t length) {
     return attend::binary_positions(length, 4);
@@ -63,8 +64,8 @@ struct SinusoidalCase {
   static attend::SinusoidalPositionsOptions options() {
     return attend::SinusoidalPositionsOptions(4).base(1000).sine_first(true);
   }
-  static attend::SinusoidalPositions make(Combine combine) {
-    return attend::SinusoidalPositions(options().combine(combine));
+  static attend::SinusoidalPositions make(Combine combine, bool batch_first = false) {
+    return attend::SinusoidalPositions(options().combine(combine).batch_first(batch_first));
   }
   static torch::Tensor positions(attend::SinusoidalPositions&, std::int64_t length) {
     return attend::sinusoidal_positions(length, options());
@@ -75,11 +76,12 @@ struct LearnedCase {
   static constexpr const char* kName = "attend::LearnedPositions";
   static constexpr const char* kPrinted = "attend::LearnedPositions(4, 16, combine=kAdd)";
   static constexpr std::int64_t kChannels = 4;
-  static attend::LearnedPositions make(Combine combine) {
-    return attend::LearnedPositions(attend::LearnedPositionsOptions(4, 16).combine(combine));
+  static attend::LearnedPositions make(Combine combine, bool batch_first = false) {
+    return attend::LearnedPositions(attend::LearnedPositionsOptions(4, 16).combine(combine).batch_first(batch_first));
   }
   static torch::Tensor positions(attend::LearnedPositions& layer, std::int64_t length) {
-    return attend::learned_positions(layer->weight.detach(), length);
+    const torch::Tensor weight = layer->weight.detach();
+    return attend::learned_positions(layer->options.batch_first() ? weight.t() : weight, length);
   }
 };
 
@@ -98,6 +100,44 @@ TEST_CASE_TEMPLATE("positions layers: the positions are concatenated to the sign
       CHECK(added(x).equal(x + Case::positions(added, length).to(torch::kFloat)));
     }
   }
+}
+
+TEST_CASE_TEMPLATE("positions layers: batch_first takes sequences (N, L, C), also in Sequential", Case, EVERY_CASE) {
+  for (const Combine combine : {Combine::kConcatenate, Combine::kAdd}) {
+    auto layer = Case::make(combine, /*batch_first=*/true);
+    for (const std::int64_t batch : {0, 1, 3})
+      for (const std::int64_t length : {1, 7, 16, 7}) {
+        const torch::Tensor x = torch::randn({batch, length, 4});
+        const torch::Tensor positions = Case::positions(layer, length).to(torch::kFloat).t();  // (L, P)
+        const torch::Tensor expected = combine == Combine::kAdd
+                                           ? x + positions
+                                           : torch::cat({x, positions.unsqueeze(0).expand({batch, -1, -1})}, 2);
+        CHECK(layer(x).equal(expected));
+        torch::nn::Sequential sequential(layer);
+        CHECK(sequential->forward(x).equal(expected));
+      }
+  }
+  auto layer = Case::make(Combine::kAdd, /*batch_first=*/true), loaded = Case::make(Combine::kAdd, true);
+  const torch::Tensor x = torch::randn({2, 7, 4}).requires_grad_(), weight = torch::randn({2, 7, 4});
+  (layer(x) * weight).sum().backward();
+  CHECK(x.grad().equal(weight));
+  std::stringstream stream, text;
+  torch::save(layer, stream);
+  torch::load(loaded, stream);
+  CHECK(loaded(x).equal(layer(x)));
+  CHECK(std::dynamic_pointer_cast<typename decltype(layer)::Impl>(layer->clone())->forward(x).equal(layer(x)));
+  layer->pretty_print(text);
+  std::string printed = Case::kPrinted;
+  printed.insert(printed.size() - 1, ", batch_first=true");
+  CHECK(text.str() == printed);
+  const std::string name = std::string(Case::kName) + ": ";
+  const auto message = [&](const torch::Tensor& y) { return message_of<c10::ValueError>([&] { layer(y); }); };
+  CHECK(message({}) == name + "x must be a tensor (N, L, C), got an undefined one");
+  CHECK(message(torch::randn({4, 9})) == name + "x must be 3-d (N, L, C), got 2-d [4, 9]");
+  CHECK(message(torch::randn({2, 0, 4})) == name + "x must have a length of at least 1, got [2, 0, 4]");
+  if constexpr (Case::kChannels > 1)
+    CHECK(message(torch::randn({2, 9, 3})) ==
+          name + "x (3 channels) must have as many channels as the positions (4) for kAdd");
 }
 
 TEST_CASE_TEMPLATE("positions layers: the gradient reaches x", Case, EVERY_CASE) {

@@ -31,6 +31,16 @@ TEST_CASE("LearnedPositions: the table is initialized as normal with standard de
   CHECK(weight.std().item<double>() == doctest::Approx(0.02).epsilon(0.02));
 }
 
+TEST_CASE("LearnedPositions: with batch_first the weight is that of torch.nn.Embedding") {
+  LearnedPositions layer(LearnedPositionsOptions(3, 10).batch_first(true));
+  CHECK(layer->weight.sizes() == torch::IntArrayRef{10, 3});
+  const torch::Tensor x = torch::randn({2, 4, 3});
+  CHECK(layer(x).equal(x + torch::embedding(layer->weight, torch::arange(4))));
+  CHECK(message_of<c10::ValueError>([&] {
+          layer(torch::randn({2, 11, 3}));
+        }) == "attend::LearnedPositions: x (length 11) must be no longer than max_length (10)");
+}
+
 TEST_CASE("LearnedPositions: lengths beyond the table and options out of range are refused") {
   LearnedPositions layer(3, 10);
   const auto check = [](auto&& action, const std::string& expected) {

@@ -14,6 +14,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 import multihead_reference
+import position_bias_reference
 import rotary_reference
 import training_reference
 import transformer_reference
@@ -249,6 +250,7 @@ def main():
         torch.save(flat, folder / f"{name}.pt")
     multihead_reference.write(folder)
     rotary_reference.write(folder)
+    position_bias_reference.write(folder)
     training_reference.write(folder)
     transformer_reference.write(folder)
 

@@ -113,6 +113,27 @@ class Binder {
     return {static_cast<const std::int32_t*>(data_of(bound)), shape_of(bound), purpose_.seen_outside, purpose_.outside};
   }
 
+  /// Checks that L and S are the number of positions that a struct is made for.
+  ///
+  /// @param name The struct, for the message.
+  /// @param argument What determines the number, for the message.
+  /// @param positions The number.
+  /// @throws c10::ValueError if L or S is another number.
+  void check_positions(const char* name, const char* argument, std::int64_t positions) const {
+    TORCH_CHECK_VALUE(sizes_.query_length == positions && sizes_.key_length == positions, name, ": ", argument, " (",
+                      positions, " positions) must fit the number of queries and keys, got L = ", sizes_.query_length,
+                      " and S = ", sizes_.key_length);
+  }
+  /// Checks that N is a multiple of the number of windows that a struct is made for.
+  ///
+  /// @param name The struct, for the message.
+  /// @param windows The number of windows.
+  /// @throws c10::ValueError if it is not.
+  void check_windows(const char* name, std::int64_t windows) const {
+    TORCH_CHECK_VALUE(sizes_.batch_size % windows == 0, name, ": the batch size (", sizes_.batch_size,
+                      ") must be a multiple of the number of windows (", windows, ")");
+  }
+
   /// Used by attention to find out which tensors a struct asks for.
   Binder(const AttentionSizes& sizes, c10::Device device) : sizes_(sizes), device_(device), is_collecting_(true) {}
 

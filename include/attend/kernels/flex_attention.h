@@ -9,7 +9,9 @@
 #include <attend/kernels/executor.h>
 #include <attend/score/mask_mod.h>
 #include <attend/score/mask_operators.h>
+#include <attend/score/neighborhood_mask.h>
 #include <attend/score/score_mod.h>
+#include <attend/score/shifted_window_mask.h>
 #include <attend/score/tensor_view.h>
 #include <attend/simd/dispatch.h>
 #include <attend/version.h>

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/attention.h>
+#include <attend/attention/backend.h>
+#include <attend/attention/options.h>
 #include <attend/detail/nn/archive.h>
 #include <attend/detail/torch/checks.h>
-#include <attend/detail/torch/without_data.h>
-#include <attend/layers/detail/fused_linear.h>
+#include <attend/layers/detail/signal_self_attention.h>
 #include <attend/version.h>
 
 #include <torch/arg.h>
@@ -16,7 +16,6 @@
 
 #include <cstdint>
 #include <ostream>
-#include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
@@ -98,15 +97,7 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
   ///
   /// @throws c10::ValueError for options out of range.
   void reset() override {
-    constexpr const char* kName = "attend::SelfAttention1d";
-    detail::check_positive(kName, "in_channels", options.in_channels());
-    detail::check_positive(kName, "out_channels", options.out_channels());
-    detail::check_positive(kName, "key_channels", options.key_channels());
-    detail::check_positive(kName, "num_heads", options.num_heads());
-    TORCH_CHECK_VALUE(options.key_channels() % options.num_heads() == 0, kName, ": key_channels (",
-                      options.key_channels(), ") must be divisible by num_heads (", options.num_heads(), ")");
-    TORCH_CHECK_VALUE(options.out_channels() % options.num_heads() == 0, kName, ": out_channels (",
-                      options.out_channels(), ") must be divisible by num_heads (", options.num_heads(), ")");
+    detail::check_self_attention_options("attend::SelfAttention1d", options);
     query = register_module("query", projection(options.key_channels()));
     key = register_module("key", projection(options.key_channels()));
     value = register_module("value", projection(options.out_channels()));
@@ -144,9 +135,7 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
   /// @return (N, out_channels, L)
   torch::Tensor forward(const torch::Tensor& x) {
     check(x);
-    const std::vector<torch::Tensor> projected = projections(x, {query, key, value});
-    const torch::Tensor y = attention(projected[0], projected[1], projected[2], attention_options());
-    return y.transpose(1, 2).flatten(2).transpose(1, 2);  // (N, H, L, Dv) to (N, out_channels, L)
+    return rows_attention().output(x.transpose(1, 2)).transpose(1, 2);
   }
 
   /// The weights with which each position averages all positions, computed by the dense formula.
@@ -156,8 +145,7 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
   /// @throws c10::Error of the same kinds as forward().
   torch::Tensor attention_map(const torch::Tensor& x) {
     check(x);
-    const std::vector<torch::Tensor> projected = projections(x, {query, key});
-    return attention_weights(projected[0], projected[1], attention_options());
+    return rows_attention().weights(x.transpose(1, 2));
   }
 
   /// Says which backend forward() uses, and why not a faster one. Computes nothing and allocates no tensor.
@@ -167,11 +155,7 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
   /// @throws c10::Error of the same kinds as forward().
   Explanation explain(const torch::Tensor& x) {
     check(x);
-    const torch::Tensor rows = x.transpose(1, 2);  // (N, L, in_channels)
-    std::vector<torch::Tensor> projected;
-    for (const torch::nn::Conv1d& layer : {query, key, value})
-      projected.push_back(by_heads(detail::linear_without_data(rows, layer->weight.squeeze(2))));
-    return attend::explain(projected[0], projected[1], projected[2], attention_options());
+    return rows_attention().explain(x.transpose(1, 2));
   }
 
   /// The options that the layer was made with.
@@ -190,26 +174,10 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     detail::check_signal("attend::SelfAttention1d", x, options.in_channels(), query->weight);
   }
 
-  AttentionOptions attention_options() const {
-    return AttentionOptions().scale(options.scale()).backend(options.backend());
-  }
-
-  /// Projects and splits the channels into heads: (N, in_channels, L) to tensors (N, H, L, channels / H).
-  ///
-  /// Computes matrix products of the rows (N, L, in_channels), not convolutions. In the results the channels of a
-  /// position are adjacent, so the fused kernels read them without a copy.
-  std::vector<torch::Tensor> projections(const torch::Tensor& x, const std::vector<torch::nn::Conv1d>& layers) const {
-    std::vector<detail::Linear> linear;
-    for (const torch::nn::Conv1d& layer : layers) linear.push_back({layer->weight.squeeze(2), {}});
-    std::vector<torch::Tensor> projected =
-        detail::FusedLinear::run(x.transpose(1, 2).contiguous(), linear, options.backend());
-    for (torch::Tensor& each : projected) each = by_heads(each);
-    return projected;
-  }
-
-  /// (N, L, channels) to (N, H, L, channels / H).
-  torch::Tensor by_heads(const torch::Tensor& projected) const {
-    return projected.unflatten(2, {options.num_heads(), -1}).transpose(1, 2);
+  /// Of rows (N, L, in_channels).
+  detail::SignalSelfAttention rows_attention() const {
+    return {query->weight.squeeze(2), key->weight.squeeze(2), value->weight.squeeze(2), options.num_heads(),
+            AttentionOptions().scale(options.scale()).backend(options.backend())};
   }
 };
 

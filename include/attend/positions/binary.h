@@ -82,11 +82,14 @@ struct BinaryPositionsOptions {
   TORCH_ARG(std::optional<std::int64_t>, num_channels) = std::nullopt;
   /// How the channels are combined with those of x. Default: kConcatenate.
   TORCH_ARG(Combine, combine) = Combine::kConcatenate;
+  /// Whether x is (N, L, C), a sequence as in transformers. Otherwise it is (N, C, L), a signal as in convolutions.
+  /// Default: false.
+  TORCH_ARG(bool, batch_first) = false;
 };
 
 /// Appends the channels of binary_positions() to a signal, or adds them to its channels. The layer has no parameters.
 ///
-/// Shapes, with L ≥ 1; N may be 0:
+/// Shapes, with L ≥ 1; N may be 0. With batch_first the last two dimensions are exchanged.
 /// - kConcatenate: x (N, C, L) → (N, C + num_channels, L)
 /// - kAdd: x (N, C, L) → (N, C, L). num_channels must be C, or 1, which is added to every channel.
 ///
@@ -125,22 +128,21 @@ class BinaryPositionsImpl : public torch::nn::Cloneable<BinaryPositionsImpl> {
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::BinaryPositions(";
     if (options.num_channels()) stream << "num_channels=" << *options.num_channels() << ", ";
-    stream << "combine=" << options.combine() << ")";
+    stream << "combine=" << options.combine() << (options.batch_first() ? ", batch_first=true)" : ")");
   }
 
   /// Joins the positions to a signal, as the option combine says.
   ///
-  /// @param x (N, C, L)
+  /// @param x (N, C, L), or (N, L, C) with batch_first
   /// @return (N, C + num_channels, L), or (N, C, L) with kAdd
   torch::Tensor forward(const torch::Tensor& x) {
     const char* const kName = "attend::BinaryPositions";
-    detail::check_signal_for_positions(kName, x);
-    const std::int64_t length = x.size(2);
+    const std::int64_t length = detail::length_of_signal(kName, x, options.batch_first());
     detail::num_bits(kName, length, options.num_channels());
     const torch::Tensor bits = table_.get(length, x.options(), [&](std::int64_t size) {
       return detail::binary_positions(kName, size, options.num_channels());
     });
-    return detail::joined(kName, x, bits, options.combine());
+    return detail::joined(kName, x, bits, options.combine(), options.batch_first());
   }
 
   /// The options that the layer was made with.

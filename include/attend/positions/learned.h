@@ -16,6 +16,7 @@
 
 #include <cstdint>
 #include <ostream>
+#include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
@@ -62,14 +63,17 @@ struct LearnedPositionsOptions {
   TORCH_ARG(std::int64_t, max_length);
   /// How the channels are combined with those of x. Default: kAdd.
   TORCH_ARG(Combine, combine) = Combine::kAdd;
+  /// Whether x is (N, L, C), a sequence as in transformers. Otherwise it is (N, C, L), a signal as in convolutions.
+  /// The weight has the same order. Default: false.
+  TORCH_ARG(bool, batch_first) = false;
 };
 
 /// Adds a learned vector for each position to the channels of a signal, or appends it.
 ///
-/// Parameter: `weight` (num_channels, max_length). Its initial values are normal with mean 0 and standard deviation
-/// 0.02, as in BERT and GPT-2.
+/// Parameter: `weight` (num_channels, max_length), or (max_length, num_channels) with batch_first. Its initial values
+/// are normal with mean 0 and standard deviation 0.02, as in BERT and GPT-2.
 ///
-/// Shapes, with L from 1 to max_length; N may be 0:
+/// Shapes, with L from 1 to max_length; N may be 0. With batch_first the last two dimensions are exchanged.
 /// - kAdd: x (N, C, L) → (N, C, L). num_channels must be C, or 1, which is added to every channel.
 /// - kConcatenate: x (N, C, L) → (N, C + num_channels, L)
 ///
@@ -77,7 +81,8 @@ struct LearnedPositionsOptions {
 /// device than the weight, or with kAdd has a different number of channels.
 /// @throws c10::TypeError if x has another dtype than the weight.
 ///
-/// Differs from torch.nn.Embedding: channels come first, as in signals, and there are no indices.
+/// Differs from torch.nn.Embedding: there are no indices. Channels come first, as in signals, unless batch_first is
+/// set. With it, the weight is that of the torch.nn.Embedding that BERT and GPT-2 have for positions.
 ///
 /// @code
 /// attend::LearnedPositions positions(attend::LearnedPositionsOptions(64, 100));
@@ -101,7 +106,9 @@ class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
   void reset() override {
     detail::check_positive("attend::LearnedPositions", "num_channels", options.num_channels());
     detail::check_positive("attend::LearnedPositions", "max_length", options.max_length());
-    weight = register_parameter("weight", torch::empty({options.num_channels(), options.max_length()}));
+    const std::int64_t channels = options.num_channels(), length = options.max_length();
+    weight = register_parameter(
+        "weight", options.batch_first() ? torch::empty({length, channels}) : torch::empty({channels, length}));
     reset_parameters();
   }
 
@@ -114,33 +121,38 @@ class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
   /// @throws c10::ValueError if the archive was saved with other options. The layer is then unchanged.
   /// @throws c10::TypeError if it was saved with another dtype. The layer is then unchanged.
   void load(torch::serialize::InputArchive& archive) override {
-    detail::check_archive("attend::LearnedPositions", *this, archive, {{"weight", {"num_channels", "max_length"}}});
+    detail::check_archive("attend::LearnedPositions", *this, archive,
+                          options.batch_first()
+                              ? std::vector<detail::ParameterOptions>{{"weight", {"max_length", "num_channels"}}}
+                              : std::vector<detail::ParameterOptions>{{"weight", {"num_channels", "max_length"}}});
     torch::nn::Module::load(archive);
   }
 
   /// Writes the name and the options, as `std::cout << layer` shows them.
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::LearnedPositions(" << options.num_channels() << ", " << options.max_length()
-           << ", combine=" << options.combine() << ")";
+           << ", combine=" << options.combine() << (options.batch_first() ? ", batch_first=true)" : ")");
   }
 
   /// Joins the positions to a signal, as the option combine says.
   ///
-  /// @param x (N, C, L)
+  /// @param x (N, C, L), or (N, L, C) with batch_first
   /// @return (N, C, L), or (N, C + num_channels, L) with kConcatenate
   torch::Tensor forward(const torch::Tensor& x) {
     const char* const kName = "attend::LearnedPositions";
-    detail::check_signal_for_positions(kName, x);
+    const std::int64_t length = detail::length_of_signal(kName, x, options.batch_first());
     detail::check_fits_weights(kName, "x", x, weight);
-    TORCH_CHECK_VALUE(x.size(2) <= options.max_length(), kName, ": x (length ", x.size(2),
+    TORCH_CHECK_VALUE(length <= options.max_length(), kName, ": x (length ", length,
                       ") must be no longer than max_length (", options.max_length(), ")");
-    return detail::joined(kName, x, learned_positions(weight, x.size(2)).to(x.scalar_type()), options.combine());
+    const torch::Tensor table = options.batch_first() ? weight.t() : weight;  // (num_channels, max_length)
+    return detail::joined(kName, x, learned_positions(table, length).to(x.scalar_type()), options.combine(),
+                          options.batch_first());
   }
 
   /// The options that the layer was made with.
   LearnedPositionsOptions options;
 
-  /// The learned parameter: (num_channels, max_length).
+  /// The learned parameter: (num_channels, max_length), or (max_length, num_channels) with batch_first.
   torch::Tensor weight;
 };
 

@@ -45,11 +45,14 @@ inline torch::Tensor linear_positions(std::int64_t length) {
 struct LinearPositionsOptions {
   /// How the channel is combined with those of x. Default: kConcatenate.
   TORCH_ARG(Combine, combine) = Combine::kConcatenate;
+  /// Whether x is (N, L, C), a sequence as in transformers. Otherwise it is (N, C, L), a signal as in convolutions.
+  /// Default: false.
+  TORCH_ARG(bool, batch_first) = false;
 };
 
 /// Appends the channel of linear_positions() to a signal, or adds it to every channel. The layer has no parameters.
 ///
-/// Shapes, with L ≥ 1; N may be 0:
+/// Shapes, with L ≥ 1; N may be 0. With batch_first the last two dimensions are exchanged.
 /// - kConcatenate: x (N, C, L) → (N, C + 1, L)
 /// - kAdd: x (N, C, L) → (N, C, L)
 ///
@@ -83,21 +86,21 @@ class LinearPositionsImpl : public torch::nn::Cloneable<LinearPositionsImpl> {
 
   /// Writes the name and the options, as `std::cout << layer` shows them.
   void pretty_print(std::ostream& stream) const override {
-    stream << "attend::LinearPositions(combine=" << options.combine() << ")";
+    stream << "attend::LinearPositions(combine=" << options.combine()
+           << (options.batch_first() ? ", batch_first=true)" : ")");
   }
 
   /// Joins the positions to a signal, as the option combine says.
   ///
-  /// @param x (N, C, L)
+  /// @param x (N, C, L), or (N, L, C) with batch_first
   /// @return (N, C + 1, L), or (N, C, L) with kAdd
   torch::Tensor forward(const torch::Tensor& x) {
-    detail::check_signal_for_positions("attend::LinearPositions", x);
-    const std::int64_t length = x.size(2);
+    const std::int64_t length = detail::length_of_signal("attend::LinearPositions", x, options.batch_first());
     const torch::Tensor positions =  // (1, L), in float64
         table_.get(length, x.options().dtype(torch::kDouble),
                    [](std::int64_t size) { return at::arange(size, torch::kDouble).unsqueeze(0); });
     const torch::Tensor ramp = positions.div(static_cast<double>(length)).to(x.scalar_type());
-    return detail::joined("attend::LinearPositions", x, ramp, options.combine());
+    return detail::joined("attend::LinearPositions", x, ramp, options.combine(), options.batch_first());
   }
 
   /// The options that the layer was made with.

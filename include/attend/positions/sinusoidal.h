@@ -44,6 +44,9 @@ struct SinusoidalPositionsOptions {
   TORCH_ARG(bool, sine_first) = false;
   /// How the channels are combined with those of x. Default: kAdd.
   TORCH_ARG(Combine, combine) = Combine::kAdd;
+  /// Whether x is (N, L, C), a sequence as in transformers. Otherwise it is (N, C, L), a signal as in convolutions.
+  /// Default: false.
+  TORCH_ARG(bool, batch_first) = false;
 };
 
 namespace detail {
@@ -86,7 +89,7 @@ inline torch::Tensor sinusoidal_positions(std::int64_t length, const SinusoidalP
 
 /// Adds the channels of sinusoidal_positions() to those of a signal, or appends them. The layer has no parameters.
 ///
-/// Shapes, with L ≥ 1; N may be 0:
+/// Shapes, with L ≥ 1; N may be 0. With batch_first the last two dimensions are exchanged.
 /// - kAdd: x (N, C, L) → (N, C, L). num_channels must be C, or 1, which is added to every channel.
 /// - kConcatenate: x (N, C, L) → (N, C + num_channels, L)
 ///
@@ -128,18 +131,20 @@ class SinusoidalPositionsImpl : public torch::nn::Cloneable<SinusoidalPositionsI
   /// Writes the name and the options, as `std::cout << layer` shows them.
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::SinusoidalPositions(" << options.num_channels() << ", base=" << options.base() << std::boolalpha
-           << ", sine_first=" << options.sine_first() << ", combine=" << options.combine() << ")";
+           << ", sine_first=" << options.sine_first() << ", combine=" << options.combine()
+           << (options.batch_first() ? ", batch_first=true)" : ")");
   }
 
   /// Joins the positions to a signal, as the option combine says.
   ///
-  /// @param x (N, C, L)
+  /// @param x (N, C, L), or (N, L, C) with batch_first
   /// @return (N, C, L), or (N, C + num_channels, L) with kConcatenate
   torch::Tensor forward(const torch::Tensor& x) {
-    detail::check_signal_for_positions("attend::SinusoidalPositions", x);
-    const torch::Tensor waves = table_.get(
-        x.size(2), x.options(), [this](std::int64_t length) { return sinusoidal_positions(length, options); });
-    return detail::joined("attend::SinusoidalPositions", x, waves, options.combine());
+    const char* const kName = "attend::SinusoidalPositions";
+    const std::int64_t length = detail::length_of_signal(kName, x, options.batch_first());
+    const torch::Tensor waves =
+        table_.get(length, x.options(), [this](std::int64_t size) { return sinusoidal_positions(size, options); });
+    return detail::joined(kName, x, waves, options.combine(), options.batch_first());
   }
 
   /// The options that the layer was made with.

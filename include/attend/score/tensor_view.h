@@ -123,6 +123,12 @@ class TensorView {
     return value_at(true, shape_.place(i, j, k, l), detail::Type<T>());
   }
 
+  /// The place in memory of the value at these indices, which must be inside of the tensor; see ScoreMod.
+  ATTEND_HOST_DEVICE std::int64_t place(std::int64_t i, std::int64_t j = 0, std::int64_t k = 0,
+                                        std::int64_t l = 0) const {
+    return shape_.place(i, j, k, l);
+  }
+
   TensorView() = default;
 
   /// A view of contiguous memory.

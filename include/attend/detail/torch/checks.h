@@ -40,12 +40,14 @@ inline void check_fits_weights(const char* layer, const char* name, const torch:
                    can_be_autocast(tensor) && can_be_autocast(weight) ? ", or turn on autocast" : "");
 }
 
-/// The rules of layers that take a channels-first signal (N, C, L) with any number of channels: 3-d, L ≥ 1.
-inline void check_signal(const char* layer, const torch::Tensor& x) {
-  TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor (N, C, L), got an undefined one");
+/// The rules of layers that take a signal (N, C, L), or (N, L, C) with batch_first, with any number of channels: 3-d,
+/// L ≥ 1.
+inline void check_signal(const char* layer, const torch::Tensor& x, bool batch_first) {
+  const char* const sizes = batch_first ? "(N, L, C)" : "(N, C, L)";
+  TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor ", sizes, ", got an undefined one");
   check_dense(layer, "x", x);
-  TORCH_CHECK_VALUE(x.dim() == 3, layer, ": x must be 3-d (N, C, L), got ", x.dim(), "-d ", x.sizes());
-  TORCH_CHECK_VALUE(x.size(2) >= 1, layer, ": x must have a length of at least 1, got ", x.sizes());
+  TORCH_CHECK_VALUE(x.dim() == 3, layer, ": x must be 3-d ", sizes, ", got ", x.dim(), "-d ", x.sizes());
+  TORCH_CHECK_VALUE(x.size(batch_first ? 1 : 2) >= 1, layer, ": x must have a length of at least 1, got ", x.sizes());
 }
 
 /// The rules of layers that take a channels-first signal (N, channels, L): 3-d, this number of channels, L ≥ 1, and the
@@ -58,6 +60,20 @@ inline void check_signal(const char* layer, const torch::Tensor& x, std::int64_t
   TORCH_CHECK_VALUE(x.size(1) == channels, layer, ": x must have ", channels, " channels (N, ", channels, ", L), got ",
                     x.sizes());
   TORCH_CHECK_VALUE(x.size(2) >= 1, layer, ": x must have a length of at least 1, got ", x.sizes());
+  check_fits_weights(layer, "x", x, weight);
+}
+
+/// The same for layers that take images (N, channels, height, width).
+inline void check_image(const char* layer, const torch::Tensor& x, std::int64_t channels, const torch::Tensor& weight) {
+  TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor (N, ", channels,
+                    ", height, width), got an undefined one");
+  check_dense(layer, "x", x);
+  TORCH_CHECK_VALUE(x.dim() == 4, layer, ": x must be 4-d (N, ", channels, ", height, width), got ", x.dim(), "-d ",
+                    x.sizes());
+  TORCH_CHECK_VALUE(x.size(1) == channels, layer, ": x must have ", channels, " channels (N, ", channels,
+                    ", height, width), got ", x.sizes());
+  TORCH_CHECK_VALUE(x.size(2) >= 1 && x.size(3) >= 1, layer, ": x must have a height and width of at least 1, got ",
+                    x.sizes());
   check_fits_weights(layer, "x", x, weight);
 }
 
