@@ -34,28 +34,20 @@ using attend::QkNorm;
 using attend::RotaryEmbeddingOptions;
 using attend::RotaryLayout;
 using attend::test::check_equal_in_float64;
+using attend::test::copy_of;
 using attend::test::DistanceBias;
 using attend::test::Draws;
+using attend::test::each_option;
 using attend::test::message_of;
 using attend::test::MultiheadFormula;
+using attend::test::NamedOptions;
 using attend::test::output_of;
+using attend::test::plain;
+using attend::test::random_layer;
 using attend::test::weights_of;
 
 namespace multihead_attention_options_test {
 namespace {
-
-/// A layer in float64 whose parameters are all random.
-MultiheadAttention random_layer(const MultiheadAttentionOptions& options) {
-  MultiheadAttention layer(options);
-  layer->to(torch::kDouble);
-  const torch::NoGradGuard no_grad;
-  for (torch::Tensor& parameter : layer->parameters()) parameter.normal_(0.0, 0.5);
-  return layer;
-}
-
-MultiheadAttention copy_of(const MultiheadAttention& layer) {
-  return MultiheadAttention(std::dynamic_pointer_cast<attend::MultiheadAttentionImpl>(layer->clone()));
-}
 
 torch::Tensor normal(torch::IntArrayRef sizes) { return torch::randn(sizes, torch::kDouble); }
 
@@ -91,38 +83,6 @@ void check_self_attention(const MultiheadAttention& layer, const torch::Tensor& 
     CHECK(expected_gradients[i].abs().max().item<double>() > 0.0);
     check_equal_in_float64(gradients[i], expected_gradients[i]);
   }
-}
-
-MultiheadAttentionOptions plain() { return MultiheadAttentionOptions(24, 4).batch_first(true); }
-
-struct NamedOptions {
-  std::string name;
-  MultiheadAttentionOptions value;
-};
-
-std::vector<NamedOptions> each_option() {
-  const RotaryEmbeddingOptions rotary(6);
-  return {
-      {"qkv_bias off", plain().qkv_bias(false)},
-      {"out_bias off", plain().out_bias(false)},
-      {"qkv_bias on", plain().bias(false).qkv_bias(true)},
-      {"out_bias on", plain().bias(false).out_bias(true)},
-      {"separate_projections", plain().separate_projections(true)},
-      {"separate_projections, grouped", plain().separate_projections(true).num_kv_heads(2).head_dim(8)},
-      {"separate_projections without bias", plain().separate_projections(true).qkv_bias(false)},
-      {"qk_norm kRms", plain().qk_norm(QkNorm::kRms)},
-      {"qk_norm kLayer", plain().qk_norm(QkNorm::kLayer).qk_norm_eps(0.1)},
-      {"qk_norm, length first", plain().qk_norm(QkNorm::kRms).batch_first(false)},
-      {"softcap", plain().softcap(0.7)},
-      {"alibi", plain().alibi(true)},
-      {"alibi, 3 heads", MultiheadAttentionOptions(24, 3).batch_first(true).alibi(true)},
-      {"rotary", plain().rotary(rotary)},
-      {"rotary, interleaved", plain().rotary(RotaryEmbeddingOptions(6).layout(RotaryLayout::kInterleaved))},
-      {"rotary, partial", plain().rotary(RotaryEmbeddingOptions(6).rotary_dim(4).theta(100))},
-      {"rotary, length first", plain().rotary(rotary).batch_first(false)},
-      {"position_bias", plain().position_bias(DistanceBias(4, 3).ptr())},
-      {"position_bias, causal", plain().position_bias(DistanceBias(4, 3).ptr()).is_causal(true)},
-  };
 }
 
 }  // namespace

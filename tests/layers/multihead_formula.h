@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -164,5 +165,51 @@ struct MultiheadFormula {
         {(is_split ? turned.transpose(3, 4) : turned).flatten(3), heads.narrow(3, width, heads.size(3) - width)}, 3);
   }
 };
+
+/// A layer in float64 whose parameters are all random.
+inline MultiheadAttention random_layer(const MultiheadAttentionOptions& options) {
+  MultiheadAttention layer(options);
+  layer->to(torch::kDouble);
+  const torch::NoGradGuard no_grad;
+  for (torch::Tensor& parameter : layer->parameters()) parameter.normal_(0.0, 0.5);
+  return layer;
+}
+
+inline MultiheadAttention copy_of(const MultiheadAttention& layer) {
+  return MultiheadAttention(std::dynamic_pointer_cast<attend::MultiheadAttentionImpl>(layer->clone()));
+}
+
+inline MultiheadAttentionOptions plain() { return MultiheadAttentionOptions(24, 4).batch_first(true); }
+
+struct NamedOptions {
+  std::string name;
+  MultiheadAttentionOptions value;
+};
+
+/// Each option of attend, batch-first unless it says otherwise.
+inline std::vector<NamedOptions> each_option() {
+  const RotaryEmbeddingOptions rotary(6);
+  return {
+      {"qkv_bias off", plain().qkv_bias(false)},
+      {"out_bias off", plain().out_bias(false)},
+      {"qkv_bias on", plain().bias(false).qkv_bias(true)},
+      {"out_bias on", plain().bias(false).out_bias(true)},
+      {"separate_projections", plain().separate_projections(true)},
+      {"separate_projections, grouped", plain().separate_projections(true).num_kv_heads(2).head_dim(8)},
+      {"separate_projections without bias", plain().separate_projections(true).qkv_bias(false)},
+      {"qk_norm kRms", plain().qk_norm(QkNorm::kRms)},
+      {"qk_norm kLayer", plain().qk_norm(QkNorm::kLayer).qk_norm_eps(0.1)},
+      {"qk_norm, length first", plain().qk_norm(QkNorm::kRms).batch_first(false)},
+      {"softcap", plain().softcap(0.7)},
+      {"alibi", plain().alibi(true)},
+      {"alibi, 3 heads", MultiheadAttentionOptions(24, 3).batch_first(true).alibi(true)},
+      {"rotary", plain().rotary(rotary)},
+      {"rotary, interleaved", plain().rotary(RotaryEmbeddingOptions(6).layout(RotaryLayout::kInterleaved))},
+      {"rotary, partial", plain().rotary(RotaryEmbeddingOptions(6).rotary_dim(4).theta(100))},
+      {"rotary, length first", plain().rotary(rotary).batch_first(false)},
+      {"position_bias", plain().position_bias(DistanceBias(4, 3).ptr())},
+      {"position_bias, causal", plain().position_bias(DistanceBias(4, 3).ptr()).is_causal(true)},
+  };
+}
 
 }  // namespace attend::test
