@@ -13,18 +13,20 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A mask given as data: a table of the blocks of 64 queries and 64 keys that are empty, partial and full. In partial
-/// blocks `mask` decides. With LibTorch use BlockMask, which makes the table from the lists of PyTorch's BlockMask.
+/// A mask given as data: a table that has one entry for each block of 64 queries and 64 keys. The entry says whether
+/// the block is empty, partial or full. In partial blocks `mask` decides. With LibTorch use BlockMask, which makes the
+/// table from the lists of PyTorch's BlockMask.
 ///
-/// `table` has the numbers of MaskCover, 0, 1 and 2: (N, H, ⌈L / 64⌉, ⌈S / 64⌉), or larger in the last two sizes. A
-/// size of 1 for N or H, with the stride 0, serves all batch entries or heads. The sizes are not checked.
+/// The entries of `table` are the numbers of MaskCover: 0, 1 and 2. Its shape is (N, H, ⌈L / 64⌉, ⌈S / 64⌉); the last
+/// two sizes may be larger. If N or H is 1 with the stride 0, all batch entries or heads share the entries. The sizes
+/// are not checked.
 template <class Mask = EveryKey>
 struct BlockMaskView : detail::MaskOperators {
   /// The number of queries and of keys in a block of the table.
   static constexpr std::int32_t kBlock = 64;
 
   IntegerView table;  ///< the MaskCover of each block
-  Mask mask;          ///< of the scores in partial blocks
+  Mask mask;          ///< decides for each score in partial blocks
 
   /// @param blocks The table.
   /// @param of_partial_blocks The mask that decides in partial blocks.
@@ -41,8 +43,8 @@ struct BlockMaskView : detail::MaskOperators {
     const MaskCover first = block(queries.batch, queries.head, queries.query_begin / kBlock, keys.begin / kBlock);
     return is_uniform(queries, keys, first) ? first : MaskCover::kPartial;
   }
-  /// Called by attention: `mask` if it decides for the whole block, else null. For most tiles of a kernel it does. Then
-  /// the kernel calls `mask` itself, and does not read the table for each score.
+  /// Called by attention: `mask` if all entries for these queries and keys are partial, else null. With `mask`, the
+  /// kernel calls it directly instead of reading the table for each score.
   ATTEND_HOST_DEVICE const Mask* only_mask(QueryBlock queries, KeyRange keys) const {
     return is_uniform(queries, keys, MaskCover::kPartial) ? &mask : nullptr;
   }
@@ -60,12 +62,13 @@ struct BlockMaskView : detail::MaskOperators {
   }
 };
 
-/// How much a mask allows of a block of scores. If its cover() returns kPartial, the mask is called for every score.
+/// Says how much of a block of scores a mask allows. If cover() of the mask returns kPartial, the mask is called for
+/// every score, until both an allowed and a masked score are found.
 ///
 /// @param mask A struct as MaskMod describes, without tensors of LibTorch.
 /// @param queries The queries of the block, at least one.
 /// @param keys The keys of the block, at least one.
-/// @return kEmpty or kFull if that is right for all scores, otherwise kPartial.
+/// @return kEmpty if no score is allowed, kFull if all scores are allowed, otherwise kPartial.
 ///
 /// @code
 /// attend::MaskCover cover = attend::exact_cover(attend::Causal{}, {0, 0, 0, 64, 256, 256}, {128, 192});  // kEmpty
@@ -92,13 +95,14 @@ struct KeyBlockLists {
       columns;                     ///< the number of blocks of keys
 };
 
-/// Enters lists of blocks into a table for BlockMaskView.
+/// Writes lists of blocks into a table for BlockMaskView.
 ///
 /// @param lists The lists of one head.
-/// @param query_block, key_block The size of their blocks, a multiple of 64.
-/// @param cover What the listed blocks are.
-/// @param table (rows · query_block / 64, columns · key_block / 64): is changed for the listed blocks.
-/// @return False if a length or the number of a block is negative or too large. The blocks after it are not entered.
+/// @param query_block, key_block The number of queries and of keys in a listed block, multiples of 64.
+/// @param cover The cover that is written for the listed blocks.
+/// @param table (rows · query_block / 64, columns · key_block / 64). The entries of other blocks do not change.
+/// @return False if the length of a list or the index of a block is negative or too large. The blocks after it are not
+/// written.
 inline bool mark_blocks(const KeyBlockLists& lists, std::int64_t query_block, std::int64_t key_block, MaskCover cover,
                         std::int32_t* table) {
   const std::int64_t height = query_block / BlockMaskView<>::kBlock, width = key_block / BlockMaskView<>::kBlock;

@@ -15,12 +15,12 @@ struct Coordinate {
   std::int32_t query,         ///< the query, 0 … L − 1
       key;                    ///< the key, 0 … S − 1
   std::int32_t query_length,  ///< the number of queries, L
-      key_length;             ///< the number of keys, S; with the option key_lengths those of the batch entry
+      key_length;             ///< the number of keys: S, or with the option key_lengths that of the batch entry
 
   /// The position of the query among the keys, query + S − L: the last query is at the last key. Compare it with `key`.
   ///
-  /// In packed batches (options query_offsets and key_offsets) it is counted through all sequences. The options
-  /// is_causal and window count within a sequence.
+  /// In packed batches (options query_offsets and key_offsets), `query` and `key` count through all sequences, so this
+  /// is not a position within a sequence. The options is_causal and window do count within a sequence.
   ATTEND_HOST_DEVICE constexpr std::int32_t query_position() const { return query + key_length - query_length; }
 };
 

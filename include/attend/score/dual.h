@@ -8,11 +8,12 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A number and its derivative. V is float or double, or a Dual for derivatives of derivatives. With kByTensor the
-/// derivative may be with respect to a value that a TensorView reads. Without it these values are constants.
+/// A number and its derivative. V is float or double, or a Dual for second derivatives.
 ///
-/// If a function has no derivative at a point, torch's is used: 0 for abs at 0. max and min of equal numbers take the
-/// first.
+/// With kByTensor, the derivative may be with respect to a value that a TensorView reads. Without kByTensor, values
+/// that a TensorView reads are constants.
+///
+/// At 0, the derivative of abs is 0, as in torch. max and min of equal numbers return the first, with its derivative.
 template <class V, bool kByTensor = false>
 struct Dual {
   /// The type of both members.
@@ -85,7 +86,7 @@ struct Dual {
   }
   ATTEND_NUMBER friend Dual pow(Dual x, Dual y) {
     const Number power = pow(x.value, y.value);
-    // As in torch, the derivative with respect to x is 0 if y = 0, and that with respect to y is 0 if x = 0 and y ≥ 0.
+    // As in torch: the derivative with respect to x is 0 if y = 0. The one with respect to y is 0 if x = 0 and y ≥ 0.
     const Number by_x = is_zero(y.value) ? Number(0) : y.value * pow(x.value, y.value - Number(1));
     const Number by_y = x.value == Number(0) && y.value >= Number(0) ? Number(0) : power * log(x.value);
     return {power, times(x.derivative, by_x) + times(y.derivative, by_y)};
@@ -98,7 +99,7 @@ struct Dual {
   }
 
  private:
-  /// A constant's derivative is 0, also where that of the function is infinite.
+  /// derivative · factor, but 0 if the derivative is 0 and the factor is infinite: a constant has the derivative 0.
   ATTEND_NUMBER static constexpr Number times(const Number& derivative, const Number& factor) {
     return derivative * unless_zero(derivative, factor);
   }
@@ -122,7 +123,8 @@ inline constexpr int kDepth = 0;
 template <class V, bool kByTensor>
 inline constexpr int kDepth<Dual<V, kByTensor>> = 1 + kDepth<V>;
 
-/// The type that a score_mod is called with to look for reads outside of its tensors: one that no kernel uses.
+/// Whether a call with the number type T looks for reads outside of the tensors. This is so for a Dual of a Dual, a
+/// type that no kernel uses.
 template <class T>
 inline constexpr bool kIsChecking = kDepth<T> == 2;
 

@@ -16,21 +16,21 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// A mask given as data: for each key, two ranges of queries that may not attend to it. With LibTorch use FlashMask.
 ///
-/// `rows` has the ranges of each key, (N, H, S, 4). Query i may not attend to key j if rows[j][0] ≤ i < rows[j][1] or
-/// rows[j][2] ≤ i < rows[j][3]. flash_mask_bounds() makes `bounds` of it, (N, H, ⌈S / 64⌉, 8). A size of
-/// 1 for N or H, with the stride 0, serves all batch entries or heads. The sizes are not checked.
+/// `rows` (N, H, S, 4) has the two ranges of each key. Query i may not attend to key j if rows[j][0] ≤ i < rows[j][1]
+/// or rows[j][2] ≤ i < rows[j][3]. flash_mask_bounds() computes `bounds` (N, H, ⌈S / 64⌉, 8) from `rows`. If N or H is
+/// 1 with the stride 0, all batch entries or heads share the numbers. The sizes are not checked.
 ///
 /// Source: Wang et al., "FlashMask: Efficient and Rich Mask Extension of FlashAttention", 2024.
 struct FlashMaskView : detail::MaskOperators {
   /// The number of keys that share bounds.
   static constexpr std::int32_t kBlock = 64;
 
-  IntegerView rows,  ///< the masked queries of each key
-      bounds;        ///< their bounds for each kBlock keys
-  bool is_causal;    ///< whether queries may also not attend to later keys
+  IntegerView rows,  ///< the ranges of masked queries of each key
+      bounds;        ///< the bounds of these ranges, for each block of kBlock keys
+  bool is_causal;    ///< whether the keys after a query's position are masked too
 
-  /// @param masked_rows, bounds_of_blocks `rows` and `bounds`.
-  /// @param causal Whether queries may also not attend to later keys, as in Causal.
+  /// @param masked_rows, bounds_of_blocks The members `rows` and `bounds`.
+  /// @param causal Whether the keys after a query's position are masked too, as in Causal.
   ATTEND_HOST_DEVICE constexpr FlashMaskView(const IntegerView& masked_rows, const IntegerView& bounds_of_blocks,
                                              bool causal)
       : rows(masked_rows), bounds(bounds_of_blocks), is_causal(causal) {}
@@ -61,12 +61,13 @@ struct FlashMaskView : detail::MaskOperators {
   }
 };
 
-/// Makes the bounds for FlashMaskView.
+/// Computes the bounds for FlashMaskView.
 ///
-/// @param rows The masked queries of each key of one head, (keys, 4).
+/// @param rows The ranges of masked queries of each key of one head, (keys, 4).
 /// @param keys The number of keys.
-/// @param bounds (⌈keys / 64⌉, 8): is written. For each of the two ranges: the largest begin and the smallest end of 64
-/// keys, then the smallest begin and the largest end of the ranges that are not empty.
+/// @param bounds The result, (⌈keys / 64⌉, 8): four numbers for the first range of 64 keys, then four for the second.
+/// The four numbers are the largest begin and the smallest end of all ranges, and the smallest begin and the largest
+/// end of the ranges that are not empty.
 inline void flash_mask_bounds(const std::int32_t* rows, std::int64_t keys, std::int32_t* bounds) {
   using Limits = std::numeric_limits<std::int32_t>;
   for (std::int64_t first = 0; first < keys; first += FlashMaskView::kBlock, bounds += 8)

@@ -10,13 +10,13 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// How much a mask allows of a block of scores, those of neighbouring queries with neighbouring keys.
+/// How much of a block of scores a mask allows. A block has the scores of consecutive queries with consecutive keys.
 ///
-/// A mask_mod returns it from its optional function `cover`, see MaskMod. PyTorch's flex_attention divides blocks in
-/// the same way: skipped, partial and full.
+/// The optional function `cover` of a mask_mod returns it, see MaskMod. PyTorch's flex_attention has the same three
+/// kinds of blocks: skipped, partial and full.
 enum class MaskCover : std::uint8_t {
   kEmpty,    ///< No query may attend to any of the keys. The block is not computed.
-  kPartial,  ///< Anything else, or not known. The mask is called for every score.
+  kPartial,  ///< Anything else, or unknown. The mask is called for every score.
   kFull,     ///< Every query may attend to every key. The mask is not called.
 };
 
@@ -32,7 +32,7 @@ concept HasCover = requires(const Mod& mod, QueryBlock queries, KeyRange keys) {
   { mod.cover(queries, keys) } -> std::same_as<MaskCover>;
 };
 
-/// A mask that contains another mask, which alone decides about some blocks: only_mask() returns it for these.
+/// A mask that contains another mask. only_mask() returns the inner mask for blocks in which it alone decides.
 template <class Mod>
 concept HasOnlyMask = requires(const Mod& mod, QueryBlock queries, KeyRange keys) {
   *mod.only_mask(queries, keys);
@@ -50,7 +50,8 @@ ATTEND_HOST_DEVICE constexpr KeyRange key_range(const Mod& mod, const QueryBlock
     return {0, block.key_length};
 }
 
-/// How much the mask allows of the block, by its cover(). For a mask without cover() the answer follows from keys().
+/// How much of the block the mask allows. The answer is that of cover(). For a mask without cover() it is kEmpty for
+/// keys outside of keys(), and kPartial otherwise.
 template <class Mod>
 ATTEND_HOST_DEVICE constexpr MaskCover mask_cover(const Mod& mod, const QueryBlock& queries, const KeyRange& keys) {
   static_assert(
@@ -70,7 +71,7 @@ ATTEND_HOST_DEVICE constexpr MaskCover cover_of(bool is_empty, bool is_full) {
   return is_empty ? MaskCover::kEmpty : is_full ? MaskCover::kFull : MaskCover::kPartial;
 }
 
-// The cover of a & b, a | b and !a, as far as it follows from those of a and b.
+// The cover of a & b, a | b and !a. It is kPartial if the covers of a and b do not determine it.
 ATTEND_HOST_DEVICE constexpr MaskCover cover_of_and(MaskCover a, MaskCover b) { return a < b ? a : b; }
 ATTEND_HOST_DEVICE constexpr MaskCover cover_of_or(MaskCover a, MaskCover b) { return a < b ? b : a; }
 ATTEND_HOST_DEVICE constexpr MaskCover cover_of_not(MaskCover a) {

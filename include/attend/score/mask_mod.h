@@ -14,13 +14,13 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 namespace detail {
 
-/// A mask_mod as kernels call it.
+/// A mask_mod in the form that kernels call.
 template <class Mod>
 concept MaskFunction = requires(const Mod& mod, Coordinate at) {
   { mod(at) } -> std::same_as<bool>;
 };
 
-/// The types whose operators & | ! are those of masks.
+/// The base of attend's masks. The operators & | ! of mask_operators.h apply to types that derive from it.
 struct MaskOperators {};
 
 ATTEND_HOST_DEVICE constexpr std::int32_t smaller(std::int32_t a, std::int32_t b) { return b < a ? b : a; }
@@ -40,14 +40,14 @@ ATTEND_HOST_DEVICE constexpr std::int32_t larger(std::int32_t a, std::int32_t b)
 /// @endcode
 ///
 /// With operator() alone, the scores of all keys are computed, and the mask is called for each. Two optional functions
-/// avoid that. For long sequences write `cover`. `keys` is a short form for a mask that is one range of keys.
+/// avoid that. For long sequences write `cover`. `keys` is simpler; use it if the allowed keys are one range.
 ///
-/// - `MaskCover cover(attend::QueryBlock queries, attend::KeyRange keys) const`: how much the mask allows of these
-///   scores. Empty blocks are skipped, and for full blocks the mask is not called. kPartial is always a right answer.
-///   `cover` is called for blocks of any size, each with at least one query and one key.
-/// - `KeyRange keys(attend::QueryBlock block) const`: the keys outside of which no query of the block may attend.
-///   The range may be too large, but not too small. It has no holes, and the mask is called for every score in it. In a
-///   mask that has both functions, the range only limits for which keys `cover` is called.
+/// - `MaskCover cover(attend::QueryBlock queries, attend::KeyRange keys) const`: how much of this block of scores the
+///   mask allows. Empty blocks are skipped. For full blocks the mask is not called. kPartial is always correct. `cover`
+///   is called for blocks of any size, each with at least one query and one key.
+/// - `KeyRange keys(attend::QueryBlock block) const`: one range that contains all keys that the queries of the block
+///   may attend to. It may be too large, but not too small. The mask is called for every score in the range. In a mask
+///   with both functions, the range only limits the keys for which `cover` is called.
 ///
 /// @code
 /// struct SameHalf {  // of an even number of positions
@@ -64,10 +64,10 @@ ATTEND_HOST_DEVICE constexpr std::int32_t larger(std::int32_t a, std::int32_t b)
 /// };
 /// @endcode
 ///
-/// All masks of attend have `cover`, and most have `keys`. The operators & and | keep both, and ! keeps `cover`. A
-/// wrong answer gives wrong results, but no access outside of the tensors.
+/// All masks of attend have `cover`, and most have `keys`. The operators & and | combine both, and ! negates `cover`.
+/// If `cover` or `keys` is wrong, the results are wrong, but no memory outside of the tensors is accessed.
 ///
-/// A struct that holds tensors has `bind` instead of operator(), as a score_mod does; see Binder.
+/// A struct that holds tensors has `bind` instead of operator(), like a score_mod; see Binder.
 template <class Mod>
 concept MaskMod = std::is_trivially_copyable_v<detail::Bound<Mod>> && detail::MaskFunction<detail::Bound<Mod>>;
 
@@ -79,7 +79,7 @@ struct EveryKey : detail::MaskOperators {
   ATTEND_HOST_DEVICE constexpr MaskCover cover(QueryBlock, KeyRange) const { return MaskCover::kFull; }
 };
 
-/// A mask_mod that allows the keys up to the query's own position: j ≤ p = i + S − L for query i and key j.
+/// A mask_mod that allows the keys up to the query's own position: j ≤ i + S − L for query i and key j.
 ///
 /// @code
 /// torch::Tensor y = attend::flex_attention(q, k, v, attend::Unchanged{}, attend::Causal{});
@@ -95,8 +95,8 @@ struct Causal : detail::MaskOperators {
   }
 };
 
-/// A mask_mod that allows the keys from `left` before the query's position to `right` after it, both inclusive. A
-/// negative number means unlimited.
+/// A mask_mod that allows the key at the query's position, `left` keys before it and `right` keys after it. A negative
+/// number means unlimited.
 ///
 /// Source: Beltagy et al., "Longformer", 2020.
 ///
@@ -136,7 +136,7 @@ struct SlidingWindow : detail::MaskOperators {
 
 /// A mask_mod that allows the first keys (the prefix) to every query, and the keys up to the query's own position.
 ///
-/// j < prefix_length or j ≤ p = i + S − L, for query i and key j.
+/// j < prefix_length or j ≤ i + S − L, for query i and key j.
 ///
 /// Source: Raffel et al., "T5", 2020.
 ///

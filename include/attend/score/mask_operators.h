@@ -20,7 +20,7 @@ struct And : detail::MaskOperators {
   /// The second operand.
   B b;
 
-  /// The mask that allows what both allow.
+  /// The mask that allows the keys that both operands allow.
   ATTEND_HOST_DEVICE constexpr And(const A& first, const B& second) : a(first), b(second) {}
   /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(
@@ -52,7 +52,7 @@ struct Or : detail::MaskOperators {
   /// The second operand.
   B b;
 
-  /// The mask that allows what one of them allows.
+  /// The mask that allows the keys that at least one operand allows.
   ATTEND_HOST_DEVICE constexpr Or(const A& first, const B& second) : a(first), b(second) {}
   /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(
@@ -84,7 +84,7 @@ struct Not : detail::MaskOperators {
   /// The operand.
   A a;
 
-  /// The mask that allows what this one does not.
+  /// The mask that allows the keys that `mask` does not allow.
   ATTEND_HOST_DEVICE constexpr explicit Not(const A& mask) : a(mask) {}
   /// Called by attention for a query and a key: whether the query may attend to the key.
   ATTEND_HOST_DEVICE constexpr bool operator()(Coordinate at) const requires detail::MaskFunction<A> { return !a(at); }
@@ -152,7 +152,7 @@ constexpr Not<A> not_(const A& a) {
   return Not<A>(a);
 }
 
-// The operators do not require MaskMod, so that flex_attention() can say what an operand lacks.
+// The operators do not require MaskMod. If an operand is not a mask_mod, flex_attention() reports what it lacks.
 /// The same as all_of(), if one operand is a mask of attend.
 template <class A, class B>
 requires(std::derived_from<A, detail::MaskOperators> || std::derived_from<B, detail::MaskOperators>) constexpr And<A, B>

@@ -19,10 +19,10 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 //
 // It is called with Real<V> for its value, and with Dual<V> (dual.h) for its value and derivative. V is float or
 // double. Both types have + - * /, comparisons of the values, and abs exp log pow sqrt sin cos tan tanh sigmoid erf
-// floor round max min select, which are found without a namespace. Both convert from any number.
+// floor round max min select, which are found without a namespace. Both convert from any built-in number.
 
-/// A number of type V, float or double. It is a class because for a built-in float, abs(x) may call the abs of int, and
-/// exp(x) the exp of double.
+/// A number of type V, float or double. It is a class because with a built-in float, abs(x) could call the function for
+/// int, and exp(x) the function for double.
 template <class V>
 struct Real {
   /// The number.

@@ -24,12 +24,12 @@ concept ChangesScore = requires(const Mod& mod, T score, Coordinate at) {
   { mod(score, at) } -> std::convertible_to<T>;
 };
 
-/// A score_mod as kernels call it.
+/// A score_mod in the form that kernels call.
 template <class Mod>
 concept ScoreFunction = ChangesScore<Mod, Real<float>> && ChangesScore<Mod, Dual<float>> &&
     ChangesScore<Mod, Real<double>> && ChangesScore<Mod, Dual<double>>;
 
-/// A struct that holds tensors, and gives a struct of views of them.
+/// A struct that holds tensors. Its bind() returns the struct that reads them through views.
 template <class Mod>
 concept Bindable = requires(const Mod& mod, Binder& binder) {
   mod.bind(binder);
@@ -44,7 +44,8 @@ auto bound(const Mod& mod, Binder& binder) {
   return mod.bind(binder);
 }
 
-/// The TensorViews of a score_mod that kernels::flex_attention_backward() writes gradients for: those of its tensors().
+/// The TensorViews that a score_mod lists in tensors(). kernels::flex_attention_backward() writes their gradients.
+/// Empty without tensors().
 template <class Mod>
 auto tensors_of(Mod& mod) {
   if constexpr (requires { mod.tensors(); })
@@ -76,8 +77,8 @@ using Bound = std::remove_cvref_t<decltype(bound(std::declval<const Mod&>(), std
 /// - + - * / and comparisons
 /// - abs exp log pow sqrt sin cos tan tanh sigmoid erf floor round max min select
 ///
-/// A struct that holds tensors has `auto bind(attend::Binder& binder) const` instead of operator(). It returns a struct
-/// as above that reads them through views; see Binder.
+/// A struct that holds tensors has `auto bind(attend::Binder& binder) const` instead of operator(). bind() returns a
+/// second struct in the form above, which reads the tensors through views; see Binder.
 ///
 /// Differs from a score_mod of PyTorch:
 /// - It is compiled with your program.
@@ -105,7 +106,7 @@ struct Unchanged {
 /// torch::Tensor y = attend::flex_attention(q, k, v, attend::Softcap{30});
 /// @endcode
 struct Softcap {
-  /// The bound of the absolute value of a score. It must be positive, which is not checked; it has no default.
+  /// The bound of the absolute value of a score. It has no default. It must be positive; this is not checked.
   float limit;
 
   /// Called by attention for each score: the changed score.
@@ -115,12 +116,12 @@ struct Softcap {
   }
 };
 
-/// The score_mod that then() returns: the second applied to the result of the first.
+/// The score_mod that then() returns: it applies `second` to the result of `first`.
 template <class First, class Second>
 struct Then {
-  /// The change that comes first.
+  /// The score_mod that is applied first.
   First first;
-  /// The change that comes second.
+  /// The score_mod that is applied to its result.
   Second second;
 
   /// Called by attention for each score: the changed score.
@@ -130,17 +131,17 @@ struct Then {
     return second(T(first(score, at)), at);
   }
 
-  /// Called by attention: binds the tensors of both.
+  /// Called by attention: binds the tensors of both score_mods.
   auto bind(Binder& binder) const requires detail::Bindable<First> || detail::Bindable<Second> {
     auto bound_first = detail::bound(first, binder);
     auto bound_second = detail::bound(second, binder);
     return Then<decltype(bound_first), decltype(bound_second)>{bound_first, bound_second};
   }
-  /// Called by the kernels: the tensors of both.
+  /// Called by the kernels: the tensors of both score_mods.
   auto tensors() { return std::tuple_cat(detail::tensors_of(first), detail::tensors_of(second)); }
 };
 
-/// One score_mod after the other.
+/// Applies one score_mod after the other.
 ///
 /// @param first The score_mod that is applied first.
 /// @param second The score_mod that is applied to its result.
@@ -153,11 +154,11 @@ template <class First, class Second>
 Then<First, Second> then(const First& first, const Second& second) {
   return {first, second};
 }
-/// Three or more score_mods, one after the other.
+/// Applies three or more score_mods, one after the other.
 ///
 /// @param first The score_mod that is applied first.
 /// @param second The score_mod that is applied to its result.
-/// @param rest More of them, in this order.
+/// @param rest The score_mods that follow, in this order.
 /// @return All as one score_mod.
 template <class First, class Second, class... Rest>
 auto then(const First& first, const Second& second, const Rest&... rest) {

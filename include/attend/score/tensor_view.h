@@ -17,8 +17,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
-/// Counts the values that a score_mod reads from one tensor for one score. The derivative is with respect to the value
-/// number `wanted`, counted from 0. Each thread has its own object.
+/// Counts the values that a score_mod reads from one tensor for one score. The derivative is with respect to one of
+/// them: value number `wanted`, counted from 0. Each thread has its own object.
 struct TensorReads {
   int wanted = 0;
   int turn = 0;            // the number of values that have been read
@@ -30,7 +30,7 @@ struct TensorReads {
   }
 };
 
-/// The sizes of a tensor that is viewed, and the steps between its numbers. Sizes that are missing are 1.
+/// The sizes and strides of a tensor that is viewed. Missing dimensions have size 1.
 struct ViewShape {
   std::int64_t sizes[4] = {1, 1, 1, 1};
   std::int64_t strides[4] = {};
@@ -46,8 +46,8 @@ struct ViewShape {
   }
 };
 
-/// The shape of contiguous memory with these sizes; a size of 1 has the stride 0. `name` is the class that the messages
-/// name.
+/// The shape of contiguous memory with these sizes. A dimension of size 1 gets the stride 0. `name` is the name of the
+/// class in error messages.
 inline ViewShape contiguous_shape(const char* name, const void* data, std::initializer_list<std::int64_t> sizes) {
   constexpr std::int64_t kMost = std::int64_t{1} << 58;
   const auto check = [name](bool is_right, const char* rule) {
@@ -68,7 +68,7 @@ inline ViewShape contiguous_shape(const char* name, const void* data, std::initi
   return shape;
 }
 
-/// A read outside of a tensor, for the message.
+/// A read outside of a tensor, for the error message.
 struct OutsideRead {
   bool is_found = false;
   std::int64_t index[4] = {}, sizes[4] = {};
@@ -85,14 +85,16 @@ struct OutsideRead {
 
 }  // namespace detail
 
-/// A view of a floating-point tensor with at most 4 dimensions, for a score_mod or mask_mod. Binder::values() makes it
-/// from a tensor of LibTorch, and a constructor from memory.
+/// A view of a floating-point tensor with at most 4 dimensions, for a score_mod or mask_mod. Binder::values() makes a
+/// view of a tensor of LibTorch. The constructor makes a view of memory.
 ///
 /// A score_mod may read any number of values for a score. Gradients reach the tensor.
 ///
-/// A read outside of the tensor touches no memory and gives NaN. If a mask excludes the score, the read has no effect.
-/// Otherwise, if a score_mod has read it, attention throws c10::ValueError, and kernels::flex_attention_forward()
-/// writes NaN. If a mask_mod has read it, there is no error.
+/// A read outside of the tensor accesses no memory outside of it and returns NaN:
+/// - If a mask excludes the score, the read has no effect.
+/// - Otherwise, if a score_mod has read it, attention throws c10::ValueError, and kernels::flex_attention_forward()
+///   writes NaN.
+/// - If a mask_mod has read it, there is no error.
 ///
 /// @code
 /// T bias = slopes.read<T>(at.head);
@@ -116,7 +118,7 @@ class TensorView {
     return value_at(is_inside, is_inside ? place : 0, detail::Type<T>());
   }
 
-  /// The same as read() without the check: the indices must be inside of the tensor. It is faster.
+  /// The same as read() without the check, which is faster. The indices must be inside of the tensor.
   template <class T>
   ATTEND_HOST_DEVICE T read_unchecked(std::int64_t i, std::int64_t j = 0, std::int64_t k = 0,
                                       std::int64_t l = 0) const {
@@ -152,12 +154,13 @@ class TensorView {
       if (size == 0) data_ = &kZero;  // a read outside reads the first number
   }
 
-  /// The sizes. Those that are missing are 1.
+  /// The sizes. Missing dimensions have size 1.
   const std::int64_t (&sizes() const)[4] { return shape_.sizes; }
 
-  /// Called by the kernels: the size of a number in bytes; 0 for a view without memory, or one that a Binder made.
+  /// Called by the kernels: the size of a number in bytes. It is 0 for a view without memory and for a view of a
+  /// Binder.
   int number_size() const { return number_size_; }
-  /// Called by the kernels: from now on, derivatives are with respect to the values that are read through this view.
+  /// Called by the kernels: makes derivatives with respect to a value that is read through this view.
   void differentiate(detail::TensorReads* reads) { reads_[0] = reads; }
 
   /// Used by Binder, with internal types.
@@ -195,10 +198,10 @@ class TensorView {
 };
 
 /// A view of an integer or bool tensor with at most 4 dimensions, for a score_mod or mask_mod. Binder::integers() makes
-/// it from a tensor of LibTorch, and a constructor from memory.
+/// a view of a tensor of LibTorch. The constructor makes a view of memory.
 ///
-/// A read outside of the tensor touches no memory and gives 0. If a mask excludes the score, the read has no effect.
-/// Otherwise attention throws c10::ValueError, and kernels::flex_attention_forward() goes on with the 0.
+/// A read outside of the tensor accesses no memory outside of it and returns 0. If a mask excludes the score, the read
+/// has no effect. Otherwise attention throws c10::ValueError, and kernels::flex_attention_forward() uses the 0.
 ///
 /// @code
 /// struct SameGroup {
