@@ -45,12 +45,12 @@ struct AdamWTraits {
 
 }  // namespace detail
 
-/// The optimizer Adam, as one fused call for all parameters.
+/// The optimizer Adam, with one fused call for many parameters.
 ///
 /// m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²,  p ← p − lr · (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε), for a
 /// parameter p with the gradient g in step t.
 ///
-/// Options, state and archive are those of torch::optim::Adam. The update is the same up to rounding.
+/// Options, state and archive are those of torch::optim::Adam. The update is the same except for rounding.
 ///
 /// The learning rate may be changed between steps by `options().set_lr(rate)`, as schedulers do, or by
 /// `AdamOptions::lr(rate)`. Replays of a captured step use the new rate after before_replay(), which Trainer calls.
@@ -58,11 +58,12 @@ struct AdamWTraits {
 ///
 /// @throws c10::Error for options out of range.
 /// @throws c10::NotImplementedError for a sparse gradient, and for a parameter that is not dense in memory.
-/// @throws c10::ValueError if a parameter is on another device than its state, and if its gradient has another dtype or
-/// other sizes. Also for a step if all parameters are frozen and have no gradient.
+/// @throws c10::ValueError if a parameter is on another device than its state, or if its gradient has another dtype or
+/// other sizes. step() also throws it if all parameters are frozen and none has a gradient.
 ///
 /// Differs from torch::optim::Adam:
-/// - One call updates all parameters of a device and dtype. torch makes about eight calls for each parameter.
+/// - One call updates all parameters of a group that have the same device and dtype. torch makes about eight calls for
+///   each parameter.
 /// - t and the learning rate are tensors on the device of the parameters, so a step can be captured in a CUDA graph.
 ///
 /// Source: D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015.
@@ -75,7 +76,7 @@ class Adam : public detail::FusedAdam<detail::AdamTraits> {
   using FusedAdam::FusedAdam;
 };
 
-/// The optimizer AdamW: Adam with decoupled weight decay, as one fused call for all parameters.
+/// The optimizer AdamW: Adam with decoupled weight decay, with one fused call for many parameters.
 ///
 /// p ← p − lr · weight_decay · p, then the update of attend::Adam without weight decay. The default of weight_decay is
 /// 0.01, as in torch.

@@ -31,8 +31,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
-/// LibTorch's graph, with a clean-up after a failed capture. Without it, CUDAGraph::capture_end() throws halfway. It
-/// then leaves the allocators in its pool, and the generator still waiting for the end (LibTorch 2.11).
+/// LibTorch's graph, with a clean-up after a failed capture. After a failure CUDAGraph::capture_end() throws before it
+/// is done. The allocators then still use the graph's pool, and the generator still waits for the end of the capture
+/// (LibTorch 2.11).
 class AbandonableGraph : public at::cuda::CUDAGraph {
  public:
   /// Cleans up after a failed capture. CUDAGraph's destructor does the rest.
@@ -75,8 +76,8 @@ class AbandonableGraph : public at::cuda::CUDAGraph {
   }
 };
 
-/// Switches to another stream until the end of the scope. It begins after the earlier work of the current stream, which
-/// continues after the work of the other.
+/// Switches to another stream until the end of the scope. The other stream waits for the earlier work of the current
+/// stream. At the end of the scope the current stream waits for the work of the other stream.
 class SideStream {
  public:
   explicit SideStream(c10::cuda::CUDAStream side)
@@ -110,13 +111,14 @@ class SideStream {
 /// Captures training steps as CUDA graphs, which need one launch for a whole step. This makes models with many small
 /// kernels faster, because their launches take longer than the kernels.
 ///
-/// - Memory: that of a captured step stays allocated until the fit ends, in addition to that of plain steps.
-/// - Random numbers: each replay draws new ones, from torch's generator.
+/// - Memory: the memory of a captured step stays allocated until the fit ends, in addition to the memory of plain
+///   steps.
+/// - Random numbers: each replay draws new ones from torch's generator.
 /// - Restriction: a model that reads a number from the device (`.item()`, a mask as an index) cannot be captured. The
 ///   trainer then continues with the plain loop.
-/// - Threads: no other thread of the program may use CUDA during a capture, as in torch.cuda.graph. The trainer
-///   captures once or twice in a fit. It captures again at an epoch that begins with other modes, frozen parameters or
-///   tensors.
+/// - Threads: no other thread of the program may use CUDA during a capture, as in torch.cuda.graph.
+/// - Number of captures: one in a fit, or two if gradients and update are captured separately. The trainer captures
+///   again if the training modes, the frozen parameters or the tensors have changed at the beginning of an epoch.
 class CudaGraphs : public StepCapture {
  public:
   std::string name() const override { return "CUDA graph"; }
@@ -165,7 +167,7 @@ class CudaGraphs : public StepCapture {
     return line;
   }
 
-  // All fits share these streams, because cuBLAS keeps a workspace for each stream that it has seen.
+  // All fits share these streams, because cuBLAS keeps a workspace for each stream that it has ever used.
   std::map<c10::DeviceIndex, c10::cuda::CUDAStream> streams_;
 };
 

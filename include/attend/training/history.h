@@ -12,14 +12,14 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 struct EpochRecord {
   double train_loss = kUnknown;       ///< mean loss over the samples of the epoch, while the weights changed
   double last_batch_loss = kUnknown;  ///< loss of the last batch
-  double validation_loss = kUnknown;  ///< mean loss over the validation set after the epoch; NaN without one
+  double validation_loss = kUnknown;  ///< mean loss over the validation set after the epoch; NaN if there is no set
   double seconds = kUnknown;          ///< time of the epoch in seconds, validation included
 
   /// The value of a loss or time that was not measured: NaN.
   static constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 };
 
-/// The record of a fit: losses and time of each epoch.
+/// The record of a fit: the losses and the time of each epoch.
 ///
 /// @code
 /// attend::History history = trainer.fit(train_set, validation_set);

@@ -17,8 +17,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
-/// The loss of a batch. It must be a 0-d tensor; any other would be summed or broadcast into a wrong number. Exceptions
-/// of model and loss are passed on, with a hint if the inputs do not fit the parameters.
+/// The loss of a batch. Throws unless it is a 0-d tensor, because any other shape would silently give a wrong sum.
+/// Exceptions of model and loss are passed on, with a hint if the inputs do not fit the parameters.
 template <class Model, class Loss>
 torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, const torch::Tensor& targets,
                       const torch::optim::Optimizer& optimizer) {
@@ -40,15 +40,15 @@ torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, con
 /// backward() and update() are the two halves of a step. Call them in place of operator() to change gradients before
 /// the update, for example to clip them.
 ///
-/// A step can be captured in a CUDA graph if model, loss and optimizer neither wait for the device nor read numbers on
-/// the host that change. attend::Adam and attend::AdamW do neither.
+/// A step can be captured in a CUDA graph if model, loss and optimizer do not wait for the device, and do not read host
+/// numbers that change between steps. attend::Adam and attend::AdamW satisfy both conditions.
 ///
-/// Autocast: only forward pass and loss run under it. The backward pass uses the dtypes that they used.
+/// Autocast applies to the forward pass and the loss. The backward pass uses the same dtypes as they did.
 ///
 /// @tparam Model A module holder or a shared_ptr of a module. `model->forward(inputs)` returns the outputs.
 /// @tparam Loss `loss(outputs, targets)` returns a 0-d tensor.
-/// @throws c10::ValueError for a loss that is not 0-d, and for a loss without a gradient. The message has the reason:
-/// NoGradGuard or InferenceMode, frozen parameters, or a loss that does not depend on a parameter.
+/// @throws c10::ValueError for a loss that is not 0-d, and for a loss that requires no gradient. The message has the
+/// reason: NoGradGuard or InferenceMode, frozen parameters, or a loss that does not depend on a parameter.
 ///
 /// @code
 /// attend::TrainingStep step(model, attend::MeanSquaredError(), optimizer);
@@ -67,7 +67,7 @@ class TrainingStep {
                std::optional<at::ScalarType> autocast = std::nullopt)
       : model_(std::move(model)), loss_(std::move(loss)), optimizer_(&optimizer), autocast_(autocast) {}
 
-  /// Computes the loss of a batch, and replaces the gradients of the parameters by those of this loss.
+  /// Computes the loss of a batch, and replaces the gradients of the parameters by the gradients of this loss.
   ///
   /// @param inputs The inputs of the model, on its device.
   /// @param targets The targets of the loss.
@@ -79,14 +79,14 @@ class TrainingStep {
     return loss.detach();
   }
 
-  /// Computes the loss of a batch, and adds the gradients of weight · loss to those of the parameters. Use it if
-  /// several batches share one update.
+  /// Computes the loss of a batch, and adds the gradients of weight · loss to the gradients of the parameters. Use it
+  /// if several batches share one update.
   ///
   /// @param inputs The inputs of the model, on its device.
-  /// @param targets What the loss compares the outputs with.
-  /// @param weight The factor of the loss, a 0-d tensor on the device of the loss. A tensor can change between replays
-  /// of a captured step.
-  /// @return The loss itself, detached: a 0-d tensor.
+  /// @param targets The targets of the loss.
+  /// @param weight The factor of the loss, a 0-d tensor on the device of the loss. It is a tensor so that its value can
+  /// change between replays of a captured step.
+  /// @return The loss without the factor, detached: a 0-d tensor.
   torch::Tensor accumulate(const torch::Tensor& inputs, const torch::Tensor& targets, const torch::Tensor& weight) {
     const torch::Tensor loss = loss_of(inputs, targets);
     loss.backward(weight.to(loss.scalar_type()));

@@ -15,10 +15,10 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// The interface behind TrainerOptions::capture. It records the work of one training step on the device, and replays it
-/// with one launch. attend::cuda_graphs() of `attend/training/cuda_graph.h` implements it by CUDA graphs.
+/// with one launch. attend::cuda_graphs() in `attend/training/cuda_graph.h` implements it with CUDA graphs.
 ///
-/// A replay uses the tensors of the recording: the caller writes new inputs into the recorded input tensors, and finds
-/// the results in the recorded result tensors.
+/// A replay uses the tensors of the recording. The caller writes new inputs into the recorded input tensors, and reads
+/// the results from the recorded result tensors.
 class StepCapture {
  public:
   /// The result of capture().
@@ -40,25 +40,25 @@ class StepCapture {
   /// @return The reason, or nothing if steps can be captured.
   virtual std::optional<std::string> why_not(c10::Device device) const = 0;
 
-  /// Prepares this thread for captures, for example by a CUDA stream of its own, until the returned object is
-  /// destroyed. Work in between comes after all earlier work of the thread and before all later work.
+  /// Prepares this thread for captures until the returned object is destroyed, for example with a CUDA stream of its
+  /// own. Work that is started until then runs after all earlier work of the thread and before all later work.
   ///
   /// @param device The device to train on.
-  /// @return An object that ends this state when it is destroyed.
+  /// @return An object whose destructor ends this state.
   virtual std::shared_ptr<void> enter(c10::Device device) = 0;
 
   /// Records the work of `body` on the device without executing it.
   ///
   /// If `body` throws, the exception is not passed on. Its message becomes Recording::error, and no value on the device
-  /// has changed. Tensors that `body` makes, gradients included, have no contents before the first replay.
+  /// has changed. Tensors that `body` creates, gradients included, have no valid contents before the first replay.
   ///
   /// @param body The training step.
   /// @return The replay, or the error.
   virtual Recording capture(const std::function<void()>& body) = 0;
 };
 
-/// An interface of optimizers whose step() can be captured: all numbers that change from step to step are on the
-/// device. An optimizer derives from it and from torch::optim::Optimizer.
+/// The interface of optimizers whose step() can be captured: all numbers that change from step to step are on the
+/// device. Such an optimizer derives from this class and from torch::optim::Optimizer.
 class CapturableOptimizer {
  public:
   virtual ~CapturableOptimizer() = default;

@@ -59,7 +59,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// cannot be LBFGS, whose step needs a closure.
 ///
 /// Data is one of these:
-/// - An object with inputs() and targets(), two tensors whose first dimension is the samples. Both are moved to the
+/// - An object with inputs() and targets(), two tensors with the samples as the first dimension. Both are moved to the
 ///   device as a whole. All batches use the same memory, so code that keeps a batch must copy it.
 /// - A torch::data dataset that knows its size() and is not const. Its batches are fetched one by one.
 ///
@@ -69,21 +69,24 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// | --- | --- |
 /// | on_fit_begin | before the first epoch |
 /// | on_epoch_begin | before the first batch of an epoch |
-/// | on_before_step | between gradients and update; with accumulation_steps, once for each update |
+/// | on_before_step | after the gradients and before the update; with accumulation_steps, once for each update |
 /// | on_batch_end | after each batch |
-/// | on_epoch_end | after each epoch that has a batch |
-/// | on_checkpoint | where the training can be continued later, after the other hooks of the batch or epoch |
+/// | on_epoch_end | after each epoch in which at least one batch was used |
+/// | on_checkpoint | after each update and each complete epoch, after the other hooks: here a checkpoint can be saved |
 /// | on_fit_end | at the end, also after an early end, but not after an exception |
 ///
-/// A hook that returns true ends the fit. First the current batch and its update are finished, the epoch is recorded
-/// with the batches so far, and on_epoch_end and on_fit_end are called. An epoch without a batch is not recorded. A
-/// callback that is passed as an lvalue is not copied, so its state can be read afterwards.
+/// A hook that returns true ends the fit. Before the fit ends, the current batch and its update are finished, the epoch
+/// is recorded with the batches so far, and on_epoch_end and on_fit_end are called. An epoch without a batch is not
+/// recorded.
 ///
-/// A callback may keep a state over an interruption of the program, see resume(). It then has two functions:
-/// `std::string save_state()` returns the state as any bytes, and `load_state(std::string)` sets it.
+/// A callback that is passed as an lvalue is not copied, so its members can be read after the fit.
 ///
-/// Modes: fit() sets the model to training mode once, before on_fit_begin. A callback may freeze parts of the model
-/// there. After fit() the model is in training mode. Validation and evaluate() restore the mode of each submodule.
+/// A callback with a state that resume() must restore has two functions: `std::string save_state()` returns the state
+/// as arbitrary bytes, and `load_state(std::string)` sets it.
+///
+/// Modes: fit() sets the model to training mode once, before on_fit_begin. In on_fit_begin a callback may set other
+/// modes or freeze parts of the model. Validation and evaluate() restore the mode of each submodule. So the model is
+/// still in training mode after fit(), unless a callback has changed it.
 ///
 /// @throws c10::ValueError in these cases:
 /// - options out of range, or a device that does not exist
@@ -92,8 +95,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// - a fit under NoGradGuard or InferenceMode
 /// - all parameters are frozen after on_fit_begin
 ///
-/// Exceptions of a model, a loss or a callback pass through fit(). The model keeps its current weights, and history()
-/// the epochs recorded before.
+/// Exceptions of a model, a loss or a callback pass through fit(). The model then keeps its current weights, and
+/// history() keeps the epochs that were recorded before.
 ///
 /// @code
 /// attend::Trainer trainer(model, attend::TrainerOptions().epochs(50));
@@ -144,26 +147,30 @@ class Trainer {
 
   /// Continues the training of an earlier process, from the newest checkpoint in a folder.
   ///
-  /// Model, optimizer and history get their saved state at once. The next fit() continues the fit that was interrupted,
-  /// at its batch: it ends when that fit would have ended, with options().epochs() epochs in total, and returns the
-  /// record of all of them. On the CPU, the numbers are those of a training without interruption, bit by bit, if:
+  /// resume() sets model, optimizer and history to their saved state. The next fit() continues the interrupted fit at
+  /// the batch where it stopped. It ends after options().epochs() epochs in total, those before the interruption
+  /// included, and returns the record of all of them.
+  ///
+  /// On the CPU, the numbers are bit by bit those of a training without interruption, if:
   /// - the program makes the same model, trainer, data and callbacks again
   /// - the state of the callbacks depends on TrainingState alone, or they have save_state() and load_state()
   /// - the data set, if it is a torch::data dataset, returns the same samples again
-  /// - the number of threads is the same, and on_fit_begin changes no weights, learning rates and states of callbacks
+  /// - the number of threads is the same
+  /// - on_fit_begin changes no weights, no learning rates and no states of callbacks
   ///
   /// A fit that a callback ended early is continued like one that was interrupted.
   ///
-  /// The learning rates are those of the checkpoint. Set others by TrainingState::set_learning_rate().
+  /// The learning rates are those of the checkpoint. To change them, call TrainingState::set_learning_rate().
   ///
   /// If the newest checkpoint is damaged, TORCH_WARN reports that, and the one before it is used.
   ///
   /// @param folder The folder of attend::Checkpoint.
-  /// @return The path of the checkpoint, or nothing if the folder has none. Then the next fit() begins at the
-  /// beginning.
-  /// @throws FileError if all checkpoints are damaged, and if the checkpoint is of another training. The message lists
-  /// what differs: seed, batch_size, accumulation_steps, learning_rate, autocast, the class of the optimizer, names,
-  /// shapes and dtypes of the model. fit() throws it for another number of samples and for other callbacks with state.
+  /// @return The path of the checkpoint, or nothing if the folder has none. Without a checkpoint, the next fit() starts
+  /// a new training.
+  /// @throws FileError if all checkpoints are damaged, or if the checkpoint belongs to another training. The message
+  /// lists the differences in these settings: seed, batch_size, accumulation_steps, learning_rate, autocast, the class
+  /// of the optimizer, and the names, shapes and dtypes of the model. The next fit() throws FileError if the number of
+  /// samples or the callbacks with a state differ.
   /// @throws c10::ValueError if this trainer has recorded epochs of its own.
   ///
   /// @code
@@ -182,7 +189,7 @@ class Trainer {
   /// Continues from a checkpoint that is already loaded.
   ///
   /// @param data The result of load_checkpoint(), CheckpointFolder::newest() or TrainingState::checkpoint().
-  /// @throws FileError if the checkpoint is of another training.
+  /// @throws FileError if the checkpoint belongs to another training.
   /// @throws c10::ValueError if this trainer has recorded epochs of its own.
   void resume(CheckpointData data) {
     TORCH_CHECK_VALUE(history_.epochs().empty(),
@@ -217,10 +224,10 @@ class Trainer {
   /// The options that the trainer was made with.
   const TrainerOptions& options() const { return options_; }
 
-  /// Says how the steps of the last fit ran. Before the first fit it says how they will run, as far as that is known.
+  /// Says how the steps of the last fit ran. Before the first fit it says how they will run, if that is known.
   ///
   /// @return One line for people: the dtypes, and whether the steps are a plain loop or replays of a captured step. For
-  /// a plain loop it has the reason. The wording may change in any version.
+  /// a plain loop the line has the reason. The wording may change in any version.
   std::string explain() const {
     std::string text = std::string(c10::toString(model_->parameters().front().scalar_type())) + " parameters";
     if (options_.autocast()) {

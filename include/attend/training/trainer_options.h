@@ -34,8 +34,8 @@ struct TrainerOptions {
   TORCH_ARG(double, learning_rate) = 1e-3;
   /// The device to train on; the model is moved there. Default: the device of the model.
   TORCH_ARG(std::optional<torch::Device>, device) = std::nullopt;
-  /// The seed of the order of samples and of nothing else: the order in epoch e depends on (seed, e) alone. Initial
-  /// weights and dropout depend on torch::manual_seed. Default: 0.
+  /// The seed of the order of the samples. The order in epoch e depends on seed and e alone. Initial weights and
+  /// dropout do not depend on this seed, but on torch::manual_seed. Default: 0.
   TORCH_ARG(std::uint64_t, seed) = 0;
   /// The dtype of autocast for forward pass and loss, in training and validation. The weights keep their dtype. The
   /// only possible dtype is torch::kBFloat16, because float16 needs scaled gradients. Default: no autocast.
@@ -43,9 +43,9 @@ struct TrainerOptions {
   /// The number of batches that share one update, at least 1. The update uses the mean gradient over their samples, as
   /// if they were one batch. Default: 1.
   TORCH_ARG(std::int64_t, accumulation_steps) = 1;
-  /// Captures training steps: set it to attend::cuda_graphs(). Default: none, steps run as a plain loop.
+  /// Captures training steps: set it to attend::cuda_graphs(). Default: none; the steps run as a plain loop.
   ///
-  /// The trainer records one step and replays it for every batch, if:
+  /// The trainer records one step and replays it for the batches that follow, if:
   /// - the batch is full and its tensors are dense
   /// - the optimizer is a CapturableOptimizer, as attend::Adam and attend::AdamW are
   /// - the capture succeeds

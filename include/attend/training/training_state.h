@@ -16,7 +16,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// The state of a fit, the argument of every hook of a callback.
+/// The state of a fit: the argument of every hook of a callback.
 ///
 /// Example: a callback that halves the learning rate every ten epochs.
 /// @code
@@ -31,13 +31,13 @@ struct TrainingState {
   torch::nn::Module& model;
   /// The optimizer. A callback may change its learning rate.
   torch::optim::Optimizer& optimizer;
-  /// The record of the finished epochs, of earlier fits too. In on_epoch_end it includes the current epoch.
+  /// The record of the finished epochs, those of earlier fits included. In on_epoch_end it includes the current epoch.
   const History& history;
 
-  /// Index of the current epoch, from 0. In on_checkpoint and on_fit_end the number of finished epochs.
+  /// Index of the current epoch, from 0. In on_checkpoint and on_fit_end: the number of finished epochs.
   std::int64_t epoch = 0;
-  std::int64_t epochs = 0;  ///< number of epochs at which this fit ends, those of earlier fits included
-  /// Index of the current batch, from 0. In on_checkpoint, on_epoch_end and on_fit_end the number of finished batches.
+  std::int64_t epochs = 0;  ///< number of epochs after which this fit ends, those of earlier fits included
+  /// Index of the current batch, from 0. In on_checkpoint, on_epoch_end and on_fit_end: the number of finished batches.
   std::int64_t batch = 0;
   std::int64_t batches = 0;            ///< number of batches in an epoch
   std::int64_t samples = 0;            ///< number of samples used in this epoch, the current batch included
@@ -45,16 +45,17 @@ struct TrainingState {
   double seconds = 0.0;                ///< time since the fit began or was resumed, in seconds
 
   /// Whether the fit ends here, because a hook has returned true or because the last epoch is complete. Only
-  /// on_checkpoint may read it. If on_checkpoint of a callback ends the fit, it is called once more.
+  /// on_checkpoint may read it. If on_checkpoint itself returns true, all hooks on_checkpoint are called once more,
+  /// with is_ending = true.
   bool is_ending = false;
 
-  /// Copies everything that Trainer::resume() needs. Only on_checkpoint may call it: other hooks get c10::ValueError. It
-  /// waits for the device.
+  /// Copies everything that Trainer::resume() needs. It waits for the device. Only on_checkpoint may call it; for other
+  /// hooks it throws c10::ValueError.
   std::function<CheckpointData()> checkpoint = {};
 
   /// The loss of the current batch: a 0-d tensor on the training device. It is undefined before the first batch.
   ///
-  /// `loss.item()` waits for the device. On a GPU do not call it after every batch.
+  /// `loss.item()` waits for the device. Do not call it after every batch on a GPU.
   torch::Tensor loss = {};
 
   /// The learning rate of the first parameter group. Reading it does not wait for the device.
@@ -67,7 +68,8 @@ struct TrainingState {
     for (auto& group : optimizer.param_groups()) group.options().set_lr(learning_rate);
   }
 
-  /// The gradients of all parameters that have one, each once. on_before_step may read them and change them in place.
+  /// The gradients of all parameters that have one, each of them once. on_before_step may read them and change them in
+  /// place.
   std::vector<torch::Tensor> gradients() const {
     std::vector<torch::Tensor> gradients;
     for (const auto& group : optimizer.param_groups()) {

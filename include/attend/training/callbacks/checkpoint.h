@@ -39,27 +39,27 @@ struct CheckpointOptions {
   /// validation loss, or the lowest training loss if there is no validation set. Default: true.
   TORCH_ARG(bool, keep_best) = true;
 
-  /// Texts of the user by name.
+  /// Texts by name.
   using Metadata = std::map<std::string, std::string>;
-  /// Texts to save in each checkpoint, for example the settings of the program. They are
+  /// Texts to save in each checkpoint, for example the settings of the program. The text with the name NAME is
   /// CheckpointData::metadata["user.NAME"] in a checkpoint. Default: none.
   TORCH_ARG(Metadata, metadata) = {};
 };
 
 /// A callback that saves the training in a folder, so that Trainer::resume() can continue it after an interruption.
 ///
-/// It saves after epochs and after batches as the options say, and always when a fit ends. A checkpoint within an epoch
-/// needs a complete update, so with accumulation_steps it may come a few batches later.
+/// It saves after epochs and batches as the options say, and always when a fit ends. A checkpoint within an epoch is
+/// saved after an update of the weights, so with accumulation_steps it may come a few batches later.
 ///
-/// A process that is killed at any time leaves a folder with whole checkpoints. The newest is not older than the last
-/// one that was saved. CheckpointFolder describes the files.
+/// If the process is killed at any time, all checkpoints in the folder are complete, and the last one that was saved is
+/// among them. CheckpointFolder describes the files.
 ///
 /// Saving copies the model to the CPU and waits until the file is on the disk.
 ///
 /// @throws c10::ValueError from the constructor for options out of range.
 /// @throws FileError from fit() if a checkpoint cannot be saved, for example on a full disk. The earlier checkpoints
-/// are intact then. Also if the folder has checkpoints of later positions, which this fit would remove: call
-/// Trainer::resume(), or use another folder.
+/// are intact then. fit() also throws it if the folder has checkpoints of later positions, because this fit would
+/// remove them. In that case call Trainer::resume(), or use another folder.
 ///
 /// @code
 /// attend::Trainer trainer(model, attend::TrainerOptions().epochs(50));
@@ -83,7 +83,7 @@ class Checkpoint {
                       ") must be at least 1");
   }
 
-  /// Throws FileError if the folder has whole checkpoints of later positions.
+  /// Throws FileError if the folder has undamaged checkpoints of later positions.
   void on_fit_begin(TrainingState& state) {
     last_saved_ = {state.epoch, state.batch};
     const auto files = folder_.files();
@@ -101,7 +101,7 @@ class Checkpoint {
     }
   }
 
-  /// Saves, if it is time.
+  /// Saves a checkpoint if the options ask for one at this position.
   void on_checkpoint(TrainingState& state) {
     const CheckpointFolder::Position position{state.epoch, state.batch};
     const bool is_epoch_end = state.batch == 0;

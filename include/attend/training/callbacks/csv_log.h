@@ -24,7 +24,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// The first line names the columns: epoch (from 0), train_loss, last_batch_loss, validation_loss (nan without a
 /// validation set), learning_rate, seconds. EpochRecord explains them.
 ///
-/// After Trainer::resume() the file has the lines of the epochs before the checkpoint, and no others.
+/// After Trainer::resume(), fit() first restores the lines of the epochs before the checkpoint and removes later ones.
 ///
 /// @throws c10::ValueError from the constructor if the file cannot be opened.
 /// @throws c10::Error if a line cannot be written.
@@ -34,7 +34,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @endcode
 class CsvLog {
  public:
-  /// Opens the file, and replaces its contents by the names of the columns.
+  /// Opens the file, and replaces its contents by the line with the names of the columns.
   ///
   /// @param path The path of the file. Its folder must exist.
   /// @throws c10::ValueError if the file cannot be opened.

@@ -19,12 +19,12 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A callback that shows the progress: one line for each epoch, and in a terminal a moving bar below them.
+/// A callback that shows the progress: one line for each finished epoch, and in a terminal a moving bar below them:
 ///
 ///     epoch  3/50  [======>       ]  loss 0.00612  2060 samples/s  3:51 left
 ///
-/// The line fits a terminal of 80 columns. The bar is drawn, and the loss read from the device, at most five times a
-/// second. The loss of the bar is that of the current batch, the loss of an epoch is the mean over its samples. The
+/// The line fits a terminal of 80 columns. At most five times a second the bar is drawn, and the loss is read from the
+/// device. The bar shows the loss of the current batch. The line of an epoch shows the mean loss over its samples. The
 /// time left is that of the whole fit, as minutes:seconds or hours:minutes:seconds.
 ///
 /// @code
@@ -41,7 +41,7 @@ class ProgressBar {
   /// @param with_bar Whether to show the moving bar. It needs a terminal.
   ProgressBar(std::ostream& stream, bool with_bar) : stream_(&stream), with_bar_(with_bar) {}
 
-  /// Remembers the position at which the fit begins or was resumed.
+  /// Stores the position at which the fit begins or was resumed.
   void on_fit_begin(TrainingState& state) {
     first_position_ = position_of(state);
     last_drawn_ = 0.0;
@@ -90,7 +90,7 @@ class ProgressBar {
 #endif
   }
 
-  /// The number of epochs so far, with the share of the current one.
+  /// The number of epochs so far, plus the finished fraction of the current epoch.
   static double position_of(const TrainingState& state) {
     return static_cast<double>(state.epoch) +
            static_cast<double>(state.samples) / static_cast<double>(state.samples_per_epoch);
@@ -120,7 +120,7 @@ class ProgressBar {
     return text;
   }
 
-  /// Overwrites the current line. Blanks cover the rest of a longer old line.
+  /// Overwrites the current line. If the old line is longer, spaces cover the rest of it.
   void rewrite(const std::string& line) {
     if (shown_ > 0) *stream_ << '\r';
     *stream_ << line << std::string(shown_ > line.size() ? shown_ - line.size() : 0, ' ') << std::flush;

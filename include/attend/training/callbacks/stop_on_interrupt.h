@@ -12,7 +12,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// A callback that ends the fit after the current batch on Ctrl-C, instead of ending the program.
 ///
-/// - SIGTERM does the same as Ctrl-C, which is SIGINT.
+/// - SIGTERM has the same effect as Ctrl-C (SIGINT).
 /// - A second signal has its usual effect, so a program that hangs can still be ended.
 /// - A signal that the program ignores stays ignored.
 /// - The destructor restores the handlers of the signals.
@@ -26,7 +26,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @endcode
 class StopOnInterrupt {
  public:
-  /// Replaces the handlers of SIGINT and SIGTERM, and forgets earlier signals.
+  /// Replaces the handlers of SIGINT and SIGTERM. Earlier signals do not count.
   StopOnInterrupt() {
     signal_received_ = 0;
     struct sigaction action = {};
@@ -47,13 +47,13 @@ class StopOnInterrupt {
   StopOnInterrupt(const StopOnInterrupt&) = delete;
   StopOnInterrupt& operator=(const StopOnInterrupt&) = delete;
 
-  /// Whether a signal has come since the object was made.
+  /// Whether a signal was received since the object was made.
   bool happened() const { return signal_received_ != 0; }
 
-  /// Returns true, which ends the fit, after a signal.
+  /// Ends the fit if a signal was received.
   bool on_batch_end(TrainingState&) { return happened(); }
 
-  /// Returns true, which ends the fit, after a signal during validation.
+  /// Ends the fit if a signal was received during validation.
   bool on_epoch_end(TrainingState&) { return happened(); }
 
  private:

@@ -31,13 +31,13 @@ class AdamOnCpu {
     bool is_decay_decoupled;  // AdamW
   };
 
-  /// Whether the tensor is float32 in memory of the CPU. All tensors of a parameter have the same strides.
+  /// Whether the tensor is a float32 tensor in CPU memory. Its strides are those of the parameter.
   static bool can_update(const at::Tensor& tensor) {
     return tensor.is_cpu() && tensor.scalar_type() == at::kFloat && tensor.layout() == at::kStrided &&
            tensor.has_storage() && !tensor.is_neg() && !tensor._is_zerotensor();
   }
 
-  /// `step` counts from 1; `largest` may be undefined (no AMSGrad).
+  /// `step` counts from 1. `largest` is undefined without AMSGrad.
   AdamOnCpu(const Settings& settings, double step, const at::Tensor& parameter, const at::Tensor& gradient,
             const at::Tensor& mean, const at::Tensor& square, const at::Tensor& largest)
       : size_(parameter.numel()),

@@ -25,14 +25,14 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Data in two tensors, with samples as the first dimension.
+/// Data in two tensors, with the samples as the first dimension.
 template <class Data>
 concept TensorData = requires(Data& data) {
   { data.inputs() } -> std::convertible_to<torch::Tensor>;
   { data.targets() } -> std::convertible_to<torch::Tensor>;
 };
 
-/// A torch::data dataset that returns a batch of any samples: a vector of examples, or one stacked example.
+/// A torch::data dataset that returns the batch with given indices: a vector of examples, or one stacked example.
 template <class Data>
 concept TorchDataset = !TensorData<Data> && requires(Data & data, std::vector<std::size_t> indices) {
   { data.size() } -> std::same_as<std::optional<std::size_t>>;
@@ -43,9 +43,10 @@ concept TorchDataset = !TensorData<Data> && requires(Data & data, std::vector<st
 template <class Data>
 concept TrainingData = TensorData<std::remove_reference_t<Data>> || TorchDataset<std::remove_reference_t<Data>>;
 
-/// Batches of a data set on a device. Tensors are moved there once as a whole, batches of a dataset one by one.
+/// Batches of a data set on a device. Data in two tensors is moved there once as a whole. The batches of a torch::data
+/// dataset are moved one by one.
 ///
-/// All batches of dense tensors use the same memory: the next batch overwrites the last one without an allocation.
+/// All batches of two dense tensors use the same memory: the next batch overwrites the last one without an allocation.
 template <class Data>
 class Batches {
  public:
@@ -75,8 +76,8 @@ class Batches {
   /// Whether all batches have the same address, so that a recording of one batch can be replayed for the others.
   bool reuses_memory() const { return TensorData<Data> && is_dense(inputs_) && is_dense(targets_); }
 
-  /// Moves indices from the CPU to where gather() needs slices of them. Called once per epoch, because a copy to a GPU
-  /// may wait.
+  /// Moves indices from the CPU to the device on which gather() needs slices of them. It is called once per epoch,
+  /// because a copy to a GPU may wait.
   torch::Tensor prepared(const torch::Tensor& indices) const {
     return TensorData<Data> ? indices.to(device_) : indices;
   }

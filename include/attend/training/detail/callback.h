@@ -11,11 +11,11 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The result of a hook: nothing, or whether to stop.
+/// The result of a hook: nothing, or whether to end the fit.
 template <class Result>
 concept HookResult = std::is_void_v<Result> || std::same_as<Result, bool>;
 
-// A type for each hook, which calls the hook and tells whether a class has a member of its name.
+// A type for each hook. It calls the hook, and says whether a class has a member with the name of the hook.
 #define ATTEND_DEFINE_HOOK(name)                                                                   \
   struct name##_hook {                                                                             \
     template <class Callback>                                                                      \
@@ -70,7 +70,7 @@ constexpr void check_callback() {
                 "attend::Trainer: a callback with a state needs std::string save_state() and load_state(std::string)");
 }
 
-/// Calls a hook if the callback has it. Returns whether the callback wants to stop.
+/// Calls a hook if the callback has it. Returns whether the callback ends the fit.
 template <class Hook, class Callback>
 bool call_hook(Callback& callback, TrainingState& state) {
   if constexpr (!HasHook<Hook, Callback>) {

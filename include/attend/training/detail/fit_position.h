@@ -33,17 +33,17 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 inline constexpr char kResume[] = "attend::Trainer::resume";
 
-/// Where a fit is, between two updates.
+/// The position of a fit between two updates.
 struct FitPosition {
   std::int64_t first_epoch = 0;  ///< the epoch at which the fit began
   std::int64_t epoch = 0;        ///< number of finished epochs
-  std::int64_t batch = 0;        ///< number of finished batches of the next epoch; the rest is about these batches
-  double seconds = 0.0;
-  double loss_sum = 0.0;
-  torch::Tensor loss = {};  ///< of the last batch
+  std::int64_t batch = 0;        ///< number of finished batches of the next epoch
+  double seconds = 0.0;          ///< time of these batches
+  double loss_sum = 0.0;         ///< sum of the losses of their samples
+  torch::Tensor loss = {};       ///< loss of the last batch
 };
 
-/// The options and data that determine the numbers of a training. They must be the same after a checkpoint.
+/// The options that determine the numbers of a training. They must be the same when it is resumed.
 inline std::map<std::string, std::string> settings_of(const TrainerOptions& options) {
   const auto text = [](const auto& value) {
     std::ostringstream stream;
@@ -84,7 +84,7 @@ inline void set_flags(const CheckpointData& data, torch::nn::Module& model) {
   for (const torch::Tensor& parameter : parameters) parameter.set_requires_grad(flags[i++] != 0);
 }
 
-/// Adds what Trainer knows beside model and optimizer.
+/// Adds the state of Trainer besides model and optimizer: settings, position, history and flags.
 inline void add_fit(CheckpointData& data, const torch::nn::Module& model, const TrainerOptions& options,
                     const History& history, const FitPosition& position, std::int64_t samples) {
   data.metadata.merge(settings_of(options));
@@ -104,7 +104,7 @@ inline void add_fit(CheckpointData& data, const torch::nn::Module& model, const 
   if (position.batch > 0) data.tensors.insert("loss", position.loss.clone());
 }
 
-/// Throws FileError that lists all settings that differ from those of the checkpoint.
+/// Throws a FileError with all settings that differ from those of the checkpoint, if there are any.
 inline void check_settings(const CheckpointData& data, const std::map<std::string, std::string>& settings) {
   std::string problems;
   for (const auto& [name, expected] : settings) {

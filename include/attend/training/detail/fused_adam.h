@@ -47,7 +47,8 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
 
   explicit FusedAdam(const std::vector<torch::optim::OptimizerParamGroup>& groups, TorchOptions defaults = {})
       : TorchOptimizer(groups, std::move(defaults)) {
-    // Options are replaced here, so that later references to them stay valid. Groups without options copy the defaults.
+    // Options are replaced here, so that references that users take later stay valid. Groups without options copy the
+    // defaults.
     this->defaults_ = std::make_unique<Options>(static_cast<const TorchOptions&>(*this->defaults_));
     for (auto& group : this->param_groups_) options_of(group);
     keep_each_once();
@@ -118,7 +119,8 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
 
   void set_capturing(bool is_capturing) override { is_capturing_ = is_capturing; }
 
-  /// Writes a learning rate to the device that lr(rate) of the options has changed on the host; lr is not virtual.
+  /// Copies a learning rate to the device if lr(rate) of the options has changed it on the host only. lr() is not
+  /// virtual, so it cannot make the copy itself.
   void before_replay() override {
     for (auto& group : this->param_groups_) options_of(group).refresh_rate();
   }
@@ -280,7 +282,7 @@ class FusedAdam : public Traits::Optimizer, public CapturableOptimizer {
     return tensor;
   }
 
-  /// A tensor that is created within a capture has no content before a replay, so it is an error.
+  /// Throws within a capture: a tensor that is created there has no valid contents before a replay.
   void check_may_make(const char* what) const {
     TORCH_CHECK(!is_capturing_, Traits::kName, ": a ", what,
                 " must exist before a step is captured; first run one step in which every parameter has a gradient");

@@ -39,8 +39,8 @@ struct StepPlan {
 /// A replay writes the gradients to the tensors of the captured step. A plain step creates new gradients. Before the
 /// next replay the captured ones are put back, so that a parameter always has the gradient of the last batch.
 ///
-/// A recording contains addresses only. The tensors at these addresses are kept alive as long as the recording. They
-/// are compared with those in use at the beginning of each epoch and before a capture.
+/// A recording contains addresses only. The tensors at these addresses are kept alive as long as the recording. At the
+/// beginning of each epoch and before a capture, they are compared with the tensors in use.
 template <class Step>
 class StepRunner {
  public:
@@ -60,10 +60,11 @@ class StepRunner {
     forget_if_changed();
   }
 
-  /// Computes the gradients of a batch, or adds its share to the gradients of an update. Returns its loss.
+  /// Computes the gradients of a batch. If several batches share an update, adds them to the gradients of the update.
+  /// Returns the loss of the batch.
   ///
-  /// is_full: the batch has batch_size samples. begins: it is the first batch of its update. weight: its share of the
-  /// samples of its update.
+  /// is_full: the batch has batch_size samples. begins: it is the first batch of its update. weight: the fraction of
+  /// the samples of its update that are in this batch.
   torch::Tensor backward(const torch::Tensor& inputs, const torch::Tensor& targets, bool is_full, bool begins,
                          double weight) {
     set_weight(weight);
@@ -103,7 +104,7 @@ class StepRunner {
   void set_loss_sum(double sum) { loss_sum_.fill_(sum); }
 
  private:
-  /// A gradient of each parameter, compared by identity.
+  /// The gradient of each parameter. operator== compares tensor objects, not elements.
   struct Gradients {
     std::vector<torch::Tensor> tensors;
     friend bool operator==(const Gradients& a, const Gradients& b) {

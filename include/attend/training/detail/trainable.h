@@ -14,7 +14,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Throws c10::ValueError where torch records no gradients.
+/// Throws c10::ValueError under NoGradGuard or InferenceMode, where torch records no gradients.
 inline void check_records_gradients(const char* function) {
   TORCH_CHECK_VALUE(!c10::InferenceMode::is_enabled(), function,
                     ": no gradients are recorded under InferenceMode; train outside of its scope");
@@ -44,7 +44,7 @@ inline void check_trains_something(const char* function, const torch::optim::Opt
                     "detached or computed without gradients");
 }
 
-/// A sentence that says how the inputs differ from all parameters in dtype or device; empty if they do not.
+/// A sentence for inputs whose dtype or device differs from that of every parameter. Empty if some parameter has both.
 inline std::string why_inputs_do_not_fit(const torch::Tensor& inputs, const torch::optim::Optimizer& optimizer) {
   const torch::Tensor* first = nullptr;
   for (const auto& group : optimizer.param_groups()) {
