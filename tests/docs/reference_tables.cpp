@@ -128,6 +128,19 @@ int main() {
          const torch::Tensor offsets = torch::tensor({0, 30, 64}, torch::kInt).to(o.device());
          return with({x, x, x}, AttentionOptions().query_offsets(offsets).key_offsets(offsets));
        }},
+      {"`key_lengths`",
+       [](Options o) {
+         const torch::Tensor lengths = torch::tensor({64, 20}, torch::kInt).to(o.device());
+         return with(call(o), AttentionOptions().key_lengths(lengths));
+       }},
+      {"`key_lengths` and `block_table`",
+       [](Options o) {
+         const torch::Tensor lengths = torch::tensor({64, 20}, torch::kInt).to(o.device());
+         const torch::Tensor table = torch::tensor({{1, 0}, {2, 0}}, torch::kInt).to(o.device());
+         Call result = call(o);
+         result.key = result.value = torch::empty({3, 4, 32, 16}, o);
+         return with(result, AttentionOptions().key_lengths(lengths).block_table(table));
+       }},
       {"a score_mod (`flex_attention()`)",
        [](Options o) {
          Call result = call(o);

@@ -45,7 +45,8 @@ struct Wrong {
 };
 
 const std::int32_t kOffsets[] = {0, 2, 5}, kKeyOffsets[] = {0, 6, 6}, kFalling[] = {0, 4, 3}, kLate[] = {1, 2, 5},
-                   kShort[] = {0, 2, 4};
+                   kShort[] = {0, 2, 4}, kLengths[] = {6, 2}, kLongLengths[] = {6, 7}, kNegativeLengths[] = {-1, 6},
+                   kTable[] = {0, 1, 1, 9}, kWrongTable[] = {0, 3, 1, 9};
 const float kNumbers[4 * 5 * 6 * 2] = {};
 const double kDoubles[8] = {};
 double sums[240];
@@ -59,6 +60,15 @@ void set_packed(Call& call, const std::int32_t* query_offsets, const std::int32_
   call.params.query_offsets = query_offsets;
   call.params.key_offsets = key_offsets;
   call.params.num_sequences = 2;
+}
+
+/// Three pages of 4 rows. Entry 0 needs two of them, entry 1 needs one.
+void set_pages(Call& call, const std::int32_t* block_table) {
+  call.params.key_lengths = kLengths;
+  call.params.block_table = block_table;
+  call.params.block_table_stride = 2;
+  call.params.page_size = 4;
+  call.params.num_pages = 3;
 }
 
 // N 2, H 4, G 2, L 5, S 6, D 8, Dv 3
@@ -148,6 +158,33 @@ const Wrong kWrongParams[] = {
      [](Call& c) { set_packed(c, kShort, kKeyOffsets); }},
     {"AttentionParams::key_offsets must end with key_length (6), got 5 at index 2",
      [](Call& c) { set_packed(c, kOffsets, kOffsets); }},
+    {"AttentionParams::key_lengths must be from 0 to key_length (6), got 7 at index 1",
+     [](Call& c) { c.params.key_lengths = kLongLengths; }},
+    {"AttentionParams::key_lengths must be from 0 to key_length (6), got -1 at index 0",
+     [](Call& c) { c.params.key_lengths = kNegativeLengths; }},
+    {"AttentionParams::key_lengths must be aligned to 4 bytes, got the address 0x…",
+     [](Call& c) { c.params.key_lengths = static_cast<const std::int32_t*>(misaligned(kLengths)); }},
+    {"AttentionParams::key_lengths must be null in a packed batch, got a pointer",
+     [](Call& c) {
+       set_packed(c, kOffsets, kKeyOffsets);
+       c.params.key_lengths = kLengths;
+     }},
+    {"AttentionParams::key_lengths must be set with block_table, got a null pointer",
+     [](Call& c) { c.params.block_table = kTable; }},
+    {"AttentionParams::block_table must be aligned to 4 bytes, got the address 0x…",
+     [](Call& c) { set_pages(c, static_cast<const std::int32_t*>(misaligned(kTable))); }},
+    {"AttentionParams::block_table must have numbers from 0 to num_pages - 1 (2), got 3 for page 1 of batch entry 0",
+     [](Call& c) { set_pages(c, kWrongTable); }},
+    {"AttentionParams::page_size must be from 1 to 2147483647, got 0",
+     [](Call& c) {
+       set_pages(c, kTable);
+       c.params.page_size = 0;
+     }},
+    {"AttentionParams::num_pages must be from 0 to 2147483647, got -1",
+     [](Call& c) {
+       set_pages(c, kTable);
+       c.params.num_pages = -1;
+     }},
 };
 
 const Wrong kWrongOutputs[] = {
@@ -180,6 +217,8 @@ const Wrong kWrongOutputs[] = {
 };
 
 const Wrong kWrongGradients[] = {
+    {"AttentionParams::block_table must be null in a backward pass, got a pointer",
+     [](Call& c) { set_pages(c, kTable); }},
     {"AttentionOutputs::saved must be set, got a null pointer", [](Call& c) { c.outputs.saved = nullptr; }},
     {"AttentionOutputs::saved_bytes must be at least 12288, got 0", [](Call& c) { c.outputs.saved_bytes = 0; }},
     {"AttentionGradients::output.data must be set, got a null pointer",
