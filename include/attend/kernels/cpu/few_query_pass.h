@@ -176,8 +176,9 @@ class FewQueryPass {
       }
     }
     for (std::int64_t i = 0; i < num_rows * query_row; ++i) rows[i] *= plan_.scale;
-    RowReader keys(plan_.key.of(group.batch, group.kv_head), plan_.head_dim, memory);
-    RowReader values(plan_.value.of(group.batch, group.kv_head), plan_.value_dim, memory);
+    const std::int32_t num_keys = plan_.keys_of(group.batch);
+    RowReader keys(plan_.key.of(group.batch, group.kv_head), num_keys, plan_.head_dim, memory);
+    RowReader values(plan_.value.of(group.batch, group.kv_head), num_keys, plan_.value_dim, memory);
 
     for (std::size_t step = 0; step < steps; ++step)
       for (const Band& band : scratch.bands) {
@@ -227,11 +228,15 @@ class FewQueryPass {
   /// Rows of keys or values as whole vectors: in place, or copied if they are not side by side or need padding.
   struct RowReader {
     KeyRows<T> rows;
+    std::int32_t num_rows;
     int given, width;
     T* copies = nullptr;
 
-    RowReader(const KeyRows<T>& of_head, int row_width, Workspace<T>& memory)
-        : rows(of_head), given(row_width), width(static_cast<int>(Workspace<T>::rounded(row_width))) {
+    RowReader(const KeyRows<T>& of_head, std::int32_t number_of_rows, int row_width, Workspace<T>& memory)
+        : rows(of_head),
+          num_rows(number_of_rows),
+          given(row_width),
+          width(static_cast<int>(Workspace<T>::rounded(row_width))) {
       if (rows.page.column == 1 && width == given) return;
       copies = memory.take(kTileKeys * width);
       std::fill_n(copies, kTileKeys * width, T(0));
@@ -241,10 +246,21 @@ class FewQueryPass {
     void read(const KeyTiles::Tile& tile, const Action& action) const {
       if (copies != nullptr) {
         rows.read(tile.key, tile.keys, given, copies, width);
-        return action(DenseRows<T>{copies, width, false}, 0, tile.keys);
+        return action(DenseRows<T>{copies, copies, width, false}, 0, tile.keys);
       }
       rows.for_each_run(tile.key, tile.keys, [&](const HeadView<T>& run, int first, int count) {
-        action(DenseRows<T>{run.data, run.row, run.is_bfloat16}, first, count);
+        const std::int64_t row_bytes = run.row * run.number_size();
+        const auto dense = [&](int i, const char* ahead) {
+          return DenseRows<T>{run.data + i * row_bytes, ahead, run.row, run.is_bfloat16};
+        };
+        if (rows.table == nullptr) return action(dense(0, run.data + kRowsAhead * row_bytes), first, count);
+        for (int i = 0, n; i < count; i += n) {  // as long as the rows ahead are in one page
+          const std::int64_t ahead = tile.key + first + i + kRowsAhead;
+          const bool is_there = ahead < num_rows;
+          n = count - i;
+          if (is_there) n = static_cast<int>(std::min<std::int64_t>(n, rows.page_size - ahead % rows.page_size));
+          action(dense(i, is_there ? rows.row_of_page(ahead) : run.data + i * row_bytes), first + i, n);
+        }
       });
     }
   };

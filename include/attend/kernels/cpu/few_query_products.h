@@ -21,16 +21,17 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 /// Rows in memory with neighbours side by side, as T or, if T is float, as bfloat16.
 template <class T>
 struct DenseRows {
-  const void* data;  // the first row
-  std::int64_t row;  // in numbers
+  const void* data;   // the first row
+  const void* ahead;  // the row that is needed kRowsAhead rows after the first one
+  std::int64_t row;   // in numbers
   bool is_bfloat16;
 
-  /// Calls action(pointer to the first number), typed.
+  /// Calls action(data, ahead), typed.
   template <class Action>
   ATTEND_ALWAYS_INLINE void for_elements(const Action& action) const {
     if constexpr (std::is_same_v<T, float>)
-      if (is_bfloat16) return action(static_cast<const BFloat16*>(data));
-    action(static_cast<const T*>(data));
+      if (is_bfloat16) return action(static_cast<const BFloat16*>(data), static_cast<const BFloat16*>(ahead));
+    action(static_cast<const T*>(data), static_cast<const T*>(ahead));
   }
 };
 
@@ -45,11 +46,11 @@ struct FewQueryScores {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void run(const DenseRows<T>& keys, int first, int count, const T* queries,
                                        std::int64_t query_row, int rows, int width, T* const* scores) {
-    keys.for_elements([&](const auto* elements) {
+    keys.for_elements([&](const auto* elements, const auto* ahead) {
       const auto rest = [&](auto some_rows, int i) {
         constexpr int kRows = decltype(some_rows)::value;
         for (; i + kRows <= rows; i += kRows)
-          row_block<Isa, kRows>(elements, keys.row, first, count, queries + i * query_row, query_row, width,
+          row_block<Isa, kRows>(elements, ahead, keys.row, first, count, queries + i * query_row, query_row, width,
                                 scores + i);
         return i;
       };
@@ -63,19 +64,23 @@ struct FewQueryScores {
 
  private:
   template <class Isa, int kRows, class Element>
-  static ATTEND_ALWAYS_INLINE void row_block(const Element* keys, std::int64_t key_row, int first, int count,
-                                             const T* queries, std::int64_t query_row, int width, T* const* scores) {
+  static ATTEND_ALWAYS_INLINE void row_block(const Element* keys, const Element* ahead, std::int64_t key_row, int first,
+                                             int count, const T* queries, std::int64_t query_row, int width,
+                                             T* const* scores) {
     constexpr int kKeys = Vec<T, Isa>::kLanes / kRows;  // the sums of a block fill one vector
     int j = 0;
     for (; j + kKeys <= count; j += kKeys)
-      block<Isa, kRows, kKeys>(keys + j * key_row, key_row, queries, query_row, width, scores, first + j);
+      block<Isa, kRows, kKeys>(keys + j * key_row, ahead + j * key_row, key_row, queries, query_row, width, scores,
+                               first + j);
     for (; j < count; ++j)
-      block<Isa, kRows, 1>(keys + j * key_row, key_row, queries, query_row, width, scores, first + j);
+      block<Isa, kRows, 1>(keys + j * key_row, ahead + j * key_row, key_row, queries, query_row, width, scores,
+                           first + j);
   }
 
   template <class Isa, int kRows, int kKeys, class Element>
-  static ATTEND_ALWAYS_INLINE void block(const Element* keys, std::int64_t key_row, const T* queries,
-                                         std::int64_t query_row, int width, T* const* scores, int first) {
+  static ATTEND_ALWAYS_INLINE void block(const Element* keys, const Element* ahead, std::int64_t key_row,
+                                         const T* queries, std::int64_t query_row, int width, T* const* scores,
+                                         int first) {
     using Vec = simd::Vec<T, Isa>;
     VecBlock<T, Isa> sums{};  // row i · kKeys + j
     for (int d = 0; d < width; d += Vec::kLanes) {
@@ -83,7 +88,7 @@ struct FewQueryScores {
       ATTEND_UNROLL for (int i = 0; i < kRows; ++i) Vec::load(query[i], queries + i * query_row + d);
       ATTEND_UNROLL for (int j = 0; j < kKeys; ++j) {
         Vec::load(key, keys + j * key_row + d);
-        __builtin_prefetch(keys + (j + kRowsAhead) * key_row + d);
+        __builtin_prefetch(ahead + j * key_row + d);
         ATTEND_UNROLL for (int i = 0; i < kRows; ++i) sums.rows[i * kKeys + j] += query[i] * key;
       }
     }
@@ -145,11 +150,11 @@ struct AddFewQueryValues {
   static ATTEND_ALWAYS_INLINE void run(const DenseRows<T>& values, int first, int count, const T* const* weights,
                                        int rows, int width, const T* const* factors, T* output,
                                        std::int64_t output_row) {
-    values.for_elements([&](const auto* elements) {
+    values.for_elements([&](const auto* elements, const auto* ahead) {
       const auto rest = [&](auto some_rows, int i) {
         constexpr int kRows = decltype(some_rows)::value;
         for (; i + kRows <= rows; i += kRows)
-          row_block<Isa, kRows>(elements, values.row, first, count, weights + i, width,
+          row_block<Isa, kRows>(elements, ahead, values.row, first, count, weights + i, width,
                                 factors == nullptr ? nullptr : factors + i, output + i * output_row, output_row);
         return i;
       };
@@ -162,20 +167,21 @@ struct AddFewQueryValues {
 
  private:
   template <class Isa, int kRows, class Element>
-  static ATTEND_ALWAYS_INLINE void row_block(const Element* values, std::int64_t value_row, int first, int count,
-                                             const T* const* weights, int width, const T* const* factors, T* output,
-                                             std::int64_t output_row) {
+  static ATTEND_ALWAYS_INLINE void row_block(const Element* values, const Element* ahead, std::int64_t value_row,
+                                             int first, int count, const T* const* weights, int width,
+                                             const T* const* factors, T* output, std::int64_t output_row) {
     constexpr int kLanes = Vec<T, Isa>::kLanes, kVectors = kRows == 1 ? 8 : 4;
     int d = 0;
     for (; d + kVectors * kLanes <= width; d += kVectors * kLanes)
-      block<Isa, kRows, kVectors>(values + d, value_row, first, count, weights, factors, output + d, output_row);
+      block<Isa, kRows, kVectors>(values + d, ahead + d, value_row, first, count, weights, factors, output + d,
+                                  output_row);
     for (; d < width; d += kLanes)
-      block<Isa, kRows, 1>(values + d, value_row, first, count, weights, factors, output + d, output_row);
+      block<Isa, kRows, 1>(values + d, ahead + d, value_row, first, count, weights, factors, output + d, output_row);
   }
 
   template <class Isa, int kRows, int kVectors, class Element>
-  static ATTEND_ALWAYS_INLINE void block(const Element* values, std::int64_t value_row, int first, int count,
-                                         const T* const* weights, const T* const* factors, T* output,
+  static ATTEND_ALWAYS_INLINE void block(const Element* values, const Element* ahead, std::int64_t value_row, int first,
+                                         int count, const T* const* weights, const T* const* factors, T* output,
                                          std::int64_t output_row) {
     using Vec = simd::Vec<T, Isa>;
     using Vector = typename Vec::Vector;
@@ -191,7 +197,7 @@ struct AddFewQueryValues {
     for (int j = 0; j < count; ++j) {
       ATTEND_UNROLL for (int n = 0; n < kVectors; ++n) {
         Vec::load(value[n], values + j * value_row + n * Vec::kLanes);
-        __builtin_prefetch(values + (j + kRowsAhead) * value_row + n * Vec::kLanes);
+        __builtin_prefetch(ahead + j * value_row + n * Vec::kLanes);
       }
       ATTEND_UNROLL for (int i = 0; i < kRows; ++i) {
         const Vector weight = row_weights[i][j * kTileQueries] - Vector{};

@@ -30,12 +30,16 @@ struct KeyRows {
       return action(run, 0, count);
     }
     for (int i = 0; i < count;) {
-      const std::int64_t row = (first + i) % page_size;
-      const int n = static_cast<int>(std::min<std::int64_t>(page_size - row, count - i));
-      run.data = page.data + (table[(first + i) / page_size] * page_stride + row * page.row) * page.number_size();
+      const int n = static_cast<int>(std::min<std::int64_t>(page_size - (first + i) % page_size, count - i));
+      run.data = row_of_page(first + i);
       action(run, i, n);
       i += n;
     }
+  }
+
+  /// The memory of a row that a table finds.
+  char* row_of_page(std::int64_t row) const {
+    return page.data + (table[row / page_size] * page_stride + row % page_size * page.row) * page.number_size();
   }
 
   /// HeadView::rows(). Rows of several pages are copied into `scratch`.
