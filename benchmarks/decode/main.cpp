@@ -156,7 +156,7 @@ void measure(const Case& shape, int rounds) {
     over_attend.push_back(time[1] / time[0]);
     shares.push_back(time[2] / time[0]);
   }
-  const attend::KeyValueCache::Arguments cached = cache.arguments(0, 1);
+  const attend::CachedKeys cached = cache.arguments(0, 1);
   std::cout << shape.dtype << ',' << shape.batch << ',' << shape.heads << ',' << shape.kv_heads << ',' << shape.keys
             << ',' << shape.width << ',' << shape.page_size << ',' << (shape.has_lengths ? "different" : "equal") << ','
             << attend::explain(query, cached.key, cached.value, cached.options).backend << ','

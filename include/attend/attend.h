@@ -11,8 +11,8 @@
 
 // Attention as a function
 #include <attend/attention.h>
-#include <attend/attention/sinks.h>
 #include <attend/attention/key_value_cache.h>
+#include <attend/attention/sinks.h>
 #include <attend/flex_attention.h>
 
 // Positions

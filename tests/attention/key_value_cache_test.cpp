@@ -264,7 +264,7 @@ TEST_CASE("KeyValueCache: flex_attention with the arguments() of a cache sees ab
       CAPTURE(backend);
       KeyValueCache cache(options_for(kind, torch::kDouble));
       const torch::Tensor result = by_pieces(cache, inputs, [&](const torch::Tensor& query, auto, auto) {
-        const KeyValueCache::Arguments cached =
+        const attend::CachedKeys cached =
             cache.arguments(0, query.size(2), AttentionOptions().is_causal(true).backend(backend));
         return attend::flex_attention(query, cached.key, cached.value, attend::Alibi(slopes),
                                       attend::SlidingWindow(9, 0) | FirstKeys{}, cached.options);

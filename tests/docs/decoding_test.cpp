@@ -83,7 +83,7 @@ TEST_CASE("docs/decoding.md: generation, prompts of different lengths, beam sear
   CHECK(max_difference(decoder.forward(tokens, sliding), at_once) < 1e-6);
 
   const torch::Tensor q = torch::randn({1, 4, 1, 8});
-  attend::KeyValueCache::Arguments cached = cache.arguments(/*layer=*/0, /*query_length=*/1);
+  attend::CachedKeys cached = cache.arguments(/*layer=*/0, /*query_length=*/1);
   torch::Tensor capped = attend::flex_attention(q, cached.key, cached.value, attend::Softcap{30}, {}, cached.options);
 
   CHECK(max_difference(capped, cache.attention(0, q, attend::AttentionOptions().softcap(30))) < 1e-6);

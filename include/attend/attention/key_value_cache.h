@@ -2,7 +2,7 @@
 #pragma once
 
 #include <attend/attention.h>
-#include <attend/attention/detail/page_table.h>
+#include <attend/attention/detail/key_value_store.h>
 #include <attend/attention/key_value_cache_options.h>
 #include <attend/attention/options.h>
 #include <attend/version.h>
@@ -12,8 +12,6 @@
 #include <c10/util/StringUtil.h>
 
 #include <cstdint>
-#include <optional>
-#include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
@@ -48,19 +46,13 @@ class KeyValueCache {
   /// @param options The sizes and the kind of cache.
   /// @throws c10::ValueError for options out of range.
   /// @throws c10::TypeError for a dtype that attention() does not support.
-  explicit KeyValueCache(const KeyValueCacheOptions& options);
+  explicit KeyValueCache(const KeyValueCacheOptions& options) : store_(options) {}
 
   // A copy would share the memory, but not the lengths.
   KeyValueCache(const KeyValueCache&) = delete;
   KeyValueCache& operator=(const KeyValueCache&) = delete;
   KeyValueCache(KeyValueCache&&) = default;
   KeyValueCache& operator=(KeyValueCache&&) = default;
-
-  /// The arguments of attention() after query: all keys and values of a layer.
-  struct Arguments {
-    at::Tensor key, value;
-    AttentionOptions options;  ///< the caller's, with key_lengths, block_table and window as the cache needs them
-  };
 
   /// Adds the keys and values of new tokens to a layer.
   ///
@@ -72,7 +64,9 @@ class KeyValueCache {
   /// @throws c10::ValueError for another shape or device, a layer that does not exist, more tokens than fit, and for a
   /// tensor that requires a gradient while gradients are recorded.
   /// @throws c10::TypeError for another dtype. No token is added then.
-  void append(std::int64_t layer, const at::Tensor& key, const at::Tensor& value, const at::Tensor& valid = {});
+  void append(std::int64_t layer, const at::Tensor& key, const at::Tensor& value, const at::Tensor& valid = {}) {
+    store_.append(layer, key, value, valid);
+  }
 
   /// Attention of queries to all keys of a layer. The last query is at the position of the last key.
   ///
@@ -84,10 +78,10 @@ class KeyValueCache {
   /// @throws c10::ValueError for a layer that does not exist, and for queries that need keys that were evicted.
   /// @throws c10::Error of the same kinds as attend::attention().
   at::Tensor attention(std::int64_t layer, const at::Tensor& query, const AttentionOptions& options = {}) const {
-    TORCH_CHECK_VALUE(query.defined() && query.dim() == 4 && query.size(0) == options_.batch_size(),
-                      "attend::KeyValueCache: query must be (N, H, L, D), with N = ", options_.batch_size(), ", got ",
+    TORCH_CHECK_VALUE(query.defined() && query.dim() == 4 && query.size(0) == options().batch_size(),
+                      "attend::KeyValueCache: query must be (N, H, L, D), with N = ", options().batch_size(), ", got ",
                       query.defined() ? c10::str(query.sizes()) : "an undefined tensor");
-    const Arguments cached = arguments(layer, query.size(2), options);
+    const CachedKeys cached = arguments(layer, query.size(2), options);
     return attend::attention(query, cached.key, cached.value, cached.options);
   }
 
@@ -101,16 +95,18 @@ class KeyValueCache {
   /// @throws c10::ValueError as attention().
   ///
   /// @code
-  /// attend::KeyValueCache::Arguments cached = cache.arguments(0, q.size(2));
+  /// attend::CachedKeys cached = cache.arguments(0, q.size(2));
   /// torch::Tensor y = attend::flex_attention(q, cached.key, cached.value, attend::Softcap{30}, {}, cached.options);
   /// @endcode
-  Arguments arguments(std::int64_t layer, std::int64_t query_length, const AttentionOptions& options = {}) const;
+  CachedKeys arguments(std::int64_t layer, std::int64_t query_length, const AttentionOptions& options = {}) const {
+    return store_.arguments(layer, query_length, options);
+  }
 
   /// The number of tokens of each batch entry.
   ///
   /// @param layer The layer, from 0. Layers differ only within a step. Default: 0.
   /// @return int64 (N) on the CPU. Evicted tokens count.
-  at::Tensor lengths(std::int64_t layer = 0) const;
+  at::Tensor lengths(std::int64_t layer = 0) const { return store_.lengths(layer); }
 
   /// The positions of the next tokens, for rotary embeddings. Call it before append().
   ///
@@ -118,13 +114,15 @@ class KeyValueCache {
   /// @param layer The layer that asks, from 0. Default: 0.
   /// @param valid As in append(). A padding row has the position 0.
   /// @return int64 (N, L) on the device of the cache. Without padding: lengths()[n] + i.
-  at::Tensor positions(std::int64_t length, std::int64_t layer = 0, const at::Tensor& valid = {}) const;
+  at::Tensor positions(std::int64_t length, std::int64_t layer = 0, const at::Tensor& valid = {}) const {
+    return store_.positions(length, layer, valid);
+  }
 
   /// Forgets all tokens from a position on, in all layers. A shorter entry stays as it is.
   ///
   /// @param length The number of tokens to keep, at least 0.
   /// @throws c10::ValueError for a negative length, or if an entry then needs keys that were evicted.
-  void truncate(std::int64_t length);
+  void truncate(std::int64_t length) { store_.truncate(length); }
 
   /// Replaces each batch entry by a copy of another one, as beam search needs it. With pages, nothing is copied:
   /// entries share their pages until one of them appends.
@@ -132,42 +130,19 @@ class KeyValueCache {
   /// @param indices int64 (N): entry n becomes a copy of entry indices[n].
   /// @throws c10::ValueError for another shape, and for an entry that does not exist.
   /// @throws c10::TypeError for another dtype.
-  void reorder(const at::Tensor& indices);
+  void reorder(const at::Tensor& indices) { store_.reorder(indices); }
 
   /// Forgets all tokens. The memory is kept.
   void reset() { truncate(0); }
 
   /// The number of pages that no entry uses; 0 for a cache without pages.
-  std::int64_t free_pages() const;
+  std::int64_t free_pages() const { return store_.free_pages(); }
 
   /// The options that the cache was made with.
-  const KeyValueCacheOptions& options() const { return options_; }
+  const KeyValueCacheOptions& options() const { return store_.options(); }
 
  private:
-  using Counts = std::vector<std::int64_t>;  // of the batch entries
-
-  static KeyValueCacheOptions checked(KeyValueCacheOptions options);
-  const Counts& lengths_of(std::int64_t layer) const;
-  Counts new_tokens(std::int64_t length, const at::Tensor& valid) const;
-  void check_tokens(const char* name, const at::Tensor& tokens, const char* shape, std::int64_t length,
-                    std::int64_t width) const;
-  void make_room(const Counts& begin, const Counts& added);
-  void write(at::Tensor to, const at::Tensor& tokens, const Counts& begin, const Counts& added) const;
-  void check_not_evicted(const char* what, std::int64_t entry, std::int64_t position) const;
-
-  /// The last append() to a layer.
-  struct LastAppend {
-    std::int64_t rows = 0;  // with padding
-    Counts begin;           // the position of the first new token of each entry
-  };
-
-  KeyValueCacheOptions options_;
-  std::optional<detail::PageTable> pages_;
-  at::Tensor keys_, values_;     // (layers, N, G, max_length, D or Dv), or (layers, num_pages, G, page_size, D or Dv)
-  std::vector<Counts> lengths_;  // of each layer
-  std::vector<LastAppend> last_appends_;  // to each layer
+  detail::KeyValueStore store_;
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE
-
-#include <attend/attention/detail/key_value_cache_impl.h>

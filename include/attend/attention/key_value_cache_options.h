@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/options.h>
 #include <attend/version.h>
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
 #include <torch/arg.h>
@@ -10,6 +12,13 @@
 #include <cstdint>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
+
+/// All keys and values of one layer of a KeyValueCache: the arguments of attention() after the query.
+struct CachedKeys {
+  at::Tensor key,            ///< the keys, as they are stored
+      value;                 ///< the values, as they are stored
+  AttentionOptions options;  ///< the caller's, with key_lengths, block_table and window as the cache needs them
+};
 
 /// Options of KeyValueCache.
 ///

@@ -77,7 +77,7 @@ inline void add_masks(MultiheadStep& step, const MultiheadAttentionOptions& laye
 
 /// Takes all keys and values of the layer from the cache. The other options must be set.
 inline void read_cache(MultiheadStep& step, const MultiheadAttentionCall& call) {
-  const KeyValueCache::Arguments cached = call.cache()->arguments(call.cache_layer(), step.query.size(2), step.options);
+  const CachedKeys cached = call.cache()->arguments(call.cache_layer(), step.query.size(2), step.options);
   step.key = cached.key;
   step.value = cached.value;
   step.options = cached.options;

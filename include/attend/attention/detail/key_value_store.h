@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The member functions of KeyValueCache.
-
 #include <attend/attention/detail/check_problem.h>
 #include <attend/attention/detail/page_table.h>
 #include <attend/attention/detail/problem.h>
-#include <attend/attention/key_value_cache.h>
 #include <attend/attention/key_value_cache_options.h>
 #include <attend/attention/options.h>
 #include <attend/version.h>
@@ -28,8 +25,7 @@
 #include <utility>
 #include <vector>
 
-namespace attend::inline ATTEND_VERSION_NAMESPACE {
-namespace detail {
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// One number per batch entry as a tensor (N).
 inline at::Tensor as_tensor(const std::vector<std::int64_t>& numbers, at::ScalarType dtype, c10::Device device) {
@@ -47,9 +43,45 @@ inline std::vector<std::int64_t> as_numbers(const char* name, const at::Tensor& 
   return {first, first + batch_size};
 }
 
-}  // namespace detail
+/// What KeyValueCache does. The functions are those of KeyValueCache.
+class KeyValueStore {
+ public:
+  explicit KeyValueStore(const KeyValueCacheOptions& options);
+  void append(std::int64_t layer, const at::Tensor& key, const at::Tensor& value, const at::Tensor& valid);
+  CachedKeys arguments(std::int64_t layer, std::int64_t query_length, const AttentionOptions& options) const;
+  at::Tensor lengths(std::int64_t layer) const;
+  at::Tensor positions(std::int64_t length, std::int64_t layer, const at::Tensor& valid) const;
+  void truncate(std::int64_t length);
+  void reorder(const at::Tensor& indices);
+  std::int64_t free_pages() const;
+  const KeyValueCacheOptions& options() const { return options_; }
 
-inline KeyValueCacheOptions KeyValueCache::checked(KeyValueCacheOptions options) {
+ private:
+  using Counts = std::vector<std::int64_t>;  // of the batch entries
+
+  static KeyValueCacheOptions checked(KeyValueCacheOptions options);
+  const Counts& lengths_of(std::int64_t layer) const;
+  Counts new_tokens(std::int64_t length, const at::Tensor& valid) const;
+  void check_tokens(const char* name, const at::Tensor& tokens, const char* shape, std::int64_t length,
+                    std::int64_t width) const;
+  void make_room(const Counts& begin, const Counts& added);
+  void write(at::Tensor to, const at::Tensor& tokens, const Counts& begin, const Counts& added) const;
+  void check_not_evicted(const char* what, std::int64_t entry, std::int64_t position) const;
+
+  /// The last append() to a layer.
+  struct LastAppend {
+    std::int64_t rows = 0;  // with padding
+    Counts begin;           // the position of the first new token of each entry
+  };
+
+  KeyValueCacheOptions options_;
+  std::optional<PageTable> pages_;
+  at::Tensor keys_, values_;     // (layers, N, G, max_length, D or Dv), or (layers, num_pages, G, page_size, D or Dv)
+  std::vector<Counts> lengths_;  // of each layer
+  std::vector<LastAppend> last_appends_;  // to each layer
+};
+
+inline KeyValueCacheOptions KeyValueStore::checked(KeyValueCacheOptions options) {
   const auto check = [](const char* name, std::int64_t value, std::int64_t least) {
     TORCH_CHECK_VALUE(value >= least, "attend::KeyValueCache: ", name, " must be at least ", least, ", got ", value);
   };
@@ -63,7 +95,7 @@ inline KeyValueCacheOptions KeyValueCache::checked(KeyValueCacheOptions options)
   check("max_append", options.max_append(), 1);
   check("page_size", options.page_size(), 0);
   check("num_pages", options.num_pages(), 0);
-  TORCH_CHECK_TYPE(detail::is_attention_dtype(options.dtype()),
+  TORCH_CHECK_TYPE(is_attention_dtype(options.dtype()),
                    "attend::KeyValueCache: dtype must be float64, float32, bfloat16 or float16, got ", options.dtype());
   if (options.value_dim() == 0) options.value_dim(options.head_dim());
   const bool is_sliding = options.window() >= 0;
@@ -79,7 +111,7 @@ inline KeyValueCacheOptions KeyValueCache::checked(KeyValueCacheOptions options)
   return options;
 }
 
-inline KeyValueCache::KeyValueCache(const KeyValueCacheOptions& options)
+inline KeyValueStore::KeyValueStore(const KeyValueCacheOptions& options)
     : options_(checked(options)),
       lengths_(static_cast<std::size_t>(options.num_layers()),
                Counts(static_cast<std::size_t>(options.batch_size()), 0)),
@@ -97,22 +129,22 @@ inline KeyValueCache::KeyValueCache(const KeyValueCacheOptions& options)
   values_ = allocate(options_.value_dim());
 }
 
-inline const KeyValueCache::Counts& KeyValueCache::lengths_of(std::int64_t layer) const {
+inline const KeyValueStore::Counts& KeyValueStore::lengths_of(std::int64_t layer) const {
   TORCH_CHECK_VALUE(layer >= 0 && layer < options_.num_layers(), "attend::KeyValueCache: layer must be from 0 to ",
                     options_.num_layers() - 1, ", got ", layer);
   return lengths_[static_cast<std::size_t>(layer)];
 }
 
-inline KeyValueCache::Counts KeyValueCache::new_tokens(std::int64_t length, const at::Tensor& valid) const {
+inline KeyValueStore::Counts KeyValueStore::new_tokens(std::int64_t length, const at::Tensor& valid) const {
   if (!valid.defined()) return Counts(static_cast<std::size_t>(options_.batch_size()), length);
-  Counts added = detail::as_numbers("valid", valid, options_.batch_size());
+  Counts added = as_numbers("valid", valid, options_.batch_size());
   for (const std::int64_t count : added)
     TORCH_CHECK_VALUE(count >= 0 && count <= length, "attend::KeyValueCache: valid must be from 0 to L = ", length,
                       ", got ", count);
   return added;
 }
 
-inline void KeyValueCache::check_tokens(const char* name, const at::Tensor& tokens, const char* shape,
+inline void KeyValueStore::check_tokens(const char* name, const at::Tensor& tokens, const char* shape,
                                         std::int64_t length, std::int64_t width) const {
   TORCH_CHECK_VALUE(
       tokens.defined() && tokens.dim() == 4 && tokens.size(0) == options_.batch_size() &&
@@ -123,14 +155,14 @@ inline void KeyValueCache::check_tokens(const char* name, const at::Tensor& toke
                    " must have the dtype of the cache (", options_.dtype(), "), got ", tokens.scalar_type());
   TORCH_CHECK_VALUE(tokens.device() == keys_.device(), "attend::KeyValueCache: ", name,
                     " must be on the device of the cache (", keys_.device(), "), got ", tokens.device());
-  TORCH_CHECK_VALUE(!detail::needs_gradient(tokens), "attend::KeyValueCache: ", name,
+  TORCH_CHECK_VALUE(!needs_gradient(tokens), "attend::KeyValueCache: ", name,
                     " must not require a gradient, because none reaches cached keys and values; use "
                     "torch::NoGradGuard or detach()");
 }
 
 /// Gives the new tokens pages, and gives back those that no token of the window needs.
-inline void KeyValueCache::make_room(const Counts& begin, const Counts& added) {
-  std::vector<detail::PageTable::Rows> rows;
+inline void KeyValueStore::make_room(const Counts& begin, const Counts& added) {
+  std::vector<PageTable::Rows> rows;
   for (std::size_t n = 0; n < begin.size(); ++n) {
     rows.push_back({begin[n], begin[n] + added[n]});
     if (options_.window() < 0) continue;
@@ -138,7 +170,7 @@ inline void KeyValueCache::make_room(const Counts& begin, const Counts& added) {
     for (const Counts& lengths : lengths_) first = std::min(first, lengths[n]);
     pages_->release_before(static_cast<std::int64_t>(n), first - options_.window());
   }
-  const std::optional<std::vector<detail::PageTable::Copy>> copies = pages_->prepare(rows);
+  const std::optional<std::vector<PageTable::Copy>> copies = pages_->prepare(rows);
   TORCH_CHECK_VALUE(copies.has_value(), "attend::KeyValueCache: the new tokens need more pages than the ",
                     pages_->free_pages(), " that are free of num_pages = ", options_.num_pages(),
                     "; raise num_pages, or truncate");
@@ -147,7 +179,7 @@ inline void KeyValueCache::make_room(const Counts& begin, const Counts& added) {
 }
 
 /// Copies the last added[n] rows of each entry to the positions from begin[n] on.
-inline void KeyValueCache::write(at::Tensor to, const at::Tensor& tokens, const Counts& begin,
+inline void KeyValueStore::write(at::Tensor to, const at::Tensor& tokens, const Counts& begin,
                                  const Counts& added) const {
   const std::int64_t length = tokens.size(2);
   const auto all_are = [](const Counts& counts, std::int64_t value) {
@@ -165,12 +197,12 @@ inline void KeyValueCache::write(at::Tensor to, const at::Tensor& tokens, const 
       row.push_back(pages_ ? position % pages_->page_size() : position);
       from.push_back(entry * length + length - added[n] + i);
     }
-  const auto index = [&](const Counts& numbers) { return detail::as_tensor(numbers, at::kLong, to.device()); };
+  const auto index = [&](const Counts& numbers) { return as_tensor(numbers, at::kLong, to.device()); };
   to.index_put_(c10::List<std::optional<at::Tensor>>({index(first), std::nullopt, index(row)}),
                 tokens.transpose(1, 2).flatten(0, 1).index_select(0, index(from)));  // (tokens, G, D)
 }
 
-inline void KeyValueCache::append(std::int64_t layer, const at::Tensor& key, const at::Tensor& value,
+inline void KeyValueStore::append(std::int64_t layer, const at::Tensor& key, const at::Tensor& value,
                                   const at::Tensor& valid) {
   const Counts begin = lengths_of(layer);
   const std::int64_t length = key.defined() && key.dim() == 4 ? key.size(2) : 0;
@@ -191,7 +223,7 @@ inline void KeyValueCache::append(std::int64_t layer, const at::Tensor& key, con
   last_appends_[static_cast<std::size_t>(layer)] = {length, begin};
 }
 
-inline void KeyValueCache::check_not_evicted(const char* what, std::int64_t entry, std::int64_t position) const {
+inline void KeyValueStore::check_not_evicted(const char* what, std::int64_t entry, std::int64_t position) const {
   if (options_.window() < 0) return;
   const std::int64_t first = std::max<std::int64_t>(position - options_.window(), 0);
   TORCH_CHECK_VALUE(pages_->first_row(entry) <= first, "attend::KeyValueCache: ", what,
@@ -199,15 +231,15 @@ inline void KeyValueCache::check_not_evicted(const char* what, std::int64_t entr
                     pages_->first_row(entry), " were evicted");
 }
 
-inline KeyValueCache::Arguments KeyValueCache::arguments(std::int64_t layer, std::int64_t query_length,
-                                                         const AttentionOptions& options) const {
+inline CachedKeys KeyValueStore::arguments(std::int64_t layer, std::int64_t query_length,
+                                           const AttentionOptions& options) const {
   const Counts& lengths = lengths_of(layer);
   TORCH_CHECK_VALUE(!options.key_lengths().defined() && !options.block_table().defined() &&
                         !options.query_offsets().defined() && !options.key_offsets().defined(),
                     "attend::KeyValueCache: key_lengths, block_table, query_offsets and key_offsets must not be set");
   const auto [shortest, longest] = std::minmax_element(lengths.begin(), lengths.end());
   const std::int64_t count = *longest;
-  Arguments result{keys_.select(0, layer), values_.select(0, layer), options};
+  CachedKeys result{keys_.select(0, layer), values_.select(0, layer), options};
   if (const std::int64_t window = options_.window(); window >= 0) {
     const LastAppend& last = last_appends_[static_cast<std::size_t>(layer)];
     for (std::size_t n = 0; n < lengths.size(); ++n) {
@@ -234,25 +266,25 @@ inline KeyValueCache::Arguments KeyValueCache::arguments(std::int64_t layer, std
       result.options.attn_mask(at::constant_pad_nd(mask, {0, used * size - count}));
     }
   }
-  result.options.key_lengths(detail::as_tensor(lengths, at::kInt, keys_.device()));
+  result.options.key_lengths(as_tensor(lengths, at::kInt, keys_.device()));
   return result;
 }
 
-inline at::Tensor KeyValueCache::lengths(std::int64_t layer) const {
-  return detail::as_tensor(lengths_of(layer), at::kLong, at::kCPU);
+inline at::Tensor KeyValueStore::lengths(std::int64_t layer) const {
+  return as_tensor(lengths_of(layer), at::kLong, at::kCPU);
 }
 
-inline at::Tensor KeyValueCache::positions(std::int64_t length, std::int64_t layer, const at::Tensor& valid) const {
+inline at::Tensor KeyValueStore::positions(std::int64_t length, std::int64_t layer, const at::Tensor& valid) const {
   Counts first = lengths_of(layer);
   TORCH_CHECK_VALUE(length >= 0, "attend::KeyValueCache: length must be at least 0, got ", length);
   const Counts added = new_tokens(length, valid);
   for (std::size_t n = 0; n < first.size(); ++n) first[n] += added[n] - length;
-  const at::Tensor positions = detail::as_tensor(first, at::kLong, keys_.device()).unsqueeze(1) +
+  const at::Tensor positions = as_tensor(first, at::kLong, keys_.device()).unsqueeze(1) +
                                at::arange(length, keys_.options().dtype(at::kLong));  // (N, L)
   return positions.clamp_min(0);
 }
 
-inline void KeyValueCache::truncate(std::int64_t length) {
+inline void KeyValueStore::truncate(std::int64_t length) {
   TORCH_CHECK_VALUE(length >= 0, "attend::KeyValueCache: length must be at least 0, got ", length);
   for (const Counts& lengths : lengths_)
     for (std::size_t n = 0; n < lengths.size(); ++n)
@@ -265,9 +297,9 @@ inline void KeyValueCache::truncate(std::int64_t length) {
     }
 }
 
-inline void KeyValueCache::reorder(const at::Tensor& indices) {
+inline void KeyValueStore::reorder(const at::Tensor& indices) {
   TORCH_CHECK_VALUE(indices.defined(), "attend::KeyValueCache: indices must be (N), got an undefined tensor");
-  const Counts from = detail::as_numbers("indices", indices, options_.batch_size());
+  const Counts from = as_numbers("indices", indices, options_.batch_size());
   for (const std::int64_t entry : from)
     TORCH_CHECK_VALUE(entry >= 0 && entry < options_.batch_size(),
                       "attend::KeyValueCache: indices must be from 0 to N - 1 = ", options_.batch_size() - 1, ", got ",
@@ -280,7 +312,7 @@ inline void KeyValueCache::reorder(const at::Tensor& indices) {
     for (std::size_t n = 0; n < lengths.size(); ++n) lengths[n] = before[static_cast<std::size_t>(from[n])];
   }
   if (pages_) return pages_->reorder(from);
-  const at::Tensor index = detail::as_tensor(from, at::kLong, keys_.device());
+  const at::Tensor index = as_tensor(from, at::kLong, keys_.device());
   for (std::int64_t layer = 0; layer < options_.num_layers(); ++layer)  // one after the other, to need less memory
     for (const at::Tensor* const tensor : {&keys_, &values_}) {
       at::Tensor used = tensor->select(0, layer).narrow(2, 0, longest);  // (N, G, longest, D or Dv)
@@ -288,6 +320,6 @@ inline void KeyValueCache::reorder(const at::Tensor& indices) {
     }
 }
 
-inline std::int64_t KeyValueCache::free_pages() const { return pages_ ? pages_->free_pages() : 0; }
+inline std::int64_t KeyValueStore::free_pages() const { return pages_ ? pages_->free_pages() : 0; }
 
-}  // namespace attend::inline ATTEND_VERSION_NAMESPACE
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
