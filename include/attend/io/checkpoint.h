@@ -27,8 +27,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// The contents of a checkpoint: tensors and texts by name.
 ///
-/// TrainingState::checkpoint() returns one that has everything of a training. Loops without Trainer fill one by
-/// add_training_state().
+/// TrainingState::checkpoint() returns one with everything that Trainer::resume() needs. In a loop without Trainer,
+/// call add_training_state(), which fills in model, optimizer and generators.
 ///
 /// | Name | Tensor |
 /// | --- | --- |
@@ -47,15 +47,15 @@ struct CheckpointData {
 
 /// Writes a checkpoint: a safetensors file with a checksum.
 ///
-/// The file appears as a whole or not at all. The steps are: write a temporary file in the same folder, write it to the
-/// disk, rename it, write the folder to the disk. An existing file is replaced by the renaming.
+/// The file appears as a whole or not at all. The steps are: write a temporary file in the same folder, flush it to the
+/// disk, rename it, flush the folder to the disk. The renaming replaces an existing file.
 ///
 /// Python reads the file by `safetensors.torch.load_file(path)`.
 ///
 /// @param data The contents. Tensors may be on any device.
 /// @param path The path of the file. Its folder must exist.
 /// @throws FileError if the operating system reports an error, for example a full disk. The old file is intact then.
-/// @throws c10::ValueError for a tensor that the format cannot hold, such as a sparse one, and for a reserved name.
+/// @throws c10::ValueError for a tensor that the format cannot hold, such as a sparse tensor, and for a reserved name.
 ///
 /// @code
 /// attend::CheckpointData data;
@@ -111,11 +111,11 @@ inline void save_checkpoint(const CheckpointData& data, const std::string& path)
   file.commit();
 }
 
-/// Reads a checkpoint. The checksum is compared before anything else, so a file that was cut or changed is always an
-/// error.
+/// Reads a checkpoint. The checksum is compared before anything else is read. A file that was truncated or damaged is
+/// an error.
 ///
-/// The checksum does not protect against people: a file that somebody made on purpose can have a valid one, and
-/// LibTorch reads the optimizer's archive without checks. Load only checkpoints of your own programs.
+/// The checksum does not protect against manipulation: a manipulated file can have a valid checksum, and LibTorch reads
+/// the optimizer's archive without checks. Load only checkpoints of your own programs.
 ///
 /// @param path The path of the file.
 /// @return Its contents. The tensors are on the CPU.

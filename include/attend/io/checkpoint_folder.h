@@ -30,7 +30,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// A folder with the checkpoints of one training. Only one process may write to it at a time.
 ///
 /// The file `checkpoint-EPOCH-BATCH.safetensors` has the state after EPOCH complete epochs and BATCH batches of the
-/// next one. `best.safetensors` is the file of save_best().
+/// next epoch. save_best() writes the file `best.safetensors`.
 ///
 /// @code
 /// attend::CheckpointFolder folder("run");
@@ -43,13 +43,13 @@ class CheckpointFolder {
   /// The position of a checkpoint in the training.
   struct Position {
     std::int64_t epoch = 0;  ///< number of complete epochs
-    std::int64_t batch = 0;  ///< number of batches of the next epoch
+    std::int64_t batch = 0;  ///< number of complete batches of the next epoch
 
     /// Compares the epochs, then the batches.
     friend auto operator<=>(const Position&, const Position&) = default;
   };
 
-  /// A folder, which need not exist.
+  /// A folder of checkpoints. It does not have to exist.
   ///
   /// @param path The path of the folder. The first save() creates the folder, but not its parent.
   explicit CheckpointFolder(std::string path) : path_(std::move(path)) {}
@@ -59,7 +59,7 @@ class CheckpointFolder {
 
   /// The checkpoints in the folder, from the oldest to the newest. `best.safetensors` is not among them.
   ///
-  /// @return For each position the path of the file.
+  /// @return The path of the file for each position.
   /// @throws FileError if the folder exists but cannot be read.
   std::map<Position, std::string> files() const {
     std::map<Position, std::string> files;
@@ -68,9 +68,10 @@ class CheckpointFolder {
     return files;
   }
 
-  /// Saves a checkpoint as save_checkpoint() does. Then it removes all but the newest ones, counted back from this one.
+  /// Saves a checkpoint as save_checkpoint() does. Then it removes other checkpoints: all of later positions, and the
+  /// oldest, so that `keep_last` remain.
   ///
-  /// It also removes the files that a killed process has left half written, and those after this position.
+  /// It also removes the temporary files of killed processes.
   ///
   /// @param data The contents.
   /// @param position The position in the training.
@@ -111,11 +112,12 @@ class CheckpointFolder {
 
   /// Loads the newest checkpoint. If it is damaged, TORCH_WARN reports that, and the one before it is loaded.
   ///
-  /// Another process may save checkpoints meanwhile. If it removes the file before it is open, the search begins anew.
+  /// Another process may save checkpoints at the same time. If it removes a file before this function has opened it,
+  /// the search starts again.
   ///
   /// @return The checkpoint, or nothing if the folder has none.
-  /// @throws FileError if the folder has checkpoints, but all are damaged, and if a file cannot be read or is of
-  /// another version of attend.
+  /// @throws FileError if the folder has checkpoints, but all are damaged, and if a file cannot be read or was written
+  /// by another version of attend.
   std::optional<CheckpointData> newest() const {
     const std::map<Position, std::string> all = files();
     std::optional<FileError> first_error;
@@ -139,7 +141,7 @@ class CheckpointFolder {
   }
 
  private:
-  /// The position in the name of a checkpoint, and nothing for other names.
+  /// The position in the name of a checkpoint. Nothing for other names.
   static std::optional<Position> position_of(const std::string& name) {
     long long epoch = 0, batch = 0;
     int end = 0;

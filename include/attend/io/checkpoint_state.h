@@ -33,7 +33,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
-/// A copy of the bytes.
+/// A copy of the bytes as a 1-d tensor of uint8.
 inline torch::Tensor tensor_of_bytes(const std::string& bytes) {
   const torch::Tensor tensor = at::empty({static_cast<std::int64_t>(bytes.size())}, torch::kByte);
   if (!bytes.empty()) std::memcpy(tensor.mutable_data_ptr(), bytes.data(), bytes.size());
@@ -44,7 +44,7 @@ inline std::string bytes_of(const torch::Tensor& tensor) {
   return std::string(static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes());
 }
 
-/// The parameters and buffers of a module. The tensors are those of the module.
+/// The parameters and buffers of a module, with their names in a checkpoint. The tensors are not copied.
 inline std::vector<std::pair<std::string, torch::Tensor>> named_tensors_of(const torch::nn::Module& module) {
   std::vector<std::pair<std::string, torch::Tensor>> tensors;
   for (const auto& of_module : {module.named_parameters(), module.named_buffers()})
@@ -73,7 +73,7 @@ inline std::string dtype_and_sizes(const torch::Tensor& tensor) {
   return text.str();
 }
 
-/// The ways in which the tensors of a module differ from those of a checkpoint, each after "; ". Empty: in none.
+/// The differences between the tensors of a module and those of a checkpoint, each after "; ". Empty if there are none.
 inline std::string differences(const CheckpointData& data, const torch::nn::Module& module) {
   std::string text;
   std::set<std::string> own;
@@ -109,7 +109,7 @@ inline const torch::Tensor& tensor_of(const CheckpointData& data, const char* fu
   return *tensor;
 }
 
-/// The optimizer of an archive, or FileError.
+/// Loads the optimizer from its archive in a checkpoint. Throws FileError if LibTorch cannot read the archive.
 inline void load_optimizer(const CheckpointData& data, const char* function, torch::optim::Optimizer& optimizer,
                            torch::Device device) {
   const torch::Tensor& bytes = tensor_of(data, function, "optimizer", torch::kByte, 1);
@@ -122,7 +122,8 @@ inline void load_optimizer(const CheckpointData& data, const char* function, tor
   }
 }
 
-/// Sets the random number generators of the CPU and of the module's devices that the checkpoint has.
+/// Sets the random number generators of the CPU and of the module's devices. A generator that the checkpoint lacks does
+/// not change.
 inline void load_generators(const CheckpointData& data, const char* function, const torch::nn::Module& module) {
   for (const std::string& device : devices_of(module)) {
     const std::string name = "generator." + device;
@@ -171,14 +172,15 @@ inline void add_training_state(CheckpointData& data, const torch::nn::Module& mo
   }
 }
 
-/// Puts model, optimizer and random number generators into the state of a checkpoint.
+/// Sets model, optimizer and random number generators to the state in a checkpoint.
 ///
 /// @param data A checkpoint that add_training_state() has filled.
 /// @param model The model. Its parameters and buffers must have the names, shapes and dtypes of the checkpoint.
 /// @param optimizer An optimizer of the same class for the parameters of this model. Its options, learning rates
 /// included, are replaced by those of the checkpoint.
-/// @throws FileError that lists all differences. The model is unchanged then, unless the checkpoint has the state of a
-/// random number generator that LibTorch refuses: generators are set last.
+/// @throws FileError if the checkpoint does not fit; the message lists all differences. The model is then unchanged.
+/// Exception: random number generators are set last, so if LibTorch refuses the state of a generator, the model has
+/// already changed.
 ///
 /// @code
 /// attend::CheckpointData data = attend::load_checkpoint("last.safetensors");

@@ -9,11 +9,11 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// Everything that is wrong with a file: its content, or what the operating system answered.
+/// The exception for files: the content of a file is wrong, or the operating system reports an error.
 ///
 /// The message begins with the function and the path, and says what was expected and what was found:
-/// `attend::SafetensorsFile: model.safetensors: tensor "weight": expected …, found …`. Wrong arguments are a
-/// c10::ValueError instead.
+/// `attend::SafetensorsFile: model.safetensors: tensor "weight": expected …, found …`. For wrong arguments, functions
+/// throw c10::ValueError instead.
 ///
 /// @code
 /// try {
@@ -26,15 +26,16 @@ class FileError : public std::runtime_error {
  public:
   /// @param function The function or class that the user called, with `attend::`.
   /// @param path The file.
-  /// @param problem What was expected, and what was found.
-  /// @param is_damaged As is_damaged(). Default: false.
+  /// @param problem The rest of the message: what was expected, and what was found.
+  /// @param is_damaged The result of is_damaged(). Default: false.
   FileError(const std::string& function, std::string path, const std::string& problem, bool is_damaged = false)
       : std::runtime_error(function + ": " + path + ": " + problem), path_(std::move(path)), is_damaged_(is_damaged) {}
 
-  /// The file.
+  /// The path of the file.
   const std::string& path() const noexcept { return path_; }
 
-  /// Whether the file is a checkpoint without its beginning or with a wrong checksum: not what was once written.
+  /// Whether load_checkpoint() found a damaged file: the first bytes are not those of a checkpoint, or the checksum is
+  /// wrong.
   bool is_damaged() const noexcept { return is_damaged_; }
 
  private:

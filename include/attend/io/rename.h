@@ -26,11 +26,11 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// A rule that changes names and tensors of a state dict, so that another model can load it.
 ///
-/// A pattern is a regular expression of std::regex in ECMAScript's syntax. It may match any part of a name, `^` and `$`
-/// are the ends of the name. A replacement may contain `$1` for what the first group matched.
+/// A pattern is a regular expression of std::regex in ECMAScript's syntax. It may match any part of a name. `^` and `$`
+/// match the beginning and the end of the name. A replacement may contain `$1`, the text that the first group matched.
 ///
-/// A rule that matches no tensor is an error of renamed(). Otherwise a typing error in transpose() could leave a square
-/// matrix as it is.
+/// If a rule matches no tensor, renamed() throws. Otherwise a typing error in the pattern of transpose() could go
+/// unnoticed, because a square matrix has the same sizes without it.
 ///
 /// @code
 /// std::vector<attend::Rename> rules = {
@@ -56,23 +56,23 @@ class Rename {
     });
   }
 
-  /// Replaces a part of each name that contains it.
+  /// Replaces the matching part of each name that has one.
   ///
-  /// @param pattern The part, a regular expression.
-  /// @param replacement What replaces each match in a name. May be empty.
+  /// @param pattern A regular expression for the part.
+  /// @param replacement The text that replaces each match in a name. May be empty.
   /// @return The rule.
-  /// @throws c10::ValueError if the pattern is invalid, as all functions of this class.
+  /// @throws c10::ValueError if the pattern is invalid. All functions of this class with a pattern throw it.
   static Rename pattern(const std::string& pattern, const std::string& replacement) {
     return for_matches("pattern", pattern, [=](const Match& match) {
       return Items{{match.with(replacement), match.tensor}};
     });
   }
 
-  /// Splits each tensor that matches into equal or unequal parts of its first dimension: a packed projection into
-  /// those of query, key and value.
+  /// Splits each matching tensor along its first dimension, for example a packed projection into the projections of
+  /// query, key and value.
   ///
   /// @param pattern Matches the names of packed tensors.
-  /// @param replacements What replaces the match in the name of each part.
+  /// @param replacements The text that replaces the match in the name, one for each part.
   /// @param sizes The size of each part. Default: equal sizes.
   /// @return The rule.
   ///
@@ -102,13 +102,14 @@ class Rename {
     });
   }
 
-  /// Joins tensors along their first dimension: the projections of query, key and value into a packed one.
+  /// Joins tensors along their first dimension, for example the projections of query, key and value into a packed one.
   ///
-  /// The name of the result is that of a part with its match replaced. Parts with the same result are joined, so that
-  /// one rule serves all layers of a model.
+  /// In the name of each part, the match is replaced. Parts that get the same new name are joined into one tensor of
+  /// this name. So one rule serves all layers of a model.
   ///
-  /// @param patterns Match the names of the parts, in the order of the result. The first that matches a name counts.
-  /// @param replacement What replaces each match.
+  /// @param patterns The patterns of the parts, in the order in which they are joined. If several match a name, the
+  /// first of them is used.
+  /// @param replacement The text that replaces each match.
   /// @return The rule.
   ///
   /// @code
@@ -150,9 +151,9 @@ class Rename {
     });
   }
 
-  /// Transposes each matrix that matches, as the weights of GPT-2's Conv1D, which are (in, out).
+  /// Transposes each matching matrix, for example the weights of GPT-2's Conv1D, which are (in, out).
   ///
-  /// @param pattern Matches the names of the matrices, which are kept.
+  /// @param pattern Matches the names of the matrices. The names do not change.
   /// @return The rule.
   static Rename transpose(const std::string& pattern) {
     return for_matches("transpose", pattern, [](const Match& match) {
@@ -162,7 +163,7 @@ class Rename {
     });
   }
 
-  /// Leaves out each tensor that matches, such as a mask that is saved as a buffer.
+  /// Leaves out each matching tensor, such as a mask that is saved as a buffer.
   ///
   /// @param pattern Matches the names.
   /// @return The rule.
@@ -187,7 +188,7 @@ class Rename {
   Rename(const std::string& text, std::function<StateDict(const StateDict&, const std::string&)> apply)
       : text_(text), apply_(std::move(apply)) {}
 
-  /// A rule that replaces each tensor with a matching name by change(match).
+  /// A rule that replaces each tensor with a matching name by the tensors of change(match).
   template <class Change>
   static Rename for_matches(const std::string& kind, const std::string& pattern, Change change) {
     const std::regex compiled = compile(kind, pattern);
@@ -200,7 +201,7 @@ class Rename {
     });
   }
 
-  /// The dict where change(name, tensor) replaces each tensor for which it returns any.
+  /// The dict with each tensor replaced by the tensors of change(name, tensor), or kept if that returns nullopt.
   template <class Change>
   static StateDict changed(const StateDict& dict, const std::string& rule, Change&& change) {
     StateDict result;
@@ -257,10 +258,10 @@ class Rename {
 
 /// Applies rules to a state dict, each to the result of the one before.
 ///
-/// @param dict The state dict, which does not change. Tensors of the result share its memory, except joined ones.
+/// @param dict The state dict, which does not change. Tensors of the result share its memory, except joined tensors.
 /// @param rules The rules.
 /// @return The state dict with new names, in the order of `dict`.
-/// @throws c10::ValueError if a rule matches nothing, does not fit a tensor, or gives two tensors one name.
+/// @throws c10::ValueError if a rule matches nothing, does not fit a tensor, or gives two tensors the same name.
 inline StateDict renamed(const StateDict& dict, const std::vector<Rename>& rules) {
   StateDict result = dict;
   for (const Rename& rule : rules) result = rule.apply_(result, rule.text_);

@@ -34,8 +34,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// The constructor checks the whole header before anything else is read. A tensor is read when it is used.
 ///
-/// Source: the format of https://github.com/huggingface/safetensors. The checks are those of its Rust crate. Refused in
-/// addition: two tensors of one name, more than 64 dimensions, and sizes that do not fit into 63 bits.
+/// Source: the format of https://github.com/huggingface/safetensors. The checks are those of its Rust crate. In
+/// addition, attend refuses two tensors of one name, more than 64 dimensions, and sizes that do not fit into 63 bits.
 ///
 /// @code
 /// attend::SafetensorsFile file("model.safetensors");
@@ -47,10 +47,9 @@ class SafetensorsFile {
  public:
   /// Opens a file and checks its header.
   ///
-  /// @param path A file, or an index if the path ends in `.json`. An index must name the file of each tensor, in its
-  /// own
-  ///   folder, and the files must have no other tensors.
-  /// @throws FileError if the operating system or the content forbids it.
+  /// @param path A file, or an index if the path ends in `.json`. An index must name the file of each tensor. The files
+  /// must be in the folder of the index, and must have no other tensors.
+  /// @throws FileError if a file cannot be read or its content is wrong.
   explicit SafetensorsFile(const std::string& path) : path_(path) {
     if (path.ends_with(".json")) {
       open_index();
@@ -75,8 +74,8 @@ class SafetensorsFile {
 
   /// The sizes of a tensor.
   ///
-  /// @throws FileError if there is none, or for dtype F4 and an odd last size: torch keeps two of its numbers in one
-  ///   element.
+  /// @throws FileError if there is no tensor of this name, or if the dtype is F4 and the last size is odd: torch keeps
+  /// two F4 numbers in one element.
   std::vector<std::int64_t> sizes(const std::string& name) const {
     const detail::SafetensorsEntry& entry = find(name).entry;
     std::vector<std::int64_t> sizes = entry.shape;
@@ -89,7 +88,8 @@ class SafetensorsFile {
 
   /// The dtype of a tensor.
   ///
-  /// @throws FileError if there is none, or if this LibTorch lacks the dtype: F6_E2M3, F6_E3M2, and F4 before 2.8.
+  /// @throws FileError if there is no tensor of this name, or if this LibTorch lacks the dtype. All versions lack
+  /// F6_E2M3 and F6_E3M2. Versions before 2.8 lack F4.
   torch::ScalarType dtype(const std::string& name) const {
     const detail::SafetensorsDtype dtype = find(name).entry.dtype;
     const auto found = detail::torch_dtype(dtype);
@@ -97,19 +97,21 @@ class SafetensorsFile {
     return *found;
   }
 
-  /// A tensor on the CPU. It is a view of the file without copy, which the operating system reads when it is used.
+  /// A tensor on the CPU. It is a view of the file without a copy: the operating system reads the file when the
+  /// elements are used.
   ///
   /// The view stays valid without this object, and after the file is removed or replaced as save_safetensors() does. Do
-  /// not shorten the file while a view exists: that ends the process. A change of the elements changes neither the file
-  /// nor the result of other calls.
+  /// not shorten the file while a view exists: reading the view would end the process (SIGBUS). A change of the
+  /// elements changes neither the file nor the result of other calls.
   ///
-  /// These tensors are read at once, into memory of their own: smaller ones than 64 KiB, and ones that lie at a
-  /// position in the file that is not a multiple of the size of an element. Files of save_safetensors() and of Python's
-  /// package have no such positions.
+  /// Two kinds of tensors are not views but copies, and are read at once:
+  /// - tensors of less than 64 KiB
+  /// - tensors whose position in the file is not a multiple of the size of an element. Files of save_safetensors() and
+  ///   of Python's package have no such tensors.
   ///
   /// @param name One of names().
   /// @return A contiguous tensor of sizes() and dtype().
-  /// @throws FileError as dtype() and sizes(), and if a tensor of dtype BOOL has another byte than 0 and 1.
+  /// @throws FileError as dtype() and sizes(), and if a tensor of dtype BOOL has bytes other than 0 and 1.
   torch::Tensor tensor(const std::string& name) const {
     const auto& [file, entry] = find(name);
     const std::vector<std::int64_t> sizes = this->sizes(name);
@@ -132,8 +134,8 @@ class SafetensorsFile {
     return tensor;
   }
 
-  /// Reads a tensor into the memory of another one. This takes the time of a plain read, and on the CPU no other
-  /// memory.
+  /// Reads a tensor into the memory of another tensor. If the target is a contiguous CPU tensor of the same dtype, this
+  /// takes about the time of a plain read, and no other memory.
   ///
   /// @param name One of names().
   /// @param target A tensor of sizes(name), on any device and of any dtype, such as a parameter of a model.
@@ -152,7 +154,7 @@ class SafetensorsFile {
     if (!detail::read_from_file(source, target)) target.copy_(source);
   }
 
-  /// The texts that are saved with the tensors, of all files of an index together.
+  /// The texts that are saved with the tensors. With an index, those of all files.
   std::map<std::string, std::string> metadata() const {
     std::map<std::string, std::string> metadata;
     for (const File& file : files_) metadata.insert(file.header.metadata.begin(), file.header.metadata.end());
@@ -212,10 +214,10 @@ class SafetensorsFile {
 /// Reads all tensors of a file in the safetensors format, or of several files through their index.
 ///
 /// @param path A file, or an index if the path ends in `.json`.
-/// @param device Where the tensors go. On the CPU they are views of the file without copy: see
-/// SafetensorsFile::tensor().
+/// @param device The device of the tensors. On the CPU they are views of the file without a copy: see
+/// SafetensorsFile::tensor(). Default: the CPU.
 /// @return The tensors in alphabetical order of their names.
-/// @throws FileError if the operating system or the content forbids it.
+/// @throws FileError if a file cannot be read or its content is wrong.
 ///
 /// @code
 /// attend::StateDict weights = attend::load_safetensors("model.safetensors");
@@ -244,9 +246,9 @@ struct SafetensorsOptions {
   TORCH_ARG(Metadata, metadata);
   /// The largest number of bytes of tensors in one file. A larger tensor has a file of its own. Default: 0, no limit.
   TORCH_ARG(std::int64_t, max_shard_size) = 0;
-  /// Whether one of two tensors that are the same memory is left out, as Python's `save_model` does. The name that
-  /// comes first in the alphabet is kept, and the metadata gets an entry {other name, kept name}. Default: false, an
-  /// error.
+  /// Whether to save only one of several tensors that are the same memory, as Python's `save_model` does. The name that
+  /// comes first in the alphabet is kept, and the metadata gets an entry {other name, kept name}. Default: false; such
+  /// tensors are an error.
   TORCH_ARG(bool, drop_tied) = false;
 };
 
@@ -254,17 +256,16 @@ struct SafetensorsOptions {
 /// fit into one file go to `model-00001-of-00002.safetensors` and so on, with the index `model.safetensors.index.json`.
 ///
 /// Each file is replaced as a whole: it is written under another name, flushed to the disk and renamed. If that fails,
-/// the old file is intact. Several files are not replaced together: write them into a new folder. The bytes are those
-/// that Python's package writes for the same tensors.
+/// the old file is intact. Several files are not replaced in one step, so write them into a new folder. The bytes are
+/// those that Python's package writes for the same tensors.
 ///
 /// @param tensors Dense tensors with elements, on any device, contiguous or not. All dtypes of torch can be saved
-/// except
-///   complex32, complex128 and quantized ones. Two tensors must not share memory, as for Python's `save_file`; parts of
-///   one storage that do not overlap may.
+/// except complex32, complex128 and quantized dtypes. The tensors must not share memory, as for Python's `save_file`.
+/// Parts of one storage that do not overlap are allowed.
 /// @param path The file.
 /// @param options The options.
-/// @return The path to load: that of the index if there is one, otherwise `path`.
-/// @throws c10::ValueError if no file can hold the tensors, names or metadata. Nothing is written then.
+/// @return The path to load: the path of the index if there is one, otherwise `path`.
+/// @throws c10::ValueError if the format cannot hold the tensors, names or metadata. Nothing is written then.
 /// @throws FileError if the operating system reports an error.
 ///
 /// @code

@@ -42,10 +42,10 @@ inline void add_state(const torch::nn::Module& module, const std::string& prefix
 
 }  // namespace detail
 
-/// The parameters and buffers of a module by their names, as `module.state_dict()` in Python.
+/// The parameters and buffers of a module by their names, like `module.state_dict()` in Python.
 ///
 /// @param module The module. A holder such as torch::nn::Linear is passed as `*linear`.
-/// @return The tensors, which share the memory of the module and need no gradient.
+/// @return The tensors. They share the memory of the module, and require no gradient.
 ///
 /// @code
 /// attend::save_safetensors(attend::state_dict(*model), "model.safetensors");
@@ -66,16 +66,16 @@ inline StateDict state_dict(const torch::nn::Module& module) {
 struct LoadOptions {
   /// Whether missing and unexpected names are errors. Wrong sizes and dtypes are always errors. Default: true.
   TORCH_ARG(bool, strict) = true;
-  /// Loads only the tensors whose names begin with this text, which is taken away. Default: all.
+  /// Loads only the tensors whose names begin with this text. The text is removed from the names. Default: all tensors.
   TORCH_ARG(std::string, prefix);
-  /// Rules that are applied to the names, after the prefix is taken away. Default: none.
+  /// Rules that are applied after the prefix is removed. Default: none.
   TORCH_ARG(std::vector<Rename>, rules);
-  /// Whether tensors of other dtypes are converted. Conversions from complex to real, from floating-point to integral
-  /// and from integral to bool are errors. Default: false.
+  /// Whether tensors of other dtypes are converted. Conversions from complex to real, from floating-point to integer
+  /// and from integer to bool are always errors. Default: false.
   TORCH_ARG(bool, convert_dtype) = false;
 };
 
-/// What load_state_dict() did not load, which needs strict(false).
+/// The names that load_state_dict() did not load. Both lists are empty unless LoadOptions::strict is false.
 struct LoadReport {
   std::vector<std::string> missing;     ///< names of the module that the state dict lacks
   std::vector<std::string> unexpected;  ///< names of the state dict, after the rules, that the module lacks
@@ -86,7 +86,8 @@ namespace detail {
 /// Compares a module with a state dict, and copies the tensors if all fit.
 class StateDictLoader {
  public:
-  /// is_unchanged: the tensors are views of a file that nobody else has, so they may be read from the file again.
+  /// is_unchanged: the tensors are views of a file, and no user can have changed them. So they may be read from the
+  /// file again.
   StateDictLoader(const torch::nn::Module& module, const StateDict& dict, const LoadOptions& options,
                   bool is_unchanged = false)
       : options_(options), own_(state_dict(module)), is_unchanged_(is_unchanged) {
@@ -137,14 +138,14 @@ class StateDictLoader {
       }
     }
     if (mismatches > kMaxLines) problems_.push_back(more(mismatches, "tensors that do not fit"));
-    // A tensor of two names needs only one of them.
+    // A tensor with several names needs only one of them.
     for (std::string& name : missing)
       if (find_copy(own_[name]) == nullptr) report_.missing.push_back(std::move(name));
     for (const auto& item : dict_)
       if (!own_.contains(item.key())) report_.unexpected.push_back(item.key());
   }
 
-  /// Why a tensor cannot be copied into one of the module. Empty if it can.
+  /// The reason why a tensor cannot be copied into a tensor of the module. Empty if it can.
   std::string mismatch(const torch::Tensor& own, const torch::Tensor& source) const {
     std::ostringstream text;
     if (!source.defined()) return "expected a tensor, found an undefined one";
@@ -230,7 +231,7 @@ class StateDictLoader {
     if (names.size() > kMaxLines) problems_.push_back(more(names.size(), what + " names"));
   }
 
-  /// The text before each of `names` in `longer`. Empty if there is none.
+  /// A prefix that turns each of `names` into one of the names in `longer`. Empty if there is none.
   static std::string common_prefix(const std::vector<std::string>& longer, const std::vector<std::string>& names) {
     const std::set<std::string> all(longer.begin(), longer.end());
     for (const std::string& first : longer) {
@@ -274,20 +275,22 @@ class StateDictLoader {
 /// Copies the tensors of a state dict into the parameters and buffers of a module, by their names.
 ///
 /// All tensors are checked before the first is copied, so the module is unchanged if this function throws. The message
-/// lists missing and unexpected names, each with the most similar name of the other side, and tensors of wrong sizes
-/// or dtypes.
+/// lists missing and unexpected names, each with the most similar name of the other side. It also lists tensors of
+/// wrong sizes or dtypes.
 ///
-/// The devices may differ. A tensor that the module has under several names (tied weights) needs only one of them in
-/// the state dict; if there are several, they must be equal.
+/// The devices may differ. A tensor that the module has under several names (tied weights) needs only one of these
+/// names in the state dict. If the state dict has several of them, their tensors must be equal.
 ///
 /// @param module The module. A holder such as torch::nn::Linear is passed as `*linear`.
 /// @param dict The tensors, as load_safetensors() and load_torch_file() return them.
 /// @param options The options.
 /// @return The names that were not loaded. Without strict(false) there are none.
-/// @throws c10::ValueError if names, sizes or dtypes do not fit, or a rule does not.
+/// @throws c10::ValueError if names, sizes or dtypes do not fit, or if a rule does not fit.
 ///
-/// Differs from torch.nn.Module.load_state_dict: dtypes are not converted silently, the module is never changed by a
-/// call that throws, and a call that would load nothing throws even without strict.
+/// Differs from torch.nn.Module.load_state_dict:
+/// - Dtypes are not converted silently.
+/// - A call that throws never changes the module.
+/// - A call that would load nothing throws, even with strict(false).
 ///
 /// @code
 /// attend::load_state_dict(*model, attend::load_safetensors("model.safetensors"));
@@ -296,8 +299,9 @@ inline LoadReport load_state_dict(torch::nn::Module& module, const StateDict& di
   return detail::StateDictLoader(module, dict, options).load();
 }
 
-/// The same for the tensors of a safetensors file. Large files need no memory beyond the module's: the bytes go from
-/// the file into the parameters, except for tensors that are converted, joined, transposed or on another device.
+/// The same for the tensors of a safetensors file. Large files need no memory besides that of the module, because the
+/// bytes are read from the file into the parameters. Exception: tensors that are converted, joined, transposed or on
+/// another device.
 ///
 /// @param module As above.
 /// @param file The file, or several files with an index.

@@ -11,7 +11,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// Tensors by name, such as the parameters and buffers of a module. The counterpart of Python's `state_dict()`.
+/// Tensors by name, such as the parameters and buffers of a module. It corresponds to Python's `state_dict()`.
 using StateDict = torch::OrderedDict<std::string, torch::Tensor>;
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -27,7 +27,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
-/// The bytes of a storage as a 1-d tensor of uint8. They stay in the mapped file if they are aligned.
+/// The bytes of a storage as a 1-d tensor of uint8: a view of the mapped file if they are aligned, otherwise a copy.
 inline torch::Tensor torch_storage(const std::shared_ptr<char>& memory, std::string_view bytes) {
   if (bytes.empty()) return at::empty({0}, torch::kByte);
   char* const data = memory.get() + (bytes.data() - memory.get());  // not const, as bytes.data() is
@@ -36,7 +36,7 @@ inline torch::Tensor torch_storage(const std::shared_ptr<char>& memory, std::str
   return reinterpret_cast<std::uintptr_t>(data) % alignof(std::max_align_t) == 0 ? view : view.clone();
 }
 
-/// The dtype of this name in Python. Throws FileError for one that this LibTorch lacks.
+/// The dtype of a tensor of the file. Throws FileError if this LibTorch lacks it.
 inline torch::ScalarType torch_dtype(const TorchEntry& entry, const std::string& path) {
   const auto& dtypes = c10::getStringToDtypeMap();
   const auto found = dtypes.find(std::string(entry.dtype->name));
@@ -49,23 +49,23 @@ inline torch::ScalarType torch_dtype(const TorchEntry& entry, const std::string&
 
 }  // namespace detail
 
-/// Reads the tensors of a file that `torch.save(model.state_dict(), path)` of Python wrote.
+/// Reads the tensors of a file that `torch.save(model.state_dict(), path)` in Python has written.
 ///
-/// No code of the file is executed: the file may hold tensors, numbers, strings, lists, tuples and dicts, and anything
+/// No code in the file is executed: the file may hold tensors, numbers, strings, lists, tuples and dicts, and anything
 /// else is an error. Names, values, strides and dtypes are those in Python. Tensors that share memory in Python share
-/// it here. All tensors are on the CPU.
+/// memory here. All tensors are on the CPU.
 ///
-/// The tensors are views of the mapped file and are read when they are used. A change of a tensor does not change the
-/// file. Do not shorten the file while a tensor lives.
+/// The tensors are views of the mapped file, which is read when they are used. A change of a tensor does not change the
+/// file. Do not shorten the file while a tensor exists: reading the tensor would end the process (SIGBUS).
 ///
 /// Differs from torch.load: files of PyTorch before 1.6, compressed archives, and sparse, quantized and meta tensors
 /// are refused. Checksums are not checked, as in torch.load.
 ///
 /// @param path The file.
-/// @param key The entry that holds the state dict, "model" for `torch.save({"model": model.state_dict(), "epoch": 3},
-/// path)`. Default: the saved object is the state dict.
+/// @param key The entry that holds the state dict, if the saved object is a larger dict. For `torch.save({"model":
+/// model.state_dict(), "epoch": 3}, path)` it is "model". Default: the saved object is the state dict.
 /// @return The tensors in the order of the file.
-/// @throws FileError if the file cannot be read or holds something else.
+/// @throws FileError if the file cannot be read or holds anything else.
 ///
 /// @code
 /// attend::load_state_dict(*model, attend::load_torch_file("model.pt"));

@@ -21,17 +21,18 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The part after the name of a file in the name of its temporary file.
+/// The name of a temporary file is the name of its file, then this text, then numbers.
 inline constexpr char kTemporarySuffix[] = ".tmp-";
 
 /// Writes a file that either appears as a whole or not at all.
 ///
-/// The bytes go to a temporary file in the same folder. commit() writes it to the disk and renames it. Readers of the
-/// path see the old file until then, and the new one from then on, even if the process is killed or the power fails.
-/// The new file has the permissions of any new file. A symbolic link stays, and its target is replaced.
+/// The bytes go to a temporary file in the same folder. commit() flushes it to the disk and renames it. Readers of the
+/// path see the old file until the renaming, and the new file after it, even if the process is killed or the power
+/// fails. The new file has the permissions of any new file. If the path is a symbolic link, the link stays and its
+/// target is replaced.
 ///
-/// All functions throw FileError if the operating system reports an error. The temporary file is removed then, and the
-/// old file is intact. Exception: if only the last call fails, which writes the folder to the disk, the path already
+/// All functions throw FileError if the operating system reports an error. The temporary file is then removed, and the
+/// old file is intact. Exception: if only the last step fails, which flushes the folder to the disk, the path already
 /// has the new file. A killed process leaves its temporary file, with kTemporarySuffix in its name.
 class AtomicFile {
  public:
@@ -84,8 +85,8 @@ class AtomicFile {
   }
 
  private:
-  /// The path of the file to replace. POSIX functions and not std::filesystem: LibTorch's wheels export parts of the
-  /// latter, which then replace those of the program's own standard library.
+  /// The path of the file to replace. std::filesystem is not used: LibTorch's wheels export parts of it, which would
+  /// replace those of the program's own standard library.
   std::string target_of(const std::string& path) const {
     struct stat status {};
     if (::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode))

@@ -14,8 +14,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-// A checkpoint is a safetensors file. Its metadata begins with the checksum of the whole file, as if the digits of the
-// checksum were zeros:
+// A checkpoint is a safetensors file. Its metadata begins with the checksum of the whole file, which is computed with
+// zeros in place of the digits of the checksum:
 //
 //   length of the header (8 bytes)   {"__metadata__":{"attend.crc":"0123456789abcdef","attend.format":"1", …
 
@@ -33,8 +33,8 @@ inline std::string digits_of(const Checksum& checksum) {
 
 /// The bytes before the first tensor of a checkpoint, with zeros in place of the checksum.
 ///
-/// @param header With dtypes, shapes and metadata, as write_safetensors_header() needs them. It gets the order of the
-/// tensors: header.by_position().
+/// @param header With dtypes, shapes and metadata, as write_safetensors_header() needs them. The function sets the
+/// positions of the tensors, so header.by_position() then has their order.
 inline std::string write_checkpoint_header(SafetensorsHeader& header) {
   header.metadata["attend.format"] = kCheckpointFormat;
   std::string bytes = write_safetensors_header(header);
@@ -49,7 +49,7 @@ inline std::string write_checkpoint_header(SafetensorsHeader& header) {
 ///
 /// @param file The whole file.
 /// @param path For FileError.
-/// @return The header. The metadata are those of the user.
+/// @return The header. Its metadata has only the entries of the user.
 inline SafetensorsHeader read_checkpoint_header(std::string_view file, const std::string& path) {
   const auto fail = [&](const std::string& problem, bool is_damaged) {
     throw FileError("attend::load_checkpoint", path, problem, is_damaged);

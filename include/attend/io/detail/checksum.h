@@ -12,8 +12,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The checksum CRC-64/XZ of a sequence of bytes, which may come in pieces. It differs for certain if the changed bits
-/// lie within 64 bits of each other, and with probability 1 − 2⁻⁶⁴ otherwise.
+/// The checksum CRC-64/XZ of a sequence of bytes, which may be added in pieces. If all changed bits lie within 64
+/// consecutive bits, the checksum is certain to change. Otherwise it changes with probability 1 − 2⁻⁶⁴.
 class Checksum {
  public:
   /// Appends bytes. The sixteen reads of a step do not wait for each other.
@@ -42,7 +42,7 @@ class Checksum {
   std::uint64_t value() const { return ~state_; }
 
  private:
-  // kTables[k][byte]: the remainder of a byte that k zero bytes follow.
+  // kTables[k][byte]: the remainder of a byte followed by k zero bytes.
   using Tables = std::array<std::array<std::uint64_t, 256>, 16>;
 
   static constexpr Tables make_tables() {

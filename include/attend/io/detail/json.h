@@ -33,7 +33,7 @@ inline void append_json_string(std::string& out, std::string_view text) {
 
 /// The beginning of the text as a JSON string, for an error message. Bytes that are not UTF-8 are shown as '?'.
 ///
-/// It is an object because for a function, argument-dependent lookup would find std::quoted as well.
+/// It is an object and not a function, because argument-dependent lookup would find std::quoted as well.
 inline constexpr auto quoted = [](std::string_view text) {
   constexpr std::size_t kLongest = 100;
   std::string shown;
@@ -48,10 +48,10 @@ inline constexpr auto quoted = [](std::string_view text) {
 };
 
 /// Reads a JSON text from front to back. The caller says what must come next, and anything else is a FileError. So
-/// memory is needed for the results only, and only skip() follows the nesting of the text, to a fixed depth.
+/// memory is needed for the results only. Only skip() is recursive, up to a fixed depth.
 ///
-/// The reader is ours because users should not need a JSON library for two kinds of small files, and because these
-/// files need limits on depth, numbers and duplicates that a library has to be taught.
+/// attend has its own reader, so that users need no JSON library for two kinds of small files. These files also need
+/// limits on depth, numbers and duplicates that JSON libraries do not have by default.
 ///
 /// Example, for {"sizes": [2, 3]}:
 ///   JsonReader json(text, "load", path);
@@ -164,7 +164,8 @@ class JsonReader {
     if (next(); position_ < text_.size()) fail_here("the end");
   }
 
-  /// Sets the part of the file that the messages of errors name first, as in `tensor "a": …`. An empty kind names none.
+  /// Sets the part of the file that error messages name first, as in `tensor "a": …`. With an empty kind they name no
+  /// part.
   ///
   /// @param kind, name Not copied.
   void set_part(std::string_view kind, std::string_view name) {
@@ -178,10 +179,10 @@ class JsonReader {
   }
 
  private:
-  /// The character at the position. NUL at the end of the text: no place of a JSON text allows it.
+  /// The character at the position, or NUL at the end of the text. A JSON text may not contain NUL.
   char at(std::size_t position) const { return position < text_.size() ? text_[position] : '\0'; }
 
-  /// Skips white space and shows the character after it.
+  /// Skips white space and returns the character after it, without skipping that.
   char next() {
     while (position_ < text_.size() && std::string_view(" \t\n\r").find(text_[position_]) != std::string_view::npos)
       ++position_;

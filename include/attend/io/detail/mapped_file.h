@@ -52,20 +52,21 @@ class InputFile {
     }
   }
 
-  /// At least one byte of the file as memory that is read when it is used. It does not need the InputFile.
+  /// Maps `size` bytes of the file, at least one. The file is read when the memory is used. The memory stays valid
+  /// without the InputFile.
   ///
-  /// The memory may be written: the writer then gets pages of its own and the file does not change. If another process
-  /// shortens the file, reading ends the process (SIGBUS). A file that is replaced, as AtomicFile does, stays as it
-  /// was.
+  /// The memory may be written: the process then gets its own copies of the pages, and the file does not change. If
+  /// another process shortens the file, reading the memory ends this process (SIGBUS). If another process replaces the
+  /// file, as AtomicFile does, the memory does not change.
   std::shared_ptr<char> map(std::uint64_t position, std::size_t size) const {
     static const auto kPage = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
     const std::size_t before = position % kPage, length = before + size;
-    // MAP_NORESERVE: the pages are the file's, so that it may be larger than the memory.
+    // MAP_NORESERVE: the pages belong to the file, so the file may be larger than the memory of the machine.
     void* const pages = ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, *file_,
                                static_cast<::off_t>(position - before));
     if (pages != MAP_FAILED)
       return {static_cast<char*>(pages) + before, [pages, length](char*) { ::munmap(pages, length); }};
-    // A file system without maps, or too many maps.
+    // The file system has no maps, or the process has too many.
     const std::shared_ptr<char> memory(new char[size], [](char* p) { delete[] p; });
     read(position, memory.get(), size);
     return memory;

@@ -27,13 +27,13 @@ inline std::size_t edit_distance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
-/// Whether `name` is `part` with a prefix of whole components, as "model.a.b" is "a.b".
+/// Whether `name` is `part` with a prefix of whole components, for example "model.a.b" for the part "a.b".
 inline bool is_prefixed(std::string_view name, std::string_view part) {
   return name.size() > part.size() && name.ends_with(part) && name[name.size() - part.size() - 1] == '.';
 }
 
-/// The candidate that is most like the name: the name with or without a prefix, or else at most half its length of
-/// edits away. Empty if there is none.
+/// The candidate that is most similar to the name: a candidate that differs by a prefix, otherwise the one with the
+/// smallest edit distance, which must be at most half the length. Empty if there is none.
 inline std::string nearest_name(std::string_view name, const std::vector<std::string>& candidates) {
   const auto end_of = [](std::string_view text) {
     constexpr std::size_t kLongest = 200;  // of a long name only the end is compared

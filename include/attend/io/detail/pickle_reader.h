@@ -19,15 +19,15 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// The values of a pickle that torch.save wrote: dicts, lists, tuples, numbers, strings and tensors.
 ///
-/// A pickle is a program for a machine with a stack. The reader knows the opcodes that make such values, and the
-/// functions of torch that make tensors. It calls nothing: any other opcode or function is a FileError that names it.
-/// No step is recursive, and a byte of the pickle takes at most 40 bytes of memory.
+/// A pickle is a program for a stack machine. The reader knows the opcodes that make such values, and the functions of
+/// torch that make tensors. It calls no function of Python: any other opcode or function is a FileError that names it.
+/// The reader is not recursive. It takes at most 40 bytes of memory for each byte of the pickle.
 class PickleReader {
  public:
   /// A value: its index in the order of creation.
   using Value = std::uint32_t;
 
-  /// kNumber is a float, or an int of more than 64 bits. Its value is not kept.
+  /// The kind of a value. kNumber is a float, or an int of more than 64 bits. Its value is not kept.
   enum class Kind : std::uint8_t {
     kNone,
     kBool,
@@ -63,8 +63,11 @@ class PickleReader {
   /// The text of a kString, and "module.name" of a kGlobal.
   std::string_view text(Value value) const { return pickle_.substr(nodes_[value].begin(), nodes_[value].size()); }
 
-  /// The elements of a kTuple or kList, the keys and values of a kDict in turn, the tuple that a kStorage is named by,
-  /// and the arguments of the function that makes a kTensor.
+  /// The items of a value:
+  /// - kTuple, kList: the elements
+  /// - kDict: each key, followed by its value
+  /// - kStorage: the elements of the tuple that names it
+  /// - kTensor: the arguments of the function that makes it
   std::span<const Value> items(Value value) const {
     const Node& node = nodes_[value];
     if (node.kind == Kind::kList || node.kind == Kind::kDict)
@@ -384,7 +387,7 @@ class PickleReader {
 
   // ---- Functions ---------------------------------------------------------------------------------------------------
 
-  /// Pushes a class or function of Python, which only call() and the reader of tensors use, by its name.
+  /// Pushes the name of a class or function of Python. Only call() and TorchArchive use it.
   void push_global(std::string_view module, std::string_view name) {
     const bool is_known = (module == "collections" && name == "OrderedDict") ||
                           (module == "torch._utils" && (name == "_rebuild_tensor_v2" || name == "_rebuild_tensor_v3" ||

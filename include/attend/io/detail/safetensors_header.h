@@ -63,7 +63,7 @@ struct SafetensorsEntry {
   std::uint64_t begin = 0, end = 0;  ///< the bytes of the elements, counted from the beginning of the file
 };
 
-/// What the beginning of a file says. The bytes of the tensors lie behind it without holes.
+/// The contents of the header of a file. The bytes of the tensors follow the header without gaps.
 struct SafetensorsHeader {
   std::map<std::string, SafetensorsEntry, std::less<>> tensors;
   std::map<std::string, std::string> metadata;
@@ -78,11 +78,12 @@ struct SafetensorsHeader {
   }
 };
 
-inline constexpr std::uint64_t kSafetensorsLongestHeader = 100'000'000;  // that of the Rust crate
-inline constexpr std::size_t kSafetensorsMostDimensions = 64;            // of most operations of torch
+inline constexpr std::uint64_t kSafetensorsLongestHeader = 100'000'000;  // the limit of the Rust crate
+inline constexpr std::size_t kSafetensorsMostDimensions = 64;            // the limit of most operations of torch
 inline constexpr std::string_view kSafetensorsMetadata = "__metadata__";
 
-/// The number of bytes of the elements. None if it is not whole or if torch could not compute it in 63 bits.
+/// The number of bytes of the elements. Nothing if it is not a whole number, or if torch could not compute it in 63
+/// bits.
 inline std::optional<std::uint64_t> byte_size(SafetensorsDtype dtype, const std::vector<std::int64_t>& shape) {
   std::int64_t bits = facts(dtype).bits;
   bool is_empty = false;
@@ -100,7 +101,7 @@ class SafetensorsHeaderReader {
   SafetensorsHeaderReader(std::string_view text, const std::string& path, const std::string& function)
       : json_(text, function, path) {}
 
-  /// @param data_begin Where the header ends, in bytes from the beginning of the file.
+  /// @param data_begin The end of the header, in bytes from the beginning of the file.
   SafetensorsHeader read(std::uint64_t data_begin, std::uint64_t file_size) {
     read_tensors();
     check_positions(data_begin, file_size);
@@ -172,7 +173,8 @@ class SafetensorsHeaderReader {
     return values;
   }
 
-  /// Checks that the tensors cover the rest of the file without holes, and counts from the beginning of the file.
+  /// Checks that the tensors cover the rest of the file without gaps, and makes their positions count from the
+  /// beginning of the file.
   void check_positions(std::uint64_t data_begin, std::uint64_t file_size) {
     std::uint64_t position = 0;
     for (const auto* tensor : header_.by_position()) {
@@ -206,7 +208,7 @@ class SafetensorsHeaderReader {
   SafetensorsHeader header_;
 };
 
-/// Reads and checks the header of a file. Memory is needed for what is returned only.
+/// Reads and checks the header of a file. It needs memory only for its result.
 ///
 /// @param file The whole file.
 /// @param path, function For FileError, which is thrown if anything is wrong.
@@ -225,8 +227,9 @@ inline SafetensorsHeader read_safetensors_header(std::string_view file, const st
       .read(sizeof(length) + length, file.size());
 }
 
-/// Gives each tensor its place in a new file, and returns the bytes before the first one. They are those of the Rust
-/// crate: large dtypes come first, so that all tensors are aligned, then names in alphabetical order.
+/// Sets the position of each tensor in a new file, and returns the bytes before the first tensor. The order is that of
+/// the Rust crate: large dtypes come first, so that all tensors are aligned. Tensors of one dtype are in alphabetical
+/// order.
 ///
 /// @param header With dtypes, shapes and metadata. All names must be UTF-8, and byte_size() of each tensor known.
 inline std::string write_safetensors_header(SafetensorsHeader& header) {

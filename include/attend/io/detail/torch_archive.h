@@ -61,7 +61,7 @@ struct TorchEntry {
   std::vector<std::int64_t> sizes, strides;
 };
 
-/// Reads the tensors of one dict in a file that Python's torch.save wrote. No byte of a tensor is touched or copied.
+/// Finds the tensors of one dict in a file that Python's torch.save wrote. No byte of a tensor is read or copied.
 class TorchArchive {
  public:
   /// @param file The bytes of the file.
@@ -136,7 +136,7 @@ class TorchArchive {
     return entries;
   }
 
-  /// The entry of the saved dict. The last one, as in Python, if there are several of this name.
+  /// The entry of the saved dict. If several have this name, the last of them, as in Python.
   Value find(std::string_view key) const {
     const Value root = pickle_.root();
     if (pickle_.kind(root) != Kind::kDict)
@@ -153,7 +153,7 @@ class TorchArchive {
     return dicts.empty() ? "" : ". Pass the key of the state dict. Entries that are dicts: " + dicts;
   }
 
-  /// The first keys of a dict, of values of these kinds.
+  /// The first keys of a dict whose values are of the wanted kinds.
   template <class IsWanted>
   std::string keys(std::span<const Value> items, IsWanted is_wanted) const {
     std::string text;
@@ -168,7 +168,7 @@ class TorchArchive {
 
   // ---- A tensor ----------------------------------------------------------------------------------------------------
 
-  /// Reads the arguments of torch._utils._rebuild_tensor_v2: storage, offset, sizes, strides, and others that concern
+  /// Reads the arguments of torch._utils._rebuild_tensor_v2: storage, offset, sizes, strides, and then arguments about
   /// gradients. _rebuild_tensor_v3 has the dtype after them.
   TorchEntry read_tensor(std::string_view name, std::span<const Value> arguments) const {
     const auto fail_here = [&](const std::string& problem) { fail("tensor " + detail::quoted(name) + ": " + problem); };
@@ -222,8 +222,8 @@ class TorchArchive {
     return entry;
   }
 
-  /// Checks that all elements of the tensor are among the `count` elements of its storage. With strides of 0 it may
-  /// have more elements than the storage, but at most 2^63 bytes of them.
+  /// Checks that all elements of the tensor are among the `count` elements of its storage. With strides of 0 a tensor
+  /// may have more elements than its storage, but they must take less than 2^63 bytes.
   void check_extent(const TorchEntry& entry, std::int64_t count) const {
     bool is_empty = false, fits = true;
     std::int64_t bytes = entry.dtype->size, last = entry.offset;

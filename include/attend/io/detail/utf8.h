@@ -8,8 +8,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The number of bytes, 1 to 4, of the UTF-8 character at the front of the text. 0 if the text is empty or does not
-/// begin with a character in its shortest form. Surrogates are no characters.
+/// The number of bytes, 1 to 4, of the UTF-8 character at the beginning of the text. 0 if the text is empty or does not
+/// begin with a character in its shortest encoding. Surrogates are not characters.
 inline std::size_t utf8_character(std::string_view text) {
   const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
   const auto continues = [&](std::size_t i) { return (byte(i) & 0xC0) == 0x80; };

@@ -25,8 +25,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 class ZipReader {
  public:
   /// @param archive The bytes of the archive, which the reader does not copy.
-  /// @param function, path For FileError, which is thrown unless every file lies within the archive, has a name of its
-  /// own and overlaps no other.
+  /// @param function, path For FileError. It is thrown unless every file lies within the archive, has a unique name,
+  /// and overlaps no other file.
   ZipReader(std::string_view archive, std::string function, std::string path)
       : archive_(archive), function_(std::move(function)), path_(std::move(path)) {
     const Directory directory = find_directory();
@@ -40,8 +40,8 @@ class ZipReader {
         fail("expected files that do not overlap, found two with byte " + std::to_string(extents_[i].first));
   }
 
-  /// The bytes of a file, or nothing if the archive has no file of this name. Throws FileError if they are compressed
-  /// or encrypted.
+  /// The bytes of a file, or nothing if the archive has no file of this name. Throws FileError if the file is
+  /// compressed or encrypted.
   std::optional<std::string_view> find(std::string_view name) const {
     const auto found = files_.find(name);
     if (found == files_.end()) return std::nullopt;

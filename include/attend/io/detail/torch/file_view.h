@@ -14,7 +14,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// What the storage of a tensor of make_file_view() holds.
+/// The context of the storage of a tensor that make_file_view() has made.
 struct FileView {
   InputFile file;
   std::uint64_t position;
@@ -33,11 +33,12 @@ inline at::Tensor make_file_view(const InputFile& file, std::uint64_t position, 
   return at::for_blob(memory, sizes).context(view.release(), &FileView::destroy).options(dtype).make_tensor();
 }
 
-/// Reads the file again into `target`, if `source` is an unchanged make_file_view() or a contiguous part of one, and
-/// the tensors differ in memory only. Returns whether it did.
+/// Reads the elements of `source` again from the file into `target`. It does so only if `source` is a make_file_view()
+/// or a contiguous part of one, and both tensors are contiguous CPU tensors of the same dtype and sizes. Returns
+/// whether it did.
 ///
-/// A read takes less time than a copy of the map, which the processor has to enter page by page, and the pages of a map
-/// count as memory of the process. Use it only if no user can have written to the elements of `source`.
+/// A read takes less time than a copy from the map, because each new page of a map causes a page fault. The pages of a
+/// map also count as memory of the process. Call it only if no user can have written to the elements of `source`.
 inline bool read_from_file(const at::Tensor& source, const at::Tensor& target) {
   const bool is_alike = source.has_storage() && source.is_cpu() && target.is_cpu() && source.is_contiguous() &&
                         target.is_contiguous() && source.scalar_type() == target.scalar_type() &&

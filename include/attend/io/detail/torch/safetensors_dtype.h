@@ -31,14 +31,14 @@ inline constexpr auto kSafetensorsDtypes = std::to_array<std::pair<SafetensorsDt
 #endif
 });
 
-/// The dtype of a tensor. None if this LibTorch lacks it.
+/// torch's dtype for a dtype of the format. Nothing if this LibTorch lacks it.
 inline std::optional<c10::ScalarType> torch_dtype(SafetensorsDtype dtype) {
   for (const auto& [ours, torchs] : kSafetensorsDtypes)
     if (ours == dtype) return torchs;
   return std::nullopt;
 }
 
-/// The dtype in a file. None if the format lacks it.
+/// The dtype of the format for a dtype of torch. Nothing if the format lacks it.
 inline std::optional<SafetensorsDtype> safetensors_dtype(c10::ScalarType dtype) {
   for (const auto& [ours, torchs] : kSafetensorsDtypes)
     if (torchs == dtype) return ours;

@@ -27,7 +27,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Writes tensors to one or several files. See save_safetensors(), for which it throws.
+/// Writes tensors to one or several files. Exceptions are those of save_safetensors().
 class SafetensorsWriter {
  public:
   explicit SafetensorsWriter(std::map<std::string, std::string> metadata) : metadata_(std::move(metadata)) {
@@ -57,7 +57,7 @@ class SafetensorsWriter {
 
   /// Finds tensors that share memory, as Python's package does.
   ///
-  /// @param drop_tied Whether a tensor that is the same memory as another one is left out.
+  /// @param drop_tied Whether to leave out a tensor that is the same memory as another one. Otherwise it is an error.
   void check_shared_memory(bool drop_tied) {
     std::vector<Range> ranges;
     for (const auto& [name, saved] : tensors_) {
