@@ -10,7 +10,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// The kind of a shape in ShapeDataset.
 enum class ShapeKind {
   kTriangle,   ///< rises to its height and falls to 0
-  kRectangle,  ///< has its height at each of its positions
+  kRectangle,  ///< has the same height at each of its positions
 };
 
 /// Writes "triangle" or "rectangle".
@@ -22,7 +22,7 @@ inline std::ostream& operator<<(std::ostream& stream, ShapeKind kind) {
 struct DrawnShape {
   /// Triangle or rectangle.
   ShapeKind kind = ShapeKind::kTriangle;
-  double centre = 0;  ///< the position of its middle, from 0; it may lie between two positions
+  double centre = 0;  ///< the position of its centre, from 0; it may lie between two positions
 
   /// Its width in positions: the shape covers the positions t with |t − centre| < width / 2. A triangle of
   /// ShapeGenerator::kHandout covers those with |t − centre| < (width + 1) / 2.

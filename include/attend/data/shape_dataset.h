@@ -30,7 +30,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
-/// Gives the samples of a data set one by one, as torch's transforms need them.
+/// Returns the samples of a data set one by one, as torch's transforms need them.
 template <class Data>
 class Samples : public torch::data::datasets::Dataset<Samples<Data>> {
  public:
@@ -46,8 +46,8 @@ class Samples : public torch::data::datasets::Dataset<Samples<Data>> {
 
 }  // namespace detail
 
-/// The rule by which ShapeDataset draws shapes and noise. ShapeDataset explains both rules, and names the notebook and
-/// the handout.
+/// The rule by which ShapeDataset draws shapes and noise. The comment of ShapeDataset explains both rules and names
+/// their sources.
 enum class ShapeGenerator {
   kNotebook,  ///< the notebook's: shapes from left to right, integer heights and widths, Gaussian noise
   kHandout,   ///< the handout's: two triangles and two rectangles, real heights and widths, uniform noise
@@ -56,7 +56,7 @@ enum class ShapeGenerator {
 /// The groups of shapes whose heights are averaged in the target.
 enum class GroupBy {
   kKind,      ///< all triangles; all rectangles
-  kLocation,  ///< the left half of the shapes; the right half, which includes the middle shape of an odd number
+  kLocation,  ///< the left half of the shapes; the right half, which has the middle shape if their number is odd
 };
 
 /// How ShapeDataset scales a signal.
@@ -84,7 +84,7 @@ struct ShapeDatasetOptions {
   /// real numbers between 1 and max_height. Default: 50 (kNotebook), 25 (kHandout).
   TORCH_ARG(std::optional<std::int64_t>, max_height) = std::nullopt;
   /// Standard deviation of the noise, in the unit of the heights, before normalization. From 0 to 10⁹. Default: 0.3
-  /// (kNotebook); 0.15/√3, for uniform noise between −0.15 and 0.15 (kHandout).
+  /// (kNotebook), 0.15/√3 (kHandout), which is uniform noise between −0.15 and 0.15.
   TORCH_ARG(std::optional<double>, noise_std) = std::nullopt;
   /// The number of samples, at least 1. Default: 10,000.
   TORCH_ARG(std::int64_t, max_samples) = 10000;
@@ -95,10 +95,10 @@ struct ShapeDatasetOptions {
 };
 
 /// A data set of signals with triangles and rectangles of random heights. In the target, each shape has the mean height
-/// of its group in this signal: of its kind, or of its half of the signal.
+/// of its group in this signal: of the shapes of its kind, or of its half of the shapes.
 ///
-/// A network must relate distant shapes, which a stack of small convolutions cannot. With GroupBy::kLocation it must
-/// also know the positions of the shapes, which attention alone does not.
+/// A network must relate distant shapes. A stack of small convolutions cannot do that. With GroupBy::kLocation the
+/// network must also know the positions of the shapes, which attention alone does not.
 ///
 /// ShapeGenerator::kNotebook fills a signal from the left:
 /// 1. A shape begins 0 to 9 positions after `offset`, which is 0 at first. It is 3 to 9 positions wide, and a triangle
@@ -112,7 +112,7 @@ struct ShapeDatasetOptions {
 /// - With GroupBy::kKind the heights of the triangles differ by more than 4.
 ///   With GroupBy::kLocation the mean heights of the two halves differ by more than 4.
 ///
-/// Input and target have independent noise, and each of them is normalized by itself.
+/// Input and target have independent noise, and are normalized separately.
 ///
 /// Shapes: inputs() and targets() (max_samples, 1, size), float32, on the CPU.
 ///
@@ -124,7 +124,7 @@ struct ShapeDatasetOptions {
 /// a size of 40.
 /// @throws c10::IndexError for an index out of range.
 ///
-/// Differs from the notebook, whose class ignores its arguments and always uses the defaults.
+/// Differs from the class of the notebook, which ignores its arguments and always uses the defaults.
 ///
 /// Source: the notebook "Attention intuition", after F. Fleuret, Deep Learning course, handout 13.2.
 ///
@@ -194,8 +194,8 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
 
   /// The data set with a transform of torch applied to it.
   ///
-  /// @param transform A transform of batches as get_batch() returns them, or one of vectors of single samples, such as
-  /// torch::data::transforms::Stack<>.
+  /// @param transform A transform of batches as get_batch() returns them, or a transform of vectors of single samples,
+  /// such as torch::data::transforms::Stack<>.
   /// @return A data set of torch. It holds a copy of this one, which shares its tensors.
   template <class Transform>
   auto map(Transform transform) const {
@@ -205,7 +205,7 @@ class ShapeDataset : public torch::data::datasets::BatchDataset<ShapeDataset, to
       return torch::data::datasets::map(detail::Samples<ShapeDataset>(*this), std::move(transform));
   }
 
-  /// The options of the constructor. Options that were not set have the default of their generator.
+  /// The options of the constructor. Options that were not set have the default of the option generator.
   const ShapeDatasetOptions& options() const { return options_; }
 
  private:

@@ -30,8 +30,8 @@ struct StandardizeOptions {
   /// variance of n elements is divided by n − 1.
   ///
   /// @param data Of any shape, with at least 2 elements.
-  /// @throws c10::ValueError for fewer elements. If all elements are equal, or one is not finite, the constructor of
-  /// the layer throws.
+  /// @throws c10::ValueError for fewer elements. Equal or infinite elements are not checked here: the constructor of
+  /// Standardize throws for them.
   explicit StandardizeOptions(const torch::Tensor& data) {
     TORCH_CHECK_VALUE(data.defined() && data.numel() >= 2, "attend::Standardize: data (",
                       data.defined() ? data.numel() : 0, " elements) must have at least 2 elements");
@@ -42,7 +42,7 @@ struct StandardizeOptions {
 
   /// The value that is mapped to 0. Default: 0.
   TORCH_ARG(double, mean) = 0.0;
-  /// The standard deviation: mean + deviation is mapped to 1. It must be above 0. Default: 1.
+  /// The standard deviation. The value mean + deviation is mapped to 1. It must be above 0. Default: 1.
   TORCH_ARG(double, deviation) = 1.0;
 };
 
@@ -56,7 +56,7 @@ struct StandardizeOptions {
 /// Shapes: x of any shape → the same shape.
 ///
 /// @throws c10::ValueError for options out of range: in float32, mean and deviation must be finite, and deviation above
-/// 0. Also if x is on another device than the buffers. (Buffers on the CPU serve every device.)
+/// 0. forward() and inverse() throw it if the buffers are not on the CPU and the tensor is on another device.
 ///
 /// @code
 /// attend::Standardize standardize(train_set.inputs());
@@ -68,7 +68,7 @@ class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
   /// The layer with the mean and the standard deviation of all elements of data.
   ///
   /// @param data Of any shape, with at least 2 elements.
-  /// @throws c10::ValueError for fewer elements, if all elements are equal, and if one is not finite.
+  /// @throws c10::ValueError for fewer elements, if all elements are equal, or if an element is not finite.
   explicit StandardizeImpl(const torch::Tensor& data) : StandardizeImpl(StandardizeOptions(data)) {}
 
   /// The layer with these options.
@@ -124,7 +124,7 @@ class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
     return y * deviation + mean;
   }
 
-  /// The options that the layer was made with. Loading changes the buffers and not the options.
+  /// The options that the layer was made with. Loading changes the buffers, but not the options.
   StandardizeOptions options;
 
   torch::Tensor mean,  ///< the buffer with the mean, 0-d float32

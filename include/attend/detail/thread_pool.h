@@ -21,13 +21,13 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// Threads that sleep between sections. A section is a number of pieces of work. The caller and the workers take pieces
 /// until none is left. The caller waits only for pieces that a worker has begun, so it can finish without any worker.
 ///
-/// - The thread that takes a piece is not determined, so results must depend only on the number of the piece. Workers
-///   use the floating-point environment of the caller (rounding, flushed denormals).
-/// - A program has one pool, and a pool runs one section at a time. A section that begins within another one, or while
-///   another user thread runs one, runs on its caller alone.
+/// - Any thread may take a piece, so results must depend only on the number of the piece. Workers use the
+///   floating-point environment of the caller (rounding, flushed denormals).
+/// - A program has one pool, and a pool runs one section at a time. A section that begins within another section, or
+///   while another user thread runs a section, runs on its caller alone.
 /// - The caller gets the first exception. Pieces that have not begun by then are not computed.
-/// - The first section starts the first worker. Workers stay until the program ends or its library is unloaded. Their
-///   number is the largest that a section has needed, or fewer if the system refuses to start more.
+/// - The first section starts the first workers. Workers exist until the program ends or its library is unloaded. Their
+///   number is the largest that a section has needed, or smaller if the system refuses to start more.
 /// - A process made by fork() has no workers and starts its own.
 class ThreadPool {
  public:
@@ -55,8 +55,8 @@ class ThreadPool {
     std::exception_ptr error{};
   };
 
-  /// The rest of the section: pieces that have not begun, and workers that may still join. A thread that takes a piece
-  /// by compare_exchange may read section_, which stays valid until that piece is finished.
+  /// What is left of the section: pieces that have not begun, and workers that may still join. A thread that takes a
+  /// piece by compare_exchange may read section_, which stays valid until that piece is finished.
   struct alignas(8) Left {
     std::uint32_t pieces = 0;
     std::uint16_t workers = 0;
@@ -68,7 +68,8 @@ class ThreadPool {
     return pool;
   }
 
-  /// The pool is never destroyed, because other threads may still use it at the end; only its workers end.
+  /// The pool. It is never destroyed, because other threads may still use it when the program ends. Only its workers
+  /// end.
   static ThreadPool& instance() {
     struct AtEnd {
       ~AtEnd() {
@@ -104,7 +105,7 @@ class ThreadPool {
     is_in_section() = true;
     for (Left at; take(at, turn);) finish(section, at);
     is_in_section() = false;
-    // Sleeping and waking up usually takes longer than the others need to finish.
+    // The caller spins first: the other threads usually finish sooner than it could sleep and wake up.
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(20);
     while (unfinished_ != 0 && std::chrono::steady_clock::now() < deadline) continue;
     for (int left; (left = unfinished_) != 0;) unfinished_.wait(left);
@@ -141,7 +142,7 @@ class ThreadPool {
     }
   }
 
-  /// Takes a piece of any section, as a worker that joins it.
+  /// Joins the current section as a worker and takes a piece of it.
   bool take(Left& at) {
     at = left_;
     while (at.pieces > 0 && at.workers > 0) {

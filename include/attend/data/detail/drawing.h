@@ -10,8 +10,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// One sample without noise, as a generator draws it: the shapes from left to right, and the heights at each position.
-/// Drawing several samples into the same Drawing reuses its memory.
+/// One sample without noise, as a generator draws it: the shapes from left to right, and the input and the target at
+/// each position. Drawing several samples into the same Drawing reuses its memory.
 struct Drawing {
   std::vector<DrawnShape> shapes;
   std::vector<double> input, target;

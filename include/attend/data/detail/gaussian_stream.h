@@ -14,11 +14,11 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// Standard normal numbers by the ziggurat method of Marsaglia and Tsang.
 ///
 /// 256 layers of equal area cover the area below the right half of the bell curve. Each layer is a horizontal strip, as
-/// wide as the bell at the strip's lower edge; the lowest layer also has the tail. A random point of a random layer is
-/// accepted at once in 99 of 100 cases.
+/// wide as the bell curve at the strip's lower edge. The lowest layer also has the tail. A random point of a random
+/// layer is accepted at once in 99 of 100 cases.
 ///
-/// The same seed gives the same bits with every compiler: no sum has a product as a term, except in std::fma, so no
-/// compiler may contract it; and IEEE 754 rounds each operation used here in exactly one way.
+/// The same seed gives the same bits with every compiler. No sum has a product as a term, except in std::fma, so there
+/// is nothing that a compiler could fuse. IEEE 754 defines the result of each operation used here.
 ///
 /// Source: G. Marsaglia, W. W. Tsang, "The ziggurat method for generating random variables", J. Stat. Soft. 5 (2000).
 class GaussianStream {
@@ -33,7 +33,7 @@ class GaussianStream {
       const std::uint32_t* const words = words_.begin();
       const auto most = static_cast<int>(std::min<std::int64_t>(end - numbers, words_.end() - words));
       int i = 0;
-      for (; i < most; ++i) {  // up to a point that may be above the bell
+      for (; i < most; ++i) {  // up to a point that may be above the bell curve
         const std::uint32_t layer = words[i] % kLayers;
         const std::int32_t position = (static_cast<std::int32_t>(words[i]) >> 7) | 1;  // odd, within ±2²⁴
         numbers[i] = static_cast<float>(position) * layers_.step[layer];
@@ -53,8 +53,8 @@ class GaussianStream {
 
   struct Layers {
     float step[kLayers];           // the width of a layer, divided by 2²⁴
-    std::int32_t inside[kLayers];  // smaller positions are below the bell, because the next layer covers them too
-    double height[kLayers + 1];    // of the bell, at the lower edge of a layer
+    std::int32_t inside[kLayers];  // smaller positions are below the curve, because the next layer covers them too
+    double height[kLayers + 1];    // of the bell curve, at the lower edge of a layer
   };
 
   static const Layers& layers() {

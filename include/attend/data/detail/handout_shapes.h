@@ -19,7 +19,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// Draws samples as the handout does: two triangles and two rectangles at random positions. A draw is rejected and
 /// repeated until no two shapes touch and the averaged heights differ enough.
 ///
-/// No sum has an inexact product as a term, so a compiler that contracts sums gives the same bits.
+/// No sum has an inexact product as a term. So a compiler that fuses products and sums (FMA) gives the same bits.
 class HandoutShapes {
  public:
   using Noise = UniformStream;  // from −1 to 1
@@ -57,9 +57,9 @@ class HandoutShapes {
   static constexpr int kSmallestWidth = 5, kLargestWidth = 11;
   static constexpr int kLeastDifference = 4;
 
-  /// Whether these shapes make a sample. If so, they are sorted from left to right and get their target heights.
+  /// Whether these shapes are a valid sample. If so, they are sorted from left to right and get their target heights.
   bool is_accepted(std::vector<DrawnShape>& shapes) const {
-    // By kind, only the heights of the triangles must differ, as in the handout's program.
+    // With GroupBy::kKind only the heights of the triangles must differ, as in the handout's program.
     if (by_kind_ && std::abs(shapes[0].height - shapes[1].height) <= kLeastDifference) return false;
     std::sort(shapes.begin(), shapes.end(), [](const auto& a, const auto& b) { return a.centre < b.centre; });
     for (std::size_t i = 0; i < 3; ++i)

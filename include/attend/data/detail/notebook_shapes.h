@@ -60,7 +60,8 @@ class NotebookShapes {
     double value() const { return static_cast<double>(numerator) / static_cast<double>(denominator); }
   };
 
-  /// The group of a shape, which shares one mean: the shapes of one kind, or one half of the shapes of the signal.
+  /// The number of the group of a shape, 0 or 1. The shapes of a group share one mean height. A group has the shapes of
+  /// one kind, or one half of the shapes of the signal.
   std::size_t group(const std::vector<DrawnShape>& shapes, std::size_t i) const {
     return by_kind_ ? shapes[i].kind == ShapeKind::kTriangle : i >= shapes.size() / 2;
   }

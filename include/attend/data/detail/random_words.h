@@ -35,7 +35,7 @@ class RandomWords {
   }
   const std::uint32_t* end() const { return words_ + kCount; }
 
-  /// Skips the first `count` of them.
+  /// Skips the first `count` words of begin().
   void skip(int count) { used_ += count; }
 
  private:

@@ -18,9 +18,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// The options of a layer that determine the sizes of one of its parameters, and whether the parameter exists.
 struct ParameterOptions {
-  std::string name;                // the parameter
-  std::vector<std::string> sizes;  // the option of each size
-  std::string presence = "";       // the option that decides whether it exists; empty: none of its own
+  std::string name;                // the name of the parameter
+  std::vector<std::string> sizes;  // for each size, the name of the option that determines it
+  std::string presence = "";       // the option that decides whether it exists; empty: that of check_archive()
 };
 
 /// Adds the tensors of an archive and of its nested archives, by their full names.
@@ -42,7 +42,8 @@ inline void add_tensors_of(torch::serialize::InputArchive& archive, const std::s
 /// Every layer calls this before it loads, because LibTorch does not check: it gives a parameter the sizes of the
 /// archive, reads the bits of float64 as float32, and skips tensors that the layer lacks.
 ///
-/// The message names the option that differs. `presence` is the option that decides which parameters exist.
+/// The message names the option that differs. `presence` is the option that decides which parameters exist, except for
+/// parameters whose ParameterOptions name another one.
 inline void check_archive(const char* layer, const torch::nn::Module& module, torch::serialize::InputArchive& archive,
                           const std::vector<ParameterOptions>& options = {}, const std::string& presence = "") {
   std::map<std::string, torch::Tensor> saved, own;

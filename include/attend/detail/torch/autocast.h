@@ -11,8 +11,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// Whether autocast casts tensors of this dtype.
 inline bool can_be_autocast(const at::Tensor& x) { return x.is_floating_point() && x.scalar_type() != at::kDouble; }
 
-/// The dtype of x in an operation that autocast covers. If autocast is on, it is the dtype of autocast, except for
-/// float64 and for integers, which stay.
+/// The dtype of x in an operation that autocast covers. If autocast is on, it is the dtype of autocast. float64 and
+/// integers keep their dtype.
 inline at::ScalarType dtype_under_autocast(const at::Tensor& x) {
   const c10::DeviceType device = x.device().type();
   const bool is_cast =

@@ -12,12 +12,12 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// A size set by an option must be at least 1.
+/// Throws c10::ValueError unless a size that an option sets is at least 1.
 inline void check_positive(const char* layer, const char* name, std::int64_t value) {
   TORCH_CHECK_VALUE(value >= 1, layer, ": ", name, " (", value, ") must be at least 1");
 }
 
-/// An input must be a dense tensor.
+/// Throws unless an input is defined (c10::ValueError) and dense (c10::TypeError).
 inline void check_tensor(const char* layer, const char* name, const torch::Tensor& tensor) {
   TORCH_CHECK_VALUE(tensor.defined(), layer, ": ", name, " must be a tensor, got an undefined one");
   check_dense(layer, name, tensor);
@@ -30,7 +30,8 @@ inline void check_device(const char* layer, const char* name, const torch::Tenso
                     "); move one of them with .to(device)");
 }
 
-/// A tensor must have the dtype and device of the layer's weights. Autocast may cast either, but not float64.
+/// Throws unless a tensor has the device (c10::ValueError) and the dtype (c10::TypeError) of the layer's weights, after
+/// the casts of autocast. Autocast does not cast float64.
 inline void check_fits_weights(const char* layer, const char* name, const torch::Tensor& tensor,
                                const torch::Tensor& weight) {
   check_device(layer, name, tensor, weight);
@@ -40,8 +41,8 @@ inline void check_fits_weights(const char* layer, const char* name, const torch:
                    can_be_autocast(tensor) && can_be_autocast(weight) ? ", or turn on autocast" : "");
 }
 
-/// The rules of layers that take a signal (N, C, L), or (N, L, C) with batch_first, with any number of channels: 3-d,
-/// L ≥ 1.
+/// Checks a signal (N, C, L), or (N, L, C) with batch_first, with any number of channels: it must be dense and 3-d,
+/// with L ≥ 1.
 inline void check_signal(const char* layer, const torch::Tensor& x, bool batch_first) {
   const char* const sizes = batch_first ? "(N, L, C)" : "(N, C, L)";
   TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor ", sizes, ", got an undefined one");
@@ -50,8 +51,8 @@ inline void check_signal(const char* layer, const torch::Tensor& x, bool batch_f
   TORCH_CHECK_VALUE(x.size(batch_first ? 1 : 2) >= 1, layer, ": x must have a length of at least 1, got ", x.sizes());
 }
 
-/// The rules of layers that take a channels-first signal (N, channels, L): 3-d, this number of channels, L ≥ 1, and the
-/// dtype and device of the layer's weights.
+/// Checks a channels-first signal (N, channels, L): it must be dense and 3-d, with this number of channels, L ≥ 1, and
+/// the dtype and device of the layer's weights.
 inline void check_signal(const char* layer, const torch::Tensor& x, std::int64_t channels,
                          const torch::Tensor& weight) {
   TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor (N, ", channels, ", L), got an undefined one");
@@ -63,7 +64,7 @@ inline void check_signal(const char* layer, const torch::Tensor& x, std::int64_t
   check_fits_weights(layer, "x", x, weight);
 }
 
-/// The same for layers that take images (N, channels, height, width).
+/// Checks an image (N, channels, height, width) in the same way.
 inline void check_image(const char* layer, const torch::Tensor& x, std::int64_t channels, const torch::Tensor& weight) {
   TORCH_CHECK_VALUE(x.defined(), layer, ": x must be a tensor (N, ", channels,
                     ", height, width), got an undefined one");

@@ -2,7 +2,8 @@
 #pragma once
 
 // Expanded tensors, as expand() makes them: the stride is 0 in a dimension of size above 1, so several elements share
-// one number in memory. These functions keep casts and gradients of such tensors as small as the memory.
+// one number in memory. With these functions, casts and gradients of such tensors need no more memory than the tensor
+// before expand().
 
 #include <attend/detail/torch/autograd_node.h>
 #include <attend/version.h>
@@ -37,7 +38,7 @@ inline at::Tensor one_copy(at::Tensor tensor) {
   return tensor;
 }
 
-/// A cast that leaves an expanded tensor expanded.
+/// A cast whose result is expanded if the tensor is expanded.
 class ExpandedCast : public torch::autograd::Node {
  public:
   static constexpr const char* kName = "attend::cast";
@@ -77,11 +78,11 @@ class ExpandedCast : public torch::autograd::Node {
   at::ScalarType dtype_;
 };
 
-/// The edge past the expand() that made an expanded tensor, to the tensor before the expand(). A gradient that takes
-/// this short way is already summed over the copies, so no memory for each copy is needed.
+/// The edge in the graph that leads to the tensor before the expand(). A gradient that is already summed over the
+/// copies can take this edge past the node of expand(). So it needs no memory for each copy.
 ///
 /// `edge` is the edge of the expanded tensor, which has `numel` different numbers. After the expand(), only unsqueeze()
-/// and an ExpandedCast may follow. Otherwise, and for an expanded leaf, there is no short way: the result is invalid.
+/// and an ExpandedCast may follow. Otherwise, and for an expanded leaf, there is no such edge: the result is invalid.
 inline torch::autograd::Edge edge_past_expand(torch::autograd::Edge edge, std::int64_t numel) {
   while (edge.is_valid()) {
     const std::string name = edge.function->name();

@@ -50,8 +50,8 @@ inline at::Tensor fused_input(const char* name, const at::Tensor& input) {
 ///                                    const std::vector<at::Tensor>& gradients) const;
 ///   std::vector<at::Tensor> reference(const std::vector<at::Tensor>& inputs) const;
 /// - forward and backward work on tensors without autograd. Inputs may be undefined.
-/// - backward returns gradients in the order of the inputs. Gradients at the end may be missing, and so may those of
-///   tensors that require none. Of the given gradients, some but not all may be undefined, which means zeros.
+/// - backward returns gradients in the order of the inputs. Gradients at the end may be missing. Gradients of tensors
+///   that require none may be undefined. Some of the given gradients may be undefined, which means zeros, but not all.
 /// - reference computes the same outputs by torch's differentiable operations. The backward pass uses it with
 ///   create_graph, so the function can be differentiated any number of times. backward alone would silently drop the
 ///   second derivative.
@@ -59,11 +59,12 @@ inline at::Tensor fused_input(const char* name, const at::Tensor& input) {
 /// Function may also have
 ///   bool sums_copies(std::size_t input) const;
 /// If it returns true and the input is expanded (detail/torch/expanded.h), backward returns the gradient of
-/// one_copy(input), summed over the copies. This gradient takes the short way past the expand(). If the gradient of the
-/// expanded tensor is observed, or there is no short way, backward gets a contiguous copy of the input instead.
+/// one_copy(input), summed over the copies. This gradient goes directly to the tensor before the expand(), which is
+/// called the short way. If the gradient of the expanded tensor is observed, or there is no short way, backward gets a
+/// contiguous copy of the input instead.
 ///
-/// This is a node and not a torch::autograd::Function: the templates of the latter for compiled autograd, which C++
-/// lacks, are a third of the code that a program with one attention layer compiles.
+/// This is a node and not a torch::autograd::Function, whose templates are a third of the code that a program with one
+/// attention layer compiles. They serve compiled autograd, which C++ does not have.
 template <class Function>
 class FusedNode : public torch::autograd::Node {
  public:
@@ -166,7 +167,8 @@ class FusedNode : public torch::autograd::Node {
     }
   }
 
-  /// set_data(), which module->to() calls, replaces dtype and sizes of a tensor without a new version.
+  /// Throws if the dtype or the sizes of a saved tensor have changed. set_data(), which module->to() calls, replaces
+  /// both without a new version of the tensor, so LibTorch does not notice.
   void check_kinds(const Tensors& inputs) const {
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       const Kind& kind = kinds_[i];
@@ -177,7 +179,7 @@ class FusedNode : public torch::autograd::Node {
     }
   }
 
-  /// Whether backward sums the gradient of the input over its copies.
+  /// Whether backward may sum the gradient of the input over its copies.
   bool sums_copies(std::size_t k, const at::Tensor& input) const {
     if constexpr (requires { function_.sums_copies(k); })
       return function_.sums_copies(k) && input.defined() && input.requires_grad() && input.numel() > 0 &&

@@ -20,14 +20,15 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Decides which threads run the next section: LibTorch's threads, or those of ThreadPool.
+/// Decides which threads run the next section: LibTorch's threads, or the threads of ThreadPool.
 ///
-/// Normally these are LibTorch's threads. They spin for a while after each loop of LibTorch, so they begin at once, and
-/// other threads would have to share the cores with them.
+/// Normally LibTorch's threads run it. They spin for a while after each loop of LibTorch, so they begin at once. Other
+/// threads would have to share the cores with them.
 ///
-/// However, a loop of LibTorch ends only after all of its threads have been scheduled. Beside another busy process each
-/// of them may wait for milliseconds. After a thread was held up, ThreadPool therefore runs the sections for 10 ms. If
-/// a thread is held up again soon after, ThreadPool runs them for four times as long, up to 2 s.
+/// However, a loop of LibTorch ends only after all of its threads have been scheduled. If another process is busy, a
+/// thread may wait for a core for milliseconds; here such a thread is called held up. After a thread was held up,
+/// ThreadPool runs the sections of the next 10 ms. If a thread is held up again soon after that, ThreadPool runs the
+/// sections for four times as long, up to 2 s.
 class WhoseThreads {
  public:
   using Clock = std::chrono::steady_clock;
@@ -47,7 +48,7 @@ class WhoseThreads {
   }
 
   /// Whether the threads of the next section measure how long they had a core. Reading that clock takes as long as a
-  /// very short section. After a very short section it is not read: a section that is held up is not short.
+  /// very short section. So it is not read after a very short section. A held-up section is never very short.
   static bool are_watched() { return instance().are_watched_; }
 
   static void section_took(Clock::duration time) { instance().are_watched_ = time > kVeryShort; }
@@ -134,7 +135,7 @@ void parallel_ranges(std::int64_t count, std::int64_t grain, const Work& work) {
   if (was_held_up) WhoseThreads::a_thread_was_held_up();
 }
 
-/// Calls work(t) for t = 0 … threads − 1, each on its own thread if there are enough threads.
+/// Calls work(t) for t = 0 … threads − 1. Each call runs on a thread of its own if there are enough threads.
 template <class Work>
 void parallel(int threads, const Work& work) {
   if (threads == 1) return work(0);

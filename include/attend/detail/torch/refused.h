@@ -9,8 +9,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Returns false, and writes the parts as one sentence to `reason` unless it is null. forward() passes null, so only
-/// explain() and errors take the time to build the sentence.
+/// Returns false, and writes the parts as one sentence to `reason` unless `reason` is null. forward() passes null, so
+/// only explain() and errors spend time on the sentence.
 template <class... Parts>
 bool refused(std::string* reason, const Parts&... parts) {
   if (reason != nullptr) *reason = c10::str(parts...);

@@ -18,7 +18,7 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// A contiguous tensor that has sizes, dtype and device but no memory. explain() uses it in place of a result that
-/// forward() would compute. Like a result, it requires a gradient if `requires_grad` is true and gradients are
+/// forward() would compute. Like such a result, it requires a gradient if `requires_grad` is true and gradients are
 /// recorded. Views of it are allowed. An operation that reads or writes its elements throws.
 inline at::Tensor without_data(at::IntArrayRef sizes, const at::TensorOptions& options, bool requires_grad) {
   const at::Tensor tensor = at::empty({0}, options);
@@ -33,7 +33,7 @@ inline at::Tensor without_data(at::IntArrayRef sizes, const at::TensorOptions& o
   return tensor.set_requires_grad(requires_grad && c10::GradMode::is_enabled());
 }
 
-/// The result of tensor.to(dtype) without its data. A tensor that has the dtype is returned as it is.
+/// The result of tensor.to(dtype) without its data. A tensor that already has the dtype is returned unchanged.
 inline at::Tensor converted_without_data(const at::Tensor& tensor, at::ScalarType dtype) {
   if (!tensor.defined() || tensor.scalar_type() == dtype) return tensor;
   if (is_expanded(tensor)) return converted_without_data(one_copy(tensor), dtype).expand(tensor.sizes());
