@@ -9,15 +9,15 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// An implementation of attention. One with a backward pass of its own is a KernelBackend (attention_node.h).
+/// An implementation of attention. A backend with a backward pass of its own is a KernelBackend (attention_node.h).
 ///
-/// The built-in ones are in a table (backends.h). The caller may hand another one to the option backend.
+/// The built-in backends are in a table (backends.h). A caller may pass another backend to the option backend.
 class AttentionBackend {
  public:
   /// Its name in the options; kGiven for a backend that is not in the table.
   virtual Backend name() const = 0;
 
-  /// Whether it can compute a problem. If not, `reason` is set to a sentence that says why, unless it is null.
+  /// Whether it can compute a problem. If not, it sets `reason`, unless that is null, to a sentence that says why.
   virtual bool can_run(const Problem& problem, std::string* reason = nullptr) const = 0;
 
   /// The sentence that can_run() sets.
@@ -33,7 +33,7 @@ class AttentionBackend {
   /// Explanation::how.
   virtual std::string how(const Problem& problem) const = 0;
 
-  /// Computes a problem that it can run. The result has its place in torch's graph.
+  /// Computes a problem for which can_run() is true. The result is part of torch's autograd graph.
   virtual AttentionResult run(const Problem& problem) const = 0;
 
  protected:

@@ -20,21 +20,22 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// The results of an attention kernel's forward pass.
 struct KernelResult : AttentionResult {
-  at::Tensor saved;  // for its backward pass; undefined if it needs nothing more
+  at::Tensor saved;  // more memory for the backward pass; undefined if there is none
 };
 
-/// A backend with a kernel: a forward and a backward pass on raw tensors, which know nothing of autograd.
+/// A backend with a kernel: a forward and a backward pass on tensors without autograd.
 class KernelBackend : public AttentionBackend {
  public:
-  /// The problem in tensors that the kernel reads. Autograd records the conversions.
+  /// The problem with tensors in a form that the kernel can read. Autograd records the conversions.
   virtual Problem readable(const Problem& problem) const = 0;
 
   /// Computes a problem that is readable().
   virtual KernelResult forward(const Problem& problem, bool with_backward) const = 0;
 
-  /// The gradients of the problem's tensors, each under the name of its tensor. Those of tensors that require none may
-  /// be undefined. LibTorch casts them to the dtypes of the tensors. Those of the mask and of the variant's tensors are
-  /// summed over copies (detail/torch/expanded.h). One of `gradients` may be undefined, which means zeros.
+  /// The gradients of the problem's tensors, each in the member of its tensor. Gradients of tensors that require none
+  /// may be undefined. LibTorch casts the gradients to the dtypes of the tensors. If the mask or a tensor of the
+  /// variant is expanded, its gradient is summed over the copies (detail/torch/expanded.h). One of `gradients` may be
+  /// undefined, which means zeros.
   virtual AttentionTensors backward(const Problem& problem, const KernelResult& result,
                                     const AttentionResult& gradients) const = 0;
 
@@ -61,7 +62,7 @@ class AttentionNode {
     if (is_recorded) {
       std::vector<at::Tensor> inputs;
       inputs.reserve(tensors.size());
-      // They are saved apart from the problem, so that torch watches for changes in place.
+      // The tensors are saved apart from the problem, so that torch detects changes in place.
       for (at::Tensor* tensor : tensors) inputs.push_back(std::exchange(*tensor, at::Tensor()));
       const AttentionNode function(backend, std::move(problem));
       FusedNode<AttentionNode>::record(function, inputs, function.outputs_of(result));
@@ -91,7 +92,7 @@ class AttentionNode {
  private:
   static constexpr const char* kName = "attend::attention";
 
-  // The places in lists of FusedNode: inputs, outputs, and what else is saved.
+  // The indices in the lists of FusedNode: inputs, outputs, and other saved tensors.
   enum Input : std::size_t {
     kQuery,
     kKey,
@@ -125,7 +126,7 @@ class AttentionNode {
     return problem;
   }
 
-  /// The log-sum-exp is an output of the node if the caller gets it. Otherwise it is saved for the backward pass only.
+  /// The log-sum-exp is an output of the node if the caller wants it. Otherwise it is only saved for the backward pass.
   FusedOutputs outputs_of(const KernelResult& result) const {
     if (problem_.needs_log_sum_exp) return {{result.output, result.log_sum_exp}, {result.saved}};
     return {{result.output}, {result.saved, result.log_sum_exp}};

@@ -15,14 +15,14 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// The implementations of attention.
 ///
-/// ConvStack and the projections of SelfAttention1d have two implementations, attend's kernels and torch's. kReference
-/// names torch's. The option backend of each layer says what the other values do.
+/// ConvStack and the linear projections of other layers have two implementations: attend's kernels and torch's. For
+/// them, kReference means torch's. The option backend of each layer says what the other values mean.
 enum class Backend {
-  kAuto,       ///< the backend of the active BackendGuard, or else the fastest one that can compute the call
+  kAuto,       ///< the backend of the active BackendGuard; without one, the fastest that can compute the call
   kReference,  ///< the dense formula: computes every call, on every device, and allocates all L · S scores
   kCpu,        ///< attend's own fused kernels for the CPU
   kSdpa,       ///< ATen's fused kernels; throws c10::NotImplementedError where ATen would use its dense fallback
-  kGiven,      ///< a backend object that was passed to the option backend, see BackendChoice; not an option by itself
+  kGiven,      ///< a backend object, see BackendChoice; you cannot pass kGiven itself to the option backend
 };
 
 /// Writes the name, for example "kCpu".
@@ -46,8 +46,8 @@ namespace detail {
 class AttentionBackend;  // attention/attention_backend.h
 }
 
-/// The value of the option backend: a Backend, or a backend object that another header of attend makes. Both convert to
-/// a BackendChoice.
+/// The value of the option backend: a Backend, or a backend object. A function of another header makes such objects.
+/// Both convert to a BackendChoice.
 class BackendChoice {
  public:
   /// A built-in backend.
@@ -74,15 +74,17 @@ class BackendChoice {
 
 /// Sets the backend of this thread until the end of the scope, for every call whose option backend is kAuto.
 ///
-/// The option backend of a call comes first, then the innermost guard. BackendGuard(Backend::kAuto) cancels an outer
-/// guard. The backward pass uses the backend of the forward pass. With create_graph = true it uses kReference instead.
+/// If the option backend of a call is not kAuto, guards have no effect on the call. Of several guards, the innermost
+/// counts. BackendGuard(Backend::kAuto) cancels an outer guard.
+///
+/// The backward pass uses the backend of the forward pass. With create_graph = true it uses kReference instead.
 ///
 /// A guard applies to all code of its thread that is built with the same version of attend and exports its symbols. It
 /// does not apply to:
 /// - a shared library that is built with -fvisibility=hidden, or with another version of attend
 /// - with clang, a library that is loaded with RTLD_LOCAL, as Python loads its modules
 ///
-/// Set the option `.backend(…)` of the call there.
+/// In these libraries, set the option `.backend(…)` of each call.
 ///
 /// @code
 /// attend::BackendGuard guard(attend::Backend::kReference);
@@ -106,7 +108,7 @@ class BackendGuard {
   Backend outer_;
 };
 
-/// The result of attention_with_lse() and flex_attention_with_lse(). Both tensors may be differentiated.
+/// The result of attention_with_lse() and flex_attention_with_lse(). Both tensors are differentiable.
 struct AttentionResult {
   at::Tensor output;  ///< (N, H, L, Dv), as attention() returns it
 
@@ -121,15 +123,15 @@ struct AttentionResult {
 /// All members except `backend` are sentences for people. The wording may change in any version: do not parse it.
 struct Explanation {
   Backend backend;             ///< The backend that computes the call, never kAuto.
-  std::string why_not_faster;  ///< One sentence for each faster backend that was passed over; empty if there is none.
+  std::string why_not_faster;  ///< One sentence for each faster backend that is not used; empty if there is none.
 
-  /// What this backend copies or converts; empty if nothing. Two conversions are not listed, because they come before
-  /// the backend:
+  /// The inputs that this backend copies or converts; empty if none. Two conversions are not listed, because they
+  /// happen before the backend is called:
   /// - the casts of autocast
   /// - the conversion of a float attn_mask to another dtype; see AttentionOptions::attn_mask()
   std::string copies;
 
-  std::string how;  ///< What this backend runs; for kCpu with the instruction set.
+  std::string how;  ///< The code that this backend runs. For kCpu it names the instruction set.
 
   /// All members as one text, usually of two to four sentences. operator<< writes the same.
   ///

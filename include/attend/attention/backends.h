@@ -21,11 +21,11 @@ inline constexpr Cpu kCpuBackend;
 inline constexpr Sdpa kSdpaBackend(/*exact=*/kCpuBackend);
 inline constexpr Reference kReferenceBackend;
 
-/// All built-in backends, the fastest first. The last one can do everything.
+/// All built-in backends, the fastest first. The last one can compute every call.
 inline constexpr const AttentionBackend* kBackends[] = {&kCpuBackend, &kSdpaBackend, &kReferenceBackend};
 
-/// The backend for a call. Adds a sentence to `why_not_faster`, unless it is null, for each faster backend that is
-/// passed over. Throws c10::NotImplementedError if a backend asked for by name cannot run.
+/// The backend for a call. For each faster backend that is not used, it adds a sentence to `why_not_faster`, unless
+/// that is null. Throws c10::NotImplementedError if a backend that was named in the call or by a guard cannot run.
 inline const AttentionBackend& choose(const Problem& problem, Backend asked_for,
                                       std::string* why_not_faster = nullptr) {
   const Backend wanted = asked_for == Backend::kAuto ? BackendGuard::current() : asked_for;

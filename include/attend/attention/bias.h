@@ -20,8 +20,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// `slopes` has one number for each query head. It has any floating-point dtype and may require a gradient.
 ///
-/// AttentionOptions::alibi_slopes computes the same. Alibi can be combined with other score_mods. In packed batches it
-/// counts positions through all sequences (see Coordinate), and the option counts within a sequence.
+/// AttentionOptions::alibi_slopes computes the same. Alibi can be combined with other score_mods. In packed batches,
+/// Alibi counts positions through all sequences (see Coordinate); the option counts within a sequence.
 ///
 /// Source: Press et al., "Train short, test long", 2022.
 ///
@@ -69,12 +69,14 @@ class Alibi {
 /// A score_mod that adds a learned value for each distance between key and query.
 ///
 /// score + table[h][clamp(j − p, −M, M) + M] for head h, key j and the query's position p = i + S − L. All distances
-/// beyond M share the value of M.
+/// above M share the value of M, and all below −M that of −M.
 ///
 /// The table is (H, 2M + 1), or (1, 2M + 1) for all heads. It has any floating-point dtype and may require a gradient.
 ///
+/// Differs from T5: each distance has its own value. T5 puts several distances into one bucket.
+///
 /// Source: Shaw et al., "Self-attention with relative position representations", 2018; as a bias: Raffel et al., "T5",
-/// 2020. Differs from T5, which puts distances into buckets: each distance has its own value.
+/// 2020.
 ///
 /// @code
 /// torch::Tensor y = attend::flex_attention(q, k, v, attend::RelativeBias(table));
@@ -119,13 +121,13 @@ class RelativeBias {
 
 /// A score_mod that adds a learned value to each score.
 ///
-/// The bias is (L, S), (H, L, S) or (N, H, L, S). Any size may be 1 and is then broadcast. It has any floating-point
-/// dtype and may require a gradient.
+/// The bias is (L, S), (H, L, S) or (N, H, L, S). Any size may be 1 and is then broadcast. The bias has any
+/// floating-point dtype and may require a gradient.
 ///
 /// A float AttentionOptions::attn_mask computes the same. DenseBias can be combined with other score_mods.
 ///
-/// Memory: its gradient is summed in float64. For a bias of more than 2¹⁶ elements this takes at most two float64
-/// buffers of its size. For an expanded bias the size is that of the tensor before expand().
+/// Memory: the gradient is summed in float64. For a bias of more than 2¹⁶ elements this takes at most two float64
+/// buffers of the size of the bias. For an expanded bias that is the size before expand().
 ///
 /// @code
 /// torch::Tensor y = attend::flex_attention(q, k, v, attend::DenseBias(table));

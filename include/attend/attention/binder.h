@@ -26,7 +26,7 @@ struct AttentionSizes {
 
 namespace detail {
 
-/// The number of keys of each batch entry: S, or that of the option key_lengths.
+/// The number of keys of each batch entry: S, or the number in the option key_lengths.
 class KeyLengths {
  public:
   KeyLengths() = default;
@@ -42,18 +42,18 @@ class KeyLengths {
     return lengths_.empty() ? sizes.key_length : lengths_[static_cast<std::size_t>(batch)];
   }
 
-  /// Whether they may differ from S.
+  /// Whether the option key_lengths is set.
   bool are_given() const { return !lengths_.empty(); }
 
  private:
   std::vector<std::int32_t> lengths_;
 };
 
-/// What views do besides reading.
+/// The objects in which views note what is read.
 struct ViewPurpose {
-  /// For each depth of Dual: the number of the tensor that its derivative is with respect to, or −1 for none.
+  /// For each depth of Dual: the number of the tensor with respect to which it is differentiated, or −1 for none.
   int differentiated[2] = {-1, -1};
-  TensorReads* reads[2] = {};      // for each depth of Dual: counts the reads of this tensor
+  TensorReads* reads[2] = {};      // for each depth of Dual: counts the reads of that tensor
   int* seen_outside = nullptr;     // becomes 1 if an IntegerView is read outside of its tensor
   OutsideRead* outside = nullptr;  // where a check notes what was read outside of a tensor
 };
@@ -63,8 +63,8 @@ struct ViewPurpose {
 /// Turns the tensors of a score_mod or mask_mod into views, which the struct reads in the kernel.
 ///
 /// A struct that holds tensors has `auto bind(attend::Binder& binder) const`. bind() checks the tensors against
-/// sizes(), asks for a view of each, and returns the struct that is called for every score. attention calls bind()
-/// several times. It must ask for the same tensors in the same order each time.
+/// sizes(), requests a view of each tensor, and returns the struct that is called for every score. attention calls
+/// bind() several times. Each time, bind() must request the same tensors in the same order.
 ///
 /// @code
 /// struct HeadBias {
@@ -86,7 +86,7 @@ class Binder {
 
   /// A view of a floating-point tensor.
   ///
-  /// If a score_mod reads the view, gradients reach the tensor. A mask_mod has no type T. It reads the view by
+  /// If a score_mod reads the view, gradients reach the tensor. A mask_mod, which has no type T, reads the view with
   /// `read<attend::Real<float>>`.
   ///
   /// @param tensor Floating-point, with at most 4 dimensions, on the device of query.
@@ -106,7 +106,8 @@ class Binder {
   /// @param tensor Integers or bool, with at most 4 dimensions, on the device of query.
   /// @return The view, for a member of the struct that bind() returns.
   /// @throws c10::TypeError as values().
-  /// @throws c10::ValueError as values(). Integers beyond int32 make attention throw it after bind().
+  /// @throws c10::ValueError as values(). Whether all elements fit into int32 is checked after bind(), by attention,
+  /// which throws c10::ValueError too.
   IntegerView integers(const at::Tensor& tensor) {
     constexpr auto is_whole = [](at::ScalarType dtype) { return at::isIntegralType(dtype, /*includeBool=*/true); };
     const at::Tensor& bound = next(tensor, "integers()", is_whole, "an integer or bool");
@@ -134,15 +135,15 @@ class Binder {
                       ") must be a multiple of the number of windows (", windows, ")");
   }
 
-  /// Used by attention to find out which tensors a struct asks for.
+  /// Used by attention to collect the tensors that a struct requests.
   Binder(const AttentionSizes& sizes, c10::Device device) : sizes_(sizes), device_(device), is_collecting_(true) {}
 
-  /// Used by attention to bind a struct to tensors on the CPU. They have the dtype of the computation, or int32. They
+  /// Used by attention to bind a struct to tensors on the CPU. Their dtype is that of the computation, or int32. They
   /// are contiguous, or expanded from a contiguous tensor.
   Binder(const AttentionSizes& sizes, std::vector<at::Tensor> tensors, const detail::ViewPurpose& purpose = {})
       : sizes_(sizes), tensors_(std::move(tensors)), purpose_(purpose) {}
 
-  /// All tensors that the struct has asked for, in order.
+  /// All tensors that the struct has requested, in order.
   const std::vector<at::Tensor>& tensors() const { return tensors_; }
 
  private:
@@ -155,7 +156,8 @@ class Binder {
     return shape;
   }
 
-  /// Where the numbers are. An empty tensor gets a zero, because a read outside of a tensor reads its first number.
+  /// The address of the numbers. For an empty tensor it is that of a zero, because a read outside of a tensor reads the
+  /// first number.
   const void* data_of(const at::Tensor& tensor) const {
     static constexpr double kZero = 0.0;
     return is_collecting_ ? nullptr : tensor.numel() == 0 ? &kZero : tensor.const_data_ptr();
@@ -189,7 +191,7 @@ class Binder {
   bool is_collecting_ = false;
   std::vector<at::Tensor> tensors_;
   detail::ViewPurpose purpose_;
-  int number_ = 0;  // of tensors that have been asked for
+  int number_ = 0;  // the number of tensors that have been requested
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -31,16 +31,16 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A mask_mod given as lists of blocks, as PyTorch's BlockMask of flex_attention.
+/// A mask_mod given as lists of blocks, like the BlockMask of PyTorch's flex_attention.
 ///
 /// A score is allowed if its block is listed as full, or if its block is listed as partial and `mask_mod` allows the
-/// score. Other blocks are not computed on the CPU.
+/// score. On the CPU, other blocks are not computed.
 ///
-/// All tensors have whole numbers. They are copied: later changes in place have no effect. Sizes 1 in place of N and H
-/// mean that all batch entries or heads share the lists.
+/// All tensors hold integers. They are copied, so later changes in place have no effect. If N or H is 1, all batch
+/// entries or heads share the lists.
 ///
-/// @throws c10::ValueError for other shapes and for numbers of blocks that do not exist.
-/// @throws c10::TypeError for tensors of other numbers.
+/// @throws c10::ValueError for other shapes, and for indices of blocks that do not exist.
+/// @throws c10::TypeError for tensors that are not integers.
 ///
 /// @code
 /// torch::Tensor num_blocks = torch::tensor({1, 2}).view({1, 1, 2});                 // of 2 blocks of queries
@@ -52,8 +52,8 @@ template <class Mask = EveryKey>
 class BlockMask : public detail::MaskOperators {
  public:
   /// @param kv_num_blocks The number of partial blocks for each block of queries, (N, H, ⌈L / block⌉).
-  /// @param kv_indices The partial blocks of keys, from 0, (N, H, ⌈L / block⌉, ⌈S / block⌉). Only the first
-  /// kv_num_blocks numbers of a row count.
+  /// @param kv_indices The indices of the partial blocks of keys, from 0, (N, H, ⌈L / block⌉, ⌈S / block⌉). In each
+  /// row, only the first numbers are used, as many as kv_num_blocks says.
   /// @param full_kv_num_blocks The same for full blocks. Default: none.
   /// @param full_kv_indices The same for full blocks. Default: none.
   /// @param block_size The number of queries and of keys in a block, multiples of 64. Default: 128 each.
@@ -79,7 +79,7 @@ class BlockMask : public detail::MaskOperators {
     table_ = table_.to(kv_indices.device());
   }
 
-  /// The numbers of MaskCover of each 64 queries and 64 keys: int32 (N, H, rows, columns).
+  /// The number of the MaskCover for each block of 64 queries and 64 keys: int32 (N, H, rows, columns).
   const at::Tensor& table() const { return table_; }
 
   /// Called by attention: checks the tensors against the sizes of the call.
@@ -103,7 +103,7 @@ class BlockMask : public detail::MaskOperators {
     return BlockMaskView<detail::Bound<Mask>>(table, detail::bound(mask_mod_, binder));
   }
 
-  /// A mask with a table as table() returns it. block_mask_of() calls this constructor.
+  /// A mask with a table in the form of table(). block_mask_of() calls this constructor.
   BlockMask(at::Tensor table, std::array<std::int64_t, 2> blocks, std::array<std::int64_t, 2> block_size, Mask mask_mod)
       : table_(std::move(table)), blocks_(blocks), block_size_(block_size), mask_mod_(std::move(mask_mod)) {}
 
@@ -158,10 +158,10 @@ class BlockMask : public detail::MaskOperators {
   Mask mask_mod_;
 };
 
-/// A BlockMask of any mask_mod, as PyTorch's create_block_mask makes it.
+/// Makes a BlockMask from any mask_mod, like PyTorch's create_block_mask.
 ///
-/// It asks for every score once, and for none in blocks that the mask's own `cover` knows. Use it for a mask that is
-/// expensive to call, has no `cover`, and serves for many calls.
+/// It calls the mask at most once for each score. For blocks that the mask's own `cover` calls empty or full, it does
+/// not call the mask. Use it for a mask that is expensive to call, has no `cover`, and is passed to many calls.
 ///
 /// @param mask_mod A struct as MaskMod describes, on the CPU.
 /// @param sizes N, H, L and S. Pass N = 1 or H = 1 if all batch entries or heads have the same mask.

@@ -43,8 +43,8 @@ inline AttentionSizes sizes_of(const at::Tensor& scores) {
   return {scores.size(0), scores.size(1), scores.size(2), scores.size(3)};
 }
 
-/// Calls action(coordinate, index) for every score of (N, H, L, S) whose key exists, on all threads. Each thread makes
-/// its own action by make_action().
+/// Calls action(coordinate, index) for every score of (N, H, L, S) whose key exists, on all threads. Each thread calls
+/// make_action() for an action of its own.
 template <class MakeAction>
 void for_each_score(const AttentionSizes& sizes, const KeyLengths& key_lengths, const MakeAction& make_action) {
   const std::int64_t rows = sizes.batch_size * sizes.num_heads * sizes.query_length;
@@ -74,8 +74,8 @@ void for_each_score_in_order(const AttentionSizes& sizes, const KeyLengths& key_
   }
 }
 
-/// What the result of a score_mod is differentiated with respect to: input 0 is the score itself, and input k is a
-/// value of tensor k − 1. `turn` is the number of this value, from 0, in the order in which the score_mod reads them.
+/// The variable with respect to which the result of a score_mod is differentiated. Input 0 is the score itself. Input k
+/// is a value of tensor k − 1: value number `turn`, from 0, in the order in which the score_mod reads them.
 struct Direction {
   std::size_t input;
   int turn = 0;
@@ -87,8 +87,8 @@ class DenseScores : public torch::autograd::Node {
  public:
   using Tensors = std::vector<at::Tensor>;
 
-  /// `inputs`: the scores, then the tensors that the score_mod asks its binder for, all on the CPU. Scores of keys that
-  /// do not exist become 0.
+  /// `inputs`: the scores, then the tensors that the score_mod requests from its binder, all on the CPU. Scores of keys
+  /// that do not exist become 0.
   static at::Tensor apply_to(const Mod& mod, const Tensors& inputs, const std::vector<Direction>& directions = {},
                              const KeyLengths& key_lengths = {}) {
     for (const at::Tensor& input : inputs)
@@ -153,15 +153,16 @@ class DenseScores : public torch::autograd::Node {
     std::vector<Direction> directions = directions_;
     directions.push_back(direction);
     const at::Tensor derivative = apply_to(mod_, inputs, directions, key_lengths_);
-    // The derivative of a masked score, which gets no gradient, may be infinite.
+    // The derivative of a masked score may be infinite. Its gradient is 0, and the product must be 0.
     const at::Tensor is_masked = gradient.eq(0.0).logical_and(derivative.isfinite().logical_not());
     return gradient * derivative.masked_fill(is_masked, 0.0);
   }
 
-  /// The result of evaluate(). `results` has for each score the changed score, or its derivative.
+  /// The result of evaluate(). `results` has the changed score, or its derivative, for each score.
   ///
-  /// Only for a single direction that is a tensor: `places` has for each score the index of the value number `turn` in
-  /// the tensor, or 0 if the score_mod reads fewer values. `turns` is the largest number of values that it reads.
+  /// The other members are set only for a single direction that is a tensor. `places` has an index for each score:
+  /// where value number `turn` is in the tensor, or 0 if the score_mod reads fewer values. `turns` is the largest
+  /// number of values that the score_mod reads for a score.
   struct Evaluation {
     at::Tensor results, places;
     int turns = 0;
@@ -184,7 +185,7 @@ class DenseScores : public torch::autograd::Node {
     Evaluation evaluation{at::zeros(scores.sizes(), scores.options()), {}};
     V* const result = evaluation.results.template mutable_data_ptr<V>();
 
-    // Each thread has its own score_mod. Its views count in `reads` the values that it reads.
+    // Each thread has its own score_mod. Its views count the values that it reads, in `reads`.
     struct Bound {
       Bound(const Mod& mod, const AttentionSizes& sizes, const Tensors& tensors,
             const std::vector<Direction>& directions)
@@ -252,8 +253,8 @@ class DenseScores : public torch::autograd::Node {
   std::vector<torch::autograd::SavedVariable> inputs_;
 };
 
-/// Which scores a mask_mod allows: bool (N, H, L, S), false for keys that do not exist. `tensors`: those that it asks
-/// its binder for, on the CPU.
+/// The scores that a mask_mod allows: bool (N, H, L, S), false for keys that do not exist. `tensors`: the tensors that
+/// it requests from its binder, on the CPU.
 ///
 /// The mask_mod is passed by value: g++ 12 -O1 warns about a reference to an empty one.
 template <class Mod>

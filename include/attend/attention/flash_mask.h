@@ -30,16 +30,16 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// | --- | --- | --- |
 /// | false | 4: a, b, c, d | a ≤ i < b or c ≤ i < d |
 /// | false | 2: a, d | a ≤ i or i < d |
-/// | true | 2: a, b | a ≤ i < b or the key is later than the query |
-/// | true | 1: a | a ≤ i or the key is later than the query |
+/// | true | 2: a, b | a ≤ i < b, or the key is after the query's position |
+/// | true | 1: a | a ≤ i, or the key is after the query's position |
 ///
-/// Blocks of scores that are masked as a whole are not computed on the CPU. The memory of the mask grows with S, not
-/// with L · S. The tensor is copied: later changes in place have no effect.
+/// On the CPU, blocks of scores that are completely masked are not computed. The memory of the mask grows with S, not
+/// with L · S. The tensor is copied, so later changes in place have no effect.
 ///
 /// @throws c10::ValueError for other shapes.
-/// @throws c10::TypeError for a tensor of other numbers.
+/// @throws c10::TypeError for a tensor that is not integer.
 ///
-/// Source: Wang et al., "FlashMask: Efficient and Rich Mask Extension of FlashAttention", 2024; the layout is that of
+/// Source: Wang et al., "FlashMask: Efficient and Rich Mask Extension of FlashAttention", 2024. The layout is that of
 /// flashmask_attention in PaddlePaddle.
 ///
 /// @code
@@ -49,9 +49,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @endcode
 class FlashMask : public detail::MaskOperators {
  public:
-  /// @param startend_row_indices Whole numbers, (N, H, S, 4), or 1 or 2 instead of 4. N may be 1. Instead of H, the
-  /// number of key heads and 1 are allowed.
-  /// @param is_causal Whether queries may not attend to later keys, as in Causal. Default: false.
+  /// @param startend_row_indices Integers, (N, H, S, 4), (N, H, S, 2) or (N, H, S, 1), as in the table above. N may be
+  /// 1. H may also be a divisor of the number of query heads, such as the number of key heads or 1.
+  /// @param is_causal Whether the keys after a query's position are masked too, as in Causal. Default: false.
   explicit FlashMask(const at::Tensor& startend_row_indices, bool is_causal = false) : is_causal_(is_causal) {
     const at::Tensor& given = startend_row_indices;
     const std::int64_t numbers = given.defined() && given.dim() == 4 ? given.size(3) : 0;

@@ -14,10 +14,10 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// Evaluates a mask_mod for all queries and keys. Use the tensor in tests and pictures.
+/// Evaluates a mask_mod for all queries and keys. Use it for tests and pictures.
 ///
 /// @param mask_mod A struct as MaskMod describes. Its tensors must be on the CPU.
-/// @param sizes {N, H, L, S}
+/// @param sizes The sizes {N, H, L, S}.
 /// @return bool (N, H, L, S) on the CPU, true = attend.
 /// @throws c10::ValueError for a negative size, and for tensors of the mask_mod that do not fit the sizes.
 ///
@@ -33,12 +33,12 @@ at::Tensor materialize(const Mask& mask_mod, const AttentionSizes& sizes) {
   return variant.mask(sizes, variant.tensors(sizes, c10::kCPU));
 }
 
-/// Applies a score_mod to a tensor of scores. Use the result in tests and pictures.
+/// Applies a score_mod to a tensor of scores. Use it for tests and pictures.
 ///
 /// @param score_mod A struct as ScoreMod describes. Its tensors must be on the device of the scores.
 /// @param scores (N, H, L, S), float32 or float64.
-/// @return (N, H, L, S), of the same dtype. It may be differentiated twice, with respect to the scores and to the
-/// tensors that the score_mod reads.
+/// @return (N, H, L, S), of the same dtype. It can be differentiated twice, with respect to the scores and the tensors
+/// that the score_mod reads.
 /// @throws c10::ValueError for scores that are not 4-d, and for tensors of the score_mod that do not fit them.
 /// @throws c10::TypeError for another dtype.
 ///

@@ -26,8 +26,9 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The tensor as a Binder takes it: contiguous on the CPU, in `dtype` if it is floating-point, otherwise in int32.
-/// Throws c10::ValueError for integers beyond int32. An expanded tensor stays expanded unless its gradient is recorded.
+/// The tensor in the form that a Binder takes: contiguous on the CPU, in `dtype` if it is floating-point, otherwise in
+/// int32. Throws c10::ValueError for integers that do not fit into int32. An expanded tensor stays expanded unless its
+/// gradient is recorded.
 inline at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType dtype) {
   const bool is_recorded = tensor.requires_grad() && c10::GradMode::is_enabled();
   if (is_expanded(tensor) && !is_recorded) return on_cpu(one_copy(tensor), dtype).expand(tensor.sizes());
@@ -43,19 +44,19 @@ inline at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType dtype) {
   return in_memory(tensor.to(at::kCPU, tensor.is_floating_point() ? dtype : at::kInt).contiguous());
 }
 
-/// The interface by which backends call a score_mod and a mask_mod. Only its implementation is compiled for their
-/// types; the code that calls it is compiled once.
+/// The interface through which backends call a score_mod and a mask_mod. Only the implementation of this interface is
+/// compiled for each pair of types. The code that calls it is compiled once.
 ///
-/// The tensors of both are in Problem::variant_tensors, those of the score_mod first.
+/// The tensors of both structs are in Problem::variant_tensors, those of the score_mod first.
 class Variant {
  public:
   virtual ~Variant() = default;
 
-  /// Scores (N, H, L, S) in float32 or float64 as changed by the score_mod; differentiable.
+  /// Applies the score_mod to scores (N, H, L, S) in float32 or float64. The result is differentiable.
   virtual at::Tensor change(const at::Tensor& scores, const std::vector<at::Tensor>& tensors,
                             const KeyLengths& key_lengths) const = 0;
 
-  /// Which scores the mask_mod allows: bool (N, H, L, S).
+  /// The scores that the mask_mod allows: bool (N, H, L, S).
   virtual at::Tensor mask(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors,
                           const KeyLengths& key_lengths) const = 0;
 
@@ -68,7 +69,7 @@ class Variant {
     return results;
   }
 
-  /// Throws c10::ValueError if a struct reads outside of a tensor, for a score that both `allows` and the mask_mod
+  /// Throws c10::ValueError if a struct reads outside of a tensor for a score that both `allows` and the mask_mod
   /// allow. Call it if the output has a NaN, or if an IntegerView was read outside of its tensor.
   virtual void check_reads(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors,
                            const KeyLengths& key_lengths,
@@ -76,14 +77,14 @@ class Variant {
 
   bool has_seen_outside() const { return __atomic_load_n(&seen_outside_, __ATOMIC_RELAXED) != 0; }
 
-  /// How many of the tensors are the score_mod's, which come first.
+  /// The number of tensors of the score_mod, which come first.
   std::size_t score_tensors() const { return score_tensors_; }
 
-  /// Where an IntegerView notes that it was read outside of its tensor.
+  /// The flag that an IntegerView sets if it is read outside of its tensor.
   int* seen_outside() const { return &seen_outside_; }
 
  protected:
-  std::size_t score_tensors_ = 0;  // so many tensors are the score_mod's, the rest the mask_mod's
+  std::size_t score_tensors_ = 0;  // the number of tensors of the score_mod; the rest belong to the mask_mod
   mutable int seen_outside_ = 0;   // 1 once an IntegerView was read outside of its tensor
 };
 
@@ -92,7 +93,7 @@ class TypedVariant final : public Variant {
  public:
   TypedVariant(const ScoreMod& score_mod, const MaskMod& mask_mod) : score_mod_(score_mod), mask_mod_(mask_mod) {}
 
-  /// The tensors that they hold, checked.
+  /// The tensors that both structs hold, after bind() has checked them.
   std::vector<at::Tensor> tensors(const AttentionSizes& sizes, c10::Device device) {
     Binder binder(sizes, device);
     bound(score_mod_, binder);

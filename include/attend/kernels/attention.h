@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-/// The kernels of attention on raw memory, for programs without LibTorch.
+/// The attention kernels on raw memory, for programs without LibTorch.
 namespace attend::inline ATTEND_VERSION_NAMESPACE::kernels {
 
 /// The name of the instruction set that the kernels use on this processor.
@@ -44,21 +44,23 @@ std::int64_t saved_bytes(const AttentionParams& params) {
   return cpu::checked_call<T>(params, cpu::NoVariant{}).saved_bytes();
 }
 
-/// The output of attention: softmax(scale · q kᵀ) v, with the options of AttentionParams.
+/// Computes attention: softmax(scale · q kᵀ) v, with the options of AttentionParams.
 ///
 /// No (L, S) tensor is allocated. Exception: with S ≤ 128, and without softcap and dropout, the weights are saved for
-/// the backward pass, unless they have more than 8 times as many numbers as query and key.
+/// the backward pass, unless they have more than 8 times as many numbers as query and key together.
 ///
-/// @tparam T The type that is computed in: float for float32 and bfloat16, double for float64. Only its kernels are
-/// compiled. Default: float.
+/// @tparam T The type in which the kernels compute: float for float32 and bfloat16, double for float64. Only kernels of
+/// this type are compiled. Default: float.
 /// @param params The call.
-/// @param outputs Where the results are written. They must not overlap the inputs.
+/// @param outputs Pointers to the memory for the results. It must not overlap the inputs.
 /// @param executor The threads. Default: one for each processor.
-/// @throws std::invalid_argument if a member of a struct breaks its rule; the message names the member, the rule and
+/// @throws std::invalid_argument if a member of a struct breaks its rule. The message names the member, the rule and
 /// the value. Nothing has been written then.
 ///
-/// Differs from attend::attention(): causal attention is window_right = 0, the caller chooses the dropout seed, and
-/// nothing is converted. The results are the same.
+/// Differs from attend::attention():
+/// - Causal attention is window_right = 0.
+/// - The caller chooses the dropout seed.
+/// - Inputs are not converted.
 ///
 /// Source: Dao et al., "FlashAttention", 2022.
 ///
@@ -80,11 +82,11 @@ void attention_forward(const AttentionParams& params, const AttentionOutputs& ou
   cpu::checked_call<T>(params, cpu::NoVariant{}).forward(outputs, executor);
 }
 
-/// The gradients of attention_forward().
+/// Computes the gradients of attention_forward().
 ///
 /// @tparam T As in the forward pass.
-/// @param params The call, as in the forward pass. The memory must have the same numbers.
-/// @param outputs What the forward pass wrote, `saved` among them.
+/// @param params The call, as in the forward pass. The memory must have the same contents.
+/// @param outputs The outputs of the forward pass, `saved` included.
 /// @param gradients The gradients that are read, and those that are written.
 /// @param executor The threads. Default: one for each processor.
 /// @throws std::invalid_argument as attention_forward().

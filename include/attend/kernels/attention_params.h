@@ -71,16 +71,16 @@ enum class MaskType {
 /// 3. alibi_slopes
 /// 4. an added attn_mask
 /// 5. the score_mod of flex_attention_forward()
-/// 6. a bool attn_mask, the window, the mask_mod, and the end of a packed sequence: masked scores count as −∞
+/// 6. a bool attn_mask, the window, the mask_mod, packed sequences and key_lengths: masked scores count as −∞
 /// 7. softmax
 /// 8. dropout
 /// 9. the sum over the values
 ///
-/// Query i is at key position i + S − L: the last query is at the last key. ALiBi and the window count from there, in a
-/// packed batch within each sequence, and with key_lengths from the last key of the batch entry.
+/// Query i is at key position i + S − L: the last query is at the last key. ALiBi and the window use this position. In
+/// a packed batch, L and S are those of the sequence. With key_lengths, S is key_lengths[n] for batch entry n.
 ///
-/// A query without any key has zeros as its output, and −∞ as its log-sum-exp. All memory must stay valid until the
-/// call returns.
+/// The output of a query that may attend to no key is zero, and its log-sum-exp is −∞. All memory must stay valid until
+/// the call returns.
 struct AttentionParams {
   NumberType dtype = NumberType::kFloat32;  ///< of query, key, value and output
 
@@ -96,23 +96,24 @@ struct AttentionParams {
       key,                  ///< (N, G, S, D); with block_table (num_pages, G, page_size, D)
       value;                ///< (N, G, S, Dv); with block_table (num_pages, G, page_size, Dv)
 
-  /// Batch entry n has the keys 0 … key_lengths[n] − 1, and query i is at key position i + key_lengths[n] − L. N
-  /// numbers from 0 to S. No other key is read. Null: every entry has S keys. Not with a packed batch.
+  /// The number of keys of each batch entry: N numbers from 0 to S. Entry n has the keys 0 … key_lengths[n] − 1, and
+  /// its query i is at key position i + key_lengths[n] − L. No other key is read. Null: every entry has S keys. It must
+  /// be null in a packed batch.
   const std::int32_t* key_lengths = nullptr;
 
-  /// Keys and values in pages: key j of batch entry n is row j mod page_size of page block_table[n · stride + j /
-  /// page_size]. Only the pages that key_lengths needs are looked up. Null: no pages. A backward pass cannot have
-  /// pages.
+  /// Keys and values in pages: key j of batch entry n is row j mod page_size of page block_table[n · block_table_stride
+  /// + ⌊j / page_size⌋]. Only the pages that key_lengths needs are looked up, and key_lengths must be set. Null: no
+  /// pages. It must be null in a backward pass.
   const std::int32_t* block_table = nullptr;
-  std::int64_t block_table_stride = 0;  ///< the distance of two rows of block_table; 0: all entries share one
-  std::int64_t page_size = 0;           ///< the rows of a page, at least 1 with block_table
-  std::int64_t num_pages = 0;           ///< the pages of key and value: the numbers in block_table are below it
+  std::int64_t block_table_stride = 0;  ///< the distance between two rows of block_table; 0: all entries share one row
+  std::int64_t page_size = 0;           ///< the number of rows in a page, at least 1 with block_table
+  std::int64_t num_pages = 0;           ///< the number of pages; the entries of block_table are less than it
 
   std::optional<double> scale;  ///< the factor of q·k; default: 1/√D
   double softcap = 0;           ///< scores become softcap · tanh(score / softcap); 0: no softcap
 
-  /// ALiBi slopes (N, H) through two strides: float32, or float64 for float64 tensors. −slope · |i + S − L − j| is
-  /// added to the score of query i and key j. Null: no ALiBi.
+  /// ALiBi slopes (N, H), with the two strides alibi_strides: float32, or float64 for float64 tensors. −slope ·
+  /// |i + S − L − j| is added to the score of query i and key j. Null: no ALiBi.
   const void* alibi_slopes = nullptr;
   std::int64_t alibi_strides[2] = {0, 1};  ///< of batch entries and heads, in numbers; 0 broadcasts
 
@@ -124,8 +125,8 @@ struct AttentionParams {
   /// The number of keys after its own position that a query may attend to; −1: unlimited. Causal attention is 0.
   std::int64_t window_right = -1;
 
-  /// Packed batch: sequence b has the queries query_offsets[b] … query_offsets[b + 1] − 1, and attends to its own keys
-  /// alone. num_sequences + 1 numbers from 0 to L that never decrease. Null: no packed batch.
+  /// Packed batch: sequence b has the queries query_offsets[b] … query_offsets[b + 1] − 1, which attend only to the
+  /// keys of the same sequence. num_sequences + 1 numbers from 0 to L that never decrease. Null: no packed batch.
   const std::int32_t* query_offsets = nullptr;
   const std::int32_t* key_offsets = nullptr;  ///< the same for the keys, from 0 to S
   std::int64_t num_sequences = 0;             ///< 0: no packed batch
@@ -134,36 +135,36 @@ struct AttentionParams {
   std::uint64_t dropout_seed = 0;  ///< the same seed drops the same weights
 };
 
-/// The memory that a forward pass writes, and a backward pass reads again.
+/// The memory that a forward pass writes. A backward pass reads it again.
 struct AttentionOutputs {
   TensorView4d output;  ///< (N, H, L, Dv)
   /// The log-sum-exp of the changed and masked scores, (N, H, L), contiguous: float32, or float64 for float64 tensors.
   /// Null: not wanted. The backward pass does not read it.
   void* log_sum_exp = nullptr;
-  /// For the backward pass: memory aligned as malloc's. Null: there will be no backward pass.
+  /// Memory for the backward pass, aligned like memory of malloc(). Null: there is no backward pass.
   void* saved = nullptr;
   std::int64_t saved_bytes = 0;  ///< the size of `saved`, at least kernels::saved_bytes()
 };
 
 /// A gradient that is a sum over many scores. It is written in float64.
 struct SummedGradient {
-  double* data = nullptr;  ///< contiguous; null: not wanted
-  std::int64_t size = 0;   ///< how many numbers
+  double* data = nullptr;  ///< contiguous memory; null: the gradient is not wanted
+  std::int64_t size = 0;   ///< the number of elements
 };
 
-/// The gradients that a backward pass reads, and those that it writes. output, query, key and value must be set.
+/// The gradients that a backward pass reads and writes. `output`, `query`, `key` and `value` must be set.
 struct AttentionGradients {
-  ConstTensorView4d output;           ///< read: of the output, (N, H, L, Dv)
-  const void* log_sum_exp = nullptr;  ///< read: of the log-sum-exp, (N, H, L), contiguous; null: zeros
+  ConstTensorView4d output;           ///< read: the gradient of the output, (N, H, L, Dv)
+  const void* log_sum_exp = nullptr;  ///< read: the gradient of the log-sum-exp, (N, H, L), contiguous; null: zeros
 
-  TensorView4d query,  ///< written: (N, H, L, D)
-      key,             ///< written: (N, G, S, D)
-      value;           ///< written: (N, G, S, Dv)
-  /// Written: of an added mask. Sizes whose stride is 0 are 1.
+  TensorView4d query,  ///< written: the gradient of the query, (N, H, L, D)
+      key,             ///< written: the gradient of the key, (N, G, S, D)
+      value;           ///< written: the gradient of the value, (N, G, S, Dv)
+  /// Written: the gradient of an added mask, (N, H, L, S). A size whose stride in the mask is 0 is 1.
   SummedGradient attn_mask;
-  /// Written: of the slopes, (N, H), or (1, H) if the stride of batch entries is 0.
+  /// Written: the gradient of the slopes, (N, H), or (1, H) if the stride of batch entries is 0.
   SummedGradient alibi_slopes;
-  /// Written: of each tensor that the score_mod lists in tensors(). Empty: none is wanted.
+  /// Written: the gradient of each tensor that the score_mod lists in tensors(). Empty: none is wanted.
   std::vector<SummedGradient> score_tensors;
 };
 

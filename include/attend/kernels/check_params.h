@@ -21,8 +21,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Throws std::invalid_argument. Its text is "attend::kernels: ", then the arguments as printf() formats them. They are
-/// not std::strings, because each of the many calls of this function would take longer to compile.
+/// Throws std::invalid_argument. Its text is "attend::kernels: ", then the arguments as printf() formats them. The
+/// arguments are not std::strings, because then each of the many calls would take longer to compile.
 [[noreturn, gnu::cold, gnu::noinline, gnu::format(printf, 1, 2)]] inline void throw_invalid(const char* format, ...) {
   char text[512];
   std::va_list arguments;
@@ -48,7 +48,7 @@ inline void check_range(const char* member, std::int64_t value, std::int64_t lea
                   value);
 }
 
-/// Memory that must be there if it holds any number.
+/// Checks memory that must be set if it holds any number.
 inline void check_memory(const char* member, const void* data, bool has_numbers, std::size_t alignment) {
   if (data == nullptr && has_numbers) throw_invalid("%s must be set, got a null pointer", member);
   if (reinterpret_cast<std::uintptr_t>(data) % alignment != 0)
@@ -59,7 +59,7 @@ inline void check_window(const char* member, std::int64_t keys) {
   if (keys < -1) throw_invalid("AttentionParams::%s must be at least 0, or -1 (unlimited), got %" PRId64, member, keys);
 }
 
-/// A tensor that is written: no two entries share memory. It computes in double, where no product overflows.
+/// Checks that no two entries of a tensor share memory. It computes in double, where no product overflows.
 inline void check_no_overlap(const char* member, const std::int64_t (&strides)[4], const std::int64_t (&sizes)[4]) {
   const auto step = [&](int i) { return std::abs(static_cast<double>(strides[i])); };
   int order[4] = {0, 1, 2, 3};  // by stride
@@ -121,7 +121,7 @@ inline void check_block_table(const AttentionParams& params) {
     }
 }
 
-/// Checks a call, and returns it with windows that mask nothing as unlimited ones.
+/// Checks a call, and returns it. A window that masks nothing is returned as an unlimited window.
 inline AttentionParams checked(AttentionParams params) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2, kWidest = 1 << 20;
   check_range("dtype", static_cast<std::int64_t>(params.dtype), 0, 2);
@@ -193,7 +193,8 @@ inline AttentionParams checked(AttentionParams params) {
   return params;
 }
 
-/// A gradient that is a sum, of a tensor whose sizes are these. A size whose stride is 0 is 1.
+/// Checks the size of a SummedGradient, for a tensor with these sizes and strides. A size whose stride is 0 counts as
+/// 1.
 inline void check_sum(const char* member, const SummedGradient& sum, const std::int64_t* sizes,
                       const std::int64_t* strides, int dimensions) {
   if (sum.data == nullptr) return;
@@ -204,7 +205,7 @@ inline void check_sum(const char* member, const SummedGradient& sum, const std::
   check_memory(member, sum.data, /*has_numbers=*/false, alignof(double));
 }
 
-/// A gradient that is written: of a tensor (N, heads, rows, columns).
+/// Checks a tensor (N, heads, rows, columns) that is written.
 inline void check_written(const AttentionParams& params, const char* member, const TensorView4d& view,
                           std::int64_t heads, std::int64_t rows, std::int64_t columns) {
   const bool has_numbers = params.batch_size * rows > 0;
@@ -212,8 +213,8 @@ inline void check_written(const AttentionParams& params, const char* member, con
   if (has_numbers) check_no_overlap(member, view.strides, {params.batch_size, heads, rows, columns});
 }
 
-/// The params must come from checked(). saved_bytes: the memory that a backward pass needs, or 0 in a forward pass,
-/// which may save nothing.
+/// Checks the outputs. The params must come from checked(). saved_bytes: the memory that a backward pass needs, or 0 in
+/// a forward pass, for which `saved` may be null.
 inline void check_outputs(const AttentionParams& params, const AttentionOutputs& outputs, std::int64_t saved_bytes) {
   check_written(params, "AttentionOutputs::output", outputs.output, params.num_heads, params.query_length,
                 params.value_dim);
@@ -221,7 +222,7 @@ inline void check_outputs(const AttentionParams& params, const AttentionOutputs&
   check_memory("AttentionOutputs::saved", outputs.saved, saved_bytes > 0, compute_size(params));
 }
 
-/// The params must come from checked().
+/// Checks the gradients. The params must come from checked().
 inline void check_gradients(const AttentionParams& params, const AttentionGradients& gradients) {
   if (params.block_table != nullptr)
     throw_invalid("AttentionParams::block_table must be null in a backward pass, got a pointer");

@@ -9,7 +9,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// The threads that the kernels run on. A program with threads of its own derives from it.
+/// The interface to the threads on which the kernels run. To use its own threads, a program derives from this class.
 ///
 /// @code
 /// struct OwnThreads : attend::Executor {
@@ -25,10 +25,10 @@ class Executor {
  public:
   virtual ~Executor() = default;
 
-  /// How many parts a call is divided into.
+  /// The number of parts into which a call is divided.
   ///
-  /// The same number gives the same bits. Exception: a SummedGradient of many numbers (more than 131,072 / threads, on
-  /// more than two threads) is added up in an order that may differ from run to run.
+  /// Calls with the same number of parts give the same bits. Exception: a SummedGradient of more than 131,072 / threads
+  /// numbers, on more than two threads, is added up in an order that may differ from run to run.
   ///
   /// @return The number; below 1 counts as 1.
   virtual int threads() const = 0;
@@ -36,17 +36,17 @@ class Executor {
   /// Calls work(context, i) once for each i from 0 to parts − 1, in any order and on any threads, and returns when all
   /// calls have returned.
   ///
-  /// `work` allocates memory, so it may throw std::bad_alloc. An exception of a call must reach the caller of run(), or
-  /// end the program.
+  /// `work` allocates memory, so it may throw std::bad_alloc. run() must pass this exception on to its caller, or the
+  /// program must end.
   ///
-  /// @param parts How many calls; at most threads().
+  /// @param parts The number of calls, at most threads().
   /// @param work The function.
-  /// @param context Its first argument.
+  /// @param context The first argument of the function.
   virtual void run(int parts, void (*work)(const void* context, int part), const void* context) = 0;
 
   /// The same for a function object. Runs a single part on the calling thread.
   ///
-  /// @param parts How many calls.
+  /// @param parts The number of calls.
   /// @param work Called as work(i).
   template <class Work>
   void run(int parts, const Work& work) {
@@ -56,13 +56,14 @@ class Executor {
   }
 };
 
-/// Threads that attend starts at the first call and keeps. All executors of this kind share them.
+/// Threads that attend starts at the first call and keeps. All executors of this class share them.
 ///
-/// Only one thread at a time can use them. A call from another thread meanwhile, or from within a part, runs all its
-/// parts on its own thread.
+/// Only one call at a time can use them. A call from another thread at the same time, or from within a part, runs all
+/// its parts on the calling thread.
 class ThreadPoolExecutor : public Executor {
  public:
-  /// @param threads How many threads work on a call, the caller's among them. Default: one for each processor.
+  /// @param threads The number of threads that work on a call, the calling thread included. Default: one for each
+  /// processor.
   explicit ThreadPoolExecutor(int threads = static_cast<int>(std::thread::hardware_concurrency()))
       : threads_(std::max(threads, 1)) {}
 
@@ -76,7 +77,7 @@ class ThreadPoolExecutor : public Executor {
   int threads_;
 };
 
-/// The executor of a call that names none: one thread for each processor.
+/// The executor that a call uses by default: one thread for each processor.
 inline Executor& default_executor() {
   static ThreadPoolExecutor executor;
   return executor;

@@ -104,7 +104,7 @@ constexpr bool check_plain_variant() {
 
 namespace kernels {
 
-/// saved_bytes() of a call of flex_attention_forward().
+/// The size of the memory that flex_attention_forward() saves for the backward pass.
 ///
 /// @tparam T As in flex_attention_forward().
 /// @param params The call.
@@ -121,21 +121,23 @@ std::int64_t flex_saved_bytes(const AttentionParams& params, const Score& score_
 /// attention_forward() with a score_mod, a struct that changes each score, and a mask_mod, a struct that says which
 /// keys a query may attend to.
 ///
-/// output = softmax(mask_mod(score_mod(score))) v, where `score` has softcap, alibi_slopes and an added attn_mask
-/// applied. Both structs are compiled into the kernel, with the derivative of the score.
+/// output = softmax(mask_mod(score_mod(score))) v. `score` is scale · q·k, after softcap, alibi_slopes and an added
+/// attn_mask. Both structs are compiled into the kernel, with the derivative of the score.
 ///
-/// @tparam T The type that is computed in: float for float32 and bfloat16, double for float64. Default: float.
+/// @tparam T The type in which the kernels compute: float for float32 and bfloat16, double for float64. Default: float.
 /// @param params The call.
 /// @param score_mod A struct as ScoreMod describes, or attend::Unchanged. It may hold raw pointers and TensorViews.
 /// @param mask_mod A struct as MaskMod describes, or attend::EveryKey.
-/// @param outputs Where the results are written. They must not overlap the inputs.
+/// @param outputs Pointers to the memory for the results. It must not overlap the inputs.
 /// @param executor The threads. Default: one for each processor. Several threads may call a struct at the same time.
 /// @throws std::invalid_argument if a member of a struct breaks its rule.
 ///
-/// A struct that does not fit ScoreMod or MaskMod does not compile, and one sentence says why.
+/// If a struct does not fit ScoreMod or MaskMod, the program does not compile. The error message says in one sentence
+/// why.
 ///
-/// Differs from attend::flex_attention(): a struct holds no tensors of LibTorch, and a read outside of a TensorView
-/// writes NaN and throws nothing.
+/// Differs from attend::flex_attention():
+/// - A struct holds no tensors of LibTorch.
+/// - A read outside of a TensorView or an IntegerView does not throw: see these classes.
 ///
 /// Source: Dong et al., "Flex Attention", 2024.
 ///
@@ -151,16 +153,16 @@ void flex_attention_forward(const AttentionParams& params, const Score& score_mo
     cpu::checked_call<T>(params, detail::PlainVariant(score_mod, mask_mod)).forward(outputs, executor);
 }
 
-/// The gradients of flex_attention_forward().
+/// Computes the gradients of flex_attention_forward().
 ///
-/// Gradients of the numbers that a score_mod reads: let it read them through TensorViews, and list the views in
-/// `auto tensors()`. AttentionGradients::score_tensors then has one gradient for each, in this order.
+/// To get gradients of numbers that a score_mod reads, read them through TensorViews, and list the views in a member
+/// function `auto tensors()`. AttentionGradients::score_tensors has one gradient for each view, in this order.
 ///
 /// @tparam T As in the forward pass.
-/// @param params The call, as in the forward pass. The memory must have the same numbers.
+/// @param params The call, as in the forward pass. The memory must have the same contents.
 /// @param score_mod As in the forward pass.
 /// @param mask_mod As in the forward pass.
-/// @param outputs What the forward pass wrote, `saved` among them.
+/// @param outputs The outputs of the forward pass, `saved` included.
 /// @param gradients The gradients that are read, and those that are written.
 /// @param executor The threads. Default: one for each processor.
 /// @throws std::invalid_argument as flex_attention_forward().
