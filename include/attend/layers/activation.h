@@ -25,7 +25,7 @@ inline constexpr GELUTanh kGELUTanh;
 /// The type of kSiLU.
 struct SiLU {};
 
-/// x · sigmoid(x). `torch::kSiLU` is declared by LibTorch 2.11 but missing from its libraries.
+/// x · sigmoid(x). Use it in place of `torch::kSiLU`, which LibTorch 2.11 declares but does not define.
 inline constexpr SiLU kSiLU;
 
 /// An activation: torch::kReLU, torch::kGELU, attend::kGELUTanh, attend::kSiLU, torch::kTanh, or any function from
@@ -49,7 +49,7 @@ class Activation {
 
   /// Any function from tensor to tensor, or a module without parameters.
   ///
-  /// @param function Called with x, returns a tensor of the same shape. A copy of it is kept.
+  /// @param function A function that is called with x and returns a tensor of the same shape. A copy of it is kept.
   /// @throws c10::ValueError for an empty function, and for a module with parameters, which would not be trained.
   template <class F>
   requires(!std::same_as<std::remove_cvref_t<F>, Activation> &&

@@ -49,7 +49,7 @@ struct ConvStackOptions {
   TORCH_ARG(std::int64_t, depth) = 5;
   /// The kernel_size of each convolution, in positions, at least 1. It may be odd or even. Default: 5.
   TORCH_ARG(std::int64_t, kernel_size) = 5;
-  /// The activation after each convolution but the last. Default: torch::kReLU.
+  /// The activation after each convolution except the last. Default: torch::kReLU.
   TORCH_ARG(Activation, activation) = torch::kReLU;
   /// Whether the activation follows the last convolution as well. Default: false.
   TORCH_ARG(bool, activation_after_last) = false;
@@ -76,9 +76,10 @@ struct ConvStackOptions {
 /// Memory layout: the result of kCpu is channels-last, as y.transpose(1, 2).contiguous().transpose(1, 2) is. The next
 /// layer of attend reads it without a copy.
 ///
-/// On the CPU, attend's kernels can compute float32, and bfloat16 if the processor has dot products of bfloat16, also
-/// under autocast. If the activation is torch::kReLU, they compute the whole stack in one pass. Their results differ
-/// from those of torch by rounding only. torch computes all other calls. explain() says which of the two is used.
+/// attend's kernels run on the CPU. They can compute float32, and bfloat16 if the processor has dot products of
+/// bfloat16, also under autocast. If the activation is torch::kReLU, they compute the whole stack in one pass. Their
+/// results differ from those of torch only by rounding. torch computes all other calls. explain() says which of the two
+/// is used.
 ///
 /// @throws c10::ValueError if x is not 3-d, or its channels or device are not those of the weights.
 /// @throws c10::TypeError if the dtype of x is not that of the weights.
@@ -122,7 +123,7 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     }
   }
 
-  /// Draws new initial weights, of the same distribution as those of torch::nn::Conv1d.
+  /// Draws new initial weights from the distribution of torch::nn::Conv1d.
   void reset_parameters() {
     for (auto& convolution : convolutions) convolution->reset_parameters();
   }
@@ -173,12 +174,12 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     return y;
   }
 
-  /// Says whether forward() uses kReference (torch) or kCpu, and why not kCpu. Computes nothing and allocates no
-  /// tensor.
+  /// Says whether forward() uses kReference (torch) or kCpu, and if it does not use kCpu, why. Computes nothing and
+  /// allocates no tensor.
   ///
-  /// If the activation is torch::kReLU, there is one choice for the stack. With another activation there is one for
-  /// each convolution: the answer is kReference if torch computes at least one of them. It is assumed that the
-  /// activation keeps the dtype.
+  /// If the activation is torch::kReLU, there is one choice for the whole stack. With another activation there is one
+  /// choice for each convolution: the answer is kReference if torch computes at least one of them. explain() assumes
+  /// that the activation keeps the dtype.
   ///
   /// @param x (N, in_channels, L)
   /// @return The implementation and the reason.
@@ -221,7 +222,7 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     return stack;
   }
 
-  /// Whether attend's kernels compute the stack. If not, `reason` is set to why, unless it is null.
+  /// Whether attend's kernels compute the stack. If not, the reason is written to `reason`, unless it is null.
   bool takes_kernels(const detail::ConvolutionStack& stack, const torch::Tensor& x,
                      std::string* reason = nullptr) const {
     using Kernels = detail::CpuConvolution;

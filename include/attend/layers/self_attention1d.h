@@ -50,8 +50,8 @@ struct SelfAttention1dOptions {
   TORCH_ARG(BackendChoice, backend) = Backend::kAuto;
 };
 
-/// Self-attention over the positions of a 1-d signal: each output position is an average of the values, weighted by how
-/// well its query matches each key.
+/// Self-attention over the positions of a 1-d signal. Each output position is an average of the values. A value has a
+/// large weight if its key matches the query of the position.
 ///
 /// yᵀ = softmax(scale · QᵀK) Vᵀ with Q = W_q x, K = W_k x, V = W_v x. The three projections are convolutions of
 /// kernel_size 1 without bias. With H heads, head h has the h-th of H equal parts of the channels of Q, K and V.
@@ -67,8 +67,8 @@ struct SelfAttention1dOptions {
 /// - Channels come first.
 /// - There is no output projection and no bias.
 /// - scale is 1 by default, as in the source below.
-/// - Permuting the positions of x permutes those of y likewise. Code that reads (N, C, L) as (N, H, L, C / H)
-///   by view() mixes channels with positions, and does not have this property.
+/// - A permutation of the positions of x permutes the positions of y in the same way. Code that splits the heads by
+///   viewing (N, C, L) as (N, H, L, C / H) mixes channels with positions, and does not have this property.
 ///
 /// @throws c10::ValueError if x is not 3-d, or its channels or device are not those of the weights.
 /// @throws c10::TypeError if the dtype of x is not that of the weights.
@@ -103,7 +103,7 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     value = register_module("value", projection(options.out_channels()));
   }
 
-  /// Draws new initial weights, of the same distribution as those of torch::nn::Conv1d.
+  /// Draws new initial weights from the distribution of torch::nn::Conv1d.
   void reset_parameters() {
     query->reset_parameters();
     key->reset_parameters();
@@ -138,7 +138,8 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     return rows_attention().output(x.transpose(1, 2)).transpose(1, 2);
   }
 
-  /// The weights with which each position averages all positions, computed by the dense formula.
+  /// The attention weights: the weights with which each position averages all positions. The dense formula computes
+  /// them.
   ///
   /// @param x (N, in_channels, L)
   /// @return (N, num_heads, L, L), query positions first. Each row sums to 1.

@@ -91,11 +91,12 @@ struct BinaryPositionsOptions {
 ///
 /// Shapes, with L ≥ 1; N may be 0. With batch_first the last two dimensions are exchanged.
 /// - kConcatenate: x (N, C, L) → (N, C + num_channels, L)
-/// - kAdd: x (N, C, L) → (N, C, L). num_channels must be C, or 1, which is added to every channel.
+/// - kAdd: x (N, C, L) → (N, C, L). num_channels must be C or 1. A single channel is added to every channel of x.
 ///
 /// The output has the dtype of x.
 ///
-/// @throws c10::ValueError if x is not 3-d, longer than num_channels bits can count, or with kAdd has other channels.
+/// @throws c10::ValueError if x is not 3-d, if it has more positions than num_channels bits can represent, or with kAdd
+/// if the numbers of channels do not fit.
 /// @throws c10::TypeError if x is not floating-point.
 ///
 /// @code
@@ -118,7 +119,7 @@ class BinaryPositionsImpl : public torch::nn::Cloneable<BinaryPositionsImpl> {
   /// Loads nothing, because the layer has no parameters.
   ///
   /// @param archive The archive, as torch::load opens it.
-  /// @throws c10::ValueError if the archive has parameters: another layer saved it.
+  /// @throws c10::ValueError if the archive has parameters, because then another layer has saved it.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::BinaryPositions", *this, archive);
     torch::nn::Module::load(archive);
@@ -131,7 +132,7 @@ class BinaryPositionsImpl : public torch::nn::Cloneable<BinaryPositionsImpl> {
     stream << "combine=" << options.combine() << (options.batch_first() ? ", batch_first=true)" : ")");
   }
 
-  /// Joins the positions to a signal, as the option combine says.
+  /// Combines a signal with its positions, as the option combine says.
   ///
   /// @param x (N, C, L), or (N, L, C) with batch_first
   /// @return (N, C + num_channels, L), or (N, C, L) with kAdd

@@ -9,8 +9,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// How a layer of positional encodings combines its channels with those of a signal.
 enum class Combine {
-  kConcatenate,  ///< appends P channels of positions: (N, C, L) → (N, C + P, L)
-  kAdd,          ///< adds them to the signal's channels, (N, C, L) → (N, C, L); P must be C or 1
+  kConcatenate,  ///< appends the P channels of the positions: (N, C, L) → (N, C + P, L)
+  kAdd,          ///< adds the P channels to those of the signal: (N, C, L) → (N, C, L); P must be C or 1
 };
 
 /// Writes the name, for example "kAdd".

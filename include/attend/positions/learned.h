@@ -74,11 +74,11 @@ struct LearnedPositionsOptions {
 /// are normal with mean 0 and standard deviation 0.02, as in BERT and GPT-2.
 ///
 /// Shapes, with L from 1 to max_length; N may be 0. With batch_first the last two dimensions are exchanged.
-/// - kAdd: x (N, C, L) → (N, C, L). num_channels must be C, or 1, which is added to every channel.
+/// - kAdd: x (N, C, L) → (N, C, L). num_channels must be C or 1. A single channel is added to every channel of x.
 /// - kConcatenate: x (N, C, L) → (N, C + num_channels, L)
 ///
 /// @throws c10::ValueError for options out of range, and if x is not 3-d, is longer than max_length, is on another
-/// device than the weight, or with kAdd has a different number of channels.
+/// device than the weight, or with kAdd if the numbers of channels do not fit.
 /// @throws c10::TypeError if x has another dtype than the weight.
 ///
 /// Differs from torch.nn.Embedding: there are no indices. Channels come first, as in signals, unless batch_first is
@@ -134,7 +134,7 @@ class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
            << ", combine=" << options.combine() << (options.batch_first() ? ", batch_first=true)" : ")");
   }
 
-  /// Joins the positions to a signal, as the option combine says.
+  /// Combines a signal with its positions, as the option combine says.
   ///
   /// @param x (N, C, L), or (N, L, C) with batch_first
   /// @return (N, C, L), or (N, C + num_channels, L) with kConcatenate

@@ -78,7 +78,7 @@ class LinearPositionsImpl : public torch::nn::Cloneable<LinearPositionsImpl> {
   /// Loads nothing, because the layer has no parameters.
   ///
   /// @param archive The archive, as torch::load opens it.
-  /// @throws c10::ValueError if the archive has parameters: another layer saved it.
+  /// @throws c10::ValueError if the archive has parameters, because then another layer has saved it.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::LinearPositions", *this, archive);
     torch::nn::Module::load(archive);
@@ -90,7 +90,7 @@ class LinearPositionsImpl : public torch::nn::Cloneable<LinearPositionsImpl> {
            << (options.batch_first() ? ", batch_first=true)" : ")");
   }
 
-  /// Joins the positions to a signal, as the option combine says.
+  /// Combines a signal with its positions, as the option combine says.
   ///
   /// @param x (N, C, L), or (N, L, C) with batch_first
   /// @return (N, C + 1, L), or (N, C, L) with kAdd

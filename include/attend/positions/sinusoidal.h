@@ -37,10 +37,11 @@ struct SinusoidalPositionsOptions {
 
   /// The number of channels, at least 1. It may be odd or even. No default.
   TORCH_ARG(std::int64_t, num_channels);
-  /// The frequencies go from 1 in the first channel towards 1/base in the last. Finite and above 0. Default: 10,000.
+  /// The base of the frequencies, which go from 1 in the first channel towards 1/base in the last. Finite and above 0.
+  /// Default: 10,000.
   TORCH_ARG(double, base) = 10000.0;
-  /// Whether even channels have the sine and odd channels the cosine, as in the paper. Otherwise it is the reverse.
-  /// Default: false.
+  /// Whether even channels have the sine and odd channels the cosine, as in the paper. If false, even channels have the
+  /// cosine and odd channels the sine. Default: false.
   TORCH_ARG(bool, sine_first) = false;
   /// How the channels are combined with those of x. Default: kAdd.
   TORCH_ARG(Combine, combine) = Combine::kAdd;
@@ -62,7 +63,7 @@ inline void check_sinusoidal(const char* name, const SinusoidalPositionsOptions&
 /// Positions as cosines and sines of several frequencies.
 ///
 /// Channel 2i is cos(t · f_i) and channel 2i + 1 is sin(t · f_i), with f_i = base^(−2i / num_channels) and t = 0 …
-/// length − 1. If num_channels is odd, the last frequency has only the first of the two.
+/// length − 1. If num_channels is odd, the last frequency has only the first of its two channels.
 ///
 /// @param length The number of positions, at least 1.
 /// @param options num_channels, base and sine_first.
@@ -90,12 +91,13 @@ inline torch::Tensor sinusoidal_positions(std::int64_t length, const SinusoidalP
 /// Adds the channels of sinusoidal_positions() to those of a signal, or appends them. The layer has no parameters.
 ///
 /// Shapes, with L ≥ 1; N may be 0. With batch_first the last two dimensions are exchanged.
-/// - kAdd: x (N, C, L) → (N, C, L). num_channels must be C, or 1, which is added to every channel.
+/// - kAdd: x (N, C, L) → (N, C, L). num_channels must be C or 1. A single channel is added to every channel of x.
 /// - kConcatenate: x (N, C, L) → (N, C + num_channels, L)
 ///
 /// The output has the dtype of x.
 ///
-/// @throws c10::ValueError for options out of range, if x is not 3-d, and with kAdd if the channels differ.
+/// @throws c10::ValueError for options out of range, if x is not 3-d, or with kAdd if the numbers of channels do not
+/// fit.
 /// @throws c10::TypeError if x is not floating-point.
 ///
 /// @code
@@ -122,7 +124,7 @@ class SinusoidalPositionsImpl : public torch::nn::Cloneable<SinusoidalPositionsI
   /// Loads nothing, because the layer has no parameters.
   ///
   /// @param archive The archive, as torch::load opens it.
-  /// @throws c10::ValueError if the archive has parameters: another layer saved it.
+  /// @throws c10::ValueError if the archive has parameters, because then another layer has saved it.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive("attend::SinusoidalPositions", *this, archive);
     torch::nn::Module::load(archive);
@@ -135,7 +137,7 @@ class SinusoidalPositionsImpl : public torch::nn::Cloneable<SinusoidalPositionsI
            << (options.batch_first() ? ", batch_first=true)" : ")");
   }
 
-  /// Joins the positions to a signal, as the option combine says.
+  /// Combines a signal with its positions, as the option combine says.
   ///
   /// @param x (N, C, L), or (N, L, C) with batch_first
   /// @return (N, C, L), or (N, C + num_channels, L) with kConcatenate

@@ -21,14 +21,14 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// In a dimension of n positions, query i attends to the keys s … s + kernel_size − 1 with s = clamp(i −
 /// ⌊kernel_size / 2⌋, 0, n − kernel_size). Near a border the window is moved inside, so every query has the same number
-/// of keys. With a dilation d the rule applies to the positions that have the same remainder modulo d.
+/// of keys. With a dilation d, the rule is applied separately to the positions of each remainder modulo d.
 ///
-/// The positions are counted row by row: the last dimension is the fastest. L and S must be their number.
+/// The positions are counted row by row: the last dimension is the fastest. L and S must be the number of positions.
 ///
 /// Differs from SlidingWindow, whose window is cut at a border.
 ///
 /// Source: Hassani et al., "Neighborhood Attention Transformer", 2023; "Dilated Neighborhood Attention Transformer",
-/// 2022. The border is NATTEN's.
+/// 2022. The rule at borders is that of the library NATTEN.
 ///
 /// @code
 /// attend::NeighborhoodMask mask({56, 56}, {7, 7});  // an image, 7 × 7 keys for each pixel
@@ -38,7 +38,7 @@ class NeighborhoodMask : public detail::MaskOperators {
  public:
   /// The mask for a grid of positions.
   ///
-  /// @param sizes The sizes of the grid, 1 to 3 numbers, in all at most 2²¹ positions.
+  /// @param sizes The sizes of the grid, 1 to 3 numbers. Their product is at most 2²¹.
   /// @param kernel_size The size of the window in each dimension, at least 1.
   /// @param dilation The step between neighbours in each dimension, at least 1. Default: 1. kernel_size · dilation must
   /// not exceed the size.
@@ -80,7 +80,7 @@ class NeighborhoodMask : public detail::MaskOperators {
   /// Called by attention for a block of queries: a range of keys outside of which no query of the block attends.
   ATTEND_HOST_DEVICE KeyRange keys(QueryBlock block) const {
     const detail::PositionGrid::Point first = grid_.point(block.query_begin), last = grid_.point(block.query_end - 1);
-    // Of the planes, unless there is only one; otherwise of the rows, unless there is only one.
+    // A range of planes, or of rows if there is only one plane, or of positions if there is only one row.
     const int d = grid_.sizes[0] > 1 ? 0 : grid_.sizes[1] > 1 ? 1 : 2;
     const std::int32_t positions = (d < 1 ? grid_.sizes[1] : 1) * (d < 2 ? grid_.sizes[2] : 1);
     const KeyRange range = axes_[d].keys(first.at[d], last.at[d]);
@@ -96,7 +96,7 @@ class NeighborhoodMask : public detail::MaskOperators {
       const KeyRange any = axes_[d].keys(first.at[d], last.at[d]);
       if (last_key.at[d] < any.begin || any.end <= first_key.at[d]) return MaskCover::kEmpty;
       is_full = is_full && axes_[d].allows_all(first.at[d], last.at[d], first_key.at[d], last_key.at[d]);
-      // Several rows: in the dimensions that follow, all positions may occur.
+      // The block has several planes or rows: in the dimensions that follow, all positions may occur.
       if (first.at[d] != last.at[d] || first_key.at[d] != last_key.at[d]) {
         for (int rest = d + 1; rest < detail::PositionGrid::kAxes; ++rest)
           is_full = is_full && axes_[rest].allows_all(0, grid_.sizes[rest] - 1, 0, grid_.sizes[rest] - 1);
@@ -125,7 +125,7 @@ class NeighborhoodMask : public detail::MaskOperators {
     Axis(std::int32_t positions, std::int32_t width, std::int32_t step)
         : size(positions), kernel_size(width), dilation(step), by_dilation(step) {}
 
-    /// The first key of the window of a query, counted among the keys with its remainder.
+    /// The first key of the window of a query. It is an index among the keys with the same remainder as the query.
     ATTEND_HOST_DEVICE constexpr std::int32_t start(std::int32_t quotient, std::int32_t remainder) const {
       const std::int32_t count = by_dilation.quotient(size - remainder + dilation - 1);
       return detail::larger(0, detail::smaller(quotient - kernel_size / 2, count - kernel_size));
@@ -137,13 +137,13 @@ class NeighborhoodMask : public detail::MaskOperators {
       return static_cast<int>(remainder == key_remainder) & static_cast<int>(distance >= 0) &
              static_cast<int>(distance < kernel_size);
     }
-    /// A range that has the windows of the queries first … last. Without dilation it is exact.
+    /// A range that contains the windows of the queries first … last. Without dilation it is the smallest such range.
     ATTEND_HOST_DEVICE constexpr KeyRange keys(std::int32_t first, std::int32_t last) const {
       if (dilation == 1) return {start(first, 0), start(last, 0) + kernel_size};
       const std::int32_t reach = dilation * (kernel_size - 1);
       return {detail::larger(0, first - reach), detail::smaller(size, last + reach + 1)};
     }
-    /// Whether each of the queries first … last may attend to each of the keys. False if that is not known.
+    /// Whether each of the queries first … last may attend to each of the keys. False if that is unknown.
     ATTEND_HOST_DEVICE constexpr bool allows_all(std::int32_t first, std::int32_t last, std::int32_t first_key,
                                                  std::int32_t last_key) const {
       if (dilation != 1) return first == last && first_key == last_key && allows(first, first_key) != 0;

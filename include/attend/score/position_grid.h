@@ -12,8 +12,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Quotients by one divisor, of numbers from 0 to 2²² − 1. It multiplies floats, because there are no vectors of
-/// integer quotients. The result is exact: the error is below 2⁻²³ times the quotient, and (i + ½) / divisor is at
+/// Divides numbers from 0 to 2²² − 1 by one divisor. It multiplies floats, because instruction sets have no integer
+/// division of vectors. The result is exact: the error is below 2⁻²³ times the quotient, and (i + ½) / divisor is at
 /// least ½ / divisor away from an integer.
 struct Divisor {
   float inverse = 1.0f;
@@ -26,7 +26,7 @@ struct Divisor {
   }
 };
 
-/// The most positions of a grid. Numbers below twice that are divided; see Divisor.
+/// The largest number of positions of a grid. Divisor is used for numbers below twice this number.
 inline constexpr std::int64_t kMostGridPositions = std::int64_t{1} << 21;
 
 /// Positions in one to three dimensions, counted row by row: the last dimension is the fastest. Missing dimensions have
@@ -35,7 +35,7 @@ struct PositionGrid {
   static constexpr int kAxes = 3;
 
   std::int32_t sizes[kAxes] = {1, 1, 1};
-  Divisor row, plane;  // by the positions of a row, and of a plane
+  Divisor row, plane;  // divide by the number of positions of a row and of a plane
 
   struct Point {
     std::int32_t at[kAxes];

@@ -20,13 +20,13 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// window that were its neighbours before the shift.
 ///
 /// The signal is rolled by −shift in each dimension and cut into windows, as torch::roll() and window_partition() do.
-/// The last window of a dimension then holds positions from both ends of it: those below window_size − shift, and the
-/// rest. A query attends to the keys on its own side.
+/// The last window of a dimension then has positions from both ends of the signal. Its positions below window_size −
+/// shift come from one end, the others from the other end. A query attends only to keys from its own end.
 ///
-/// Batch entry n holds the window n mod W of W = Π (size / window_size), counted row by row. L and S must be
-/// Π window_size. A window that is not at an end of a dimension has no masked key, and is computed without the mask.
+/// Batch entry n is window n mod W of the W = Π (size / window_size) windows, counted row by row. L and S must be
+/// Π window_size. A window that is not the last of any dimension has no masked key, and is computed without the mask.
 ///
-/// Differs from the source, which adds −100 to masked scores. The difference of the weights is below 1e-40.
+/// Differs from the source, which adds −100 to masked scores. The weights differ by less than 1e-40.
 ///
 /// Source: Liu et al., "Swin Transformer", 2021; 3 dimensions: "Video Swin Transformer", 2022.
 ///
@@ -40,7 +40,7 @@ class ShiftedWindowMask : public detail::MaskOperators {
   ///
   /// @param sizes The sizes of the signal, 1 to 3 numbers. Each must be divisible by the window size.
   /// @param window_size The sizes of a window, each at least 1.
-  /// @param shift How far the signal was rolled in each dimension, from 0 to the window size − 1.
+  /// @param shift The number of positions by which the signal was rolled in each dimension, from 0 to window_size − 1.
   /// @throws std::invalid_argument for numbers out of range, or if the arguments differ in their number of dimensions.
   ShiftedWindowMask(const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& window_size,
                     const std::vector<std::int64_t>& shift)
@@ -99,7 +99,7 @@ class ShiftedWindowMask : public detail::MaskOperators {
     std::int32_t at[detail::PositionGrid::kAxes];
   };
 
-  /// Where the window of a batch entry is cut in each dimension; 0: it is not.
+  /// The position in each dimension at which the window of a batch entry is divided; 0 if it is not divided.
   ATTEND_HOST_DEVICE Borders borders_of(std::int32_t batch) const {
     const std::int32_t count = windows_.sizes[0] * windows_.sizes[1] * windows_.sizes[2];
     const detail::PositionGrid::Point window = windows_.point(batch % count);
