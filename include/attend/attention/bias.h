@@ -75,7 +75,7 @@ class Alibi {
 ///
 /// Differs from T5: each distance has its own value. T5 puts several distances into one bucket.
 ///
-/// Source: Shaw et al., "Self-attention with relative position representations", 2018; as a bias: Raffel et al., "T5",
+/// Source: Shaw et al., "Self-attention with relative position representations", 2018. As a bias: Raffel et al., "T5",
 /// 2020.
 ///
 /// @code

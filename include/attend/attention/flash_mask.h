@@ -49,8 +49,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @endcode
 class FlashMask : public detail::MaskOperators {
  public:
-  /// @param startend_row_indices Integers, (N, H, S, 4), (N, H, S, 2) or (N, H, S, 1), as in the table above. N may be
-  /// 1. H may also be a divisor of the number of query heads, such as the number of key heads or 1.
+  /// @param startend_row_indices Integers, (N, H, S, 4), (N, H, S, 2) or (N, H, S, 1), as in the table above. The size
+  /// N may be 1. The size H may be any divisor of the number of query heads, such as the number of key heads or 1.
   /// @param is_causal Whether the keys after a query's position are masked too, as in Causal. Default: false.
   explicit FlashMask(const at::Tensor& startend_row_indices, bool is_causal = false) : is_causal_(is_causal) {
     const at::Tensor& given = startend_row_indices;

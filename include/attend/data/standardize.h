@@ -55,8 +55,8 @@ struct StandardizeOptions {
 ///
 /// Shapes: x of any shape → the same shape.
 ///
-/// @throws c10::ValueError for options out of range: in float32, mean and deviation must be finite, and deviation above
-/// 0. forward() and inverse() throw it if the buffers are not on the CPU and the tensor is on another device.
+/// @throws c10::ValueError for options out of range: in float32, mean and deviation must be finite, and deviation must
+/// be above 0. forward() and inverse() throw it if the buffers are not on the CPU and the tensor is on another device.
 ///
 /// @code
 /// attend::Standardize standardize(train_set.inputs());

@@ -101,9 +101,9 @@ struct AttentionParams {
   /// be null in a packed batch.
   const std::int32_t* key_lengths = nullptr;
 
-  /// Keys and values in pages: key j of batch entry n is row j mod page_size of page block_table[n · block_table_stride
-  /// + ⌊j / page_size⌋]. Only the pages that key_lengths needs are looked up, and key_lengths must be set. Null: no
-  /// pages. It must be null in a backward pass.
+  /// Keys and values in pages: key j of batch entry n is row j mod page_size of page
+  /// block_table[n · block_table_stride + ⌊j / page_size⌋]. Only the pages that key_lengths needs are looked up, and
+  /// key_lengths must be set. Null: no pages. It must be null in a backward pass.
   const std::int32_t* block_table = nullptr;
   std::int64_t block_table_stride = 0;  ///< the distance between two rows of block_table; 0: all entries share one row
   std::int64_t page_size = 0;           ///< the number of rows in a page, at least 1 with block_table

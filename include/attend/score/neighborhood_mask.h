@@ -27,8 +27,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// Differs from SlidingWindow, whose window is cut at a border.
 ///
-/// Source: Hassani et al., "Neighborhood Attention Transformer", 2023; "Dilated Neighborhood Attention Transformer",
-/// 2022. The rule at borders is that of the library NATTEN.
+/// Source: Hassani et al., "Neighborhood Attention Transformer", 2023, and "Dilated Neighborhood Attention
+/// Transformer", 2022. The rule at borders is that of the library NATTEN.
 ///
 /// @code
 /// attend::NeighborhoodMask mask({56, 56}, {7, 7});  // an image, 7 × 7 keys for each pixel
