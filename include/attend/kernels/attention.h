@@ -62,6 +62,8 @@ std::int64_t saved_bytes(const AttentionParams& params) {
 /// - The caller chooses the dropout seed.
 /// - Inputs are not converted.
 ///
+/// The results are those of attend::attention() with the backend kCpu.
+///
 /// Source: Dao et al., "FlashAttention", 2022.
 ///
 /// @code

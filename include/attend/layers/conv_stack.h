@@ -76,10 +76,10 @@ struct ConvStackOptions {
 /// Memory layout: the result of kCpu is channels-last, as y.transpose(1, 2).contiguous().transpose(1, 2) is. The next
 /// layer of attend reads it without a copy.
 ///
-/// attend's kernels run on the CPU. They can compute float32, and bfloat16 if the processor has dot products of
-/// bfloat16, also under autocast. If the activation is torch::kReLU, they compute the whole stack in one pass. Their
-/// results differ from those of torch only by rounding. torch computes all other calls. explain() says which of the two
-/// is used.
+/// attend's kernels run on a CPU with AVX2, AVX-512 or NEON. They can compute float32, and bfloat16 if the processor
+/// has dot products of bfloat16, also under autocast. If the activation is torch::kReLU, they compute the whole stack
+/// in one pass. Their results differ from those of torch only by rounding. torch computes all other calls. explain()
+/// says which of the two is used.
 ///
 /// @throws c10::ValueError if x is not 3-d, or its channels or device are not those of the weights.
 /// @throws c10::TypeError if the dtype of x is not that of the weights.

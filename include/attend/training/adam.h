@@ -96,7 +96,7 @@ class AdamW : public detail::FusedAdam<detail::AdamWTraits> {
 
 /// Makes the default optimizer of Trainer, attend::Adam.
 struct MakeAdam {
-  /// Makes attend::Adam with default options.
+  /// Makes attend::Adam with this learning rate, and default values of the other options.
   ///
   /// @param parameters The parameters of the model.
   /// @param learning_rate The learning rate.
