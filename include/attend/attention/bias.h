@@ -75,8 +75,8 @@ class Alibi {
 ///
 /// Differs from T5: each distance has its own value. T5 puts several distances into one bucket.
 ///
-/// Source: Shaw et al., "Self-attention with relative position representations", 2018. As a bias: Raffel et al., "T5",
-/// 2020.
+/// Source: Shaw et al., "Self-attention with relative position representations", 2018. As a bias: Raffel et al.,
+/// "T5", 2020.
 ///
 /// @code
 /// torch::Tensor y = attend::flex_attention(q, k, v, attend::RelativeBias(table));

@@ -114,10 +114,10 @@ class Binder {
     return {static_cast<const std::int32_t*>(data_of(bound)), shape_of(bound), purpose_.seen_outside, purpose_.outside};
   }
 
-  /// Checks that L and S are the number of positions that a struct is made for.
+  /// Checks that L and S are the number of positions for which a struct was made.
   ///
-  /// @param name The struct, for the message.
-  /// @param argument What determines the number, for the message.
+  /// @param name The name of the struct, for the message.
+  /// @param argument The name of the argument that determines the number, for the message.
   /// @param positions The number.
   /// @throws c10::ValueError if L or S is another number.
   void check_positions(const char* name, const char* argument, std::int64_t positions) const {
@@ -125,11 +125,11 @@ class Binder {
                       positions, " positions) must fit the number of queries and keys, got L = ", sizes_.query_length,
                       " and S = ", sizes_.key_length);
   }
-  /// Checks that N is a multiple of the number of windows that a struct is made for.
+  /// Checks that N is a multiple of the number of windows for which a struct was made.
   ///
-  /// @param name The struct, for the message.
+  /// @param name The name of the struct, for the message.
   /// @param windows The number of windows.
-  /// @throws c10::ValueError if it is not.
+  /// @throws c10::ValueError if N is not a multiple.
   void check_windows(const char* name, std::int64_t windows) const {
     TORCH_CHECK_VALUE(sizes_.batch_size % windows == 0, name, ": the batch size (", sizes_.batch_size,
                       ") must be a multiple of the number of windows (", windows, ")");

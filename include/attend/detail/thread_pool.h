@@ -31,7 +31,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// - A process made by fork() has no workers and starts its own.
 class ThreadPool {
  public:
-  /// Calls work(i) for i = 0 … pieces − 1, each once, on up to `threads` threads, of which the caller is one.
+  /// Calls work(i) once for each i = 0 … pieces − 1, on up to `threads` threads, the calling thread included.
   template <class Work>
   static void run(int threads, int pieces, const Work& work) {
     Section section{[](const void* call, int i) { (*static_cast<const Work*>(call))(i); }, &work, pieces};

@@ -62,8 +62,8 @@ inline torch::ScalarType torch_dtype(const TorchEntry& entry, const std::string&
 /// are refused. Checksums are not checked, as in torch.load.
 ///
 /// @param path The file.
-/// @param key The entry that holds the state dict, if the saved object is a larger dict. For `torch.save({"model":
-/// model.state_dict(), "epoch": 3}, path)` it is "model". Default: the saved object is the state dict.
+/// @param key The entry that holds the state dict, if the saved object is a larger dict. It is "model" for
+/// `torch.save({"model": model.state_dict(), "epoch": 3}, path)`. Default: the saved object is the state dict.
 /// @return The tensors in the order of the file.
 /// @throws FileError if the file cannot be read or holds anything else.
 ///

@@ -112,8 +112,8 @@ struct AttentionParams {
   std::optional<double> scale;  ///< the factor of q·k; default: 1/√D
   double softcap = 0;           ///< scores become softcap · tanh(score / softcap); 0: no softcap
 
-  /// ALiBi slopes (N, H), with the two strides alibi_strides: float32, or float64 for float64 tensors. −slope ·
-  /// |i + S − L − j| is added to the score of query i and key j. Null: no ALiBi.
+  /// ALiBi slopes (N, H), with the two strides alibi_strides: float32, or float64 for float64 tensors. ALiBi adds
+  /// −slope · |i + S − L − j| to the score of query i and key j. Null: no ALiBi.
   const void* alibi_slopes = nullptr;
   std::int64_t alibi_strides[2] = {0, 1};  ///< of batch entries and heads, in numbers; 0 broadcasts
 

@@ -193,8 +193,8 @@ inline AttentionParams checked(AttentionParams params) {
   return params;
 }
 
-/// Checks the size of a SummedGradient, for a tensor with these sizes and strides. A size whose stride is 0 counts as
-/// 1.
+/// Checks the size of a SummedGradient, for a tensor with these sizes and strides. If a stride is 0, its size
+/// counts as 1.
 inline void check_sum(const char* member, const SummedGradient& sum, const std::int64_t* sizes,
                       const std::int64_t* strides, int dimensions) {
   if (sum.data == nullptr) return;

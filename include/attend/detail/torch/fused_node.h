@@ -153,7 +153,7 @@ class FusedNode : public torch::autograd::Node {
   }
 
  private:
-  /// The gradient of `input` may leave the node by `output` instead of by its own output.
+  /// A short way: the gradient of input number `input` leaves the node through output number `output`.
   struct ShortWay {
     std::size_t input, output;
   };
