@@ -37,7 +37,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// cache.append(0, k, v);                                                   // (2, 4, L, 16): the prompt
 /// torch::Tensor y = cache.attention(0, q, attend::AttentionOptions().is_causal(true));
 /// cache.append(0, k1, v1);                                                 // (2, 4, 1, 16): the next token
-/// torch::Tensor y1 = cache.attention(0, q1);                               // attends to L + 1 keys
+/// torch::Tensor next = cache.attention(0, x);                              // x: its query. L + 1 keys
 /// @endcode
 class KeyValueCache {
  public:
@@ -95,6 +95,7 @@ class KeyValueCache {
   /// @throws c10::ValueError as attention().
   ///
   /// @code
+  /// attend::KeyValueCache cache(attend::KeyValueCacheOptions(1, 2, 4, 16, 100));
   /// attend::CachedKeys cached = cache.arguments(0, q.size(2));
   /// torch::Tensor y = attend::flex_attention(q, cached.key, cached.value, attend::Softcap{30}, {}, cached.options);
   /// @endcode
