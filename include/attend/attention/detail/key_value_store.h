@@ -13,6 +13,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
@@ -256,10 +258,10 @@ inline CachedKeys KeyValueStore::arguments(std::int64_t layer, std::int64_t quer
     if (*shortest == count) return result;
   } else {
     const std::int64_t size = pages_->page_size(), used = (count + size - 1) / size;
-    result.options.block_table(at::tensor(pages_->numbers(), at::kInt)
-                                   .view({options_.batch_size(), pages_->columns()})
-                                   .narrow(1, 0, used)
-                                   .to(keys_.device()));
+    at::Tensor table = at::empty({options_.batch_size(), used}, at::kInt);
+    for (std::int64_t n = 0; n < options_.batch_size(); ++n)
+      std::copy_n(pages_->pages_of(n), used, table.mutable_data_ptr<std::int32_t>() + n * used);
+    result.options.block_table(table.to(keys_.device()));
     if (const at::Tensor& mask = options.attn_mask(); mask.defined() && mask.dim() > 0 && mask.size(-1) != 1) {
       TORCH_CHECK_VALUE(mask.size(-1) == count, "attend::KeyValueCache: attn_mask must have S = ", count,
                         " columns, the largest of lengths(), got ", mask.sizes());

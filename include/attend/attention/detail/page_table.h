@@ -30,9 +30,8 @@ class PageTable {
   std::int64_t page_size() const { return page_size_; }
   std::int64_t free_pages() const { return static_cast<std::int64_t>(free_.size()); }
 
-  /// The table (entries, columns). Places without a page hold the number of some page.
-  const std::vector<std::int32_t>& numbers() const { return numbers_; }
-  std::int64_t columns() const { return columns_; }
+  /// The pages of an entry, in order. Places without a page hold the number of some page.
+  const std::int32_t* pages_of(std::int64_t entry) const { return numbers_.data() + entry * columns_; }
 
   /// The page that holds a row of an entry.
   std::int32_t page_of(std::int64_t entry, std::int64_t row) const { return at(entry, row / page_size_); }
