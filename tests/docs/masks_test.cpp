@@ -4,6 +4,8 @@
 
 #include <attend/flex_attention.h>
 #include <attend/layers/multihead_attention.h>
+#include <attend/layers/relative_position_bias.h>
+#include <attend/layers/window_partition.h>
 
 #include "support/accuracy.h"
 
@@ -11,6 +13,7 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <vector>
 
 using attend::test::max_difference;
 
@@ -41,6 +44,26 @@ TEST_CASE("docs/masks.md: padding, causal masks, windows, packed sequences, Bloc
   torch::Tensor next = attend::attention(q.slice(2, 4), k, v, options);  // L = 1, S = 5
 
   CHECK(max_difference(next, attend::attention(q, k, v, options).slice(2, 4)) < 1e-6);
+
+  const torch::Tensor pixels = torch::randn({1, 2, 30, 8});
+  attend::NeighborhoodMask nearest({5, 6}, /*kernel_size=*/{3, 3});
+  torch::Tensor n = attend::flex_attention(pixels, pixels, pixels, attend::Unchanged{}, nearest);
+
+  const torch::Tensor nine = attend::materialize(nearest, {1, 1, 30, 30})[0][0];
+  CHECK(nine.sum(1).eq(9).all().item<bool>());
+  CHECK(max_difference(n, attend::attention(pixels, pixels, pixels, attend::AttentionOptions().attn_mask(nine))) < 1e-6);
+
+  torch::Tensor image = torch::randn({2, 8, 12, 48}).requires_grad_();  // (N, height, width, C), C = 3 · heads · head_dim
+  attend::RelativePositionBias table(/*num_heads=*/2, /*window_size=*/std::vector<std::int64_t>{4, 4});
+  torch::Tensor windows = attend::window_partition(image.roll({-2, -2}, {1, 2}), {4, 4});      // (N · 6, 16, C)
+  std::vector<torch::Tensor> heads = windows.view({12, 16, 3, 2, 8}).permute({2, 0, 3, 1, 4}).unbind();
+  attend::ShiftedWindowMask neighbours({8, 12}, {4, 4}, /*shift=*/{2, 2});
+  torch::Tensor w = attend::flex_attention(heads[0], heads[1], heads[2], table->score_mod(), neighbours);
+  torch::Tensor joined = attend::window_reverse(w.transpose(1, 2).flatten(2), {4, 4}, {8, 12}).roll({2, 2}, {1, 2});
+
+  CHECK(joined.sizes() == torch::IntArrayRef({2, 8, 12, 16}));
+  joined[0][0][0].sum().backward();  // a corner: its window ends at the border of the image
+  CHECK(image.grad()[0].abs().sum(-1).gt(0).sum().item<std::int64_t>() == 4);
 
   torch::Tensor offsets = torch::tensor({0, 2, 5}, torch::kInt);  // sequences of 2 and 3 tokens
   attend::AttentionOptions packed = attend::AttentionOptions().query_offsets(offsets).key_offsets(offsets).is_causal(true);

@@ -9,6 +9,8 @@
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/types.h>
 
+#include <cmath>
+
 // clang-format off: the lines are the page's
 
 TEST_CASE("docs/positions.md: layers, functions and scores") {
@@ -27,7 +29,9 @@ TEST_CASE("docs/positions.md: layers, functions and scores") {
 
   CHECK(bits.sizes() == torch::IntArrayRef({7, 100}));
   torch::Tensor tokens = torch::randn({8, 100, 64});
-  torch::Tensor placed = tokens + table.mT().to(tokens.dtype());
+  torch::nn::Sequential embedding(
+      torch::nn::Linear(64, 64), attend::LearnedPositions(attend::LearnedPositionsOptions(64, 512).batch_first(true)));
+  torch::Tensor placed = embedding->forward(tokens);  // (8, 100, 64)
 
   CHECK(placed.sizes() == tokens.sizes());
 
@@ -35,6 +39,17 @@ TEST_CASE("docs/positions.md: layers, functions and scores") {
   torch::Tensor bias = torch::zeros({8, 2 * 16 + 1}).requires_grad_();  // (H, 2M + 1), M = 16
   torch::Tensor output = attend::flex_attention(q, k, v, attend::RelativeBias(bias));
 
+  attend::T5PositionBias t5(attend::T5PositionBiasOptions(8).bidirectional(false));  // 8 heads of a decoder
+  torch::Tensor decoded = t5->attention(q, k, v, attend::AttentionOptions().scale(1.0).is_causal(true));
+  torch::Tensor capped = attend::flex_attention(q, k, v, attend::then(attend::Softcap{30}, t5->score_mod()));
+
+  CHECK(decoded.allclose(attend::attention(q, k, v, attend::AttentionOptions().scale(1.0).is_causal(true).attn_mask(t5->dense(5, 5))), 1e-4, 1e-5));
+  CHECK(capped.allclose(attend::attention(q, k, v, attend::AttentionOptions().softcap(30).attn_mask(t5->dense(5, 5))), 1e-4, 1e-5));
+
+  torch::Tensor sinks = torch::zeros({8}).requires_grad_();  // (H)
+  torch::Tensor less = attend::attention_with_sinks(q, k, v, sinks, attend::AttentionOptions().is_causal(true));
+
+  CHECK(less.select(2, 0).allclose(v.select(2, 0) * (q.select(2, 0) * k.select(2, 0)).sum(-1, true).div(std::sqrt(8.0)).sigmoid(), 1e-4, 1e-5));
   output.sum().backward();
   CHECK(bias.grad().defined());
 }

@@ -93,9 +93,20 @@ class RelativeBias {
 
     template <class T>
     ATTEND_HOST_DEVICE T operator()(T score, Coordinate at) const {
-      std::int32_t distance = at.key - at.query_position();
-      distance = distance < -max_distance ? -max_distance : distance > max_distance ? max_distance : distance;
-      return score + table.read_unchecked<T>(is_shared ? 0 : at.head, distance + max_distance);
+      return score + table.read_unchecked<T>(is_shared ? 0 : at.head, column(at));
+    }
+    ATTEND_HOST_DEVICE std::int64_t added_place(Coordinate at) const {
+      return table.place(is_shared ? 0 : at.head, column(at));
+    }
+    constexpr bool is_same_for_batch() const { return true; }
+
+   private:
+    ATTEND_HOST_DEVICE std::int32_t column(const Coordinate& at) const {
+      const std::int32_t distance = at.key - at.query_position();
+      return (distance < -max_distance  ? -max_distance
+              : distance > max_distance ? max_distance
+                                        : distance) +
+             max_distance;
     }
   };
 
@@ -146,6 +157,10 @@ class DenseBias {
       return score + bias.read_unchecked<T>(at.batch * factors[0], at.head * factors[1], at.query * factors[2],
                                             at.key * factors[3]);
     }
+    ATTEND_HOST_DEVICE std::int64_t added_place(Coordinate at) const {
+      return bias.place(at.batch * factors[0], at.head * factors[1], at.query * factors[2], at.key * factors[3]);
+    }
+    bool is_same_for_batch() const { return factors[0] == 0; }
   };
 
   /// Called by attention: checks the tensor against the sizes of the call.

@@ -60,6 +60,7 @@ class RelativeGridBias {
       return score + table.read_unchecked<T>(at.head, entry(at));
     }
     ATTEND_HOST_DEVICE std::int64_t added_place(Coordinate at) const { return table.place(at.head, entry(at)); }
+    constexpr bool is_same_for_batch() const { return true; }
 
    private:
     ATTEND_HOST_DEVICE std::int32_t entry(const Coordinate& at) const {

@@ -9,6 +9,7 @@
 #include <attend/version.h>
 
 #include <concepts>
+#include <cstdint>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -43,6 +44,12 @@ template <Bindable Mod>
 auto bound(const Mod& mod, Binder& binder) {
   return mod.bind(binder);
 }
+
+/// A score_mod that adds one number of its only tensor to a score. added_place() is the place of the number in memory.
+template <class Mod>
+concept AddsNumber = requires(const Mod& mod, Coordinate at) {
+  { mod.added_place(at) } -> std::same_as<std::int64_t>;
+};
 
 /// The TensorViews that a score_mod lists in tensors(). kernels::flex_attention_backward() writes their gradients.
 /// Empty without tensors().
@@ -79,6 +86,12 @@ using Bound = std::remove_cvref_t<decltype(bound(std::declval<const Mod&>(), std
 ///
 /// A struct that holds tensors has `auto bind(attend::Binder& binder) const` instead of operator(). bind() returns a
 /// second struct in the form above, which reads the tensors through views; see Binder.
+///
+/// A score_mod that reads one tensor and returns `score + tensor.read_unchecked<T>(i, j)` may also have
+/// `std::int64_t added_place(attend::Coordinate at) const { return tensor.place(i, j); }`. The backward pass is then
+/// faster: it needs no scores, and finds the gradient of the tensor without calling operator(). If it also has `bool
+/// is_same_for_batch() const` and that returns true, the numbers must not depend on at.batch. Calls of many short
+/// sequences then read them once for each head. The score_mods in attend/attention/bias.h have both.
 ///
 /// Differs from a score_mod of PyTorch:
 /// - It is compiled with your program.

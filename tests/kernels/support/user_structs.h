@@ -70,6 +70,17 @@ struct DistanceBias {
   static std::int32_t column(Coordinate at) { return (at.query > at.key ? at.query - at.key : at.key - at.query) % 16; }
 };
 
+/// The same table, and the place of the number that is added to a score.
+struct AddedBias {
+  TensorView bias;  // (6, 16)
+  template <class T>
+  T operator()(T score, Coordinate at) const {
+    return score + bias.read_unchecked<T>(at.head, DistanceBias::column(at));
+  }
+  std::int64_t added_place(Coordinate at) const { return bias.place(at.head, DistanceBias::column(at)); }
+  auto tensors() { return std::tie(bias); }
+};
+
 /// Two learned tables, one of which is read twice.
 struct Gated {
   TensorView gates, bias;  // (6), (6, 16)
@@ -106,7 +117,7 @@ class UserStructs {
       case 3:
         return action(raw_bias(), same_document());
       case 4:
-        return action(DistanceBias{bias}, Causal{});
+        return action(AddedBias{bias}, Causal{});
       case 5:
         return action(Gated{gates, bias}, window_ & SameParity{});
       case 6:

@@ -18,6 +18,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -57,7 +58,7 @@ class CpuCall {
     gradients.output = view_to_read(output);
     if (log_sum_exp.defined()) gradients.log_sum_exp = log_sum_exp.const_data_ptr();
     const auto gradient_of = [](const at::Tensor& read, at::Tensor& gradient) {
-      gradient = at::empty(read.sizes(), read.options());
+      gradient = at::empty_like(read);  // dimensions in the order of read, so that autograd copies no gradient of a view
       return view_to_write(gradient);
     };
     gradients.query = gradient_of(problem_.query, results.query);

@@ -27,7 +27,9 @@ template <class T>
 class AttentionPass {
  public:
   AttentionPass(const AttentionParams& params, const KernelTables<T>& tables, CpuVariant<T>* variant = nullptr)
-      : plan_(params, tables, variant), scores_(params, variant) {}
+      : plan_(params, tables, variant), scores_(params, variant) {
+    if (variant != nullptr) variant->prepare(plan_.batch_size, plan_.heads, plan_.queries, plan_.keys);
+  }
 
   /// The size of AttentionOutputs::saved, in bytes.
   std::int64_t saved_bytes() const {
@@ -71,6 +73,7 @@ class AttentionPass {
     for (const SummedGradient& each : given.score_tensors) rows.emplace_back(each, threads);
     const auto set_to_zero = [&] {
       for (SumRows& each : rows) each.set_to_zero();
+      if (scores_.variant != nullptr) scores_.variant->clear_gradients();
     };
     set_to_zero();
     gradients.mask = rows[0].sums();
@@ -88,7 +91,11 @@ class AttentionPass {
       set_to_zero();
       executor.run(threads, [&](int thread) { pass.work(thread, /*is_careful=*/true); });
     }
-    executor.run(threads, [&](int thread) { pass.finish(thread); });
+    executor.run(threads, [&](int thread) {
+      pass.finish(thread);
+      if (gradients.score_tensors.size() == 1)
+        scores_.variant->finish_gradients(thread, gradients.score_tensors[0].of(thread));
+    });
     for (SumRows& each : rows) each.finish();
   }
 

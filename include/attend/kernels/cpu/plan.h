@@ -93,7 +93,7 @@ struct AttentionPlan {
     const double query_and_key = static_cast<double>(head_dim) * batch_size *
                                  (static_cast<double>(heads) * queries + static_cast<double>(kv_heads) * keys);
     is_single_pass = keys <= kSinglePassKeys && params.softcap == 0 && params.dropout == 0 &&
-                     (variant == nullptr || !variant->changes_scores()) &&
+                     (variant == nullptr || !variant->has_derivatives()) &&
                      static_cast<double>(size_of_weights()) <= kMaxSavedWeightsRatio * query_and_key;
   }
 

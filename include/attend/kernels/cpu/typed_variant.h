@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/kernels/cpu/added_numbers.h>
 #include <attend/kernels/cpu/option_kernels.h>
 #include <attend/kernels/cpu/sums.h>
 #include <attend/kernels/cpu/tile.h>
@@ -20,6 +21,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -106,7 +108,13 @@ class TypedCpuVariant final : public CpuVariant<T> {
   using BindBy = std::function<Score(int k, attend::detail::TensorReads* reads)>;
 
   TypedCpuVariant(const Score& score, const Mask& mask, int tensors, BindBy bind_by, InstructionSet set)
-      : mod_{score, mask}, tensors_(tensors), bind_by_(std::move(bind_by)), apply_(function_for(set)) {}
+      : mod_{score, mask}, tensors_(tensors), bind_by_(std::move(bind_by)), functions_(set) {}
+
+  void prepare(std::int32_t batch_size, std::int32_t heads, std::int32_t queries, std::int32_t keys) override {
+    if constexpr (kIsSameForBatch)
+      if (mod_.score.is_same_for_batch() && HeadTiles<T>::are_for(batch_size, heads, queries, keys))
+        tiles_.emplace(heads, queries, keys);
+  }
 
   KeyRange keys(const QueryBlock& block) const override { return attend::detail::key_range(mod_.mask, block); }
 
@@ -118,16 +126,25 @@ class TypedCpuVariant final : public CpuVariant<T> {
   }
 
   bool apply(const Tile<T>& tile, T* derivatives) const override {
-    apply_(mod_, tile, changes_scores() ? derivatives : nullptr);
-    return changes_scores() && derivatives != nullptr;
+    if (tiles_) {
+      const T* const numbers = tiles_->numbers(tile.first.head, [&](const Tile<T>& whole) {
+        functions_.add_all({mod_.score, EveryKey{}}, whole, nullptr);
+      });
+      functions_.add_tile(numbers + tile.first.key * kTileQueries, tile.keys, tile.columns, tile.scores);
+      functions_.mask({Unchanged{}, mod_.mask}, tile, nullptr);
+      return false;
+    }
+    functions_.apply(mod_, tile, has_derivatives() ? derivatives : nullptr);
+    return has_derivatives() && derivatives != nullptr;
   }
 
-  bool changes_scores() const override { return !std::is_same_v<Score, Unchanged>; }
+  bool has_derivatives() const override { return !std::is_same_v<Score, Unchanged> && !kAddsNumber; }
 
   int tensors() const override { return tensors_; }
 
   void prepare_gradients(int threads) override {
-    for (int i = 0; i < threads * tensors_; ++i) {
+    if (tiles_) tiles_->prepare_gradients(threads);
+    for (int i = 0; i < threads * tensors_ && !kAddsNumber; ++i) {
       auto reads = std::make_unique<attend::detail::TensorReads>();
       Score score = bind_by_(i % tensors_, reads.get());
       differentiated_.push_back({std::move(reads), score});
@@ -135,6 +152,70 @@ class TypedCpuVariant final : public CpuVariant<T> {
   }
 
   void add_gradients(const Tile<T>& tile, const T* gradients, int k, int thread, const Sums::Row& sums) override {
+    if constexpr (!kAddsNumber)
+      add_by_derivatives(tile, gradients, k, thread, sums);
+    else if (tiles_)
+      functions_.add_gradients_to_tile(gradients, tile.keys, columns_for(tile.queries),
+                                       tiles_->gradients(thread, tile.first.head) + tile.first.key * kTileQueries);
+    else
+      functions_.add_gradients(mod_.score, tile, gradients, sums);
+  }
+
+  void clear_gradients() override {
+    if (tiles_) tiles_->clear_gradients();
+  }
+
+  void finish_gradients(int thread, const Sums::Row& sums) override {
+    if constexpr (kAddsNumber)
+      for (std::int32_t head = 0; tiles_ && head < tiles_->heads(); ++head)
+        functions_.add_gradients_of_tile(mod_.score, tiles_->whole(head, nullptr), tiles_->gradients(thread, head),
+                                         sums);
+  }
+
+ private:
+  using Mod = ScoreAndMask<Score, Mask>;
+  static constexpr bool kAddsNumber = attend::detail::AddsNumber<Score>;
+  static constexpr bool kIsSameForBatch = kAddsNumber && requires(const Score& score) { score.is_same_for_batch(); };
+
+  template <class S, class M>
+  using Apply = void (*)(const ScoreAndMask<S, M>&, const Tile<T>&, T*);
+  template <class Sum>
+  using AddTo = void (*)(const T*, int, int, Sum*);
+  template <class Gradient>
+  using AddGradients = void (*)(const Score&, const Tile<T>&, const Gradient*, const Sums::Row&);
+
+  /// The functions for an instruction set. Those that a score_mod does not need are null.
+  struct Functions {
+    Apply<Score, Mask> apply;
+    AddGradients<T> add_gradients = nullptr;   // of a score_mod that adds numbers
+    Apply<Score, EveryKey> add_all = nullptr;  // the rest is for HeadTiles
+    Apply<Unchanged, Mask> mask = nullptr;
+    AddTo<T> add_tile = nullptr;
+    AddTo<double> add_gradients_to_tile = nullptr;
+    AddGradients<double> add_gradients_of_tile = nullptr;
+
+    explicit Functions(InstructionSet set) : apply(function<Apply<Score, Mask>, ApplyVariant<T, Score, Mask>>(set)) {
+      if constexpr (kAddsNumber) {
+        add_gradients = function<AddGradients<T>, AddGradientsOfNumbers<T, Score, T>>(set);
+        add_gradients_of_tile = function<AddGradients<double>, AddGradientsOfNumbers<T, Score, double>>(set);
+      }
+      if constexpr (kIsSameForBatch) {
+        add_all = function<Apply<Score, EveryKey>, ApplyVariant<T, Score, EveryKey>>(set);
+        mask = function<Apply<Unchanged, Mask>, ApplyVariant<T, Unchanged, Mask>>(set);
+        add_tile = function<AddTo<T>, AddTile<T, T>>(set);
+        add_gradients_to_tile = function<AddTo<double>, AddTile<T, double>>(set);
+      }
+    }
+
+   private:
+    template <class Pointer, class Function>
+    static Pointer function(InstructionSet set) {
+      return for_isa(set, [](auto isa) -> Pointer { return &CompiledFor<decltype(isa), Function>::call; });
+    }
+  };
+
+  /// Calls the score_mod once for each value that it reads.
+  void add_by_derivatives(const Tile<T>& tile, const T* gradients, int k, int thread, const Sums::Row& sums) {
     const Differentiated& own = differentiated_[static_cast<std::size_t>(thread * tensors_ + k)];
     attend::detail::TensorReads& reads = *own.reads;
     using Number = Dual<T, /*kByTensor=*/true>;
@@ -155,15 +236,6 @@ class TypedCpuVariant final : public CpuVariant<T> {
       }
   }
 
- private:
-  using Mod = ScoreAndMask<Score, Mask>;
-  using Function = void (*)(const Mod&, const Tile<T>&, T*);
-
-  static Function function_for(InstructionSet set) {
-    return for_isa(
-        set, [](auto isa) -> Function { return &CompiledFor<decltype(isa), ApplyVariant<T, Score, Mask>>::call; });
-  }
-
   struct Differentiated {
     std::unique_ptr<attend::detail::TensorReads> reads;
     Score score;
@@ -173,7 +245,8 @@ class TypedCpuVariant final : public CpuVariant<T> {
   int tensors_;
   BindBy bind_by_;
   std::vector<Differentiated> differentiated_;  // of thread 0: for tensor 0, 1, …; of thread 1; …
-  Function apply_;
+  Functions functions_;
+  mutable std::optional<HeadTiles<T>> tiles_;
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu

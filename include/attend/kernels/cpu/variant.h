@@ -7,6 +7,8 @@
 #include <attend/score/mask_cover.h>
 #include <attend/version.h>
 
+#include <cstdint>
+
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// A caller's score_mod and mask_mod, as the kernels see them.
@@ -14,6 +16,9 @@ template <class T>
 class CpuVariant {
  public:
   virtual ~CpuVariant() = default;
+
+  /// Call it first, with the sizes of the call.
+  virtual void prepare(std::int32_t batch_size, std::int32_t heads, std::int32_t queries, std::int32_t keys) = 0;
 
   virtual KeyRange keys(const QueryBlock& block) const = 0;
 
@@ -24,8 +29,8 @@ class CpuVariant {
   /// result is true, it was filled; otherwise the derivatives are 1.
   virtual bool apply(const Tile<T>& tile, T* derivatives) const = 0;
 
-  /// False if it only masks.
-  virtual bool changes_scores() const = 0;
+  /// False if the derivative of every score is 1: it only masks, or adds numbers that do not depend on the score.
+  virtual bool has_derivatives() const = 0;
 
   /// The number of tensors that gradients may go back to.
   virtual int tensors() const = 0;
@@ -33,9 +38,15 @@ class CpuVariant {
   /// Call it before add_gradients(), with the number of threads.
   virtual void prepare_gradients(int threads) = 0;
 
-  /// `gradients` are those of the scores after apply(); the tile has the scores before it. Adds the gradients of the
-  /// values of tensor k.
+  /// `gradients` are those of the scores after apply(). The tile has the scores before it, unless has_derivatives() is
+  /// false. Adds the gradients of the values of tensor k.
   virtual void add_gradients(const Tile<T>& tile, const T* gradients, int k, int thread, const Sums::Row& sums) = 0;
+
+  /// Sets all gradients to zero that add_gradients() has kept to itself.
+  virtual void clear_gradients() = 0;
+
+  /// Call it for each thread after the last add_gradients(): adds the gradients that it has kept to itself.
+  virtual void finish_gradients(int thread, const Sums::Row& sums) = 0;
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu
