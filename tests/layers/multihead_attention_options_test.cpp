@@ -113,7 +113,7 @@ TEST_CASE("MultiheadAttention: 150 random combinations of its options equal the 
     if (draws.one_in(3)) options.softcap(2.0);
     if (draws.one_in(3)) options.alibi(true);
     if (draws.one_in(3)) options.scale(0.3);
-    if (draws.one_in(3)) options.window({draws.below(4), draws.below(3)});
+    if (draws.one_in(3)) options.window({1 + draws.below(4), draws.below(3)});
     if (draws.one_in(3)) options.position_bias(DistanceBias(heads, 2).ptr());
     if (draws.one_in(2)) {
       options.rotary(RotaryEmbeddingOptions(head_dim)

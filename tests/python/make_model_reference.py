@@ -47,15 +47,17 @@ def randomize(model):
             parameter.data.normal_(0.0, 1.3 / parameter.shape[-1] ** 0.5)
 
 
-def exact_frequencies(model):
-    """The frequencies of a rotary embedding, of which a model keeps float32 values, in float64."""
+def restore_float64(model):
+    """Computes constants anew of which a converted model has float32 values."""
     for module in model.modules():
         if hasattr(module, "inv_freq"):
+            make = module.compute_default_rope_parameters
+            if module.rope_type != "default":
+                make = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS[module.rope_type]
             with InFloat64():
-                make = module.compute_default_rope_parameters
-                if module.rope_type != "default":
-                    make = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS[module.rope_type]
                 module.inv_freq = make(module.config, device="cpu")[0].double()
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
 
 
 def states_of(model, inputs):
@@ -72,7 +74,7 @@ def write(folder, model, inputs):
         model = model.to(getattr(torch, dtype))
         given = {name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
         if dtype == "float64":
-            exact_frequencies(model)
+            restore_float64(model)
             with InFloat64():
                 states = states_of(model, given)
         else:
