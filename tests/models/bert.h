@@ -31,7 +31,8 @@ class BertLayerImpl : public torch::nn::Module {
             "attention",
             MultiheadAttention(MultiheadAttentionOptions(options.embed_dim, options.num_heads).batch_first(true)))),
         feed_forward(register_module(
-            "feed_forward", FeedForward(FeedForwardOptions(options.embed_dim, options.hidden_dim).activation(kGELU)))),
+            "feed_forward",
+            FeedForward(FeedForwardOptions(options.embed_dim, options.hidden_dim).activation(torch::kGELU)))),
         norm1(register_module("norm1",
                               torch::nn::LayerNorm(torch::nn::LayerNormOptions({options.embed_dim}).eps(options.eps)))),
         norm2(register_module(

@@ -43,7 +43,7 @@ class Gemma2LayerImpl : public torch::nn::Module {
                                                          .window({is_sliding ? options.sliding_window - 1 : -1, -1})
                                                          .batch_first(true)))),
         mlp(register_module("mlp", FeedForward(FeedForwardOptions(options.embed_dim, options.hidden_dim)
-                                                   .activation(kTanhGELU)
+                                                   .activation(kGELUTanh)
                                                    .gated(true)
                                                    .bias(false)
                                                    .names(FeedForwardNames::kLlama)))) {

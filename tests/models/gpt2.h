@@ -30,7 +30,7 @@ class Gpt2LayerImpl : public torch::nn::Module {
             MultiheadAttention(
                 MultiheadAttentionOptions(options.embed_dim, options.num_heads).is_causal(true).batch_first(true)))),
         mlp(register_module(
-            "mlp", FeedForward(FeedForwardOptions(options.embed_dim, 4 * options.embed_dim).activation(kTanhGELU)))),
+            "mlp", FeedForward(FeedForwardOptions(options.embed_dim, 4 * options.embed_dim).activation(kGELUTanh)))),
         ln_1(register_module("ln_1", torch::nn::LayerNorm(torch::nn::LayerNormOptions({options.embed_dim})))),
         ln_2(register_module("ln_2", torch::nn::LayerNorm(torch::nn::LayerNormOptions({options.embed_dim})))) {}
 

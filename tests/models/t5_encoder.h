@@ -38,7 +38,7 @@ class T5LayerImpl : public torch::nn::Module {
         feed_forward(register_module(
             "feed_forward",
             FeedForward(FeedForwardOptions(options.embed_dim, options.hidden_dim)
-                            .activation(options.gated ? kTanhGELU : kReLU)
+                            .activation(options.gated ? Activation(kGELUTanh) : Activation(torch::kReLU))
                             .gated(options.gated)
                             .bias(false)
                             .names(options.gated ? FeedForwardNames::kLlama : FeedForwardNames::kTorch)))),

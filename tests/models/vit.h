@@ -29,8 +29,8 @@ class VitLayerImpl : public torch::nn::Module {
       : attention(register_module(
             "attention",
             MultiheadAttention(MultiheadAttentionOptions(options.embed_dim, options.num_heads).batch_first(true)))),
-        mlp(register_module("mlp",
-                            FeedForward(FeedForwardOptions(options.embed_dim, options.hidden_dim).activation(kGELU)))),
+        mlp(register_module(
+            "mlp", FeedForward(FeedForwardOptions(options.embed_dim, options.hidden_dim).activation(torch::kGELU)))),
         layernorm_before(
             register_module("layernorm_before",
                             torch::nn::LayerNorm(torch::nn::LayerNormOptions({options.embed_dim}).eps(options.eps)))),
