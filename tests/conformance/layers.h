@@ -185,6 +185,50 @@ inline void multihead_checks(Checks& checks) {
     for (std::size_t i = 0; i < their_gradients.size(); ++i)
       require_equal(c10::str("gradient ", i), our_gradients[i], their_gradients[i]);
   });
+  checks.check("MultiheadAttention: options that torch lacks, and a cache, equal the dense formula", [] {
+    attend::MultiheadAttention layer(Ours(12, 3)
+                                         .batch_first(true)
+                                         .separate_projections(true)
+                                         .qk_norm(attend::QkNorm::kRms)
+                                         .rotary(attend::RotaryEmbeddingOptions(4))
+                                         .softcap(2)
+                                         .alibi(true)
+                                         .is_causal(true));
+    layer->to(torch::kDouble);
+    const torch::Tensor x = torch::randn({2, 9, 12}, torch::kDouble).requires_grad_();
+    const torch::Tensor ours = layer->self_attention(x);
+    const auto heads = [&](const torch::nn::Linear& projection) {
+      return torch::linear(x, projection->weight, projection->bias).reshape({2, 9, 3, 4}).transpose(1, 2);
+    };
+    const torch::Tensor angles =
+        torch::arange(9, torch::kDouble).unsqueeze(1) * torch::tensor({1.0, 0.01}, torch::kDouble);  // (L, 2)
+    const auto rotated = [&](const torch::Tensor& given, const std::string& norm) {
+      const torch::Tensor normed = given / torch::sqrt(given.pow(2).mean({3}, /*keepdim=*/true) + 1e-6) *
+                                   layer->named_parameters()[norm + ".weight"];
+      const torch::Tensor a = normed.slice(3, 0, 2), b = normed.slice(3, 2, 4);
+      return torch::cat({a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()}, 3);
+    };
+    const AttentionOptions options = AttentionOptions().is_causal(true).softcap(2);
+    const torch::Tensor slopes = torch::tensor({0.0625, 0.00390625, 0.25}, torch::kDouble);
+    const DenseResult dense = dense_attention({rotated(heads(layer->q_proj), "q_norm"),
+                                               rotated(heads(layer->k_proj), "k_norm"),
+                                               heads(layer->v_proj),
+                                               {},
+                                               slopes},
+                                              options, geometry_of(9, 9, options, {}, {}));
+    const torch::Tensor theirs =
+        torch::linear(dense.output.transpose(1, 2).reshape({2, 9, 12}), layer->out_proj->weight, layer->out_proj->bias);
+    require_equal("the output", ours, theirs);
+    const Tensors our_gradients = gradients_of(ours, layer, x), their_gradients = gradients_of(theirs, layer, x);
+    for (std::size_t i = 0; i < their_gradients.size(); ++i)
+      require_equal(c10::str("gradient ", i), our_gradients[i], their_gradients[i]);
+    const torch::NoGradGuard no_grad;
+    attend::KeyValueCache cache(attend::KeyValueCacheOptions(1, 2, 3, 4, 16).dtype(torch::kDouble));
+    for (const auto& [begin, length] : {std::pair(0, 7), std::pair(7, 1), std::pair(8, 1)})
+      require_equal("with a cache",
+                    layer->self_attention(x.narrow(1, begin, length), attend::MultiheadAttentionCall().cache(&cache)),
+                    theirs.narrow(1, begin, length));
+  });
   checks.check("MultiheadAttention: torch::load reads an archive of torch::nn's", [] {
     const torch::nn::MultiheadAttention theirs(Theirs(12, 3));
     attend::MultiheadAttention ours(Ours(12, 3));
