@@ -248,9 +248,12 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   /// @throws c10::Error of the same kinds as forward(), and of KeyValueCache::append().
   ///
   /// @code
-  /// auto cache = attend::KeyValueCache(attend::KeyValueCacheOptions(1, 2, 8, 64, 1024));  // N 2, 8 heads of 64
+  /// attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(512, 8).batch_first(true).is_causal(true));
+  /// attend::KeyValueCache cache(attend::KeyValueCacheOptions(1, 2, 8, 64, 1024));  // N 2, 8 heads of width 64
   /// torch::NoGradGuard no_grad;
-  /// torch::Tensor y = layer->self_attention(x, attend::MultiheadAttentionCall().cache(&cache).is_causal(true));
+  /// auto call = attend::MultiheadAttentionCall().cache(&cache);
+  /// torch::Tensor y = layer->self_attention(x, call);      // the prompt, (2, L, 512)
+  /// torch::Tensor next = layer->self_attention(y, call);  // more tokens, which attend to the prompt too
   /// @endcode
   torch::Tensor self_attention(const torch::Tensor& x, const MultiheadAttentionCall& call = {}) {
     if (!call.query_offsets().defined() || call.key_offsets().defined())

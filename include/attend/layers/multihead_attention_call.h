@@ -18,7 +18,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// Each member is set by `.name(value)`, which returns the struct, and read by `.name()`.
 ///
 /// @code
-/// layer->self_attention(x, attend::MultiheadAttentionCall().key_padding_mask(padding).is_causal(true));
+/// attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(512, 8).batch_first(true));
+/// auto call = attend::MultiheadAttentionCall().key_padding_mask(key_padding_mask).is_causal(true);
+/// torch::Tensor y = layer->self_attention(x, call);
 /// @endcode
 struct MultiheadAttentionCall {
   /// A pointer to a bias. The call does not own it.
