@@ -188,6 +188,24 @@ TEST_CASE("rotate: every order of x in memory gives the same, and lower precisio
   }
 }
 
+TEST_CASE("rotate: a gradient that others know is not changed") {
+  const torch::Tensor angles = torch::randn({7, 2}), x = torch::randn({1, 1, 7, 4}).requires_grad_();
+  const torch::Tensor given = torch::randn({1, 1, 7, 4}), before = given.clone();
+  const torch::Tensor y = rotate(x, angles.cos(), angles.sin());
+  y.backward(given, /*retain_graph=*/true);
+  CHECK(given.equal(before));
+  const torch::Tensor first = x.grad().clone();
+  x.mutable_grad() = torch::Tensor();
+  torch::Tensor seen;
+  const torch::Tensor product = y * 1;
+  product.register_hook([&](const torch::Tensor& gradient) { seen = gradient; });
+  product.retain_grad();
+  product.backward(given);
+  CHECK(x.grad().equal(first));
+  CHECK(seen.equal(before));
+  CHECK(product.grad().equal(before));
+}
+
 TEST_CASE("rotate: an expanded gradient and an expanded x") {
   const torch::Tensor angles = torch::randn({7, 2}, torch::kDouble);
   const torch::Tensor x = torch::randn({1, 1, 7, 4}, torch::kDouble).requires_grad_();

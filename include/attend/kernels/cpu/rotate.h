@@ -17,7 +17,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// Rotates `rows` rows: pair (a, b) number i becomes (a cosᵢ − b sinᵢ, b cosᵢ + a sinᵢ), where sinᵢ is multiplied by
 /// `sign`. The pairs are numbers i and i + pairs, or 2i and 2i + 1 with kIsInterleaved. The other numbers up to `width`
-/// are copied. x and y must not overlap, or be the same rows.
+/// are copied. x and y must not overlap, or must be the same rows.
 template <class Element, bool kIsInterleaved>
 struct RotateRows {
   using T = Computed<Element>;
@@ -35,7 +35,7 @@ struct RotateRows {
         y[first] = Element(a * cos[i] - b * s);
         y[second] = Element(b * cos[i] + a * s);
       }
-      for (int d = 2 * pairs; d < width; ++d) y[d] = x[d];
+      for (int d = 2 * pairs; d < width && x != y; ++d) y[d] = x[d];
     }
   }
 

@@ -5,6 +5,7 @@
 #include <attend/attention/detail/row_elements.h>
 #include <attend/detail/torch/autograd_node.h>
 #include <attend/detail/torch/const_data.h>
+#include <attend/detail/torch/expanded.h>
 #include <attend/detail/torch/in_memory.h>
 #include <attend/detail/torch/parallel.h>
 #include <attend/kernels/cpu/rotate.h>
@@ -30,12 +31,23 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// The rotation of rotate(), after its checks. It is linear in x, so its gradient is the rotation by the negative
 /// angles, and no x is kept for it.
+///
+/// Where nobody else reads a tensor, it is rotated in its own memory. New memory costs more time than the rotation: the
+/// system maps it page by page (benchmarks/results/rotary.md).
 class Rotation {
  public:
   /// x (N, H, L, D) to the same sizes.
   static at::Tensor apply_to(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, RotaryLayout layout) {
     const Rotation rotation(as_4d(cos, x), as_4d(sin, x), layout, /*is_inverse=*/false);
-    return rotation.is_fused(x) ? rotation.fused(x) : rotation.by_torch(x);
+    return rotation.is_fused(x) ? rotation.fused(x, /*is_owned=*/false) : rotation.by_torch(x);
+  }
+
+  /// The same for an x that only the caller knows, and whose numbers no backward pass reads, as the result of a linear
+  /// layer. Its memory may become that of the result.
+  static at::Tensor apply_to_owned(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
+                                   RotaryLayout layout) {
+    const Rotation rotation(as_4d(cos, x), as_4d(sin, x), layout, /*is_inverse=*/false);
+    return rotation.is_fused(x) ? rotation.fused(x, /*is_owned=*/can_be_written(x)) : rotation.by_torch(x);
   }
 
  private:
@@ -69,11 +81,16 @@ class Rotation {
     return rest == 0 ? rotated : at::cat({rotated, x.narrow(3, rotated_width, rest)}, 3);
   }
 
-  at::Tensor fused(const at::Tensor& x) const {
+  /// Whether each number has a place of its own in memory, and those of a head are adjacent.
+  static bool can_be_written(const at::Tensor& x) {
+    return x.stride(3) == 1 && !x.is_neg() && !x.is_inference() && !is_expanded(x);
+  }
+
+  at::Tensor fused(const at::Tensor& x, bool is_owned) const {
     at::Tensor y;
     {
       const c10::AutoGradMode no_grad(false);
-      y = by_kernel(x);
+      y = by_kernel(x, is_owned);
     }
     if (torch::autograd::compute_requires_grad(x)) {
       const auto node = make_node(new Node(*this));
@@ -83,9 +100,10 @@ class Rotation {
     return y;
   }
 
-  at::Tensor by_kernel(const at::Tensor& given) const {
+  at::Tensor by_kernel(const at::Tensor& given, bool is_owned) const {
     const at::Tensor x = with_adjacent_numbers(in_memory(given)), cos = with_adjacent_numbers(in_memory(cos_)),
-                     sin = with_adjacent_numbers(in_memory(sin_)), y = empty_rows_like(x);
+                     sin = with_adjacent_numbers(in_memory(sin_)), y = is_owned ? x.tensor_data() : empty_rows_like(x);
+    if (is_owned) y.unsafeGetTensorImpl()->bump_version();
     // The heads of a position, or the positions of a head: those that are closer in memory are the inner loop.
     const bool heads_first = x.stride(1) < x.stride(2);
     const auto three = [&](at::IntArrayRef of) {
@@ -141,7 +159,11 @@ class Rotation {
         cos = cos_.unpack();
         sin = sin_.unpack();
       }
-      return {Rotation(cos, sin, layout_, !is_inverse_).fused(gradients[0])};
+      // As torch's engine does when it adds gradients: this one is known to nobody else.
+      const bool is_owned = !c10::GradMode::is_enabled() && gradients[0].use_count() == 1 &&
+                            gradients[0].has_storage() && gradients[0].storage().use_count() == 1 &&
+                            can_be_written(gradients[0]);
+      return {Rotation(cos, sin, layout_, !is_inverse_).fused(gradients[0], is_owned)};
     }
 
    private:
