@@ -8,8 +8,10 @@
 #include "support/gradcheck.h"
 #include "support/reference_data.h"
 
+#include <ATen/ops/_make_dual.h>
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
+#include <torch/csrc/autograd/forward_grad.h>
 #include <torch/nn/modules/container/any.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/serialize.h>
@@ -26,11 +28,11 @@
 using attend::DynamicRotaryScaling;
 using attend::LinearRotaryScaling;
 using attend::Llama3RotaryScaling;
-using attend::rotate;
 using attend::RotaryEmbedding;
 using attend::RotaryEmbeddingOptions;
 using attend::RotaryLayout;
 using attend::RotaryTables;
+using attend::rotate;
 using attend::YarnRotaryScaling;
 using attend::test::check_equal_in_float64;
 using attend::test::check_same_derivatives;
@@ -55,17 +57,13 @@ const std::map<std::string, RotaryEmbeddingOptions>& cases() {
       {"dynamic", Options(16).scaling(DynamicRotaryScaling(2, 8))},
       {"dynamic_short", Options(16).scaling(DynamicRotaryScaling(2, 16))},
       {"yarn", Options(64).scaling(YarnRotaryScaling(4, 2048))},
-      {"yarn_options", Options(64).scaling(YarnRotaryScaling(8, 4096)
-                                               .beta_fast(16)
-                                               .beta_slow(2)
-                                               .mscale(0.7)
-                                               .mscale_all_dim(0.4)
-                                               .truncate(false))},
+      {"yarn_options",
+       Options(64).scaling(
+           YarnRotaryScaling(8, 4096).beta_fast(16).beta_slow(2).mscale(0.7).mscale_all_dim(0.4).truncate(false))},
       {"yarn_factor", Options(64).scaling(YarnRotaryScaling(8, 4096).attention_factor(1.25))},
       {"llama3", Options(128).theta(500000).scaling(Llama3RotaryScaling(8))},
       {"llama3_options",
-       Options(64).scaling(
-           Llama3RotaryScaling(4).low_freq_factor(2).high_freq_factor(16).original_max_length(1024))},
+       Options(64).scaling(Llama3RotaryScaling(4).low_freq_factor(2).high_freq_factor(16).original_max_length(1024))},
   };
   return cases;
 }
@@ -94,8 +92,8 @@ TEST_CASE("RotaryEmbedding: outputs and gradients equal Hugging Face's formulas 
 TEST_CASE("RotaryEmbedding: with two axes each has half of the pairs, as in Qwen2-VL") {
   const std::map<std::string, torch::Tensor> data = reference_data("rotary");
   const torch::Tensor grid = attend::grid_positions({3, 4});
-  for (const auto& [name, layout] : {std::pair("axes", RotaryLayout::kHalfSplit),
-                                     std::pair("axes_interleaved", RotaryLayout::kInterleaved)}) {
+  for (const auto& [name, layout] :
+       {std::pair("axes", RotaryLayout::kHalfSplit), std::pair("axes_interleaved", RotaryLayout::kInterleaved)}) {
     RotaryEmbedding rotary(RotaryEmbeddingOptions(16).axes(2).layout(layout));
     const torch::Tensor x = data.at(std::string(name) + "/x");
     check_equal_in_float64(rotary(x, grid), data.at(std::string(name) + "/output"));
@@ -188,6 +186,19 @@ TEST_CASE("rotate: every order of x in memory gives the same, and lower precisio
   }
 }
 
+TEST_CASE("rotate: the tangent of forward-mode differentiation is rotated too, and so is that of a gradient") {
+  const torch::Tensor angles = torch::randn({7, 2}, torch::kDouble), cos = angles.cos(), sin = angles.sin();
+  const torch::Tensor x = torch::randn({1, 1, 7, 4}, torch::kDouble), tangent = torch::randn_like(x);
+  const auto level = torch::autograd::ForwardADLevel::get_by_idx(torch::autograd::ForwardADLevel::get_next_idx());
+  const torch::Tensor dual = at::_make_dual(x, tangent, 0), y = rotate(dual, cos, sin);
+  check_equal_in_float64(y, rotate(x, cos, sin));
+  check_equal_in_float64(y._fw_grad(0), rotate(tangent, cos, sin));
+  const torch::Tensor leaf = x.clone().requires_grad_();
+  const torch::Tensor gradient = torch::autograd::grad({rotate(leaf, cos, sin)}, {leaf}, {dual})[0];
+  check_equal_in_float64(gradient._fw_grad(0), rotate(tangent, cos, -sin));
+  torch::autograd::ForwardADLevel::release_idx(0);
+}
+
 TEST_CASE("rotate: a gradient that others know is not changed") {
   const torch::Tensor angles = torch::randn({7, 2}), x = torch::randn({1, 1, 7, 4}).requires_grad_();
   const torch::Tensor given = torch::randn({1, 1, 7, 4}), before = given.clone();
@@ -258,8 +269,8 @@ TEST_CASE("packed_positions: a packed batch is rotated as its sequences are alon
 }
 
 TEST_CASE("grid_positions: row by row, for any number of axes") {
-  CHECK(attend::grid_positions({2, 3})
-            .equal(torch::tensor({0, 0, 0, 1, 0, 2, 1, 0, 1, 1, 1, 2}, torch::kLong).view({6, 2})));
+  CHECK(attend::grid_positions({2, 3}).equal(
+      torch::tensor({0, 0, 0, 1, 0, 2, 1, 0, 1, 1, 1, 2}, torch::kLong).view({6, 2})));
   CHECK(attend::grid_positions({2, 1, 2}).equal(torch::tensor({0, 0, 0, 0, 0, 1, 1, 0, 0, 1, 0, 1}).view({4, 3})));
 }
 
@@ -317,9 +328,7 @@ TEST_CASE("RotaryEmbedding and rotate: bad input is refused with the rule and th
   RotaryEmbedding rotary(8), grid(Options(8).axes(2));
   const torch::Tensor x = torch::randn({2, 3, 5, 8}), table = torch::randn({5, 4});
   const auto call = [](RotaryEmbedding layer, const torch::Tensor& of, const torch::Tensor& positions = {},
-                       std::int64_t offset = 0) {
-    return [=]() mutable { layer->forward(of, positions, offset); };
-  };
+                       std::int64_t offset = 0) { return [=]() mutable { layer->forward(of, positions, offset); }; };
   const auto turn = [](const torch::Tensor& of, const torch::Tensor& cos, const torch::Tensor& sin) {
     return [=] { rotate(of, cos, sin); };
   };
@@ -388,7 +397,8 @@ TEST_CASE("RotaryEmbedding and rotate: bad input is refused with the rule and th
       {"attend::packed_positions: offsets (Float) must be int32 or int64", true,
        [] { attend::packed_positions(torch::zeros({2})); }},
       {"attend::grid_positions: a size (0) must be at least 1", false, [] { attend::grid_positions({2, 0}); }},
-      {"attend::grid_positions: sizes must have at least one axis, got none", false, [] { attend::grid_positions({}); }},
+      {"attend::grid_positions: sizes must have at least one axis, got none", false,
+       [] { attend::grid_positions({}); }},
   };
   for (const Refused& each : cases) each.check();
 }

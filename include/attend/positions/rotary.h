@@ -84,8 +84,8 @@ struct RotaryTables {
 /// @throws c10::TypeError if x is not floating-point or the positions are bool or complex.
 ///
 /// Differs from Hugging Face's layers: angles are computed in float64 and cos and sin are rounded once, to float32, or
-/// float64 for a float64 x. Hugging Face computes angles in float32 for every dtype. At position p the two tables differ
-/// by up to p · 6e-8.
+/// float64 for a float64 x. Hugging Face computes angles in float32 for every dtype. At position p the two tables
+/// differ by up to p · 6e-8.
 ///
 /// Source: Su et al., "RoFormer", 2021. Several axes: Wang et al., "Qwen2-VL", 2024.
 ///
@@ -111,9 +111,10 @@ class RotaryEmbeddingImpl : public torch::nn::Cloneable<RotaryEmbeddingImpl> {
     detail::check_positive(kName, "head_dim", options.head_dim());
     TORCH_CHECK_VALUE(options.axes() >= 1 && options.axes() <= 3, kName, ": axes (", options.axes(),
                       ") must be from 1 to 3");
-    TORCH_CHECK_VALUE(rotary_dim() >= 2 && rotary_dim() <= options.head_dim() && rotary_dim() % (2 * options.axes()) == 0,
-                      kName, ": rotary_dim (", rotary_dim(), ") must be a multiple of 2 · axes (", 2 * options.axes(),
-                      ") and at most head_dim (", options.head_dim(), ")");
+    TORCH_CHECK_VALUE(
+        rotary_dim() >= 2 && rotary_dim() <= options.head_dim() && rotary_dim() % (2 * options.axes()) == 0, kName,
+        ": rotary_dim (", rotary_dim(), ") must be a multiple of 2 · axes (", 2 * options.axes(),
+        ") and at most head_dim (", options.head_dim(), ")");
     TORCH_CHECK_VALUE(options.theta() > 1.0 && std::isfinite(options.theta()), kName, ": theta (", options.theta(),
                       ") must be above 1 and finite");
     std::visit(detail::CheckRotaryScaling(kName, dim_of_axis()), options.scaling());

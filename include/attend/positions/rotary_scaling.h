@@ -23,6 +23,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Divides all frequencies by a factor: `"rope_type": "linear"`. Source: Chen et al., "Position interpolation", 2023.
 struct LinearRotaryScaling {
+  /// Sets the options that have no default.
+  ///
   /// @param factor As the option factor.
   explicit LinearRotaryScaling(double factor) : factor_(factor) {}
   /// How many times longer the sequences are, positive. No default.
@@ -38,6 +40,8 @@ struct LinearRotaryScaling {
 ///
 /// Source: "NTK-aware scaled RoPE", 2023.
 struct DynamicRotaryScaling {
+  /// Sets the options that have no default.
+  ///
   /// @param factor As the option factor.
   /// @param max_length As the option max_length.
   DynamicRotaryScaling(double factor, std::int64_t max_length) : factor_(factor), max_length_(max_length) {}
@@ -52,6 +56,8 @@ struct DynamicRotaryScaling {
 ///
 /// Source: Peng et al., "YaRN", 2023.
 struct YarnRotaryScaling {
+  /// Sets the options that have no default.
+  ///
   /// @param factor As the option factor.
   /// @param original_max_length As the option original_max_length.
   YarnRotaryScaling(double factor, std::int64_t original_max_length)
@@ -78,6 +84,8 @@ struct YarnRotaryScaling {
 /// The scaling of Llama 3.1: divides low frequencies by a factor, keeps high frequencies, and mixes both between:
 /// `"rope_type": "llama3"`. Source: Llama Team, "The Llama 3 herd of models", 2024.
 struct Llama3RotaryScaling {
+  /// Sets the options that have no default.
+  ///
   /// @param factor As the option factor.
   explicit Llama3RotaryScaling(double factor) : factor_(factor) {}
   /// How many times longer the sequences are, positive. No default.
@@ -91,8 +99,8 @@ struct Llama3RotaryScaling {
 };
 
 /// One of the scalings, or none.
-using RotaryScaling = std::variant<std::monostate, LinearRotaryScaling, DynamicRotaryScaling, YarnRotaryScaling,
-                                   Llama3RotaryScaling>;
+using RotaryScaling =
+    std::variant<std::monostate, LinearRotaryScaling, DynamicRotaryScaling, YarnRotaryScaling, Llama3RotaryScaling>;
 
 namespace detail {
 
@@ -150,15 +158,16 @@ class RotaryFrequencies {
     }
     const auto m = [&](double s) { return scaling.factor() <= 1 ? 1.0 : 0.1 * s * std::log(scaling.factor()) + 1.0; };
     const bool has_scales = scaling.mscale().value_or(0.0) != 0.0 && scaling.mscale_all_dim().value_or(0.0) != 0.0;
-    factor_ = scaling.attention_factor().value_or(has_scales ? m(*scaling.mscale()) / m(*scaling.mscale_all_dim())
-                                                             : m(1.0));
+    factor_ =
+        scaling.attention_factor().value_or(has_scales ? m(*scaling.mscale()) / m(*scaling.mscale_all_dim()) : m(1.0));
   }
 
   void scale(const Llama3RotaryScaling& scaling, std::int64_t) {
     const auto length = static_cast<double>(scaling.original_max_length());
     for (double& value : values_) {
       const double turns = length * value / (2 * std::numbers::pi);
-      const double kept = (turns - scaling.low_freq_factor()) / (scaling.high_freq_factor() - scaling.low_freq_factor());
+      const double kept =
+          (turns - scaling.low_freq_factor()) / (scaling.high_freq_factor() - scaling.low_freq_factor());
       if (turns < scaling.low_freq_factor())
         value /= scaling.factor();
       else if (turns <= scaling.high_freq_factor())
@@ -178,7 +187,9 @@ class CheckRotaryScaling {
   CheckRotaryScaling(const char* name, std::int64_t dim) : name_(name), dim_(dim) {}
 
   void operator()(const std::monostate&) const {}
-  void operator()(const LinearRotaryScaling& scaling) const { positive("LinearRotaryScaling::factor", scaling.factor()); }
+  void operator()(const LinearRotaryScaling& scaling) const {
+    positive("LinearRotaryScaling::factor", scaling.factor());
+  }
   void operator()(const DynamicRotaryScaling& scaling) const {
     TORCH_CHECK_VALUE(scaling.factor() >= 1.0, name_, ": DynamicRotaryScaling::factor (", scaling.factor(),
                       ") must be at least 1");

@@ -36,8 +36,7 @@ inline torch::Tensor packed_positions(const torch::Tensor& offsets) {
                    offsets.scalar_type(), ") must be int32 or int64");
   const torch::Tensor starts = offsets.to(torch::kLong);
   const std::int64_t sequences = offsets.size(0) - 1;
-  const torch::Tensor start_of_token =
-      at::repeat_interleave(starts.narrow(0, 0, sequences), starts.diff());  // (total)
+  const torch::Tensor start_of_token = at::repeat_interleave(starts.narrow(0, 0, sequences), starts.diff());  // (total)
   return at::arange(start_of_token.size(0), starts.options()) - start_of_token;
 }
 

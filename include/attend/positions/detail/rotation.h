@@ -38,16 +38,14 @@ class Rotation {
  public:
   /// x (N, H, L, D) to the same sizes.
   static at::Tensor apply_to(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, RotaryLayout layout) {
-    const Rotation rotation(as_4d(cos, x), as_4d(sin, x), layout, /*is_inverse=*/false);
-    return rotation.is_fused(x) ? rotation.fused(x, /*is_owned=*/false) : rotation.by_torch(x);
+    return Rotation(as_4d(cos, x), as_4d(sin, x), layout, /*is_inverse=*/false).rotated(x, /*is_owned=*/false);
   }
 
   /// The same for an x that only the caller knows, and whose numbers no backward pass reads, as the result of a linear
   /// layer. Its memory may become that of the result.
   static at::Tensor apply_to_owned(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
                                    RotaryLayout layout) {
-    const Rotation rotation(as_4d(cos, x), as_4d(sin, x), layout, /*is_inverse=*/false);
-    return rotation.is_fused(x) ? rotation.fused(x, /*is_owned=*/can_be_written(x)) : rotation.by_torch(x);
+    return Rotation(as_4d(cos, x), as_4d(sin, x), layout, /*is_inverse=*/false).rotated(x, /*is_owned=*/true);
   }
 
  private:
@@ -58,6 +56,10 @@ class Rotation {
     const at::Tensor converted = table.to(at::toOpMathType(x.scalar_type()));
     if (table.dim() == 2) return converted.unsqueeze(0).unsqueeze(0);
     return table.dim() == 3 ? converted.unsqueeze(1) : converted;
+  }
+
+  at::Tensor rotated(const at::Tensor& x, bool is_owned) const {
+    return is_fused(x) ? fused(x, is_owned && can_be_written(x)) : by_torch(x);
   }
 
   /// Whether the kernel computes it. Tables that need a gradient are left to torch.
@@ -74,7 +76,8 @@ class Rotation {
     const bool is_split = layout_ == RotaryLayout::kHalfSplit;
     const at::Tensor a = is_split ? numbers.narrow(3, 0, pairs) : numbers.slice(3, 0, rotated_width, 2);
     const at::Tensor b = is_split ? numbers.narrow(3, pairs, pairs) : numbers.slice(3, 1, rotated_width, 2);
-    const at::Tensor rotated_a = a * cos_ - b * sin_, rotated_b = b * cos_ + a * sin_;
+    const at::Tensor sin = is_inverse_ ? -sin_ : sin_;
+    const at::Tensor rotated_a = a * cos_ - b * sin, rotated_b = b * cos_ + a * sin;
     const at::Tensor rotated =
         (is_split ? at::cat({rotated_a, rotated_b}, 3) : at::stack({rotated_a, rotated_b}, 4).flatten(3))
             .to(x.scalar_type());
@@ -110,8 +113,8 @@ class Rotation {
       return heads_first ? cpu::Three{of[0], of[2], of[1]} : cpu::Three{of[0], of[1], of[2]};
     };
     const auto shared = [&](const at::Tensor& table) {
-      return three({table.size(0) == 1 ? 0 : table.stride(0), table.size(1) == 1 ? 0 : table.stride(1),
-                    table.stride(2)});
+      return three(
+          {table.size(0) == 1 ? 0 : table.stride(0), table.size(1) == 1 ? 0 : table.stride(1), table.stride(2)});
     };
     with_element_of_rows(x.scalar_type(), [&](auto element) {
       using Element = decltype(element);
@@ -161,9 +164,8 @@ class Rotation {
       }
       // As torch's engine does when it adds gradients: this one is known to nobody else.
       const bool is_owned = !c10::GradMode::is_enabled() && gradients[0].use_count() == 1 &&
-                            gradients[0].has_storage() && gradients[0].storage().use_count() == 1 &&
-                            can_be_written(gradients[0]);
-      return {Rotation(cos, sin, layout_, !is_inverse_).fused(gradients[0], is_owned)};
+                            gradients[0].has_storage() && gradients[0].storage().use_count() == 1;
+      return {Rotation(cos, sin, layout_, !is_inverse_).rotated(gradients[0], is_owned)};
     }
 
    private:
