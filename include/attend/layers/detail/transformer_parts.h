@@ -3,6 +3,7 @@
 
 #include <attend/detail/nn/archive.h>
 #include <attend/detail/torch/checks.h>
+#include <attend/layers/detail/fused_feed_forward.h>
 #include <attend/layers/detail/fused_layer_norm.h>
 #include <attend/layers/detail/fused_linear.h>
 #include <attend/layers/layer_norm.h>
@@ -43,6 +44,12 @@ inline torch::Tensor feed_forward(const torch::Tensor& x, const torch::nn::Linea
                                   const torch::nn::Dropout& dropout, const torch::nn::Linear& linear2,
                                   const torch::nn::activation_t& activation) {
   const Linear first{linear1->weight, linear1->bias}, second{linear2->weight, linear2->bias};
+  if (!std::holds_alternative<std::function<torch::Tensor(const torch::Tensor&)>>(activation) &&
+      FusedFeedForward::is_faster(x, first, second)) {
+    const bool is_relu = std::holds_alternative<torch::enumtype::kReLU>(activation);
+    return FusedFeedForward::run(x, first, is_relu ? cpu::HiddenActivation::kReLU : cpu::HiddenActivation::kGELU,
+                                 dropout_of(dropout), second);
+  }
   const torch::Tensor hidden = activated(FusedLinear::run(x, {first}, Backend::kAuto)[0], activation);
   return FusedLinear::run(at::dropout(hidden, dropout_of(dropout), /*train=*/true), {second}, Backend::kAuto)[0];
 }
