@@ -6,6 +6,7 @@
 #include <attend/layers/multihead_attention.h>
 #include <attend/layers/self_attention1d.h>
 #include <attend/layers/self_attention2d.h>
+#include <attend/layers/transformer.h>
 
 #include "support/accuracy.h"
 #include "support/allocator_peak.h"
@@ -109,11 +110,86 @@ struct SelfAttention2dCase {
   }
 };
 
+attend::TransformerEncoderLayerOptions encoder_layer_options() {
+  return attend::TransformerEncoderLayerOptions(4, 2).dim_feedforward(6).dropout(0.0).batch_first(true);
+}
+
+struct TransformerEncoderLayerCase {
+  static constexpr const char* kPrinted =
+      "attend::TransformerEncoderLayer(4, 2, dim_feedforward=6, dropout=0, activation=GELU, layer_norm_eps=0.5, "
+      "batch_first=true, norm_first=true, bias=false)";
+  static constexpr std::int64_t kOutChannels = 4;
+  static attend::TransformerEncoderLayer make() {
+    return attend::TransformerEncoderLayer(
+        encoder_layer_options().activation(torch::kGELU).layer_norm_eps(0.5).norm_first(true).bias(false));
+  }
+};
+
+struct TransformerDecoderLayerCase {
+  static constexpr const char* kPrinted =
+      "attend::TransformerDecoderLayer(4, 2, dim_feedforward=6, dropout=0, activation=ReLU, layer_norm_eps=1e-05, "
+      "batch_first=true, norm_first=false, bias=true)";
+  static constexpr std::int64_t kOutChannels = 4;
+  static attend::TransformerDecoderLayer make() {
+    return attend::TransformerDecoderLayer(
+        attend::TransformerDecoderLayerOptions(4, 2).dim_feedforward(6).dropout(0.0).batch_first(true));
+  }
+};
+
+struct TransformerEncoderCase {
+  static constexpr const char* kPrinted = "attend::TransformerEncoder(num_layers=2, enable_nested_tensor=true)";
+  static constexpr std::int64_t kOutChannels = 4;
+  static attend::TransformerEncoder make() {
+    return attend::TransformerEncoder(attend::TransformerEncoderOptions(encoder_layer_options(), 2));
+  }
+};
+
+struct TransformerDecoderCase {
+  static constexpr const char* kPrinted = "attend::TransformerDecoder(num_layers=2)";
+  static constexpr std::int64_t kOutChannels = 4;
+  static attend::TransformerDecoder make() {
+    return attend::TransformerDecoder(attend::TransformerDecoderOptions(TransformerDecoderLayerCase::make(), 2));
+  }
+};
+
+struct TransformerCase {
+  static constexpr const char* kPrinted =
+      "attend::Transformer(4, 2, 1, 1, dim_feedforward=6, dropout=0, activation=a function, layer_norm_eps=1e-05, "
+      "batch_first=true, norm_first=false, bias=true)";
+  static constexpr std::int64_t kOutChannels = 4;
+  static attend::Transformer make() {
+    return attend::Transformer(attend::TransformerOptions(4, 2, 1, 1)
+                                   .dim_feedforward(6)
+                                   .dropout(0.0)
+                                   .activation([](const torch::Tensor& x) { return x.tanh(); })
+                                   .batch_first(true));
+  }
+};
+
 /// The output of a layer for a signal (N, 4, L).
 template <class Layer>
 torch::Tensor run(Layer& layer, const torch::Tensor& x) {
   return layer.forward(x);
 }
+
+/// The output of a transformer layer as a signal. The weights of the channels make the sum of its squares depend on the
+/// parameters, also behind a norm.
+torch::Tensor signal_of(const torch::Tensor& tokens) {
+  return (tokens * torch::arange(1, 5, tokens.options()) / 8).transpose(1, 2);
+}
+template <class Layer>
+torch::Tensor run_encoder(Layer& layer, const torch::Tensor& x) {
+  return signal_of(layer.forward(x.transpose(1, 2)));
+}
+template <class Layer>
+torch::Tensor run_decoder(Layer& layer, const torch::Tensor& x) {
+  return signal_of(layer.forward(x.transpose(1, 2), x.transpose(1, 2)));
+}
+torch::Tensor run(attend::TransformerEncoderLayerImpl& layer, const torch::Tensor& x) { return run_encoder(layer, x); }
+torch::Tensor run(attend::TransformerEncoderImpl& layer, const torch::Tensor& x) { return run_encoder(layer, x); }
+torch::Tensor run(attend::TransformerDecoderLayerImpl& layer, const torch::Tensor& x) { return run_decoder(layer, x); }
+torch::Tensor run(attend::TransformerDecoderImpl& layer, const torch::Tensor& x) { return run_decoder(layer, x); }
+torch::Tensor run(attend::TransformerImpl& layer, const torch::Tensor& x) { return run_decoder(layer, x); }
 
 torch::Tensor run(attend::MultiheadAttentionImpl& layer, const torch::Tensor& x) {
   const torch::Tensor tokens = x.transpose(1, 2);
@@ -145,9 +221,19 @@ attend::Explanation explain(attend::SelfAttention2dImpl& layer, const torch::Ten
 
 }  // namespace
 
+template <class Case>
+constexpr bool is_transformer =
+    std::is_same_v<Case, TransformerEncoderLayerCase> || std::is_same_v<Case, TransformerDecoderLayerCase> ||
+    std::is_same_v<Case, TransformerEncoderCase> || std::is_same_v<Case, TransformerDecoderCase> ||
+    std::is_same_v<Case, TransformerCase>;
+
 // Layers from a signal (N, 4, L) to a signal; and all layers, whose inputs and outputs run() converts to signals.
 #define SIGNAL_LAYERS SelfAttentionCase, ConvStackCase
-#define EVERY_LAYER SIGNAL_LAYERS, MultiheadAttentionCase, ModernMultiheadAttentionCase, SelfAttention2dCase
+#define EXPLAINED_LAYERS SIGNAL_LAYERS, MultiheadAttentionCase, ModernMultiheadAttentionCase, SelfAttention2dCase
+#define TRANSFORMER_LAYERS                                                                                  \
+  TransformerEncoderLayerCase, TransformerDecoderLayerCase, TransformerEncoderCase, TransformerDecoderCase, \
+      TransformerCase
+#define EVERY_LAYER EXPLAINED_LAYERS, TRANSFORMER_LAYERS
 
 TEST_CASE_TEMPLATE("every layer: it accepts any length from 1 and any batch size from 0", Case, EVERY_LAYER) {
   auto layer = Case::make();
@@ -232,7 +318,8 @@ TEST_CASE_TEMPLATE("every layer: every parameter receives a gradient; reset_para
   CHECK_FALSE(layer->parameters()[0].equal(before));
 }
 
-TEST_CASE_TEMPLATE("every layer: explain() computes nothing and allocates no memory for tensors", Case, EVERY_LAYER) {
+TEST_CASE_TEMPLATE("every layer: explain() computes nothing and allocates no memory for tensors", Case,
+                   EXPLAINED_LAYERS) {
   // Operators that make another view or handle of a tensor.
   const std::set<std::string> free_operators{
       "aten::as_strided", "aten::detach",           "aten::empty",     "aten::expand",
@@ -279,7 +366,8 @@ TEST_CASE_TEMPLATE("every layer: it runs under autocast", Case, EVERY_LAYER) {
   const attend::test::Autocast autocast;
   for (const auto dtype : {torch::kFloat, torch::kBFloat16}) {
     const torch::Tensor cast = run(*layer, x.to(dtype));
-    CHECK((cast.scalar_type() == torch::kBFloat16));
+    // The norms and residual connections of transformer layers may stay in float32, as in torch.
+    if constexpr (!is_transformer<Case>) CHECK((cast.scalar_type() == torch::kBFloat16));
     CHECK(max_difference(cast, y) < 0.05);
   }
   CHECK(message_of<c10::TypeError>([&] {
@@ -317,7 +405,7 @@ TEST_CASE_TEMPLATE("every layer: the error for an input of another dtype, device
     const std::string message = message_of<Error>([&] { run(*layer, given); });
     CAPTURE(message);
     CHECK(message.find(expected) != std::string::npos);
-    CHECK(message_of<Error>([&] { explain(*layer, given); }) == message);
+    if constexpr (!is_transformer<Case>) CHECK(message_of<Error>([&] { explain(*layer, given); }) == message);
   };
   const std::type_identity<c10::ValueError> value_error;
   const std::type_identity<c10::TypeError> type_error;

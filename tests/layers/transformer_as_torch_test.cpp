@@ -414,6 +414,28 @@ TEST_CASE("TransformerEncoder, TransformerDecoder, Transformer: results and all 
   }
 }
 
+TEST_CASE("TransformerEncoder: enable_nested_tensor packs a padded batch in inference, and gives Python's results") {
+  const std::map<std::string, torch::Tensor> data = reference_data("transformer");
+  for (const std::string name : {"no_norm", "norm"}) {
+    CAPTURE(name);
+    PythonCase c(data, "packed/" + name + "/");
+    attend::TransformerEncoderOptions options(
+        attend::TransformerEncoderLayerOptions(kWidth, 4).dim_feedforward(kHidden).batch_first(true), 2);
+    if (name == "norm") options.norm(norm_like("default"));
+    attend::TransformerEncoder encoder(options);
+    c.prepare(encoder);
+    encoder->eval();
+    const torch::Tensor src = c.tensor("src"), padding = c.tensor("src_key_padding_mask"), none;
+    const torch::NoGradGuard no_grad;
+    const torch::Tensor output = encoder(src, none, padding);
+    check_equal_in_float64(output, data.at("packed/" + name + "/output"));
+    encoder->options.enable_nested_tensor(false);
+    const torch::Tensor unpacked = encoder(src, none, padding);
+    check_equal_in_float64(output.index({padding.logical_not()}), unpacked.index({padding.logical_not()}));
+    CHECK(max_difference(output.index({padding}), unpacked.index({padding})) > 0.1);
+  }
+}
+
 TEST_CASE("LayerNorm: results and all gradients equal Python's") {
   const std::map<std::string, torch::Tensor> data = reference_data("transformer");
   const std::pair<std::string, attend::LayerNormOptions> cases[] = {

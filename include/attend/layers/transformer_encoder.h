@@ -5,6 +5,7 @@
 #include <attend/layers/transformer_encoder_layer.h>
 #include <attend/version.h>
 
+#include <c10/core/GradMode.h>
 #include <c10/util/Exception.h>
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
@@ -14,14 +15,17 @@
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <ostream>
 #include <utility>
+#include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// Options of TransformerEncoder: those of torch::nn::TransformerEncoderOptions.
+/// Options of TransformerEncoder: those of torch::nn::TransformerEncoderOptions, then an option that torch has in
+/// Python only.
 ///
 /// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
 ///
@@ -50,6 +54,9 @@ struct TransformerEncoderOptions {
   TORCH_ARG(std::int64_t, num_layers);
   /// A module that is applied to the last layer's output. The encoder holds a clone of it. Default: none.
   TORCH_ARG(torch::nn::AnyModule, norm);
+  /// Whether the encoder may leave padding out; see TransformerEncoder. The name is that of Python's option. Default:
+  /// true.
+  TORCH_ARG(bool, enable_nested_tensor) = true;
 };
 
 /// Several TransformerEncoderLayers, one after the other, and a last norm if one is given.
@@ -61,9 +68,22 @@ struct TransformerEncoderOptions {
 /// The shapes are those of TransformerEncoderLayer. The parameters are `layers.0.self_attn.in_proj_weight` and so on,
 /// and those of the norm: `norm.weight`, `norm.bias`.
 ///
+/// Padding. The encoder packs a batch without its padding if all of these are true:
+/// - the option enable_nested_tensor is on, and the layers have batch_first;
+/// - src is (N, L, E) on the CPU, src_key_padding_mask is bool or uint8, and there is no src_mask;
+/// - the encoder is in evaluation mode, and no gradient is recorded.
+///
+/// Then the layers compute nothing for padded positions, and their rows of the last layer's output are 0. The norm is
+/// applied to these rows too: after a LayerNorm they are its bias. Without packing, padded rows hold what the layers
+/// compute for them, as in torch::nn. The other rows are the same either way.
+///
 /// Differs from torch::nn::TransformerEncoder:
-/// - The argument is_causal, and all differences of TransformerEncoderLayer.
+/// - The argument is_causal, the option enable_nested_tensor, and all differences of TransformerEncoderLayer.
 /// - Without layers and without a norm the output is src. torch returns an undefined tensor.
+///
+/// Differs from Python's module, which packs on other devices too, but does not pack with norm_first, without bias,
+/// with an activation that is a function, with an odd number of heads, under autocast, or if padding comes before a
+/// token.
 ///
 /// @throws c10::ValueError if options or sizes do not fit.
 /// @throws c10::TypeError if dtypes do not fit.
@@ -120,7 +140,8 @@ class TransformerEncoderImpl : public torch::nn::Cloneable<TransformerEncoderImp
 
   /// Writes the name and the number of layers, as `std::cout << encoder` shows them before the layers.
   void pretty_print(std::ostream& stream) const override {
-    stream << "attend::TransformerEncoder(num_layers=" << options.num_layers() << ")";
+    stream << "attend::TransformerEncoder(num_layers=" << options.num_layers() << std::boolalpha
+           << ", enable_nested_tensor=" << options.enable_nested_tensor() << std::noboolalpha << ")";
   }
 
   /// Computes all layers, then the norm.
@@ -135,8 +156,11 @@ class TransformerEncoderImpl : public torch::nn::Cloneable<TransformerEncoderImp
   torch::Tensor forward(const torch::Tensor& src, const torch::Tensor& src_mask = {},
                         const torch::Tensor& src_key_padding_mask = {}, bool is_causal = false) {
     torch::Tensor output = src;
-    for (std::size_t i = 0; i < layers->size(); ++i)
-      output = layer(i).forward(output, src_mask, src_key_padding_mask, is_causal);
+    if (packs(src, src_mask, src_key_padding_mask))
+      output = packed_forward(src, src_key_padding_mask, is_causal);
+    else
+      for (std::size_t i = 0; i < layers->size(); ++i)
+        output = layer(i).forward(output, src_mask, src_key_padding_mask, is_causal);
     return norm.is_empty() ? output : norm.forward<torch::Tensor>(output);
   }
 
@@ -153,6 +177,30 @@ class TransformerEncoderImpl : public torch::nn::Cloneable<TransformerEncoderImp
 
  private:
   static constexpr const char* kName = "attend::TransformerEncoder";
+
+  bool packs(const torch::Tensor& src, const torch::Tensor& src_mask, const torch::Tensor& padding) {
+    if (!options.enable_nested_tensor() || layers->is_empty() || !layer(0).options.batch_first() || is_training() ||
+        src_mask.defined() || !src.defined() || !padding.defined() || src.dim() != 3 || src.numel() == 0 ||
+        !src.is_cpu() || !padding.is_cpu() || padding.sizes() != src.sizes().slice(0, 2) ||
+        (padding.scalar_type() != torch::kBool && padding.scalar_type() != torch::kByte))
+      return false;
+    if (!c10::GradMode::is_enabled()) return true;
+    const std::vector<torch::Tensor> all = parameters();
+    const auto needs_gradient = [](const torch::Tensor& tensor) { return tensor.requires_grad(); };
+    return !needs_gradient(src) && std::none_of(all.begin(), all.end(), needs_gradient);
+  }
+
+  torch::Tensor packed_forward(const torch::Tensor& src, const torch::Tensor& padding, bool is_causal) {
+    const torch::Tensor is_token = padding.eq(0);  // (N, L)
+    const torch::Tensor places = is_token.flatten().nonzero().squeeze(1);
+    const torch::Tensor ends = is_token.sum(1).cumsum(0).to(torch::kInt);  // (N)
+    const torch::Tensor offsets = torch::cat({torch::zeros({1}, ends.options()), ends});
+    torch::Tensor rows = src.flatten(0, 1).index_select(0, places);  // (tokens, E)
+    for (std::size_t i = 0; i < layers->size(); ++i) rows = layer(i).forward_packed(rows, offsets, is_causal);
+    return torch::zeros({src.size(0) * src.size(1), src.size(2)}, rows.options())
+        .index_copy_(0, places, rows)
+        .view(src.sizes());
+  }
 
   TransformerEncoderLayerImpl& layer(std::size_t i) { return layers->at<TransformerEncoderLayerImpl>(i); }
 };

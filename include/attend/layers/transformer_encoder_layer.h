@@ -4,9 +4,11 @@
 #include <attend/layers/detail/transformer_parts.h>
 #include <attend/layers/layer_norm.h>
 #include <attend/layers/multihead_attention.h>
+#include <attend/layers/multihead_attention_call.h>
 #include <attend/layers/transformer_layer_options.h>
 #include <attend/version.h>
 
+#include <c10/util/Exception.h>
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/common.h>
 #include <torch/nn/modules/container/any.h>
@@ -151,17 +153,28 @@ class TransformerEncoderLayerImpl : public torch::nn::Cloneable<TransformerEncod
   torch::Tensor forward(const torch::Tensor& src, const torch::Tensor& src_mask = {},
                         const torch::Tensor& src_key_padding_mask = {}, bool is_causal = false) {
     detail::check_transformer_input(kName, "src", src, options.d_model(), options.batch_first(), linear1->weight);
-    const auto attention = [&](const torch::Tensor& x) {
+    return with_attention(src, [&](const torch::Tensor& x) {
       return std::get<0>(self_attn(x, x, x, src_key_padding_mask, /*need_weights=*/false, src_mask,
                                    /*average_attn_weights=*/true, is_causal));
-    };
-    if (options.norm_first()) {
-      const torch::Tensor attended = attention(norm1(src));
-      const detail::AddedNorm y = detail::add_and_norm(src, attended, dropout1, norm2);
-      return detail::add(y.sum, feed_forward(y.normed), dropout2);
-    }
-    const torch::Tensor y = detail::add_and_norm(src, attention(src), dropout1, norm1).normed;
-    return detail::add_and_norm(y, feed_forward(y), dropout2, norm2).normed;
+    });
+  }
+
+  /// Computes the layer for sequences of any lengths, one after the other, without padding.
+  ///
+  /// @param src (total, E). Sequence b has the rows offsets[b] … offsets[b + 1] − 1.
+  /// @param offsets (B + 1) for B sequences: int32, from 0 to total, not decreasing.
+  /// @param is_causal Whether each position attends only to itself and to earlier positions of its sequence. Default:
+  /// false.
+  /// @return The output, of the shape of src.
+  /// @throws c10::ValueError if sizes, devices or offsets do not fit.
+  /// @throws c10::TypeError if dtypes do not fit.
+  torch::Tensor forward_packed(const torch::Tensor& src, const torch::Tensor& offsets, bool is_causal = false) {
+    detail::check_transformer_input(kName, "src", src, options.d_model(), options.batch_first(), linear1->weight);
+    TORCH_CHECK_VALUE(src.dim() == 2, kName, ": src of forward_packed() must be 2-d (total, d_model), got ", src.dim(),
+                      "-d ", src.sizes());
+    return with_attention(src, [&](const torch::Tensor& x) {
+      return self_attn->self_attention(x, MultiheadAttentionCall().query_offsets(offsets).is_causal(is_causal));
+    });
   }
 
   /// The options that the layer was made with.
@@ -186,6 +199,16 @@ class TransformerEncoderLayerImpl : public torch::nn::Cloneable<TransformerEncod
 
  private:
   static constexpr const char* kName = "attend::TransformerEncoderLayer";
+
+  template <class Attention>
+  torch::Tensor with_attention(const torch::Tensor& src, const Attention& attention) {
+    if (options.norm_first()) {
+      const detail::AddedNorm y = detail::add_and_norm(src, attention(norm1(src)), dropout1, norm2);
+      return detail::add(y.sum, feed_forward(y.normed), dropout2);
+    }
+    const torch::Tensor y = detail::add_and_norm(src, attention(src), dropout1, norm1).normed;
+    return detail::add_and_norm(y, feed_forward(y), dropout2, norm2).normed;
+  }
 
   torch::Tensor feed_forward(const torch::Tensor& x) {
     return detail::feed_forward(x, linear1, dropout, linear2, options.activation());
