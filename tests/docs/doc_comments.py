@@ -29,7 +29,7 @@ namespace {
 
 /// The names that the examples use without declaring them.
 struct Names {
-  torch::Tensor q, k, v, k1, k2, v1, v2, x, key_padding_mask, slopes, table, inputs, targets;
+  torch::Tensor q, k, v, k1, k2, v1, v2, x, key_padding_mask, slopes, table, inputs, targets, src, tgt, memory, src_padding;
   torch::nn::Sequential model;
   attend::ShapeDataset train_set, validation_set;
   attend::Trainer<torch::nn::Sequential>& trainer;
