@@ -102,7 +102,7 @@ class FewQueryPass {
   static constexpr int kMostHeads = 256;  // of a key head: each takes memory for a tile of scores
   static int most_queries(const AttentionPlan<T>& plan) {
     if (plan.operations->vector_bytes >= 64) return 16;
-    return plan.is_bfloat16 ? 4 : 8;  // each pair of rows converts the keys again
+    return plan.is_bfloat16 ? 4 : 8;  // each four rows convert the keys again
   }
 
   static constexpr int kChunkKeys = 256;      // fewest keys of a chunk

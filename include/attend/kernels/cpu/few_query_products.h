@@ -56,8 +56,10 @@ struct FewQueryScores {
       };
       constexpr int kLanes = Vec<T, Isa>::kLanes;
       int i = 0;
-      if constexpr (kLanes >= 16) i = rest(std::integral_constant<int, 4>(), i);
-      if constexpr (kLanes >= 8) i = rest(std::integral_constant<int, 2>(), i);
+      if constexpr (kLanes >= 8) {
+        i = rest(std::integral_constant<int, 4>(), i);
+        i = rest(std::integral_constant<int, 2>(), i);
+      }
       rest(std::integral_constant<int, 1>(), i);
     });
   }
@@ -159,7 +161,7 @@ struct AddFewQueryValues {
         return i;
       };
       int i = 0;
-      if constexpr (Isa::kVectorBytes >= 64) i = rest(std::integral_constant<int, 4>(), i);
+      if constexpr (Isa::kVectorBytes >= 32) i = rest(std::integral_constant<int, 4>(), i);
       i = rest(std::integral_constant<int, 2>(), i);
       rest(std::integral_constant<int, 1>(), i);
     });
@@ -170,7 +172,10 @@ struct AddFewQueryValues {
   static ATTEND_ALWAYS_INLINE void row_block(const Element* values, const Element* ahead, std::int64_t value_row,
                                              int first, int count, const T* const* weights, int width,
                                              const T* const* factors, T* output, std::int64_t output_row) {
-    constexpr int kLanes = Vec<T, Isa>::kLanes, kVectors = kRows == 1 ? 8 : 4;
+    // As many sums as fit into the registers: with vectors of 32 bytes there are 16.
+    constexpr int kLanes = Vec<T, Isa>::kLanes, kVectors = kRows == 1                             ? 8
+                                                           : kRows == 4 && Isa::kVectorBytes < 64 ? 2
+                                                                                                  : 4;
     int d = 0;
     for (; d + kVectors * kLanes <= width; d += kVectors * kLanes)
       block<Isa, kRows, kVectors>(values + d, ahead + d, value_row, first, count, weights, factors, output + d,
