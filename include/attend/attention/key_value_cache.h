@@ -78,9 +78,9 @@ class KeyValueCache {
   /// @throws c10::ValueError for a layer that does not exist, and for queries that need keys that were evicted.
   /// @throws c10::Error of the same kinds as attend::attention().
   at::Tensor attention(std::int64_t layer, const at::Tensor& query, const AttentionOptions& options = {}) const {
-    TORCH_CHECK_VALUE(query.defined() && query.dim() == 4 && query.size(0) == options().batch_size(),
-                      "attend::KeyValueCache: query must be (N, H, L, D), with N = ", options().batch_size(), ", got ",
-                      query.defined() ? c10::str(query.sizes()) : "an undefined tensor");
+    TORCH_CHECK_VALUE(query.defined() && query.dim() == 4 && query.size(0) == this->options().batch_size(),
+                      "attend::KeyValueCache: query must be (N, H, L, D), with N = ", this->options().batch_size(),
+                      ", got ", query.defined() ? c10::str(query.sizes()) : "an undefined tensor");
     const CachedKeys cached = arguments(layer, query.size(2), options);
     return attend::attention(query, cached.key, cached.value, cached.options);
   }

@@ -30,7 +30,7 @@ at::Tensor materialize(const Mask& mask_mod, const AttentionSizes& sizes) {
                     "attend::materialize: sizes must not be negative, got (", sizes.batch_size, ", ", sizes.num_heads,
                     ", ", sizes.query_length, ", ", sizes.key_length, ")");
   detail::TypedVariant<Unchanged, Mask> variant({}, mask_mod);
-  return variant.mask(sizes, variant.tensors(sizes, c10::kCPU));
+  return variant.mask(sizes, variant.tensors(sizes, c10::kCPU), /*key_lengths=*/{});
 }
 
 /// Applies a score_mod to a tensor of scores. Use it for tests and pictures.
@@ -54,7 +54,7 @@ at::Tensor materialize(const Score& score_mod, const at::Tensor& scores) {
   TORCH_CHECK_TYPE(scores.scalar_type() == at::kFloat || scores.scalar_type() == at::kDouble,
                    "attend::materialize: scores must be float32 or float64, got ", scores.scalar_type());
   detail::TypedVariant<Score, EveryKey> variant(score_mod, {});
-  return variant.change(scores, variant.tensors(detail::sizes_of(scores), scores.device()));
+  return variant.change(scores, variant.tensors(detail::sizes_of(scores), scores.device()), /*key_lengths=*/{});
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE
