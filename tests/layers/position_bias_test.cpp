@@ -17,7 +17,9 @@
 #include <doctest/doctest.h>
 #include <torch/serialize.h>
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory>
 #include <sstream>
@@ -185,6 +187,36 @@ TEST_CASE("RelativePositionBias, T5PositionBias: float32 is as accurate as the d
       attend::test::check_as_accurate_as(dense[i], ours[i], exact[i]);
     }
   }
+}
+
+TEST_CASE("RelativePositionBias: many windows have the gradients of the reference") {
+  torch::manual_seed(3);
+  const std::vector<std::int64_t> window{7, 7};
+  RelativePositionBias bias(3, window);
+  bias->to(torch::kDouble);
+  const auto heads = [] { return torch::randn({64, 3, 49, 8}, torch::kDouble); };
+  const std::vector<torch::Tensor> given{heads(), heads(), heads()};
+  given[1].select(2, 48).fill_(std::numeric_limits<double>::quiet_NaN());  // masked by the second mask
+  const auto check = [&](const auto& mask, std::int64_t finite_keys) {
+    std::vector<std::vector<torch::Tensor>> results;
+    for (const Backend backend : {Backend::kReference, Backend::kCpu}) {
+      std::vector<torch::Tensor> in;
+      for (const torch::Tensor& tensor : given) in.push_back(tensor.clone().requires_grad_());
+      bias->zero_grad();
+      const torch::Tensor key = in[1].masked_fill(torch::arange(49).ge(finite_keys).unsqueeze(1), 0.5);
+      const torch::Tensor y =
+          attend::flex_attention(in[0], key, in[2], bias->score_mod(), mask, AttentionOptions().backend(backend));
+      y.square().sum().backward();
+      results.push_back(
+          {y.detach(), in[0].grad(), in[1].grad(), in[2].grad(), bias->relative_position_bias_table.grad().clone()});
+    }
+    for (std::size_t i = 0; i < results[0].size(); ++i) {
+      CAPTURE(i);
+      attend::test::check_equal_in_float64(results[1][i], results[0][i]);
+    }
+  };
+  check(ShiftedWindowMask({56, 56}, {7, 7}, {3, 3}), 48);
+  check(attend::KeyPadding(torch::full({64}, 48, torch::kLong)), 49);
 }
 
 TEST_CASE("RelativePositionBias: no (L, L) tensor is allocated, forward and backward") {
