@@ -7,8 +7,8 @@
 #include <attend/layers/multihead_attention_call.h>
 #include <attend/layers/multihead_attention_options.h>
 #include <attend/layers/rms_norm.h>
+#include <attend/positions/detail/rotation.h>
 #include <attend/positions/rotary.h>
-#include <attend/positions/rotate.h>
 #include <attend/positions/token_positions.h>
 #include <attend/version.h>
 
@@ -75,15 +75,17 @@ inline HeadPositions positions_of(const MultiheadAttentionCall& call, const Head
   return result;
 }
 
-/// Rotates queries and keys.
+/// Rotates queries and keys. They are the results of projections or of norms, which no backward pass reads.
 inline void rotate_heads(HeadTensors& heads, RotaryEmbeddingImpl& rotary, const HeadPositions& positions) {
-  const RotaryLayout layout = rotary.options.layout();
+  const auto rotate_one = [&](torch::Tensor& x, const RotaryTables& tables) {
+    x = Rotation::apply_to_owned(x, tables.cos, tables.sin, rotary.options.layout());
+  };
   const RotaryTables tables = rotary.cos_sin(heads.query, positions.query);
-  heads.query = rotate(heads.query, tables.cos, tables.sin, layout);
+  rotate_one(heads.query, tables);
   if (!heads.key.defined()) return;
   const bool is_same = positions.query.defined() ? positions.query.is_same(positions.key)
                                                  : !positions.key.defined();  // then the lengths are equal
-  heads.key = is_same ? rotate(heads.key, tables.cos, tables.sin, layout) : rotary.forward(heads.key, positions.key);
+  rotate_one(heads.key, is_same ? tables : rotary.cos_sin(heads.key, positions.key));
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail

@@ -42,7 +42,8 @@ class Rotation {
   }
 
   /// The same for an x that only the caller knows, and whose numbers no backward pass reads, as the result of a linear
-  /// layer. Its memory may become that of the result.
+  /// layer. Its memory may become that of the result. The version of x stays: other parts of the tensor that x is a
+  /// part of are valid, and torch would refuse them.
   static at::Tensor apply_to_owned(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
                                    RotaryLayout layout) {
     return Rotation(as_4d(cos, x), as_4d(sin, x), layout, /*is_inverse=*/false).rotated(x, /*is_owned=*/true);
@@ -85,9 +86,7 @@ class Rotation {
   }
 
   /// Whether each number has a place of its own in memory, and those of a head are adjacent.
-  static bool can_be_written(const at::Tensor& x) {
-    return x.stride(3) == 1 && !x.is_neg() && !x.is_inference() && !is_expanded(x);
-  }
+  static bool can_be_written(const at::Tensor& x) { return x.stride(3) == 1 && !x.is_neg() && !is_expanded(x); }
 
   at::Tensor fused(const at::Tensor& x, bool is_owned) const {
     at::Tensor y;
@@ -106,7 +105,6 @@ class Rotation {
   at::Tensor by_kernel(const at::Tensor& given, bool is_owned) const {
     const at::Tensor x = with_adjacent_numbers(in_memory(given)), cos = with_adjacent_numbers(in_memory(cos_)),
                      sin = with_adjacent_numbers(in_memory(sin_)), y = is_owned ? x.tensor_data() : empty_rows_like(x);
-    if (is_owned) y.unsafeGetTensorImpl()->bump_version();
     // The heads of a position, or the positions of a head: those that are closer in memory are the inner loop.
     const bool heads_first = x.stride(1) < x.stride(2);
     const auto three = [&](at::IntArrayRef of) {
