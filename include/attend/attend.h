@@ -21,15 +21,23 @@
 #include <attend/positions/combine.h>
 #include <attend/positions/learned.h>
 #include <attend/positions/linear.h>
+#include <attend/positions/rotary.h>
+#include <attend/positions/rotate.h>
 #include <attend/positions/sinusoidal.h>
+#include <attend/positions/token_positions.h>
 
 // Layers
+#include <attend/layers/drop_path.h>
+#include <attend/layers/feed_forward.h>
 #include <attend/layers/layer_norm.h>
+#include <attend/layers/layer_scale.h>
 #include <attend/layers/multihead_attention.h>
 #include <attend/layers/position_bias.h>
 #include <attend/layers/relative_position_bias.h>
+#include <attend/layers/rms_norm.h>
 #include <attend/layers/self_attention1d.h>
 #include <attend/layers/self_attention2d.h>
 #include <attend/layers/t5_position_bias.h>
 #include <attend/layers/transformer.h>
+#include <attend/layers/transformer_block.h>
 #include <attend/layers/window_partition.h>

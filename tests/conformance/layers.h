@@ -346,6 +346,29 @@ inline void layer_checks(Checks& checks) {
               parameter.key() + " has no finite float64 gradient");
     }
   });
+  checks.check("layers: rotate() and its gradient are those of the formula", [] {
+    const torch::Tensor angles = torch::randn({5, 3}, torch::kDouble),
+                        given = random_numbers({2, 2, 5, 8}, at::kDouble);
+    const torch::Tensor x = torch::randn({2, 2, 5, 8}, torch::kDouble).requires_grad_();
+    const torch::Tensor c = angles.cos(), s = angles.sin(), a = x.narrow(3, 0, 3), b = x.narrow(3, 3, 3);
+    const torch::Tensor formula = torch::cat({a * c - b * s, b * c + a * s, x.narrow(3, 6, 2)}, 3);
+    const torch::Tensor ours = attend::rotate(x, c, s);
+    require_equal("rotate()", ours, formula);
+    require_equal("gradient", torch::autograd::grad({ours}, {x}, {given})[0],
+                  torch::autograd::grad({formula}, {x}, {given})[0]);
+  });
+  checks.check("layers: RMSNorm and its gradients are those of the formula", [] {
+    attend::RMSNorm norm(attend::RMSNormOptions(6).eps(1e-3));
+    norm->to(torch::kDouble);
+    const torch::Tensor x = torch::randn({3, 6}, torch::kDouble).requires_grad_(),
+                        given = random_numbers({3, 6}, at::kDouble);
+    const torch::Tensor formula = x * (x.pow(2).mean(-1, /*keepdim=*/true) + 1e-3).rsqrt() * norm->weight;
+    const torch::Tensor ours = norm(x);
+    require_equal("RMSNorm", ours, formula);
+    const Tensors our_gradients = torch::autograd::grad({ours}, {x, norm->weight}, {given});
+    const Tensors gradients = torch::autograd::grad({formula}, {x, norm->weight}, {given});
+    for (std::size_t i = 0; i < 2; ++i) require_equal("gradient", our_gradients[i], gradients[i]);
+  });
   checks.check("layers: types of errors", [] {
     require_throws<c10::ValueError>("MultiheadAttention", "must be divisible by num_heads",
                                     [] { attend::MultiheadAttention(attend::MultiheadAttentionOptions(10, 3)); });

@@ -28,6 +28,7 @@ TEST_CASE("Activation: the named activations equal torch's") {
       {torch::kGELU, F::gelu(x), "GELU"},
       {attend::kGELUTanh, F::gelu(x, F::GELUFuncOptions().approximate("tanh")), "GELUTanh"},
       {attend::kSiLU, F::silu(x), "SiLU"},
+      {attend::kReLUSquared, F::relu(x) * F::relu(x), "ReLUSquared"},
       {torch::kTanh, torch::tanh(x), "Tanh"},
       {[](const torch::Tensor& t) { return t * t; }, x * x, "a function"},
   };

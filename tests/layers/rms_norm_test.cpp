@@ -51,10 +51,10 @@ TEST_CASE("RMSNorm: outputs and gradients are those of torch.nn.RMSNorm, for eve
     std::optional<double> eps;
     bool has_weight = true;
   };
-  const Case cases[] = {{{64}, {3, 5}, {}},       {{64}, {3, 5}, 1e-6},  {{512}, {130}, 1e-5}, {{7}, {2, 3, 4}, {}},
-                        {{1}, {5}, 1e-3},         {{33}, {65}, {}},      {{3, 5}, {4, 2}, {}}, {{2, 3, 4}, {5}, 1e-5},
+  const Case cases[] = {{{64}, {3, 5}, {}},        {{64}, {3, 5}, 1e-6}, {{512}, {130}, 1e-5}, {{7}, {2, 3, 4}, {}},
+                        {{1}, {5}, 1e-3},          {{33}, {65}, {}},     {{3, 5}, {4, 2}, {}}, {{2, 3, 4}, {5}, 1e-5},
                         {{64}, {3, 5}, {}, false}, {{3, 5}, {}, {}},     {{64}, {}, {}},       {{64}, {0, 5}, {}},
-                        {{100}, {700}, 1e-5},     {{1000}, {3}, 0.0}};
+                        {{100}, {700}, 1e-5},      {{1000}, {3}, 0.0}};
   for (const Case& c : cases) {
     CAPTURE(torch::IntArrayRef(c.shape));
     CAPTURE(torch::IntArrayRef(c.outer));
@@ -104,7 +104,9 @@ TEST_CASE("RMSNorm: first and second derivatives equal those of torch's function
       norm->weight = inputs[1];
       return Tensors{norm(inputs[0])};
     };
-    const auto by_torch = [&](const Tensors& inputs) { return Tensors{at::rms_norm(inputs[0], shape, inputs[1], 1e-3)}; };
+    const auto by_torch = [&](const Tensors& inputs) {
+      return Tensors{at::rms_norm(inputs[0], shape, inputs[1], 1e-3)};
+    };
     check_same_derivatives(ours, by_torch, {torch::randn(sizes, torch::kDouble), torch::randn(shape, torch::kDouble)});
   }
 }
@@ -123,7 +125,8 @@ TEST_CASE("RMSNorm: x and the gradient may have any order in memory") {
                       slice = torch::cat({x, x}, 3).narrow(3, 20, 20), five = x.unsqueeze(2).expand({2, 3, 2, 50, 20});
   CHECK(norm(by_position, weight).strides() == by_position.strides());
   for (const torch::Tensor& same : {by_position, strided, slice}) {
-    const Tensors results = results_of(norm, same, weight, given.transpose(1, 2).contiguous().transpose(1, 2), torch::kDouble);
+    const Tensors results =
+        results_of(norm, same, weight, given.transpose(1, 2).contiguous().transpose(1, 2), torch::kDouble);
     for (std::size_t i = 0; i < results.size(); ++i) check_equal_in_float64(results[i], expected[i]);
   }
   check_equal_in_float64(norm(five, weight).select(2, 1), expected[0]);
@@ -167,8 +170,10 @@ TEST_CASE("RMSNorm: bad input is refused with the rule and the values") {
       {name + "x must be a tensor, got an undefined one", false, call({})},
       {name + "the last sizes of x must be normalized_shape [3, 4], got [3, 5]", false, call(torch::randn({3, 5}))},
       {name + "the last sizes of x must be normalized_shape [3, 4], got [4]", false, call(torch::randn({4}))},
-      {name + "x (meta) must be on the device of the weights (cpu)", false, call(torch::randn({3, 4}).to(torch::kMeta))},
-      {name + "x (Double) must have the dtype of the weights (Float)", true, call(torch::randn({3, 4}, torch::kDouble))},
+      {name + "x (meta) must be on the device of the weights (cpu)", false,
+       call(torch::randn({3, 4}).to(torch::kMeta))},
+      {name + "x (Double) must have the dtype of the weights (Float)", true,
+       call(torch::randn({3, 4}, torch::kDouble))},
       {name + "x (Long) must have a floating dtype", true, call(torch::ones({3, 4}, torch::kLong))},
   };
   for (const Refused& each : cases) each.check();

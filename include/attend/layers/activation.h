@@ -3,6 +3,7 @@
 
 #include <attend/version.h>
 
+#include <ATen/ops/square.h>
 #include <torch/enum.h>
 #include <torch/types.h>
 
@@ -28,8 +29,14 @@ struct SiLU {};
 /// x · sigmoid(x). Use it in place of `torch::kSiLU`, which LibTorch 2.11 declares but does not define.
 inline constexpr SiLU kSiLU;
 
-/// An activation: torch::kReLU, torch::kGELU, attend::kGELUTanh, attend::kSiLU, torch::kTanh, or any function from
-/// tensor to tensor. All of them convert to an Activation.
+/// The type of kReLUSquared.
+struct ReLUSquared {};
+
+/// The square of max(x, 0). Source: So et al., "Primer", 2021.
+inline constexpr ReLUSquared kReLUSquared;
+
+/// An activation: torch::kReLU, torch::kGELU, attend::kGELUTanh, attend::kSiLU, attend::kReLUSquared, torch::kTanh, or
+/// any function from tensor to tensor. All of them convert to an Activation.
 ///
 /// @code
 /// attend::Activation leaky([](const torch::Tensor& x) { return torch::leaky_relu(x, 0.1); });
@@ -44,6 +51,9 @@ class Activation {
   Activation(GELUTanh) : name_("GELUTanh"), function_([](const torch::Tensor& x) { return at::gelu(x, "tanh"); }) {}
   /// x · sigmoid(x): `attend::kSiLU`.
   Activation(SiLU) : name_("SiLU"), function_([](const torch::Tensor& x) { return at::silu(x); }) {}
+  /// The square of max(x, 0): `attend::kReLUSquared`.
+  Activation(ReLUSquared)
+      : name_("ReLUSquared"), function_([](const torch::Tensor& x) { return at::square(at::relu(x)); }) {}
   /// tanh(x): `torch::kTanh`.
   Activation(torch::enumtype::kTanh) : name_("Tanh"), function_([](const torch::Tensor& x) { return at::tanh(x); }) {}
 

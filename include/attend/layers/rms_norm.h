@@ -115,10 +115,9 @@ class RMSNormImpl : public torch::nn::Cloneable<RMSNormImpl> {
   /// @throws c10::ValueError if the archive was saved with other options. The layer is then unchanged.
   /// @throws c10::TypeError if it was saved with another dtype. The layer is then unchanged.
   void load(torch::serialize::InputArchive& archive) override {
-    detail::check_archive(
-        kName, *this, archive,
-        {{"weight", std::vector<std::string>(options.normalized_shape().size(), "normalized_shape"),
-          "elementwise_affine"}});
+    detail::check_archive(kName, *this, archive,
+                          {{"weight", std::vector<std::string>(options.normalized_shape().size(), "normalized_shape"),
+                            "elementwise_affine"}});
     torch::nn::Module::load(archive);
   }
 

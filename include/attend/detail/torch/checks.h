@@ -41,6 +41,15 @@ inline void check_fits_weights(const char* layer, const char* name, const torch:
                    can_be_autocast(tensor) && can_be_autocast(weight) ? ", or turn on autocast" : "");
 }
 
+/// The rules of layers that take tokens (…, width): this width, and the dtype and device of the layer's weights.
+inline void check_tokens(const char* layer, const torch::Tensor& x, std::int64_t width, const char* width_name,
+                         const torch::Tensor& weight) {
+  check_tensor(layer, "x", x);
+  TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == width, layer, ": the last size of x must be ", width_name, " (",
+                    width, "), got ", x.sizes());
+  check_fits_weights(layer, "x", x, weight);
+}
+
 /// Checks a signal (N, C, L), or (N, L, C) with batch_first, with any number of channels: it must be dense and 3-d,
 /// with L ≥ 1.
 inline void check_signal(const char* layer, const torch::Tensor& x, bool batch_first) {

@@ -59,11 +59,10 @@ struct FusedRmsNorm {
         using T = cpu::Computed<Element>;
         const auto params = params_of<Element>(x_rows, weight, inverses);
         const T epsilon = static_cast<T>(eps.value_or(std::numeric_limits<T>::epsilon()));
-        parallel_ranges(params.rows(), std::max<std::int64_t>(1, kGrain / width()),
-                        [&](std::int64_t begin, std::int64_t end) {
-                          params.forward({static_cast<Element*>(y_rows.data_ptr()), strides_of(y_rows)}, epsilon, begin,
-                                         end);
-                        });
+        parallel_ranges(
+            params.rows(), std::max<std::int64_t>(1, kGrain / width()), [&](std::int64_t begin, std::int64_t end) {
+              params.forward({static_cast<Element*>(y_rows.data_ptr()), strides_of(y_rows)}, epsilon, begin, end);
+            });
       });
       return {{y}, {inverses}, /*needs_outputs=*/false};
     }
@@ -87,8 +86,7 @@ struct FusedRmsNorm {
         const auto params = params_of<Element>(x_rows, factors, forward.saved[0]);
         const cpu::Rows<const Element> g{static_cast<const Element*>(g_rows.const_data_ptr()), strides_of(g_rows)};
         cpu::Rows<Element> to{};
-        if (x_gradient.defined())
-          to = {static_cast<Element*>(x_gradient_rows.data_ptr()), strides_of(x_gradient_rows)};
+        if (x_gradient.defined()) to = {static_cast<Element*>(x_gradient_rows.data_ptr()), strides_of(x_gradient_rows)};
         T* const all_sums = has_weight_gradient ? static_cast<T*>(sums.data_ptr()) : nullptr;
         parallel(threads, [&](int thread) {
           params.backward(g, to, has_weight_gradient ? all_sums + thread * width() : nullptr,
