@@ -54,4 +54,30 @@ TEST_CASE("docs/positions.md: layers, functions and scores") {
   CHECK(bias.grad().defined());
 }
 
+TEST_CASE("docs/positions.md: rotary embeddings") {
+  const torch::Tensor q = torch::randn({2, 8, 5, 64}), k = torch::randn({2, 8, 5, 64}), v = torch::randn({2, 8, 5, 64});
+  attend::RotaryEmbedding rotary(64);  // heads of 64
+  torch::Tensor attended =
+      attend::attention(rotary(q), rotary(k), v, attend::AttentionOptions().is_causal(true));  // (N, H, L, 64)
+
+  CHECK(attended.sizes() == q.sizes());
+  auto options = attend::RotaryEmbeddingOptions(64).theta(500000).scaling(attend::Llama3RotaryScaling(8));
+  attend::RotaryEmbedding llama3(options);
+
+  const torch::Tensor image = torch::randn({2, 8, 196, 64});
+  torch::Tensor later = llama3->forward(q, /*positions=*/{}, /*offset=*/100);            // positions 100 … 104
+  torch::Tensor packed = llama3(q, attend::packed_positions(torch::tensor({0, 3, 5})));  // positions 0, 1, 2, 0, 1
+  attend::RotaryEmbedding axial(attend::RotaryEmbeddingOptions(64).axes(2));             // rows and columns
+  torch::Tensor patches = axial(image, attend::grid_positions({14, 14}));                // (N, H, 196, 64)
+
+  CHECK(later.equal(llama3(q, torch::arange(100, 105))));
+  CHECK(packed.narrow(2, 3, 1).equal(q.narrow(2, 3, 1)));  // position 0
+  CHECK(patches.sizes() == image.sizes());
+  torch::Tensor angles = torch::randn({5, 32}).requires_grad_();  // (L, R/2)
+  torch::Tensor turned = attend::rotate(q, angles.cos(), angles.sin(), attend::RotaryLayout::kInterleaved);
+
+  turned.sum().backward();
+  CHECK(angles.grad().defined());
+}
+
 // clang-format on

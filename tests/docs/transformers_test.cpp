@@ -5,6 +5,7 @@
 #include <attend/attend.h>
 
 #include <doctest/doctest.h>
+#include <torch/nn/modules/container/sequential.h>
 #include <torch/types.h>
 
 // clang-format off: the lines are the page's
@@ -30,6 +31,48 @@ TEST_CASE("docs/transformers.md: encoder, transformer, packed rows") {
   torch::Tensor packed = block->forward_packed(rows, offsets, /*is_causal=*/true);  // (total, E)
 
   CHECK(packed.sizes() == rows.sizes());
+}
+
+TEST_CASE("docs/transformers.md: blocks, stacks, masks and cross-attention") {
+  const torch::Tensor x = torch::randn({2, 10, 64}), memory = torch::randn({2, 7, 64});
+  attend::TransformerBlock block(attend::TransformerBlockOptions(attend::MultiheadAttentionOptions(64, 4),
+                                                                 attend::FeedForwardOptions(64, 256)));
+  torch::Tensor y = block(x);  // (N, L, 64) → (N, L, 64)
+
+  CHECK(y.sizes() == x.sizes());
+  auto attention = attend::MultiheadAttentionOptions(64, 4)
+                       .num_kv_heads(2)
+                       .bias(false)
+                       .is_causal(true)
+                       .separate_projections(true)
+                       .rotary(attend::RotaryEmbeddingOptions(16));
+  auto feed_forward = attend::FeedForwardOptions(64, 172)
+                          .activation(attend::kSiLU)
+                          .gated(true)
+                          .bias(false)
+                          .names(attend::FeedForwardNames::kLlama);
+  attend::TransformerBlock llama(attend::TransformerBlockOptions(attention, feed_forward).norm(attend::NormKind::kRms));
+
+  CHECK(llama(x).narrow(1, 0, 3).allclose(llama(x.narrow(1, 0, 3)), 1e-4, 1e-5));  // causal
+  torch::nn::Sequential stack;
+  for (int i = 0; i < 4; ++i)
+    stack->push_back(attend::TransformerBlock(
+        attend::TransformerBlockOptions(attention, feed_forward).norm(attend::NormKind::kRms).drop_path(0.1 * i / 3)));
+  stack->push_back(attend::RMSNorm(64));
+  torch::Tensor hidden = stack->forward(x);  // (N, L, 64)
+
+  CHECK(hidden.sizes() == x.sizes());
+  torch::Tensor padding = torch::zeros({2, 10}, torch::kBool);  // (N, L), true = ignore
+  torch::Tensor z = block->forward_with(x, attend::MultiheadAttentionCall().key_padding_mask(padding));
+
+  CHECK(z.allclose(y, 1e-4, 1e-5));
+  attend::TransformerBlock decoder(
+      attend::TransformerBlockOptions(attend::MultiheadAttentionOptions(64, 4).is_causal(true),
+                                      attend::FeedForwardOptions(64, 256))
+          .cross_attention(attend::MultiheadAttentionOptions(64, 4)));
+  torch::Tensor decoded = decoder->forward_with(x, attend::MultiheadAttentionCall(), memory);  // memory: (N, S, 64)
+
+  CHECK(decoded.sizes() == x.sizes());
 }
 
 // clang-format on
