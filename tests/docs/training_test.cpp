@@ -12,6 +12,7 @@
 #include <doctest/doctest.h>
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/linear.h>
 #include <torch/types.h>
 
 #include <algorithm>
@@ -85,6 +86,16 @@ TEST_CASE("docs/training.md: a fit, data, loss and optimizer, callbacks, saving 
     return attend::AdamW(std::move(parameters), torch::optim::AdamWOptions(learning_rate).weight_decay(0.1));
   };
   attend::Trainer other(model, attend::TrainerOptions().epochs(1), loss_function, make_optimizer);
+
+  torch::nn::Linear net(2, 3);
+  const Pairs labelled{torch::randn({6, 2}), torch::arange(6) % 3}, held_out{torch::randn({3, 2}), torch::arange(3)};
+  attend::Trainer classifier(net, attend::TrainerOptions().epochs(40), attend::CrossEntropy().label_smoothing(0.1));
+  classifier.fit(labelled, held_out, attend::StopEarly(/*patience=*/10));
+  double share = classifier.evaluate(held_out, attend::Accuracy());
+
+  CHECK(share == classifier.evaluate(held_out, [](const torch::Tensor& scores, const torch::Tensor& targets) {
+    return (scores.argmax(1) == targets).to(torch::kDouble).mean();
+  }));
 
   attend::StopOnInterrupt interrupt;  // Ctrl-C ends the fit after the current batch
   other.fit(train_set, validation_set, ClipGradients{}, StopAtLoss{0.01}, interrupt);

@@ -211,11 +211,27 @@ class Trainer {
   /// @throws c10::ValueError if the data has no samples, or different numbers of inputs and targets.
   template <class Data>
   double evaluate(Data&& data) {
+    return evaluate(data, loss_);
+  }
+
+  /// Computes the mean of a metric over a data set, in evaluation mode, without gradients.
+  ///
+  /// @param data The data; the class says which types are possible.
+  /// @param metric `metric(outputs, targets)` returns the mean over a batch, a 0-d tensor, as Accuracy does.
+  /// @return The mean of the metric over the samples.
+  /// @throws c10::ValueError if the data has no samples, or different numbers of inputs and targets, and if the metric
+  /// is not 0-d.
+  ///
+  /// @code
+  /// double share = trainer.evaluate(held_out, attend::Accuracy());
+  /// @endcode
+  template <class Data, class Metric>
+  double evaluate(Data&& data, Metric&& metric) {
     static_assert(detail::TrainingData<Data>,
                   "attend::Trainer: the data set needs inputs() and targets(), or must be a torch::data dataset of "
                   "Example<> with size() and get_batch(indices) that is not const");
     detail::Batches<std::remove_reference_t<Data>> batches("the data set", data, device_, options_.batch_size());
-    return mean_loss(batches);
+    return mean_over(batches, metric);
   }
 
   /// The record of all epochs of this trainer, those before resume() included.
@@ -406,21 +422,26 @@ class Trainer {
     return std::nullopt;
   }
 
-  static double mean_loss(NoValidation&) { return std::numeric_limits<double>::quiet_NaN(); }
+  double mean_loss(NoValidation&) { return std::numeric_limits<double>::quiet_NaN(); }
 
   template <class Data>
   double mean_loss(detail::Batches<Data>& data) {
+    return mean_over(data, loss_);
+  }
+
+  template <class Data, class Metric>
+  double mean_over(detail::Batches<Data>& data, Metric& metric) {
     const c10::NoGradGuard no_grad;
     const detail::EvaluationMode evaluation(*model_);
-    torch::Tensor loss_sum = at::zeros({}, at::device(device_).dtype(torch::kDouble));
+    torch::Tensor sum = at::zeros({}, at::device(device_).dtype(torch::kDouble));
     const torch::Tensor order = data.prepared(at::arange(data.size(), torch::kLong));
     for (std::int64_t begin = 0; begin < data.size(); begin += options_.batch_size()) {
       const std::int64_t end = std::min(begin + options_.batch_size(), data.size());
       const auto [inputs, targets] = data.gather(order.slice(0, begin, end));
       const detail::AutocastScope autocast(options_.autocast(), device_.type());
-      loss_sum.add_(detail::loss_of(model_, loss_, inputs, targets, *optimizer_), end - begin);  // in float64
+      sum.add_(detail::loss_of(model_, metric, inputs, targets, *optimizer_), end - begin);  // in float64
     }
-    return loss_sum.item<double>() / static_cast<double>(data.size());
+    return sum.item<double>() / static_cast<double>(data.size());
   }
 
   torch::Device move_to_device() {

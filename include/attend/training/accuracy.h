@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/version.h>
+
+#include <ATen/ops/argmax.h>
+#include <c10/util/Exception.h>
+#include <torch/types.h>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE {
+
+/// The share of right answers: a metric for Trainer::evaluate().
+///
+/// An answer is right if the largest of the scores is that of the target. Of equal scores the first one counts.
+///
+/// @code
+/// double share = trainer.evaluate(held_out, attend::Accuracy());  // 0.98: two of 100 are wrong
+/// @endcode
+struct Accuracy {
+  /// Computes the share.
+  ///
+  /// @param outputs The scores (N, classes) or (N, classes, …).
+  /// @param targets The index of the right class, from 0: (N) or (N, …).
+  /// @return From 0 to 1, in float64: a 0-d tensor.
+  /// @throws c10::ValueError for sizes that do not fit.
+  torch::Tensor operator()(const torch::Tensor& outputs, const torch::Tensor& targets) const {
+    TORCH_CHECK_VALUE(outputs.dim() >= 2 && outputs.dim() == targets.dim() + 1 && outputs.size(0) == targets.size(0) &&
+                          outputs.sizes().slice(2) == targets.sizes().slice(1),
+                      "attend::Accuracy: outputs ", outputs.sizes(),
+                      " must have the sizes (N, classes, ...) for targets (N, ...), got targets ", targets.sizes());
+    return (outputs.argmax(1) == targets).to(torch::kDouble).mean();
+  }
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE
