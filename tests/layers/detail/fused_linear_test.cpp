@@ -8,6 +8,8 @@
 #include <torch/autograd.h>
 #include <torch/types.h>
 
+#include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -106,6 +108,43 @@ TEST_CASE("projections: several linear layers of one input equal torch's, forwar
       check_as_accurate_as(dense_bfloat16[i], under[i].to(torch::kBFloat16), exact_bfloat16[i]);
     }
   }
+}
+
+TEST_CASE("projections: without gradients, layers of any width equal torch's, with and without GELU") {
+  const c10::NoGradGuard no_grad;
+  for (const auto& [rows, channels, out] :
+       std::vector<std::array<std::int64_t, 3>>{{64, 10, 3}, {300, 384, 1536}, {97, 1536, 70}, {601, 7, 200}}) {
+    CAPTURE(rows);
+    torch::manual_seed(2);
+    const torch::Tensor x = torch::randn({1, rows, channels}), bias = torch::randn({out}), none,
+                        weight = torch::randn({out, channels}) / std::sqrt(channels), second = weight * 0.5;
+    for (const torch::Tensor& b : {bias, none}) {
+      const Tensors ours = FusedLinear::run(x, {{weight, b}, {second, none}}, attend::Backend::kAuto);
+      const torch::Tensor exact =
+          at::linear(x.to(torch::kDouble), weight.to(torch::kDouble), b.defined() ? b.to(torch::kDouble) : b);
+      check_as_accurate_as(at::linear(x, weight, b), ours[0], exact);
+      check_as_accurate_as(at::linear(x, second), ours[1], at::linear(x.to(torch::kDouble), second.to(torch::kDouble)));
+      check_as_accurate_as(at::gelu(at::linear(x, weight, b)),
+                           FusedLinear::gelu(x, {weight, b}, attend::Backend::kAuto), at::gelu(exact));
+      const torch::Tensor few = x.slice(1, 0, 3);
+      CHECK(torch::equal(FusedLinear::gelu(few, {weight, b}, attend::Backend::kAuto),
+                         at::gelu(at::linear(few, weight, b))));
+    }
+    const torch::Tensor transposed = x.transpose(1, 2).contiguous().transpose(1, 2),
+                        transposed_weight = weight.t().contiguous().t();
+    CHECK(torch::equal(FusedLinear::gelu(transposed, {transposed_weight, bias}, attend::Backend::kAuto),
+                       FusedLinear::gelu(x, {weight, bias}, attend::Backend::kAuto)));
+  }
+}
+
+TEST_CASE("projections: GELU with gradients equals torch's") {
+  torch::manual_seed(3);
+  const torch::Tensor x = torch::randn({200, 32}).requires_grad_(), weight = torch::randn({48, 32}).requires_grad_();
+  const torch::Tensor ours = FusedLinear::gelu(x, {weight, {}}, attend::Backend::kAuto),
+                      by_torch = at::gelu(at::linear(x, weight));
+  CHECK(torch::allclose(ours, by_torch, 1e-5, 1e-5));
+  const auto gradients = [&](const torch::Tensor& y) { return torch::autograd::grad({y.sum()}, {x, weight}); };
+  CHECK(torch::allclose(gradients(ours)[1], gradients(by_torch)[1], 1e-4, 1e-4));
 }
 
 TEST_CASE("projections: rows of any number of dimensions, each with the sizes of x") {
