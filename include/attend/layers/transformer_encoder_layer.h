@@ -159,22 +159,20 @@ class TransformerEncoderLayerImpl : public torch::nn::Cloneable<TransformerEncod
     });
   }
 
-  /// Computes the layer for sequences of any lengths, one after the other, without padding.
+  /// Computes the layer with all that MultiheadAttention::self_attention() can do: a packed batch, a cache, positions.
   ///
-  /// @param src (total, E). Sequence b has the rows offsets[b] … offsets[b + 1] − 1.
-  /// @param offsets (B + 1) for B sequences: int32, from 0 to total, not decreasing.
-  /// @param is_causal Whether each position attends only to itself and to earlier positions of its sequence. Default:
-  /// false.
+  /// @param src (L, N, E), with batch_first (N, L, E), or (L, E) without a batch. A packed batch is (T, E).
+  /// @param call The masks, offsets and so on of the attention.
   /// @return The output, of the shape of src.
-  /// @throws c10::ValueError if sizes, devices or offsets do not fit.
-  /// @throws c10::TypeError if dtypes do not fit.
-  torch::Tensor forward_packed(const torch::Tensor& src, const torch::Tensor& offsets, bool is_causal = false) {
+  /// @throws c10::Error of the same kinds as MultiheadAttention::self_attention().
+  ///
+  /// @code
+  /// auto offsets = torch::tensor({0, 3, 7}, torch::kInt);  // sequences of 3 and 4 tokens, one after the other
+  /// torch::Tensor y = layer->forward_with(tokens, attend::MultiheadAttentionCall().query_offsets(offsets));  // (7, 512)
+  /// @endcode
+  torch::Tensor forward_with(const torch::Tensor& src, const MultiheadAttentionCall& call) {
     detail::check_transformer_input(kName, "src", src, options.d_model(), options.batch_first(), linear1->weight);
-    TORCH_CHECK_VALUE(src.dim() == 2, kName, ": src of forward_packed() must be 2-d (total, d_model), got ", src.dim(),
-                      "-d ", src.sizes());
-    return with_attention(src, [&](const torch::Tensor& x) {
-      return self_attn->self_attention(x, MultiheadAttentionCall().query_offsets(offsets).is_causal(is_causal));
-    });
+    return with_attention(src, [&](const torch::Tensor& x) { return self_attn->self_attention(x, call); });
   }
 
   /// The options that the layer was made with.

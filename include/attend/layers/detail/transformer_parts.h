@@ -50,7 +50,9 @@ inline torch::Tensor feed_forward(const torch::Tensor& x, const torch::nn::Linea
     return FusedFeedForward::run(x, first, is_relu ? cpu::HiddenActivation::kReLU : cpu::HiddenActivation::kGELU,
                                  dropout_of(dropout), second);
   }
-  const torch::Tensor hidden = activated(FusedLinear::run(x, {first}, Backend::kAuto)[0], activation);
+  const torch::Tensor hidden = std::holds_alternative<torch::enumtype::kGELU>(activation)
+                                   ? FusedLinear::gelu(x, first, Backend::kAuto)
+                                   : activated(FusedLinear::run(x, {first}, Backend::kAuto)[0], activation);
   return FusedLinear::run(at::dropout(hidden, dropout_of(dropout), /*train=*/true), {second}, Backend::kAuto)[0];
 }
 
