@@ -69,6 +69,17 @@ TEST_CASE("JsonReader: integers up to 2^63 - 1") {
   CHECK(integer_of("9223372036854775807") == INT64_MAX);
 }
 
+TEST_CASE("JsonReader: numbers with sign, fraction and exponent") {
+  JsonReader json = reader("[1e-12, -2.5, 384, 0.1]");
+  std::vector<double> numbers;
+  json.array([&] { numbers.push_back(json.number()); });
+  json.end();
+  CHECK(numbers == std::vector<double>{1e-12, -2.5, 384, 0.1});
+  const auto read = [](const char* text) { return file_error_message([&] { reader(text).number(); }); };
+  CHECK(read(" 1e999") == "function: file.json: byte 1: expected a number that a double can hold, found '1'");
+  CHECK(read("true") == "function: file.json: byte 0: expected a value, found 't'");
+}
+
 TEST_CASE("JsonReader::skip: every kind of value") {
   for (const char* text : {"null", "true", "false", "0", "-0", "-12.50e+3", "1E9", "\"a\"", "[]", "{}",
                            "[1,[2,{\"a\":null}]]", "{\"a\":1,\"a\":[]}"}) {

@@ -6,11 +6,13 @@
 #include <attend/version.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
@@ -134,6 +136,19 @@ class JsonReader {
         fail_here(expected);
       }
       value = 10 * value + digit;
+    }
+    return value;
+  }
+
+  /// Reads a number, which becomes the nearest double.
+  double number() {
+    next();
+    const std::size_t begin = position_;
+    skip_number();
+    double value = 0;
+    if (std::from_chars(text_.data() + begin, text_.data() + position_, value).ec != std::errc()) {
+      position_ = begin;
+      fail_here("a number that a double can hold");
     }
     return value;
   }
