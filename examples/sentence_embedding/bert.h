@@ -51,7 +51,7 @@ struct BertImpl : torch::nn::Module {
   torch::Tensor forward(const PackedTexts& texts) {
     const auto call = attend::MultiheadAttentionCall().query_offsets(texts.offsets);
     torch::Tensor x = norm(words(texts.ids) + positions(texts.positions) + types->weight[0]);
-    for (const auto& layer : *layers) x = layer->as<attend::TransformerEncoderLayer>()->encode(x, call);
+    for (const auto& layer : *layers) x = layer->as<attend::TransformerEncoderLayer>()->forward_with(x, call);
     return x;
   }
 

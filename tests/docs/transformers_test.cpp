@@ -26,9 +26,9 @@ TEST_CASE("docs/transformers.md: encoder, transformer, packed rows") {
 
   CHECK(translated.sizes() == target.sizes());
   attend::TransformerEncoderLayer block(layer);
-  torch::Tensor rows = torch::randn({140, 512});                                  // (total, E)
-  torch::Tensor offsets = torch::tensor({0, 100, 140}, torch::kInt);              // two sequences: 100 and 40 rows
-  torch::Tensor packed = block->forward_packed(rows, offsets, /*is_causal=*/true);  // (total, E)
+  torch::Tensor rows = torch::randn({140, 512});                      // (total, E)
+  torch::Tensor offsets = torch::tensor({0, 100, 140}, torch::kInt);  // two sequences: 100 and 40 rows
+  torch::Tensor packed = block->forward_with(rows, attend::MultiheadAttentionCall().query_offsets(offsets));  // (total, E)
 
   CHECK(packed.sizes() == rows.sizes());
 }

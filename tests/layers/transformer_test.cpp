@@ -31,14 +31,15 @@ attend::TransformerEncoderLayerOptions layer_options(double dropout = 0.0) {
 
 }  // namespace
 
-TEST_CASE("TransformerEncoderLayer: forward_packed() gives each sequence what it gets alone, also causally") {
+TEST_CASE("TransformerEncoderLayer::forward_with(): each sequence of a packed batch gets what it gets alone, also causally") {
   torch::manual_seed(1);
   attend::TransformerEncoderLayer layer(layer_options());
   const torch::Tensor rows = torch::randn({12, 64}).requires_grad_();
   const torch::Tensor offsets = torch::tensor({0, 5, 5, 12}, torch::kInt);
   for (const bool is_causal : {false, true}) {
     CAPTURE(is_causal);
-    const torch::Tensor packed = layer->forward_packed(rows, offsets, is_causal);
+    const torch::Tensor packed = layer->forward_with(
+        rows, attend::MultiheadAttentionCall().query_offsets(offsets).is_causal(is_causal));
     const torch::Tensor none;
     const torch::Tensor alone = torch::cat(
         {layer(rows.slice(0, 0, 5), none, none, is_causal), layer(rows.slice(0, 5, 12), none, none, is_causal)});
@@ -175,10 +176,6 @@ TEST_CASE("transformer layers: errors name the class, the rule and the value") {
       {name + "the width of src must be d_model (64), got [2, 3, 4]",
        [&] {
          encoder_layer(torch::randn({2, 3, 4}));
-       }},
-      {name + "src of forward_packed() must be 2-d (total, d_model), got 3-d [3, 2, 64]",
-       [&] {
-         encoder_layer->forward_packed(x, torch::tensor({0, 3}, torch::kInt));
        }},
       {"attend::TransformerDecoderLayer: the width of memory must be d_model (64), got [3, 2, 32]",
        [&] {

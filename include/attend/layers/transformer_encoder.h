@@ -195,8 +195,9 @@ class TransformerEncoderImpl : public torch::nn::Cloneable<TransformerEncoderImp
     const torch::Tensor places = is_token.flatten().nonzero().squeeze(1);
     const torch::Tensor ends = is_token.sum(1).cumsum(0).to(torch::kInt);  // (N)
     const torch::Tensor offsets = torch::cat({torch::zeros({1}, ends.options()), ends});
+    const auto call = MultiheadAttentionCall().query_offsets(offsets).is_causal(is_causal);
     torch::Tensor rows = src.flatten(0, 1).index_select(0, places);  // (tokens, E)
-    for (std::size_t i = 0; i < layers->size(); ++i) rows = layer(i).forward_packed(rows, offsets, is_causal);
+    for (std::size_t i = 0; i < layers->size(); ++i) rows = layer(i).forward_with(rows, call);
     return torch::zeros({src.size(0) * src.size(1), src.size(2)}, rows.options())
         .index_copy_(0, places, rows)
         .view(src.sizes());
