@@ -5,7 +5,6 @@
 
 #include <attend/attend.h>
 #include <attend/data.h>
-#include <attend/kernels.h>
 #include <attend/layers/conv_stack.h>
 #include <attend/training.h>
 
@@ -20,32 +19,6 @@
 #include <string>
 
 // clang-format off: the lines are README's
-
-namespace {
-
-void causal_attention(const float* q, const float* k, const float* v, float* y, int H, int L, int D) {
-  attend::AttentionParams params;
-  params.num_heads = params.num_kv_heads = H;
-  params.query_length = params.key_length = L;
-  params.head_dim = params.value_dim = D;
-  params.query = attend::contiguous(q, H, L, D);  // (1, H, L, D)
-  params.key = attend::contiguous(k, H, L, D);
-  params.value = attend::contiguous(v, H, L, D);
-  params.window_right = 0;                        // causal
-  attend::kernels::attention_forward(params, {.output = attend::contiguous(y, H, L, D)});
-}
-
-}  // namespace
-
-TEST_CASE("README, kernels without LibTorch: attention_forward() equals attention()") {
-  torch::manual_seed(0);
-  const torch::Tensor q = torch::randn({1, 3, 70, 24}), k = torch::randn_like(q), v = torch::randn_like(q);
-  torch::Tensor y = torch::zeros_like(q);
-  causal_attention(q.const_data_ptr<float>(), k.const_data_ptr<float>(), v.const_data_ptr<float>(),
-                   y.mutable_data_ptr<float>(), 3, 70, 24);
-  const auto reference = attend::AttentionOptions().is_causal(true).backend(attend::Backend::kReference);
-  CHECK(attend::test::max_difference(y, attend::attention(q, k, v, reference)) < 1e-5);
-}
 
 TEST_CASE("README, attention as a function: a window, grouped heads, a padding mask, explain()") {
   torch::manual_seed(0);
