@@ -52,8 +52,8 @@ TEST_CASE_TEMPLATE("RmsNormParams: forward and backward on every instruction set
       // x is (2, 3, 15) in memory, the others are (2, 15, 3).
       const cpu::Three in_order{45 * n, 15 * n, n}, swapped{45 * n, n, 3 * n};
       const cpu::RmsNormParams<Element> params{
-          sizes, width, {x.data(), in_order}, weight.data(), inverses.data(),
-          &cpu::kRmsNormOperations<Element, decltype(isa)>};
+          sizes,         width,           {x.data(), in_order},
+          weight.data(), inverses.data(), &cpu::kRmsNormOperations<Element, decltype(isa)>};
       for (const auto& [begin, end] : {std::pair(40, 90), std::pair(0, 40)}) {
         params.forward({y.data(), swapped}, eps, begin, end);
         params.backward({g.data(), swapped}, {dx.data(), swapped}, sums.data(), begin, end);

@@ -46,7 +46,8 @@ struct RmsNormRows {
     for (std::int64_t row = 0; row < rows; ++row, x += x_row, y += y_row) {
       SumOfRow<T, Isa> squares;
       int i = 0;
-      for (; i + kParts * kLanes <= width; i += kParts * kLanes) ATTEND_UNROLL for (int part = 0; part < kParts; ++part) {
+      for (; i + kParts * kLanes <= width; i += kParts * kLanes)
+        ATTEND_UNROLL for (int part = 0; part < kParts; ++part) {
           Vec::load(value, x + i + part * kLanes);
           squares.parts[part] += value * value;
         }
@@ -96,7 +97,8 @@ struct RmsNormGradientRows {
       if (x_gradient == nullptr) continue;
       SumOfRow<T, Isa> products;  // of g · weight and x
       int i = 0;
-      for (; i + kParts * kLanes <= width; i += kParts * kLanes) ATTEND_UNROLL for (int part = 0; part < kParts; ++part) {
+      for (; i + kParts * kLanes <= width; i += kParts * kLanes)
+        ATTEND_UNROLL for (int part = 0; part < kParts; ++part) {
           Vec::load(value, x + i + part * kLanes);
           Vec::load(given, g + i + part * kLanes);
           Vec::load(factor, weight + i + part * kLanes);
@@ -180,12 +182,13 @@ struct RmsNormParams {
     for (std::int64_t first_row = begin; first_row < end; first_row += kRowsOfPart) {
       std::int64_t row = first_row;
       std::fill(part.begin(), part.end(), T(0));
-      for_each_run(sizes, first_row, std::min(end, first_row + kRowsOfPart), [&](const Three& first, std::int64_t count) {
-        operations->gradient(x.row(first), x.strides[2], g.row(first), g.strides[2], weight, inverses + row,
-                             x_gradient.data == nullptr ? nullptr : x_gradient.row(first), x_gradient.strides[2],
-                             part.empty() ? nullptr : part.data(), count, width);
-        row += count;
-      });
+      for_each_run(sizes, first_row, std::min(end, first_row + kRowsOfPart),
+                   [&](const Three& first, std::int64_t count) {
+                     operations->gradient(x.row(first), x.strides[2], g.row(first), g.strides[2], weight,
+                                          inverses + row, x_gradient.data == nullptr ? nullptr : x_gradient.row(first),
+                                          x_gradient.strides[2], part.empty() ? nullptr : part.data(), count, width);
+                     row += count;
+                   });
       for (std::size_t i = 0; i < part.size(); ++i) weight_sums[i] += part[i];
     }
   }

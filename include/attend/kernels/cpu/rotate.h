@@ -81,8 +81,7 @@ struct RotateParams {
 template <class Element>
 using RotateFunction = void (*)(const Element* x, std::int64_t x_row, Element* y, std::int64_t y_row,
                                 const Computed<Element>* cos, std::int64_t cos_row, const Computed<Element>* sin,
-                                std::int64_t sin_row, std::int64_t rows, int pairs, int width,
-                                Computed<Element> sign);
+                                std::int64_t sin_row, std::int64_t rows, int pairs, int width, Computed<Element> sign);
 
 template <class Element, class Isa>
 RotateFunction<Element> rotate_function(bool is_interleaved) {
