@@ -30,14 +30,14 @@ class Digits(unittest.TestCase):
         self.folder = Path(temporary.name) / "new" / "output"
 
     def test_a_short_run_learns_and_its_figures_are_drawn(self):
-        result = run("--epochs", "5", "--output", self.folder)
+        result = run("--epochs", "12", "--output", self.folder)
         self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertIn("1,350 images for training, 150 for the early stop, 297 held out", result.stdout)
+        self.assertIn("1350 images for training, 150 for the early stop, 297 held out", result.stdout)
         answers = rows(self.folder / "answers.csv")
         self.assertEqual(len(answers), 297)
         share = sum(row["digit"] == row["answer"] for row in answers) / 297
         self.assertIn(f"{100 * share:.1f} % of 297 held-out images", result.stdout)
-        self.assertGreater(share, 0.7)
+        self.assertGreater(share, 0.8)
         plot = subprocess.run([sys.executable, PLOT, self.folder], capture_output=True, text=True)
         self.assertEqual(plot.returncode, 0, plot.stderr)
         for name in ("confusion.png", "loss.png"):
