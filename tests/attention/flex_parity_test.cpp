@@ -223,9 +223,9 @@ Structs structs(const MakeScore& make_score, const MakeMask& make_mask) {
       if (call.has_slopes) scores = scores - in[kOptionSlopes].view({-1, 1, 1}) * ahead.abs().to(scores.scalar_type());
       if (call.has_float_mask) scores = scores + in[kOptionMask];
       return variant.change(scores.to(scores.scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat),
-                            tensors);
+                            tensors, /*key_lengths=*/{});
     };
-    const torch::Tensor allowed = variant.mask(sizes, tensors).logical_and(option_allowed(call, fixed, ahead));
+    const torch::Tensor allowed = variant.mask(sizes, tensors, {}).logical_and(option_allowed(call, fixed, ahead));
     AttentionResult result = attend::test::dense({in[kQuery], in[kKey], in[kValue]}, change, allowed_by(allowed),
                                                  call.scale != 0 ? std::make_optional(call.scale) : std::nullopt);
     if (!call.with_lse) result.log_sum_exp = torch::Tensor();

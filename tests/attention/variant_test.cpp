@@ -27,13 +27,13 @@ TEST_CASE("Variant: tensors of a score_mod come before those of a mask_mod, and 
   const attend::detail::Variant& face = variant;
   const std::vector<torch::Tensor> doubled{tensors[0] * 2, tensors[1] * 2, tensors[2] - 1};
   const torch::Tensor scores = torch::zeros({2, 3, 4, 5}, torch::kDouble);
-  CHECK((face.change(scores, doubled) - 2 * face.change(scores, tensors)).abs().max().item<double>() < 1e-15);
+  CHECK((face.change(scores, doubled, {}) - 2 * face.change(scores, tensors, {})).abs().max().item<double>() < 1e-15);
   const torch::Tensor expected = torch::arange(5) < torch::tensor({1, 3}).view({2, 1, 1, 1});
-  CHECK(face.mask(sizes, doubled).equal(expected.expand({2, 3, 4, 5})));
+  CHECK(face.mask(sizes, doubled, {}).equal(expected.expand({2, 3, 4, 5})));
 }
 
 TEST_CASE("Binder: structs without tensors bind none") {
   TypedVariant<attend::Softcap, attend::Causal> variant({1}, {});
   CHECK(variant.tensors({1, 1, 2, 2}, torch::kCPU).empty());
-  CHECK(variant.mask({1, 1, 2, 2}, {}).sum().item<int>() == 3);
+  CHECK(variant.mask({1, 1, 2, 2}, {}, {}).sum().item<int>() == 3);
 }
