@@ -68,9 +68,9 @@ inline void check_rotation(const char* name, const at::Tensor& x, const at::Tens
 /// Source: Su et al., "RoFormer", 2021.
 ///
 /// @code
-/// torch::Tensor angles = torch::arange(100).unsqueeze(1) * torch::pow(10000.0, -torch::arange(32) / 32.0);  // (L,
-/// R/2) torch::Tensor rotated = attend::rotate(q, angles.cos(), angles.sin());                                   // D ≥
-/// 64
+/// torch::Tensor frequencies = torch::pow(10000.0, -torch::arange(32) / 32.0);
+/// torch::Tensor angles = torch::arange(q.size(2)).unsqueeze(1) * frequencies;  // (L, 32)
+/// torch::Tensor rotated = attend::rotate(q, angles.cos(), angles.sin());
 /// @endcode
 inline at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
                          RotaryLayout layout = RotaryLayout::kHalfSplit) {
