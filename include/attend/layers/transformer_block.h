@@ -40,12 +40,13 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// | Submodule | Type | Exists |
 /// | --- | --- | --- |
-/// | `self_attn`, `feed_forward` | MultiheadAttention, FeedForward | always |
+/// | `self_attn` | MultiheadAttention | always |
 /// | `cross_attn` | MultiheadAttention | with cross_attention |
-/// | `self_attn_norm`, `cross_attn_norm`, `feed_forward_norm` | LayerNorm or RMSNorm | with the branch;
-/// `feed_forward_norm` not with kParallel | | `self_attn_post_norm`, `cross_attn_post_norm`, `feed_forward_post_norm` |
-/// LayerNorm or RMSNorm | with kPreAndPost | | `self_attn_scale`, `cross_attn_scale`, `feed_forward_scale` | LayerScale
-/// | with layer_scale |
+/// | `feed_forward` | FeedForward | always |
+/// | `…_norm`, … = name of the branch | LayerNorm or RMSNorm | always, but for `feed_forward` not with kParallel |
+/// | `…_post_norm` | LayerNorm or RMSNorm | with kPreAndPost |
+/// | `…_scale` | LayerScale | with layer_scale |
+/// | `…_drop_path` | DropPath, without parameters | with drop_path |
 ///
 /// @throws c10::ValueError if options or sizes do not fit.
 /// @throws c10::TypeError if dtypes do not fit.
