@@ -294,7 +294,8 @@ TEST_CASE("kAuto: results equal those of the backend that explain() names, to th
         CAPTURE(dtype);
         CAPTURE(length);
         CAPTURE(value_dim);
-        const torch::Tensor x = torch::randn({2, 4, length, 8}).to(dtype), value = x.slice(3, 0, value_dim);
+        const torch::Tensor x = torch::randn({2, 4, length, 8}).to(dtype).requires_grad_(),
+                            value = x.slice(3, 0, value_dim);
         const Backend backend = attend::explain(x, x, value).backend;
         CHECK(
             attend::attention(x, x, value).equal(attend::attention(x, x, value, AttentionOptions().backend(backend))));

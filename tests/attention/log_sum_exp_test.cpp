@@ -174,7 +174,7 @@ TEST_CASE("attention_with_lse: queries that overlap in memory (unfold, expand) g
 }
 
 TEST_CASE("attention_with_lse: explain(with_lse) names its backend and the reason against kSdpa") {
-  const torch::Tensor x = torch::randn({1, 2, 4, 8}, torch::kDouble);
+  const torch::Tensor x = torch::randn({1, 2, 4, 8}, torch::kDouble).requires_grad_();
   const AttentionOptions masked = AttentionOptions().attn_mask(torch::ones({4, 4}, torch::kBool));
   CHECK(attend::explain(x, x, x, {}, /*with_lse=*/true).backend == Backend::kSdpa);
   CHECK(attend::explain(x, x, x, masked).backend == Backend::kSdpa);

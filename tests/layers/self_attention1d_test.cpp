@@ -210,5 +210,5 @@ TEST_CASE("SelfAttention1d: explain() names the backend that forward() uses, in 
       }
     }
   }
-  for (const Backend backend : attend::test::kNamedBackends) CHECK(seen[backend] > 10);
+  for (const Backend backend : attend::test::kNamedBackends) CHECK(seen[backend] > 5);
 }

@@ -113,7 +113,7 @@ TEST_CASE("projections: several linear layers of one input equal torch's, forwar
 TEST_CASE("projections: without gradients, layers of any width equal torch's, with and without GELU") {
   const c10::NoGradGuard no_grad;
   for (const auto& [rows, channels, out] :
-       std::vector<std::array<std::int64_t, 3>>{{64, 10, 3}, {300, 384, 1536}, {97, 1536, 70}, {601, 7, 200}}) {
+       std::vector<std::array<std::int64_t, 3>>{{512, 10, 3}, {600, 384, 1536}, {545, 1536, 70}, {601, 7, 200}}) {
     CAPTURE(rows);
     torch::manual_seed(2);
     const torch::Tensor x = torch::randn({1, rows, channels}), bias = torch::randn({out}), none,
