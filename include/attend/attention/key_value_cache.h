@@ -51,8 +51,10 @@ class KeyValueCache {
   // A copy would share the memory, but not the lengths.
   KeyValueCache(const KeyValueCache&) = delete;
   KeyValueCache& operator=(const KeyValueCache&) = delete;
-  KeyValueCache(KeyValueCache&&) = default;
-  KeyValueCache& operator=(KeyValueCache&&) = default;
+  /// Takes over the memory of another cache, which must not be used any more.
+  KeyValueCache(KeyValueCache&& other) = default;
+  /// Takes over the memory of another cache, which must not be used any more.
+  KeyValueCache& operator=(KeyValueCache&& other) = default;
 
   /// Adds the keys and values of new tokens to a layer.
   ///
