@@ -15,17 +15,17 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// The keys and values of earlier tokens, for decoding: each step computes only those of the new tokens.
+/// The keys and values of earlier tokens, for decoding: each step computes only the keys and values of the new tokens.
 ///
 /// A cache belongs to one batch of sequences and to all attention layers of a model. It is an object outside of the
 /// model: the same model can use several caches. In each step, every layer appends its new keys and values, and attends
-/// to all that it has. The result equals attention without a cache, for every option of attention().
+/// to all of its keys. The result equals attention without a cache, for every option of attention() except dropout.
 ///
 /// All memory is allocated by the constructor. Each layer counts its own tokens. A cache must not be used from several
 /// threads at once.
 ///
-/// Sequences of different lengths: pass `valid` to append() and positions(). Entry n then has valid[n] new tokens, the
-/// last valid[n] rows. The rows before are padding (padding on the left), and their results have no meaning.
+/// Sequences of different lengths: pass `valid` to append() and positions(). Entry n then has valid[n] new tokens: its
+/// last valid[n] rows. The rows before them are padding, and their results have no meaning.
 ///
 /// No gradient reaches cached keys and values.
 ///
@@ -59,8 +59,9 @@ class KeyValueCache {
   /// Adds the keys and values of new tokens to a layer.
   ///
   /// @param layer The layer, from 0.
-  /// @param key (N, G, L, D), with the dtype and device of the cache. Rotate it before, see positions().
-  /// @param value (N, G, L, Dv), of the same kind.
+  /// @param key (N, G, L, D), with the dtype and device of the cache. With a rotary embedding, rotate it first; see
+  /// positions().
+  /// @param value (N, G, L, Dv), with the dtype and device of the cache.
   /// @param valid int64 (N) on the CPU: the number of new tokens of each entry, from 0 to L. They are the last rows.
   /// Default: L for all entries.
   /// @throws c10::ValueError for another shape or device, a layer that does not exist, more tokens than fit, and for a
@@ -87,7 +88,7 @@ class KeyValueCache {
     return attend::attention(query, cached.key, cached.value, cached.options);
   }
 
-  /// What attention(), attention_with_lse() and flex_attention() need to attend to all keys of a layer.
+  /// The arguments with which attention(), attention_with_lse() and flex_attention() attend to all keys of a layer.
   ///
   /// @param layer The layer, from 0.
   /// @param query_length The number of queries L.
@@ -114,7 +115,7 @@ class KeyValueCache {
   /// The positions of the next tokens, for rotary embeddings. Call it before append().
   ///
   /// @param length The number of new tokens L.
-  /// @param layer The layer that asks, from 0. Default: 0.
+  /// @param layer The layer, from 0. Layers differ only within a step. Default: 0.
   /// @param valid As in append(). A padding row has the position 0.
   /// @return int64 (N, L) on the device of the cache. Without padding: lengths()[n] + i.
   at::Tensor positions(std::int64_t length, std::int64_t layer = 0, const at::Tensor& valid = {}) const {

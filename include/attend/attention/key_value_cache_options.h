@@ -17,7 +17,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 struct CachedKeys {
   at::Tensor key,            ///< the keys, as they are stored
       value;                 ///< the values, as they are stored
-  AttentionOptions options;  ///< the caller's, with key_lengths, block_table and window as the cache needs them
+  AttentionOptions options;  ///< the caller's options, with key_lengths, block_table and window set by the cache
 };
 
 /// Options of KeyValueCache.
@@ -60,8 +60,8 @@ struct KeyValueCacheOptions {
   /// The device of keys and values. Default: the CPU.
   TORCH_ARG(c10::Device, device) = c10::kCPU;
 
-  /// Sliding attention: a query attends to at most so many keys before its own position, as in Window::left. Older keys
-  /// are evicted, and their memory is used again. −1: no key is evicted. Default: −1.
+  /// Sliding attention: a query attends to at most this many keys before its own position, as in Window::left. Older
+  /// keys are evicted, and their memory is reused. −1: no key is evicted. Default: −1.
   ///
   /// The memory depends on the window and max_append, not on max_length.
   ///

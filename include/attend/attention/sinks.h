@@ -15,9 +15,10 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// Adds a sink to a result of attention: a key of a given score for each head, which has no value.
+/// Adds a sink to a result of attention: an additional key without a value, with a given score for each head.
 ///
-/// output · sigmoid(log_sum_exp − sink). It equals the softmax over all scores and the sink, without the sink's column.
+/// output · sigmoid(log_sum_exp − sink). The result equals attention whose softmax includes the score of the sink, with
+/// the value 0.
 ///
 /// @param result The output, (N, H, L, Dv), and the log-sum-exp, (N, H, L), as attention_with_lse() and
 /// flex_attention_with_lse() return them. Without a batch or heads, these dimensions are missing in both.

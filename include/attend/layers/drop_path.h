@@ -36,8 +36,8 @@ struct DropPathOptions {
   TORCH_ARG(double, p);
 };
 
-/// Stochastic depth: in training mode it sets whole batch entries to 0, and divides the others by 1 − p. It follows a
-/// branch of a residual network, which is then left out. In evaluation mode the output is x.
+/// Stochastic depth: in training mode it sets whole batch entries to 0, and divides the others by 1 − p. Use it after
+/// a branch of a residual network: the branch is left out for these entries. In evaluation mode the output is x.
 ///
 /// The layer has no parameters. Shapes: x (N, …) → the same sizes. After the same seed, it drops the same entries as
 /// torchvision.ops.StochasticDepth(p, "row") and timm's DropPath in Python.

@@ -65,12 +65,13 @@ struct FeedForwardOptions {
   TORCH_ARG(double, dropout) = 0.0;
   /// The names of the parameters. Default: kTorch.
   TORCH_ARG(FeedForwardNames, names) = FeedForwardNames::kTorch;
-  /// With kReference torch computes the projections. With the other values attend's kernels compute them where they are
-  /// faster. Default: kAuto.
+  /// Which backend computes the projections. kReference: torch. Other values: attend's kernels where they are faster.
+  /// Default: kAuto.
   TORCH_ARG(BackendChoice, backend) = Backend::kAuto;
 };
 
-/// The feed-forward network of a transformer: two projections with an activation between, for each token alone.
+/// The feed-forward network of a transformer: two projections with an activation between them, applied to each token
+/// separately.
 ///
 /// y = W₂ dropout(σ(W₁ x + b₁)) + b₂. With gated: y = W₂ dropout(σ(W_g x + b_g) ∘ (W_u x + b_u)) + b₂.
 ///
@@ -190,7 +191,7 @@ class FeedForwardImpl : public torch::nn::Cloneable<FeedForwardImpl> {
 
   torch::nn::Linear up{nullptr},  ///< the projection to the hidden layer: `linear1` or `up_proj`
       down{nullptr},              ///< the projection back: `linear2` or `down_proj`
-      gate{nullptr};              ///< the projection inside the activation, if it has a name of its own: `gate_proj`
+      gate{nullptr};              ///< the projection inside the activation: `gate_proj`; empty unless gated and kLlama
 
  private:
   static constexpr const char* kName = "attend::FeedForward";

@@ -23,7 +23,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// Options of LayerNorm: those of torch::nn::LayerNormOptions, then `bias`, which torch has in Python only.
+/// Options of LayerNorm: those of torch::nn::LayerNormOptions, then `bias`, which torch has only in Python.
 ///
 /// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
 ///
@@ -47,12 +47,12 @@ struct LayerNormOptions {
   TORCH_ARG(bool, bias) = true;
 };
 
-/// Layer normalisation: each vector gets mean 0 and variance 1, and is then scaled and shifted.
+/// Layer normalization: each vector gets mean 0 and variance 1, and is then scaled and shifted.
 ///
 /// y = (x − E[x]) / √(Var[x] + eps) · weight + bias. Mean and variance are those of the last dimensions.
 ///
 /// Replaces torch::nn::LayerNorm. Options, forward(), results, names and shapes of parameters are the same. Each of the
-/// two layers loads what torch::save wrote of the other.
+/// two layers loads the files that torch::save wrote for the other.
 ///
 /// | Tensor | Shape |
 /// | --- | --- |
@@ -60,10 +60,10 @@ struct LayerNormOptions {
 /// | `weight` | normalized_shape, if elementwise_affine; initially 1 |
 /// | `bias` | normalized_shape, if elementwise_affine and bias; initially 0 |
 ///
-/// Differs from torch::nn::LayerNorm: the option `bias`, as in Python.
-///
 /// @throws c10::ValueError if options or sizes do not fit.
 /// @throws c10::TypeError if dtypes do not fit.
+///
+/// Differs from torch::nn::LayerNorm: the option `bias`, as in Python.
 ///
 /// Source: Ba, Kiros and Hinton, "Layer normalization", 2016.
 ///
@@ -120,7 +120,7 @@ class LayerNormImpl : public torch::nn::Cloneable<LayerNormImpl> {
            << std::noboolalpha << ")";
   }
 
-  /// Normalises the last dimensions.
+  /// Normalizes the last dimensions.
   ///
   /// @param x (…, normalized_shape).
   /// @return The result, of the shape of x.

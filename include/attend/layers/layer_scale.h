@@ -37,8 +37,8 @@ struct LayerScaleOptions {
   TORCH_ARG(double, init) = 1e-5;
 };
 
-/// Multiplies each channel by a learned factor. It follows a branch of a deep transformer and starts with small
-/// factors, so that the branch does little at first.
+/// Multiplies each channel by a learned factor. Use it after a branch of a deep transformer: the factors start small,
+/// so the branch contributes little at first.
 ///
 /// y = x ∘ gamma.
 ///

@@ -39,13 +39,13 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// outputs of the heads.
 ///
 /// y = W_o · concat(head₁ … head_H) + b_o with head = softmax(scale · QKᵀ) V and Q = W_q q + b_q, K = W_k k + b_k, V =
-/// W_v v + b_v. Options that torch lacks change Q and K, first by qk_norm and then by rotary, or the scores: softcap,
-/// then alibi, then a float mask, then position_bias.
+/// W_v v + b_v. The options change Q and K in this order: qk_norm, rotary. They change the scores in this order:
+/// softcap, alibi, a floating-point mask, position_bias.
 ///
-/// forward() replaces that of torch::nn::MultiheadAttention; self_attention() and cross_attention() can do more.
-/// Options, forward(), masks, results, names and shapes of parameters are the same. After the same torch::manual_seed
-/// the initial weights are the same. With the same options, each of the two layers loads what torch::save wrote of the
-/// other.
+/// Replaces torch::nn::MultiheadAttention. Options, forward(), masks, results, names and shapes of parameters are the
+/// same. After the same torch::manual_seed the initial weights are the same. With the same options, each of the two
+/// layers loads the files that torch::save wrote for the other. self_attention() and cross_attention() also take
+/// positions, a cache or a packed batch.
 ///
 /// Shapes: N batch entries, L queries, S keys, E = embed_dim, H = num_heads, G = num_kv_heads.
 ///
@@ -67,11 +67,11 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// | Parameter | Shape |
 /// | --- | --- |
-/// | `in_proj_weight` | ((H + 2G)·head_dim, E), if kdim = vdim = E |
-/// | `q_proj_weight` | (H·head_dim, E), if kdim or vdim differs from E |
-/// | `k_proj_weight` | (G·head_dim, kdim), if kdim or vdim differs from E |
-/// | `v_proj_weight` | (G·head_dim, vdim), if kdim or vdim differs from E |
-/// | `in_proj_bias` | ((H + 2G)·head_dim) |
+/// | `in_proj_weight` | ((H + 2G)·head_dim, E), if kdim = vdim = E, without separate_projections |
+/// | `q_proj_weight` | (H·head_dim, E), if kdim or vdim differs from E, without separate_projections |
+/// | `k_proj_weight` | (G·head_dim, kdim), as `q_proj_weight` |
+/// | `v_proj_weight` | (G·head_dim, vdim), as `q_proj_weight` |
+/// | `in_proj_bias` | ((H + 2G)·head_dim), without separate_projections |
 /// | `out_proj.weight`, `out_proj.bias` | (E, H·head_dim), (E) |
 /// | `bias_k`, `bias_v` | (1, 1, G·head_dim) |
 /// | `q_proj.weight`, `q_proj.bias` | (H·head_dim, E), (H·head_dim), with separate_projections |
@@ -82,13 +82,13 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// | `position_bias.…` | those of the option position_bias |
 ///
 /// Differs from torch::nn::MultiheadAttention:
-/// - A bool mask masks. torch adds it as 0 and 1.
+/// - A bool mask excludes keys. torch adds it to the scores as 0 and 1.
 /// - attn_mask may have a mask for each head. Masks may be bfloat16 or float16, also under autocast.
 /// - kdim and vdim may differ.
 /// - A query that may attend to no key gives b_o, and adds zeros to the gradients of query, key and value. torch gives
 ///   NaN.
 /// - The fastest backend computes the output, even if the weights are asked for. The dense formula computes them.
-/// - The weights are those before dropout. torch returns them after dropout.
+/// - The returned weights are those before dropout. torch returns them after dropout.
 /// - Arguments share a projection if they are the same tensor object. torch compares the contents of the tensors.
 ///
 /// @throws c10::ValueError if options or sizes do not fit.
@@ -240,10 +240,11 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     return {output, query.dim() == 3 ? weights : weights.squeeze(0)};
   }
 
-  /// Self-attention: forward() with x as query, key and value, without weights, and with all that a call can have.
+  /// Self-attention: forward() with x as query, key and value, without weights. The call can have masks, positions, a
+  /// cache, a packed batch and a bias.
   ///
   /// @param x (L, N, E), with batch_first (N, L, E), or (L, E) without a batch. For a packed batch N = 1.
-  /// @param call Masks, positions, a cache, the offsets of a packed batch, a bias. Default: none of them.
+  /// @param call The optional arguments of the call. Default: none.
   /// @return The output, of the shape of x.
   /// @throws c10::Error of the same kinds as forward(), and of KeyValueCache::append().
   ///
@@ -261,11 +262,11 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     return self_attention(x, MultiheadAttentionCall(call).key_offsets(call.query_offsets()));
   }
 
-  /// Cross attention: the queries of x attend to the keys and values of another sequence.
+  /// Cross-attention: the queries of x attend to the keys and values of another sequence.
   ///
   /// @param x (L, N, E), with batch_first (N, L, E), or (L, E) without a batch.
   /// @param memory (S, N, kdim), with batch_first (N, S, kdim), or (S, kdim) without a batch. The options kdim and vdim
-  /// must be equal. With a cache it may be undefined: x then attends to what the cache has.
+  /// must be equal. With a cache it may be undefined: x then attends to the keys in the cache.
   /// @param call As in self_attention().
   /// @return The output, of the shape of x.
   /// @throws c10::Error of the same kinds as self_attention().
@@ -303,15 +304,15 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
 
   /// Whether kdim and vdim are embed_dim. The name is torch's.
   bool _qkv_same_embed_dim = false;
-  torch::Tensor in_proj_weight,  ///< the three projections, if kdim and vdim are embed_dim; otherwise undefined
-      in_proj_bias,              ///< the biases of the three projections; undefined without bias
+  torch::Tensor in_proj_weight,  ///< the three projections, if kdim = vdim = embed_dim, without separate_projections
+      in_proj_bias,              ///< the biases; undefined without qkv_bias, and with separate_projections
       bias_k,                    ///< the added key; undefined without add_bias_kv
       bias_v;                    ///< the added value; undefined without add_bias_kv
   /// The projection of the heads' outputs.
   torch::nn::Linear out_proj{nullptr};
-  torch::Tensor q_proj_weight,  ///< the projection of the query, if kdim or vdim differs from embed_dim
-      k_proj_weight,            ///< the projection of the key, if kdim or vdim differs from embed_dim
-      v_proj_weight;            ///< the projection of the value, if kdim or vdim differs from embed_dim
+  torch::Tensor q_proj_weight,  ///< the projection of the query; see the table of parameters
+      k_proj_weight,            ///< the same for the key
+      v_proj_weight;            ///< the same for the value
   /// Width of one head.
   std::int64_t head_dim = 0;
 

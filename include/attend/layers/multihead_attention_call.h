@@ -12,8 +12,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// What one call of MultiheadAttention::self_attention() or cross_attention() has besides its tensors. All of it is
-/// optional.
+/// The optional arguments of MultiheadAttention::self_attention() and cross_attention(): masks, positions, a cache, the
+/// offsets of a packed batch, a bias.
 ///
 /// Each member is set by `.name(value)`, which returns the struct, and read by `.name()`.
 ///
@@ -34,8 +34,8 @@ struct MultiheadAttentionCall {
   /// A mask, (L, S) or (N·H, L, S): bool or uint8, true = ignore, or numbers that are added to the scores. Default:
   /// none.
   TORCH_ARG(torch::Tensor, attn_mask);
-  /// Whether a query attends only to the keys up to its own position, as the option is_causal says for every call.
-  /// Default: false.
+  /// Whether a query attends only to the keys up to its own position. The option is_causal has this effect in every
+  /// call. Default: false.
   TORCH_ARG(bool, is_causal) = false;
   /// The positions of the queries for the option rotary, (L) or (N, L); with several axes (L, axes) or (N, L, axes).
   /// Default: with a cache KeyValueCache::positions(), otherwise i + S − L for query i, so that the last query is at
@@ -50,8 +50,9 @@ struct MultiheadAttentionCall {
   TORCH_ARG(std::int64_t, cache_layer) = 0;
   /// The number of new tokens of each batch entry, int64 (N); see KeyValueCache::append(). Default: all.
   TORCH_ARG(torch::Tensor, cache_valid);
-  /// Packed batches: sequences of any lengths one after the other, with N = 1. int32 (B + 1); see
-  /// AttentionOptions::query_offsets(). Positions count within a sequence. Default: none.
+  /// The offsets of the queries of a packed batch, int32 (B + 1); see AttentionOptions::query_offsets(). The batch has
+  /// sequences of any lengths one after the other: N is 1, or x has no batch dimension. Positions count within a
+  /// sequence. Default: none.
   TORCH_ARG(torch::Tensor, query_offsets);
   /// The offsets of the keys, int32 (B + 1). Default: query_offsets in self_attention().
   TORCH_ARG(torch::Tensor, key_offsets);

@@ -47,7 +47,7 @@ struct RelativePositionBiasOptions {
 /// The relative position bias of the Swin Transformer, in 1 to 3 dimensions: a learned number for each head and each
 /// offset from a key to a query of a window.
 ///
-/// RelativeGridBias describes the formula. Attention computes it in the kernel: no (L, L) tensor is allocated.
+/// The formula is that of RelativeGridBias. Attention computes it in the kernel: no (L, L) tensor is allocated.
 ///
 /// Parameter: `relative_position_bias_table` (Π (2Mᵈ − 1), H) for windows of M¹ × … × Mⁿ. The initial values are normal
 /// with mean 0 and standard deviation 0.02.
@@ -114,7 +114,7 @@ class RelativePositionBiasImpl : public torch::nn::Cloneable<RelativePositionBia
 
   std::int64_t num_heads() const override { return options.num_heads(); }
 
-  /// The bias as a score_mod, to be combined with others or with a mask.
+  /// The bias as a score_mod for flex_attention(). It can be combined with another score_mod or with a mask.
   RelativeGridBias score_mod() const { return RelativeGridBias(relative_position_bias_table, options.window_size()); }
 
   /// As PositionBias::attention(). L and S must be the number of positions of the window.

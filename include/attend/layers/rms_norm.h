@@ -42,14 +42,14 @@ struct RMSNormOptions {
 
   /// The sizes of the last dimensions of x, over which the mean is taken. No default.
   TORCH_ARG(std::vector<std::int64_t>, normalized_shape);
-  /// Added to the mean of the squares, at least 0. Default: the machine epsilon of the numbers that are computed with:
-  /// 2⁻⁵² for float64, otherwise 2⁻²³.
+  /// The number that is added to the mean of the squares, at least 0. Default: the machine epsilon of the dtype of the
+  /// computation, which is 2⁻⁵² for float64, otherwise 2⁻²³.
   TORCH_ARG(std::optional<double>, eps);
   /// Whether there is a weight. Default: true.
   TORCH_ARG(bool, elementwise_affine) = true;
 };
 
-/// Root mean square normalization: divides by the root of the mean of the squares. LibTorch for C++ has no such layer.
+/// Root mean square normalization: divides by the root of the mean of the squares. torch::nn has no such layer.
 ///
 /// y = x / √(mean(x²) + eps) · weight. The mean is taken over the last dimensions, whose sizes are normalized_shape.
 ///
@@ -62,9 +62,9 @@ struct RMSNormOptions {
 /// float32, bfloat16 and float64, forward and backward.
 ///
 /// Layers of other libraries with the same weights:
-/// - Hugging Face's LlamaRMSNorm rounds to the dtype of x before it multiplies with the weight. In float32 the results
+/// - Hugging Face's LlamaRMSNorm rounds to the dtype of x before it multiplies by the weight. In float32 the results
 ///   are equal.
-/// - Gemma multiplies with 1 + weight: add 1 to the weights.
+/// - Gemma multiplies by 1 + weight: add 1 to the weights.
 ///
 /// @throws c10::ValueError for options out of range, and if the last sizes of x are not normalized_shape or x is on
 /// another device than the weight.
@@ -134,7 +134,7 @@ class RMSNormImpl : public torch::nn::Cloneable<RMSNormImpl> {
   /// Normalizes x.
   ///
   /// @param x (…, normalized_shape)
-  /// @return The same sizes. Its dtype is that of x. Under autocast too: it does not cast this layer.
+  /// @return A tensor of the sizes and dtype of x, also under autocast.
   torch::Tensor forward(const torch::Tensor& x) {
     check(x);
     return detail::FusedRmsNorm::run(x, weight, options.normalized_shape(), options.eps());

@@ -20,7 +20,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// The positions that each position of an image attends to.
+/// Which positions of an image each position attends to.
 enum class ImageAxis {
   kBoth,    ///< all positions of the image
   kHeight,  ///< those of its column
@@ -68,8 +68,8 @@ struct SelfAttention2dOptions {
 /// well its query matches each key.
 ///
 /// The formula is that of SelfAttention1d, over all height · width positions. With the option axis each column or each
-/// row is a signal of its own. Two layers in sequence, one for each axis, are axial attention: their cost grows with
-/// height + width, and not with height · width, for each position.
+/// row is a signal of its own. Two layers in sequence, one for each axis, are axial attention: the cost for each
+/// position then grows with height + width instead of height · width.
 ///
 /// | Parameter | Shape |
 /// | --- | --- |

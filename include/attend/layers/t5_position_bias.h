@@ -36,10 +36,10 @@ struct T5PositionBiasOptions {
 
   /// The number of query heads H, at least 1. No default.
   TORCH_ARG(std::int64_t, num_heads);
-  /// The number of buckets, at least 2, and an even number of at least 4 with bidirectional. Default: 32.
+  /// The number of buckets: at least 2, or with bidirectional an even number from 4. Default: 32.
   TORCH_ARG(std::int64_t, num_buckets) = 32;
   /// The distance from which on all keys share the last bucket. It must exceed the number of distances that have a
-  /// bucket of their own: num_buckets / 4, or num_buckets / 2 without bidirectional. Default: 128.
+  /// bucket of their own: num_buckets / 4, or num_buckets / 2 without bidirectional. At most 2²⁰. Default: 128.
   TORCH_ARG(std::int64_t, max_distance) = 128;
   /// Whether keys after the query have buckets of their own, as in encoders. Otherwise they share the bucket of
   /// distance 0, as in decoders. Default: true.
@@ -79,8 +79,8 @@ inline torch::Tensor t5_buckets(const torch::Tensor& relative_position, const T5
 /// The relative position bias of T5: a learned number for each head and each bucket of distances.
 ///
 /// weight[t5_buckets(j − p)][h] for head h, key j and the query's position p = i + S − L. Attention computes it in the
-/// kernel: no (L, S) tensor is allocated. In packed batches it fits self-attention, where p counts through all
-/// sequences as j does.
+/// kernel: no (L, S) tensor is allocated. In a packed batch, p and j count through all sequences, so the bias fits
+/// self-attention only.
 ///
 /// Parameter: `weight` (num_buckets, H), as in Hugging Face's relative_attention_bias. The initial values are normal
 /// with mean 0 and standard deviation 0.02.
@@ -145,7 +145,7 @@ class T5PositionBiasImpl : public torch::nn::Cloneable<T5PositionBiasImpl>, publ
 
   std::int64_t num_heads() const override { return options.num_heads(); }
 
-  /// The bias as a score_mod, to be combined with others or with a mask.
+  /// The bias as a score_mod for flex_attention(). It can be combined with another score_mod or with a mask.
   RelativeBias score_mod() const { return RelativeBias(by_distance(-options.max_distance(), options.max_distance())); }
 
   /// As PositionBias::attention().

@@ -69,14 +69,14 @@ struct TransformerOptions {
   /// The function in the feed-forward networks: torch::kReLU, torch::kGELU, or a function from tensor to tensor.
   /// Default: torch::kReLU.
   TORCH_ARG(torch::nn::activation_t, activation) = torch::kReLU;
-  /// A module that replaces the encoder. It gets src, src_mask and src_key_padding_mask, and src_is_causal if it is
-  /// true. The Transformer holds a clone of it. Default: none.
+  /// A module that replaces the encoder. It gets src, src_mask and src_key_padding_mask. If src_is_causal is true, the
+  /// module gets this argument too. The Transformer holds a clone of the module. Default: none.
   TORCH_ARG(torch::nn::AnyModule, custom_encoder);
-  /// A module that replaces the decoder. It gets the first six arguments of TransformerDecoder, and all eight if one of
-  /// the last two is true. The Transformer holds a clone of it. Default: none.
+  /// A module that replaces the decoder. It gets the first six arguments of TransformerDecoder. If one of the last two
+  /// arguments is true, the module gets all eight. The Transformer holds a clone of the module. Default: none.
   TORCH_ARG(torch::nn::AnyModule, custom_decoder);
 
-  /// The number that layer normalisation adds to the variance, at least 0. Default: 1e-5.
+  /// The number that layer normalization adds to the variance, at least 0. Default: 1e-5.
   TORCH_ARG(double, layer_norm_eps) = 1e-5;
   /// Whether tensors are (N, L, E). Otherwise they are (L, N, E). Default: false, as in torch.
   TORCH_ARG(bool, batch_first) = false;
@@ -92,7 +92,7 @@ struct TransformerOptions {
 ///
 /// Replaces torch::nn::Transformer. Options, forward(), results, public members, names and shapes of parameters are the
 /// same. After the same torch::manual_seed the initial weights are the same. With the same options, each of the two
-/// modules loads what torch::save wrote of the other.
+/// modules loads the files that torch::save wrote for the other.
 ///
 /// Shapes: N batch entries, S positions of the source, T positions of the target, E = d_model, H = nhead.
 ///

@@ -29,12 +29,16 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A block of a transformer: self-attention, optional cross-attention and a feed-forward network, each a branch with a
-/// residual connection.
+/// A block of a transformer: self-attention, optional cross-attention and a feed-forward network. Each of them is a
+/// branch with a residual connection.
 ///
-/// With f each of the branches in turn: x ← α · x + s · f'(norm(x)), where s is residual_scale, α is deep_norm_alpha,
-/// and f' is f followed by post_norm, dropout, LayerScale and DropPath, those of them that the options ask for. With
-/// kPost: x ← norm(α · x + s · f'(x)). With the parallel orders both branches read the same x.
+/// The block applies its branches f one after the other:
+/// - with kPre and kPreAndPost: x ← α · x + s · f'(norm(x));
+/// - with kPost: x ← norm(α · x + s · f'(x)).
+///
+/// α is deep_norm_alpha and s is residual_scale. f' is f, followed by post_norm, dropout, LayerScale and DropPath. The
+/// options say which of these four exist. With the parallel orders both branches read the same x, and the sum of their
+/// outputs is added once.
 ///
 /// Shapes: x (N, L, E) → (N, L, E). E = embed_dim of the attention.
 ///
@@ -43,7 +47,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// | `self_attn` | MultiheadAttention | always |
 /// | `cross_attn` | MultiheadAttention | with cross_attention |
 /// | `feed_forward` | FeedForward | always |
-/// | `…_norm`, … = name of the branch | LayerNorm or RMSNorm | always, but for `feed_forward` not with kParallel |
+/// | `…_norm`, … = name of the branch | LayerNorm or RMSNorm | always; for `feed_forward` not with kParallel |
 /// | `…_post_norm` | LayerNorm or RMSNorm | with kPreAndPost |
 /// | `…_scale` | LayerScale | with layer_scale |
 /// | `…_drop_path` | DropPath, without parameters | with drop_path |
@@ -106,7 +110,7 @@ class TransformerBlockImpl : public torch::nn::Cloneable<TransformerBlockImpl> {
     torch::nn::Module::load(archive);
   }
 
-  /// Writes the name and the options that are not those of submodules, as `std::cout << block` shows them.
+  /// Writes the name and the options, without those of submodules, as `std::cout << block` shows them.
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::TransformerBlock(norm=" << options.norm() << ", norm_place=" << options.norm_place()
            << ", order=" << options.order() << ", dropout=" << options.dropout();
@@ -123,12 +127,13 @@ class TransformerBlockImpl : public torch::nn::Cloneable<TransformerBlockImpl> {
   /// @throws c10::ValueError with the option cross_attention, which needs a second sequence; see forward_with().
   torch::Tensor forward(const torch::Tensor& x) { return forward_with(x, MultiheadAttentionCall()); }
 
-  /// Applies the block with all that a call of the attention can have: masks, positions, a cache, a packed batch.
+  /// Applies the block with masks, positions, a cache or a packed batch, and with the second sequence of a decoder.
   ///
   /// @param x (N, L, E). For a packed batch N = 1.
   /// @param call Passed to MultiheadAttention::self_attention().
-  /// @param memory (N, S, kdim): the second sequence, with the option cross_attention only.
-  /// @param memory_call Passed to MultiheadAttention::cross_attention(). Default: none of its options.
+  /// @param memory (N, S, kdim): the second sequence, with the option cross_attention only. It may be undefined if
+  /// memory_call has a cache. Default: undefined.
+  /// @param memory_call Passed to MultiheadAttention::cross_attention(). Default: no options.
   /// @return (N, L, E)
   ///
   /// @code

@@ -21,7 +21,7 @@ enum class NormKind {
   kRms,    ///< RMSNorm
 };
 
-/// Where a branch f of a TransformerBlock is normalized.
+/// The place of the norm of a branch f of a TransformerBlock.
 enum class NormPlace {
   kPre,         ///< x + f(norm(x)), as in GPT-2, Llama and ViT
   kPost,        ///< norm(x + f(x)), as in BERT and the first transformer
@@ -83,17 +83,16 @@ struct TransformerBlockOptions {
   TORCH_ARG(NormKind, norm) = NormKind::kLayer;
   /// Where a branch is normalized. Default: kPre.
   TORCH_ARG(NormPlace, norm_place) = NormPlace::kPre;
-  /// The number added to the variance or to the mean square, at least 0. Default: 1e-5.
+  /// The number that a norm adds to the variance or to the mean square, at least 0. Default: 1e-5.
   TORCH_ARG(double, norm_eps) = 1e-5;
   /// Whether a LayerNorm has a bias. Default: true.
   TORCH_ARG(bool, norm_bias) = true;
-  /// How the branches follow one another. The parallel orders need another norm_place than kPost and no
-  /// cross_attention. Default: kInTurn.
+  /// How the branches follow one another. The parallel orders exclude kPost and cross_attention. Default: kInTurn.
   TORCH_ARG(BlockOrder, order) = BlockOrder::kInTurn;
 
   /// The probability with which a number of a branch's output is set to 0 in training mode, from 0 to 1. Default: 0.
   TORCH_ARG(double, dropout) = 0.0;
-  /// The factor of each branch, finite. Default: 1.
+  /// The factor s of the output of each branch, finite. Default: 1.
   TORCH_ARG(double, residual_scale) = 1.0;
   /// The initial value of a LayerScale after each branch. Default: no LayerScale.
   TORCH_ARG(std::optional<double>, layer_scale);
@@ -108,10 +107,10 @@ struct TransformerBlockOptions {
   /// Sets norm_place, deep_norm_alpha and deep_norm_beta for a stack of this many blocks without cross-attention:
   /// kPost, α = (2 · num_layers)^(1/4) and β = (8 · num_layers)^(−1/4).
   ///
-  /// Source: Wang et al., "DeepNet: scaling transformers to 1,000 layers", 2022.
-  ///
   /// @param num_layers The number of blocks.
   /// @return The options.
+  ///
+  /// Source: Wang et al., "DeepNet: scaling transformers to 1,000 layers", 2022.
   TransformerBlockOptions& deep_norm(std::int64_t num_layers) {
     const auto layers = static_cast<double>(num_layers);
     norm_place(NormPlace::kPost).deep_norm_alpha(std::pow(2 * layers, 0.25));

@@ -44,7 +44,7 @@ struct TransformerDecoderOptions {
   TransformerDecoderOptions(const TransformerDecoderLayerOptions& decoder_layer_options, std::int64_t num_layers)
       : TransformerDecoderOptions(TransformerDecoderLayer(decoder_layer_options), num_layers) {}
 
-  /// The layer of which each layer of the decoder is a clone. So all layers have the same initial weights. No default.
+  /// Each layer of the decoder is a clone of this layer, so all layers have the same initial weights. No default.
   TORCH_ARG(TransformerDecoderLayer, decoder_layer) = nullptr;
   /// The number of layers, at least 0. No default.
   TORCH_ARG(std::int64_t, num_layers);
@@ -56,7 +56,7 @@ struct TransformerDecoderOptions {
 ///
 /// Replaces torch::nn::TransformerDecoder. Options, forward(), results, public members, names and shapes of parameters
 /// are the same. After the same torch::manual_seed the initial weights are the same. With the same options, each of the
-/// two modules loads what torch::save wrote of the other.
+/// two modules loads the files that torch::save wrote for the other.
 ///
 /// The shapes are those of TransformerDecoderLayer. The parameters are `layers.0.self_attn.in_proj_weight` and so on,
 /// and those of the norm: `norm.weight`, `norm.bias`.

@@ -32,7 +32,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// Replaces torch::nn::TransformerDecoderLayer. Options, forward(), results, public members, names and shapes of
 /// parameters are the same. After the same torch::manual_seed the initial weights are the same. With the same options,
-/// each of the two layers loads what torch::save wrote of the other.
+/// each of the two layers loads the files that torch::save wrote for the other.
 ///
 /// Shapes: N batch entries, T positions of the target, S positions of the memory, E = d_model, H = nhead.
 ///
@@ -48,8 +48,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// In a bool or uint8 mask, true means ignore. A floating-point mask is added to the scores. Masks and is_causal can be
 /// combined.
 ///
-/// The parameters are those of TransformerEncoderLayer, a second attention `multihead_attn` with the same parameters as
-/// `self_attn`, and a third norm `norm3`.
+/// The parameters are those of TransformerEncoderLayer, those of a second attention `multihead_attn`, which has the
+/// same parameters as `self_attn`, and those of a third norm `norm3`.
 ///
 /// Differs from torch::nn::TransformerDecoderLayer in the same ways as TransformerEncoderLayer.
 ///

@@ -48,7 +48,7 @@ struct TransformerEncoderOptions {
   TransformerEncoderOptions(const TransformerEncoderLayerOptions& encoder_layer_options, std::int64_t num_layers)
       : TransformerEncoderOptions(TransformerEncoderLayer(encoder_layer_options), num_layers) {}
 
-  /// The layer of which each layer of the encoder is a clone. So all layers have the same initial weights. No default.
+  /// Each layer of the encoder is a clone of this layer, so all layers have the same initial weights. No default.
   TORCH_ARG(TransformerEncoderLayer, encoder_layer) = nullptr;
   /// The number of layers, at least 0. No default.
   TORCH_ARG(std::int64_t, num_layers);
@@ -63,27 +63,29 @@ struct TransformerEncoderOptions {
 ///
 /// Replaces torch::nn::TransformerEncoder. Options, forward(), results, public members, names and shapes of parameters
 /// are the same. After the same torch::manual_seed the initial weights are the same. With the same options, each of the
-/// two modules loads what torch::save wrote of the other.
+/// two modules loads the files that torch::save wrote for the other.
 ///
 /// The shapes are those of TransformerEncoderLayer. The parameters are `layers.0.self_attn.in_proj_weight` and so on,
 /// and those of the norm: `norm.weight`, `norm.bias`.
 ///
-/// Padding. The encoder packs a batch without its padding if all of these are true:
+/// Padding: the encoder packs a batch without its padding if all of these are true:
 /// - the option enable_nested_tensor is on, and the layers have batch_first;
 /// - src is (N, L, E) on the CPU, src_key_padding_mask is bool or uint8, and there is no src_mask;
 /// - the encoder is in evaluation mode, and no gradient is recorded.
 ///
-/// Then the layers compute nothing for padded positions, and their rows of the last layer's output are 0. The norm is
-/// applied to these rows too: after a LayerNorm they are its bias. Without packing, padded rows hold what the layers
-/// compute for them, as in torch::nn. The other rows are the same either way.
+/// With packing, the layers compute nothing for padded positions. The rows of these positions in the last layer's
+/// output are 0. The norm is applied to these rows too: a LayerNorm turns them into its bias. Without packing, the
+/// layers compute the padded rows, as in torch::nn. Packing does not change the other rows.
 ///
 /// Differs from torch::nn::TransformerEncoder:
 /// - The argument is_causal, the option enable_nested_tensor, and all differences of TransformerEncoderLayer.
 /// - Without layers and without a norm the output is src. torch returns an undefined tensor.
 ///
-/// Differs from Python's module, which packs on other devices too, but does not pack with norm_first, without bias,
-/// with an activation that is a function, with an odd number of heads, under autocast, or if padding comes before a
-/// token.
+/// Differs from Python's module: Python packs on other devices too. Python does not pack in these cases:
+/// - with norm_first, without bias, or with an activation that is a function;
+/// - with an odd number of heads;
+/// - under autocast;
+/// - if padding comes before a token.
 ///
 /// @throws c10::ValueError if options or sizes do not fit.
 /// @throws c10::TypeError if dtypes do not fit.

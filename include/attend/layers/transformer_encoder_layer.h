@@ -32,7 +32,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// Replaces torch::nn::TransformerEncoderLayer. Options, forward(), results, public members, names and shapes of
 /// parameters are the same. After the same torch::manual_seed the initial weights are the same. With the same options,
-/// each of the two layers loads what torch::save wrote of the other.
+/// each of the two layers loads the files that torch::save wrote for the other.
 ///
 /// Shapes: N batch entries, L positions, E = d_model, H = nhead, F = dim_feedforward.
 ///
@@ -55,10 +55,10 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// Differs from torch::nn::TransformerEncoderLayer:
 /// - Options batch_first, norm_first, layer_norm_eps and bias; the argument is_causal; inputs without a batch.
-/// - A bool mask masks. torch adds it as 0 and 1.
+/// - A bool mask excludes keys. torch adds it to the scores as 0 and 1.
 /// - The attention weights are not computed. torch computes and discards them.
 /// - self_attn is an attend::MultiheadAttention, and norm1 and norm2 are attend::LayerNorm.
-/// - Dropout drops other numbers for the same seed.
+/// - With the same seed, dropout drops different numbers.
 ///
 /// Differs from Python's module, where is_causal is a hint that src_mask is the causal mask: here is_causal needs no
 /// src_mask. A call that is correct in Python gives the same results.
@@ -159,10 +159,11 @@ class TransformerEncoderLayerImpl : public torch::nn::Cloneable<TransformerEncod
     });
   }
 
-  /// Computes the layer with all that MultiheadAttention::self_attention() can do: a packed batch, a cache, positions.
+  /// Computes the layer with the arguments of MultiheadAttention::self_attention(): a packed batch, a cache, positions.
   ///
-  /// @param src (L, N, E), with batch_first (N, L, E), or (L, E) without a batch. A packed batch is (T, E).
-  /// @param call The masks, offsets and so on of the attention.
+  /// @param src (L, N, E), with batch_first (N, L, E), or (L, E) without a batch. A packed batch is (T, E), where T
+  /// is the sum of the lengths.
+  /// @param call Passed to MultiheadAttention::self_attention().
   /// @return The output, of the shape of src.
   /// @throws c10::Error of the same kinds as MultiheadAttention::self_attention().
   ///

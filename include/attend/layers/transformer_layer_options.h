@@ -42,7 +42,7 @@ struct TransformerEncoderLayerOptions {
   /// Default: torch::kReLU.
   TORCH_ARG(torch::nn::activation_t, activation) = torch::kReLU;
 
-  /// The number that layer normalisation adds to the variance, at least 0. Default: 1e-5.
+  /// The number that layer normalization adds to the variance, at least 0. Default: 1e-5.
   TORCH_ARG(double, layer_norm_eps) = 1e-5;
   /// Whether tensors are (N, L, E). Otherwise they are (L, N, E). Default: false, as in torch.
   TORCH_ARG(bool, batch_first) = false;
@@ -80,7 +80,7 @@ struct TransformerDecoderLayerOptions {
   /// Default: torch::kReLU.
   TORCH_ARG(torch::nn::activation_t, activation) = torch::kReLU;
 
-  /// The number that layer normalisation adds to the variance, at least 0. Default: 1e-5.
+  /// The number that layer normalization adds to the variance, at least 0. Default: 1e-5.
   TORCH_ARG(double, layer_norm_eps) = 1e-5;
   /// Whether tensors are (N, L, E). Otherwise they are (L, N, E). Default: false, as in torch.
   TORCH_ARG(bool, batch_first) = false;

@@ -55,7 +55,7 @@ inline std::vector<std::int64_t> order_of_windows(std::size_t axes, bool counts_
 /// @param x (N, s¹, …, sⁿ, C) with n = 1, 2 or 3.
 /// @param window_size The sizes M of a window, n numbers. Each must divide the size of x.
 /// @return (N · W, Π M, C)
-/// @throws c10::ValueError if x has other dimensions, or cannot be cut into such windows.
+/// @throws c10::ValueError if x is not (N, s¹, …, sⁿ, C), or a window size does not divide the size of x.
 ///
 /// Differs from the source: the positions of a window are one dimension, as attention needs them.
 ///
@@ -86,9 +86,9 @@ inline torch::Tensor window_partition(const torch::Tensor& x, torch::IntArrayRef
 ///
 /// @param windows (N · W, Π M, C)
 /// @param window_size The sizes M of a window, 1 to 3 numbers.
-/// @param sizes The sizes s of the signal, as many numbers. Each must be divisible by the window size.
+/// @param sizes The sizes s of the signal, as many numbers as window_size. Each must be divisible by the window size.
 /// @return (N, s¹, …, sⁿ, C)
-/// @throws c10::ValueError if windows does not have these sizes.
+/// @throws c10::ValueError if the sizes of windows do not fit window_size and sizes.
 ///
 /// Source: Liu et al., "Swin Transformer", 2021.
 ///

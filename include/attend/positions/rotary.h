@@ -51,8 +51,8 @@ struct RotaryEmbeddingOptions {
   TORCH_ARG(std::optional<std::int64_t>, rotary_dim);
   /// Which two numbers are one pair. Default: kHalfSplit.
   TORCH_ARG(RotaryLayout, layout) = RotaryLayout::kHalfSplit;
-  /// How the frequencies are changed for sequences longer than those of the training: LinearRotaryScaling,
-  /// DynamicRotaryScaling, YarnRotaryScaling or Llama3RotaryScaling. Default: not at all.
+  /// Changes the frequencies for sequences longer than those of the training: LinearRotaryScaling,
+  /// DynamicRotaryScaling, YarnRotaryScaling or Llama3RotaryScaling. Default: none.
   TORCH_ARG(RotaryScaling, scaling);
   /// The number of axes of a position: 1 for a sequence, 2 for rows and columns, 3 for depth, rows and columns. Each
   /// axis has an equal share of the pairs, in this order. Default: 1.
@@ -65,8 +65,8 @@ struct RotaryTables {
       sin;            ///< the same sizes
 };
 
-/// Rotary position embedding: rotates the queries and keys of attention by angles that grow with the position, so that
-/// a score depends on the distance of query and key.
+/// Rotary position embedding: rotates the queries and keys of attention by angles that grow with the position. A score
+/// then depends on the positions only through the distance of query and key.
 ///
 /// At position p, pair i of a head is rotated by the angle p · θᵢ with θᵢ = theta^(−2i/R) for i = 0 … R/2 − 1; see
 /// rotate(). With several axes, each axis has R/axes numbers: θᵢ = theta^(−2i·axes/R), and p is the position on the

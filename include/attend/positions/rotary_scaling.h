@@ -18,8 +18,9 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-// How a model that was trained with short sequences rotates longer ones. Each struct has the parameters that Hugging
-// Face's configuration has under `rope_scaling` or `rope_parameters`. `frequencies` are θᵢ = theta^(−2i/R).
+// Scalings of the frequencies θᵢ = theta^(−2i/R) let a model rotate sequences that are longer than those of its
+// training. Each struct has the parameters that Hugging Face's configuration has under `rope_scaling` or
+// `rope_parameters`.
 
 /// Divides all frequencies by a factor: `"rope_type": "linear"`. Source: Chen et al., "Position interpolation", 2023.
 struct LinearRotaryScaling {
@@ -51,8 +52,8 @@ struct DynamicRotaryScaling {
   TORCH_ARG(std::int64_t, max_length);
 };
 
-/// YaRN: divides low frequencies by a factor, keeps high frequencies, and mixes both between: `"rope_type": "yarn"`. It
-/// also multiplies cos and sin by attention_factor.
+/// YaRN: divides low frequencies by a factor, keeps high frequencies, and interpolates for those between:
+/// `"rope_type": "yarn"`. It also multiplies cos and sin by attention_factor.
 ///
 /// Source: Peng et al., "YaRN", 2023.
 struct YarnRotaryScaling {
@@ -77,12 +78,12 @@ struct YarnRotaryScaling {
   TORCH_ARG(std::optional<double>, mscale);
   /// See attention_factor. Default: none.
   TORCH_ARG(std::optional<double>, mscale_all_dim);
-  /// Whether the bounds of the mixed frequencies are rounded outwards to whole numbers. Default: true.
+  /// Whether the bounds of the range of interpolated frequencies are rounded outwards to whole numbers. Default: true.
   TORCH_ARG(bool, truncate) = true;
 };
 
-/// The scaling of Llama 3.1: divides low frequencies by a factor, keeps high frequencies, and mixes both between:
-/// `"rope_type": "llama3"`. Source: Llama Team, "The Llama 3 herd of models", 2024.
+/// The scaling of Llama 3.1: divides low frequencies by a factor, keeps high frequencies, and interpolates for those
+/// between: `"rope_type": "llama3"`. Source: Llama Team, "The Llama 3 herd of models", 2024.
 struct Llama3RotaryScaling {
   /// Sets the options that have no default.
   ///
@@ -90,9 +91,9 @@ struct Llama3RotaryScaling {
   explicit Llama3RotaryScaling(double factor) : factor_(factor) {}
   /// How many times longer the sequences are, positive. No default.
   TORCH_ARG(double, factor);
-  /// Wavelengths above original_max_length / low_freq_factor are divided. Default: 1.
+  /// Frequencies with a wavelength above original_max_length / low_freq_factor are divided. Default: 1.
   TORCH_ARG(double, low_freq_factor) = 1.0;
-  /// Wavelengths below original_max_length / high_freq_factor are kept. Default: 4.
+  /// Frequencies with a wavelength below original_max_length / high_freq_factor are kept. Default: 4.
   TORCH_ARG(double, high_freq_factor) = 4.0;
   /// The longest sequence of the training: `original_max_position_embeddings`. Default: 8192.
   TORCH_ARG(std::int64_t, original_max_length) = 8192;

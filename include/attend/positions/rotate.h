@@ -55,15 +55,16 @@ inline void check_rotation(const char* name, const at::Tensor& x, const at::Tens
 /// @param cos (L, R/2), (N, L, R/2) or (N, H, L, R/2) with R ≤ D. N and H may be 1 and are then broadcast.
 /// @param sin The same sizes as cos.
 /// @param layout Which two numbers are one pair. Default: kHalfSplit.
-/// @return (N, H, L, D), with the dtype of x. x, cos and sin have gradients, and these can be differentiated again.
+/// @return (N, H, L, D), with the dtype of x. Gradients reach x, cos and sin, and can be differentiated
+/// again.
 /// @throws c10::ValueError if the sizes or devices do not fit.
 /// @throws c10::TypeError if a tensor is not floating-point or not dense.
 ///
 /// The products are computed in float32, and in float64 for a float64 x. Hugging Face's function rounds cos, sin and
 /// each product to the dtype of x.
 ///
-/// On the CPU a kernel computes float32, bfloat16 and float64. Torch's operations compute everything else, and tables
-/// that need a gradient.
+/// On the CPU a kernel computes float32, bfloat16 and float64. torch's operations compute other dtypes and devices, and
+/// calls whose tables need a gradient.
 ///
 /// Source: Su et al., "RoFormer", 2021.
 ///

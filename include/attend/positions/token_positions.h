@@ -21,8 +21,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @param offsets (B + 1), int32 or int64, as AttentionOptions::query_offsets: sequence b has the tokens offsets[b] …
 /// offsets[b + 1] − 1.
 /// @return int64 (total), where total is the last offset, on the device of offsets.
-/// @throws c10::ValueError if offsets are not 1-d with at least one element.
-/// @throws c10::TypeError if they are not int32 or int64.
+/// @throws c10::ValueError if offsets is not 1-d with at least one element.
+/// @throws c10::TypeError if offsets is not int32 or int64.
 ///
 /// @code
 /// torch::Tensor positions = attend::packed_positions(torch::tensor({0, 3, 5}));  // 0, 1, 2, 0, 1
@@ -40,7 +40,7 @@ inline torch::Tensor packed_positions(const torch::Tensor& offsets) {
   return at::arange(start_of_token.size(0), starts.options()) - start_of_token;
 }
 
-/// The positions of a grid, row by row: the rows of an image's patches, or the squares of a board.
+/// The positions of a grid, row by row, for example of the patches of an image or the squares of a board.
 ///
 /// @param sizes The size of each axis, at least 1: {height, width}, or {depth, height, width}.
 /// @return int64 (product of the sizes, number of axes) on the CPU.
