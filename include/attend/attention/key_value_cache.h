@@ -116,7 +116,7 @@ class KeyValueCache {
   ///
   /// @param length The number of new tokens L.
   /// @param layer The layer, from 0. Layers differ only within a step. Default: 0.
-  /// @param valid As in append(). A padding row has the position 0.
+  /// @param valid As in append(). The positions of padding rows have no meaning, and are at least 0.
   /// @return int64 (N, L) on the device of the cache. Without padding: lengths()[n] + i.
   at::Tensor positions(std::int64_t length, std::int64_t layer = 0, const at::Tensor& valid = {}) const {
     return store_.positions(length, layer, valid);

@@ -29,8 +29,8 @@ class PositionBias {
   /// The number of query heads H that it has numbers for.
   virtual std::int64_t num_heads() const = 0;
 
-  /// attention() with the bias added to the scores, after the options softcap, alibi_slopes and a float attn_mask.
-  /// Gradients reach the parameters.
+  /// attention() with the bias added to the scores, after the options softcap, alibi_slopes and a floating-point
+  /// attn_mask. Gradients reach the parameters.
   ///
   /// @param query (N, H, L, D), as in attention().
   /// @param key (N, G, S, D), as in attention().
