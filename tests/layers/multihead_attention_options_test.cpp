@@ -12,6 +12,7 @@
 #include "support/draws.h"
 #include "support/errors.h"
 
+#include <c10/core/InferenceMode.h>
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
 #include <torch/serialize.h>
@@ -313,6 +314,18 @@ TEST_CASE("MultiheadAttention: clone, torch::save and to(dtype) keep each option
     for (torch::Tensor& parameter : clone->parameters()) parameter.zero_();
     CHECK_FALSE(clone->self_attention(x).equal(cast));
     CHECK(layer->self_attention(x).equal(cast));
+  }
+}
+
+TEST_CASE("MultiheadAttention: after a call under InferenceMode, gradients can be recorded") {
+  for (const auto& options : {plain().alibi(true), plain().rotary(RotaryEmbeddingOptions(6))}) {
+    MultiheadAttention layer = random_layer(options);
+    const torch::Tensor x = normal({2, 5, layer->options.embed_dim()});
+    {
+      const c10::InferenceMode inference_mode;
+      layer->self_attention(x);
+    }
+    CHECK_NOTHROW(layer->self_attention(x).sum().backward());
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <attend/version.h>
 
+#include <c10/core/InferenceMode.h>
 #include <torch/types.h>
 
 #include <bit>
@@ -17,6 +18,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// - The columns of a table do not depend on its length, so one table serves all shorter signals. Lengths are powers of
 ///   two. Together the tables of one dtype and device are at most four times as large as the longest signal needs.
 /// - A table is never changed or freed, so several threads may use it, and so may a CUDA graph that reads it.
+/// - A table that is made under InferenceMode is an ordinary tensor, because later calls may record gradients.
 /// - A copy of the layer starts with an empty cache.
 class TableCache {
  public:
@@ -33,6 +35,7 @@ class TableCache {
     for (const torch::Tensor& table : tables_)
       if (table.size(1) == size && table.dtype() == options.dtype() && table.device() == options.device())
         return table.narrow(1, 0, length);
+    const c10::InferenceMode no_inference_mode(/*enabled=*/false);
     return tables_.emplace_back(make(size).to(options)).narrow(1, 0, length);
   }
 
