@@ -520,6 +520,20 @@ TEST_CASE("Checkpoint: keep_best keeps the epoch with the lowest validation loss
       CHECK(data.tensors["model.weight"].item<double>() == best);
     }
   }
+  // A model that the last update of an epoch has broken is not the best, even if the training loss of the epoch is low.
+  struct BreakWeight : SetWeight {
+    void on_batch_end(TrainingState& state) {
+      const c10::NoGradGuard no_grad;
+      if (state.epoch == 1 && state.batch + 1 == state.batches) state.model.parameters()[0].fill_(std::nan(""));
+    }
+  };
+  TemporaryFolder broken;
+  torch::nn::Linear model(torch::nn::LinearOptions(1, 1).bias(false));
+  model->to(torch::kDouble);
+  Trainer trainer(model, options().learning_rate(1e-300), loss, sgd);
+  trainer.fit(Samples{ones, ones}, Samples{ones, ones}, BreakWeight{{{3, 1, 4}}}, Checkpoint(broken.path()));
+  CHECK(attend::load_checkpoint(CheckpointFolder(broken.path()).best_path()).tensors["model.weight"].item<double>() ==
+        3);
   TemporaryFolder folder;
   fit_linear(options(), Checkpoint(folder.path(), CheckpointOptions().keep_best(false)));
   CHECK(bytes_of(CheckpointFolder(folder.path()).best_path()).empty());

@@ -109,6 +109,7 @@ TEST_CASE("StopEarly: it ends the fit when the loss has not fallen for `patience
   CHECK(epochs_with(StopEarly(2), {3, 2, 1, 1, 0.5, 0.6, 0.7, 0.1}) == 7);
   CHECK(epochs_with(StopEarly(1), {3, 3}) == 2);
   CHECK(epochs_with(StopEarly(3), {3, 4, 5, 2, 1}) == 0);
+  CHECK(epochs_with(StopEarly(2), {1, nan, nan, 0.5}) == 3);  // a training loss does not replace a NaN
   CHECK(epochs_with(StopEarly(2), {nan, nan, 1}, /*are_validated=*/false) == 2);
   CHECK(epochs_with(StopEarly(2), {1, nan, nan}, /*are_validated=*/false) == 3);
   CHECK(epochs_with(StopEarly(2), {1, 2, 3}, /*are_validated=*/false) == 3);

@@ -4,6 +4,7 @@
 #include <attend/io/checkpoint.h>
 #include <attend/io/checkpoint_folder.h>
 #include <attend/io/file_error.h>
+#include <attend/training/detail/decisive_losses.h>
 #include <attend/training/history.h>
 #include <attend/training/training_state.h>
 #include <attend/version.h>
@@ -121,13 +122,10 @@ class Checkpoint {
 
  private:
   static bool last_is_best(const History& history) {
-    const auto loss = [](const EpochRecord& record) {
-      return std::isnan(record.validation_loss) ? record.train_loss : record.validation_loss;
-    };
-    const std::vector<EpochRecord>& epochs = history.epochs();
-    const double last = loss(epochs.back());
-    return !std::isnan(last) && std::none_of(epochs.begin(), epochs.end() - 1,
-                                             [&](const EpochRecord& record) { return loss(record) <= last; });
+    const std::vector<double> losses = detail::decisive_losses(history);
+    const double last = losses.back();
+    return !std::isnan(last) &&
+           std::none_of(losses.begin(), losses.end() - 1, [&](double loss) { return loss <= last; });
   }
 
   CheckpointFolder folder_;

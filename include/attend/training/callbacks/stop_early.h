@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/training/history.h>
+#include <attend/training/detail/decisive_losses.h>
 #include <attend/training/training_state.h>
 #include <attend/version.h>
 
@@ -38,9 +38,7 @@ class StopEarly {
   bool on_epoch_end(TrainingState& state) const {
     double smallest = std::numeric_limits<double>::infinity();
     std::int64_t age = 0;
-    for (const EpochRecord& record : state.history.epochs()) {
-      const bool is_validated = record.validation_loss == record.validation_loss;  // not NaN
-      const double loss = is_validated ? record.validation_loss : record.train_loss;
+    for (const double loss : detail::decisive_losses(state.history)) {
       ++age;
       if (loss < smallest) {
         smallest = loss;
