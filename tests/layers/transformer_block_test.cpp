@@ -29,6 +29,7 @@ using attend::TransformerBlock;
 using attend::TransformerBlockOptions;
 using attend::test::check_equal_in_float64;
 using attend::test::max_difference;
+using attend::test::message_of;
 using attend::test::reference_data;
 using attend::test::Refused;
 
@@ -133,6 +134,8 @@ TEST_CASE("TransformerBlock: residual_scale, deep_norm_alpha and deep_norm_beta 
   const auto deep = simple().deep_norm(12);
   CHECK(deep.deep_norm_alpha() == doctest::Approx(std::pow(24.0, 0.25)));
   CHECK(deep.deep_norm_beta() == doctest::Approx(std::pow(96.0, -0.25)));
+  CHECK(message_of<c10::ValueError>([] { simple().deep_norm(0); }) ==
+        "attend::TransformerBlockOptions::deep_norm: num_layers (0) must be at least 1");
   CHECK((deep.norm_place() == NormPlace::kPost));
   torch::manual_seed(1);
   TransformerBlock plain(simple());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/detail/torch/checks.h>
 #include <attend/layers/feed_forward.h>
 #include <attend/layers/multihead_attention_options.h>
 #include <attend/version.h>
@@ -107,11 +108,13 @@ struct TransformerBlockOptions {
   /// Sets norm_place, deep_norm_alpha and deep_norm_beta for a stack of this many blocks without cross-attention:
   /// kPost, α = (2 · num_layers)^(1/4) and β = (8 · num_layers)^(−1/4).
   ///
-  /// @param num_layers The number of blocks.
+  /// @param num_layers The number of blocks, at least 1.
   /// @return The options.
+  /// @throws c10::ValueError if num_layers is below 1.
   ///
   /// Source: Wang et al., "DeepNet: scaling transformers to 1,000 layers", 2022.
   TransformerBlockOptions& deep_norm(std::int64_t num_layers) {
+    detail::check_positive("attend::TransformerBlockOptions::deep_norm", "num_layers", num_layers);
     const auto layers = static_cast<double>(num_layers);
     norm_place(NormPlace::kPost).deep_norm_alpha(std::pow(2 * layers, 0.25));
     return deep_norm_beta(std::pow(8 * layers, -0.25));
