@@ -9,6 +9,7 @@
 #include "support/reference_data.h"
 
 #include <ATen/ops/_make_dual.h>
+#include <c10/core/InferenceMode.h>
 #include <doctest/doctest.h>
 #include <torch/autograd.h>
 #include <torch/csrc/autograd/forward_grad.h>
@@ -286,6 +287,21 @@ TEST_CASE("RotaryEmbedding: tables are float32 for bfloat16, and never a part of
   CHECK(rotary->buffers().empty());
 }
 
+TEST_CASE("RotaryEmbedding: after a call under InferenceMode, gradients can be recorded") {
+  RotaryEmbedding rotary(8);
+  const torch::Tensor x = torch::ones({1, 1, 3, 8}, torch::kDouble).requires_grad_();
+  {
+    const c10::InferenceMode inference_mode;
+    rotary(x);
+  }
+  rotary(x).sum().backward();
+  const torch::Tensor gradient = x.grad().clone();
+  RotaryEmbedding other(8);
+  x.mutable_grad().zero_();
+  other(x).sum().backward();
+  CHECK(torch::equal(x.grad(), gradient));
+}
+
 TEST_CASE("RotaryEmbedding: clones, archives, Sequential, AnyModule and printing") {
   RotaryEmbedding rotary(RotaryEmbeddingOptions(8).rotary_dim(4).scaling(LinearRotaryScaling(4))),
       loaded(RotaryEmbeddingOptions(8).rotary_dim(4).scaling(LinearRotaryScaling(4)));
@@ -353,6 +369,8 @@ TEST_CASE("RotaryEmbedding and rotate: bad input is refused with the rule and th
        make(Options(8).scaling(YarnRotaryScaling(-1, 8)))},
       {name + "YarnRotaryScaling::beta_fast (1) must be at least beta_slow (2)", false,
        make(Options(8).scaling(YarnRotaryScaling(2, 8).beta_fast(1).beta_slow(2)))},
+      {name + "YarnRotaryScaling::attention_factor (0) must be positive and finite", false,
+       make(Options(8).scaling(YarnRotaryScaling(2, 8).attention_factor(0.0)))},
       {name + "Llama3RotaryScaling::high_freq_factor (1) must be above low_freq_factor (1)", false,
        make(Options(8).scaling(Llama3RotaryScaling(2).high_freq_factor(1)))},
       {name + "x must be a tensor, got an undefined one", false, call(rotary, {})},

@@ -71,8 +71,8 @@ struct YarnRotaryScaling {
   TORCH_ARG(double, beta_fast) = 32.0;
   /// Frequencies that turn at most this many times in original_max_length are divided. Default: 1.
   TORCH_ARG(double, beta_slow) = 1.0;
-  /// The factor of cos and sin. Default: m(mscale) / m(mscale_all_dim) if both are given, otherwise m(1), with m(s) =
-  /// 0.1 · s · ln(factor) + 1, and 1 for a factor of at most 1.
+  /// The factor of cos and sin, positive. Default: m(mscale) / m(mscale_all_dim) if both are given, otherwise m(1),
+  /// with m(s) = 0.1 · s · ln(factor) + 1, and 1 for a factor of at most 1.
   TORCH_ARG(std::optional<double>, attention_factor);
   /// See attention_factor. Default: none.
   TORCH_ARG(std::optional<double>, mscale);
@@ -203,6 +203,7 @@ class CheckRotaryScaling {
     positive("YarnRotaryScaling::beta_slow", scaling.beta_slow());
     TORCH_CHECK_VALUE(scaling.beta_fast() >= scaling.beta_slow(), name_, ": YarnRotaryScaling::beta_fast (",
                       scaling.beta_fast(), ") must be at least beta_slow (", scaling.beta_slow(), ")");
+    if (scaling.attention_factor()) positive("YarnRotaryScaling::attention_factor", *scaling.attention_factor());
   }
   void operator()(const Llama3RotaryScaling& scaling) const {
     positive("Llama3RotaryScaling::factor", scaling.factor());
