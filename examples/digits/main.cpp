@@ -17,6 +17,7 @@
 #include <CLI/CLI.hpp>
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
@@ -29,7 +30,8 @@
 
 namespace {
 
-constexpr std::int64_t kClasses = 10, kSide = 8, kPatch = 2, kPatches = kSide * kSide / (kPatch * kPatch);
+constexpr std::int64_t kClasses = 10, kImages = 1797, kSide = 8, kPatch = 2,
+                       kPatches = kSide * kSide / (kPatch * kPatch);
 
 /// Images (N, 8, 8) with values from −1 to 1, and their digits (N).
 struct Digits {
@@ -49,6 +51,9 @@ Digits read_digits(const std::string& path, std::uint64_t seed) {
   if (!file) throw std::runtime_error("cannot read " + path + "; build the target digits_data, or pass --data");
   std::vector<float> numbers;
   for (float number = 0; file >> number; file.ignore()) numbers.push_back(number);
+  if (numbers.size() != static_cast<std::size_t>(kImages * (kSide * kSide + 1)))
+    throw std::runtime_error(path + " is not digits.csv of scikit-learn: expected " + std::to_string(kImages) +
+                             " lines of 65 numbers, got " + std::to_string(numbers.size()) + " numbers");
   const torch::Tensor lines = torch::tensor(numbers).view({-1, kSide * kSide + 1});
   torch::manual_seed(seed);
   const torch::Tensor order = torch::randperm(lines.size(0));

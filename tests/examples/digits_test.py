@@ -61,6 +61,14 @@ class Digits(unittest.TestCase):
         self.assertEqual(result.returncode, 1)
         self.assertIn("build the target digits_data, or pass --data", result.stderr)
 
+    def test_a_file_that_is_not_whole_is_an_error(self):
+        for text, count in [("", 0), ("1,2,3\n", 3), (65 * "1,", 65)]:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "part.csv").write_text(text)
+            result = run("--data", self.folder / "part.csv", "--output", self.folder)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn(f"expected 1797 lines of 65 numbers, got {count} numbers", result.stderr)
+
 
 if __name__ == "__main__":
     unittest.main()
