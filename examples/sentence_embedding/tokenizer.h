@@ -25,9 +25,10 @@ class Tokenizer {
   /// Reads a vocabulary: a token in each line, whose number is that of the line.
   explicit Tokenizer(const std::string& vocabulary_file) {
     std::ifstream file(vocabulary_file);
-    for (std::string line; std::getline(file, line);) {
+    std::int64_t number = 0;
+    for (std::string line; std::getline(file, line); ++number) {
       if (line.ends_with('\r')) line.pop_back();
-      ids_.emplace(std::move(line), static_cast<std::int64_t>(ids_.size()));
+      ids_[std::move(line)] = number;  // of equal lines the last one counts
     }
     if (ids_.empty()) throw std::runtime_error("cannot read a vocabulary from " + vocabulary_file);
     for (const char* name : {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}) {

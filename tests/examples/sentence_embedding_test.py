@@ -124,6 +124,11 @@ class SentenceEmbedding(unittest.TestCase):
         result = run("search", "-", "music", "--top", "1", text="\n".join(SENTENCES))
         self.assertIn("  5: She plays the violin", result.stdout)
 
+    def test_the_number_of_a_token_is_that_of_its_last_line(self):
+        (self.folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\na\n[SEP]\na\n[MASK]\nb\n")
+        result = run("tokens", "-", "--model", self.folder, text="a b")
+        self.assertEqual(result.stdout, "2 5 7 4 \n")
+
     def test_errors_name_the_cause(self):
         copy = self.folder / "model"
         copy.mkdir()
