@@ -81,8 +81,8 @@ class Embedder {
 
   static BertOptions read_options(const std::string& path) {
     BertOptions options;
-    const attend::detail::MappedFile file(path, "sentence_embedding");
-    attend::detail::JsonReader json(file.bytes(), "sentence_embedding", path);
+    const attend::detail::MappedFile file(path, "Embedder");
+    attend::detail::JsonReader json(file.bytes(), "Embedder", path);
     const std::map<std::string, std::int64_t BertOptions::*> sizes = {
         {"vocab_size", &BertOptions::vocab_size},
         {"max_position_embeddings", &BertOptions::max_position_embeddings},

@@ -14,6 +14,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
@@ -61,6 +62,9 @@ class Progress {
 };
 
 int embed(const Settings& settings) {
+  const std::filesystem::path folder = std::filesystem::path(settings.output).parent_path();
+  if (access(folder.empty() ? "." : folder.c_str(), W_OK) != 0)  // an error now, and not after the work
+    throw std::runtime_error("cannot write " + settings.output);
   Embedder embedder(settings.model, settings.max_tokens);
   const torch::Tensor vectors = embedder(lines_of(settings.file), Progress());
   if (settings.output.ends_with(".npy")) {

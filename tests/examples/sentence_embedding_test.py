@@ -144,7 +144,7 @@ class SentenceEmbedding(unittest.TestCase):
             (("embed", lines, "--model", self.folder), "cannot read a vocabulary"),
             (("embed", lines, "--model", copy), "hidden_act must be gelu"),
             (("embed", lines, "--max-tokens", "513"), "at most 512 tokens"),
-            (("embed", lines, "--output", self.folder / "none" / "vectors.npy"), "cannot write"),
+            (("embed", lines, "--model", self.folder, "--output", self.folder / "none" / "vectors.npy"), "cannot write"),
         ]:
             result = run(*arguments)
             self.assertIn(message, result.stderr)
