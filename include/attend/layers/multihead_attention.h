@@ -319,7 +319,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   torch::nn::Linear q_proj{nullptr},  ///< the projection of the query, with separate_projections; otherwise empty
       k_proj{nullptr},                ///< the projection of the key, with separate_projections; otherwise empty
       v_proj{nullptr};                ///< the projection of the value, with separate_projections; otherwise empty
-  torch::nn::AnyModule q_norm,        ///< RMSNorm or torch::nn::LayerNorm of the queries; empty without qk_norm
+  torch::nn::AnyModule q_norm,        ///< RMSNorm or LayerNorm of the queries; empty without qk_norm
       k_norm;                         ///< the same for the keys
   /// The rotary embedding; empty without the option rotary.
   RotaryEmbedding rotary{nullptr};

@@ -22,7 +22,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 enum class QkNorm {
   kNone,   ///< no normalization
   kRms,    ///< RMSNorm over head_dim
-  kLayer,  ///< torch::nn::LayerNorm over head_dim
+  kLayer,  ///< LayerNorm over head_dim
 };
 
 /// Writes the name, for example "kRms".

@@ -4,6 +4,7 @@
 #include <attend/detail/torch/without_data.h>
 #include <attend/layers/detail/multihead_options.h>
 #include <attend/layers/detail/multihead_projection.h>
+#include <attend/layers/layer_norm.h>
 #include <attend/layers/multihead_attention_call.h>
 #include <attend/layers/multihead_attention_options.h>
 #include <attend/layers/rms_norm.h>
@@ -16,7 +17,6 @@
 #include <ATen/ops/repeat_interleave.h>
 #include <c10/util/Exception.h>
 #include <torch/nn/modules/container/any.h>
-#include <torch/nn/modules/normalization.h>
 #include <torch/types.h>
 
 #include <cstdint>
@@ -31,7 +31,7 @@ inline torch::nn::AnyModule head_norm(const MultiheadAttentionOptions& options, 
   const std::vector<std::int64_t> sizes{head_dim};
   if (options.qk_norm() == QkNorm::kRms)
     return torch::nn::AnyModule(RMSNorm(RMSNormOptions(sizes).eps(options.qk_norm_eps())));
-  return torch::nn::AnyModule(torch::nn::LayerNorm(torch::nn::LayerNormOptions(sizes).eps(options.qk_norm_eps())));
+  return torch::nn::AnyModule(LayerNorm(LayerNormOptions(sizes).eps(options.qk_norm_eps())));
 }
 
 /// Normalizes each head of (N, heads, length, head_dim). The result lies in memory as the rows of the projection do.
