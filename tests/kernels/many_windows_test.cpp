@@ -13,7 +13,10 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <functional>
 #include <limits>
+#include <tuple>
 #include <vector>
 
 using attend::test::AddedBias;
@@ -80,6 +83,46 @@ void check(std::int64_t batch, const Mask& mask, bool has_nan) {
   }
 }
 
+/// Adds numbers by the distance of a key from the query's position.
+struct PositionBias {
+  attend::TensorView bias;  // (kHeads, 16)
+  template <class T>
+  T operator()(T score, attend::Coordinate at) const {
+    return score + bias.read_unchecked<T>(at.head, column(at));
+  }
+  std::int64_t added_place(attend::Coordinate at) const { return bias.place(at.head, column(at)); }
+  auto tensors() { return std::tie(bias); }
+
+  static std::int32_t column(const attend::Coordinate& at) { return std::abs(at.key - at.query_position()) % 16; }
+};
+struct SharedPositionBias : PositionBias {
+  constexpr bool is_same_for_batch() const { return true; }
+};
+
+/// Checks that the results do not depend on is_same_for_batch().
+void check_sharing(const std::function<void(attend::AttentionParams&)>& set_options) {
+  std::vector<float> bias(kHeads * 16);
+  for (std::size_t i = 0; i < bias.size(); ++i) bias[i] = std::sin(static_cast<float>(i));
+  const attend::TensorView view(bias.data(), {kHeads, 16});
+  const auto results_of = [&](const auto& score) {
+    Call call(9, kHeads, kHeads, 20, kLength, kWidth, kWidth);
+    set_options(call.params);
+    std::vector<double> table(bias.size());
+    call.gradients.score_tensors = {{table.data(), static_cast<std::int64_t>(table.size())}};
+    attend::kernels::flex_attention_forward(call.params, score, attend::EveryKey{}, call.outputs);
+    attend::kernels::flex_attention_backward(call.params, score, attend::EveryKey{}, call.outputs, call.gradients);
+    std::vector<std::vector<double>> results = call.written();
+    results.push_back(table);
+    return results;
+  };
+  const auto shared = results_of(SharedPositionBias{{view}}), alone = results_of(PositionBias{view});
+  int wrong = 0;
+  for (std::size_t k = 0; k < shared.size(); ++k)
+    for (std::size_t i = 0; i < shared[k].size(); ++i)
+      wrong += shared[k][i] != alone[k][i] && !(std::abs(shared[k][i] - alone[k][i]) <= 1e-5);
+  CHECK(wrong == 0);
+}
+
 }  // namespace
 
 TEST_CASE("flex_attention: a call of many short sequences equals one call for each sequence") {
@@ -89,6 +132,18 @@ TEST_CASE("flex_attention: a call of many short sequences equals one call for ea
     check(9, attend::EveryKey{}, has_nan);
     check(20, attend::SlidingWindow(9, 3), has_nan);
   }
+}
+
+TEST_CASE("flex_attention: many short sequences of different lengths read the numbers of their own positions") {
+  check_sharing([](attend::AttentionParams&) {});
+  static constexpr std::int32_t kKeys[9] = {49, 3, 0, 20, 49, 11, 1, 48, 5};
+  check_sharing([](attend::AttentionParams& params) { params.key_lengths = kKeys; });
+  static constexpr std::int32_t kQueryOffsets[3] = {0, 7, 20}, kKeyOffsets[3] = {0, 30, 49};
+  check_sharing([](attend::AttentionParams& params) {
+    params.query_offsets = kQueryOffsets;
+    params.key_offsets = kKeyOffsets;
+    params.num_sequences = 2;
+  });
 }
 
 }  // namespace many_windows_test

@@ -78,6 +78,7 @@ struct AddedBias {
     return score + bias.read_unchecked<T>(at.head, DistanceBias::column(at));
   }
   std::int64_t added_place(Coordinate at) const { return bias.place(at.head, DistanceBias::column(at)); }
+  constexpr bool is_same_for_batch() const { return true; }
   auto tensors() { return std::tie(bias); }
 };
 

@@ -17,7 +17,7 @@ class CpuVariant {
  public:
   virtual ~CpuVariant() = default;
 
-  /// Call it first, with the sizes of the call.
+  /// Call it first, with the sizes of the call, if it has neither key_lengths nor packed sequences.
   virtual void prepare(std::int32_t batch_size, std::int32_t heads, std::int32_t queries, std::int32_t keys) = 0;
 
   virtual KeyRange keys(const QueryBlock& block) const = 0;
