@@ -178,6 +178,9 @@ TEST_CASE("kernels: an empty batch needs no memory") {
   CHECK_NOTHROW(attend::kernels::attention_forward(params, {}));
   CHECK_NOTHROW(attend::kernels::attention_backward(params, {}, {}));
   CHECK_NOTHROW(attend::kernels::flex_attention_forward(params, attend::Softcap{1}, attend::Causal{}, {}));
+  const std::vector<std::int32_t> lengths(8);
+  params.key_lengths = lengths.data() + lengths.size();  // no numbers
+  CHECK_NOTHROW(attend::kernels::attention_forward(params, {}));
 }
 
 TEST_CASE("kernels: windows that mask nothing, up to the largest integer") {

@@ -104,8 +104,8 @@ struct AttentionPlan {
 
   /// The largest number of keys that a batch entry has for the tile.
   std::int32_t most_keys(const QueryTile& tile) const {
-    return key_lengths == nullptr ? tile.key_end - tile.key_begin
-                                  : *std::max_element(key_lengths, key_lengths + batch_size);
+    if (key_lengths == nullptr) return tile.key_end - tile.key_begin;
+    return batch_size == 0 ? 0 : *std::max_element(key_lengths, key_lengths + batch_size);
   }
 
   /// Number `i` of `tiles`, for a batch entry.
