@@ -283,6 +283,33 @@ TEST_CASE("KeyValueCache: append with valid, truncate, reorder and reset equal a
     }
 }
 
+TEST_CASE("KeyValueCache: truncate leaves a shorter entry as it is, also one without tokens") {
+  torch::manual_seed(6);
+  for (const Kind& kind : kKinds) {
+    CAPTURE(kind.name);
+    KeyValueCache cache(options_for(kind, torch::kDouble));
+    const torch::Tensor key = randn({N, G, 20, D}), value = randn({N, G, 20, Dv}), query = randn({N, H, 12, D}),
+                        new_key = randn({N, G, 12, D}), new_value = randn({N, G, 12, Dv});
+    cache.append(0, key, value, torch::tensor({20, 0}, torch::kLong));
+    cache.truncate(15);
+    CHECK(cache.lengths().equal(torch::tensor({15, 0}, torch::kLong)));
+    cache.append(0, new_key, new_value);
+    History history;
+    history.keys = {torch::cat({key[0].narrow(1, 0, 15), new_key[0]}, 1), new_key[1]};
+    history.values = {torch::cat({value[0].narrow(1, 0, 15), new_value[0]}, 1), new_value[1]};
+    check_entries(cache.attention(0, query, AttentionOptions().is_causal(true)), query, {12, 12}, history);
+  }
+  // An entry whose pages were all evicted.
+  KeyValueCache cache(KeyValueCacheOptions(1, N, G, D, 100).value_dim(Dv).dtype(torch::kDouble).page_size(4).window(0));
+  for (int i = 0; i < 3; ++i) {
+    const std::int64_t length = i < 2 ? 4 : 1;
+    const torch::Tensor key = randn({N, G, length, D}), value = randn({N, G, length, Dv});
+    cache.append(0, key, value);
+    if (length == 1) check_equal_in_float64(cache.attention(0, randn({N, H, 1, D})), value.repeat_interleave(H / G, 1));
+    cache.truncate(50);
+  }
+}
+
 TEST_CASE("KeyValueCache: with a window the results equal those of a cache that evicts nothing") {
   for (const std::int64_t page_size : {0, 1, 4})
     for (const std::int64_t window : {0, 5, 30})

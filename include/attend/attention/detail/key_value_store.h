@@ -14,7 +14,6 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
@@ -103,9 +102,9 @@ inline KeyValueCacheOptions KeyValueStore::checked(KeyValueCacheOptions options)
   const bool is_sliding = options.window() >= 0;
   if (is_sliding && options.page_size() == 0) options.page_size(64);
   if (options.page_size() > 0 && options.num_pages() == 0) {
-    const std::int64_t size = options.page_size();
+    const std::int64_t size = options.page_size(), most = options.max_length();
     const std::int64_t positions =
-        is_sliding ? std::min(options.max_length(), options.window() + options.max_append()) : options.max_length();
+        is_sliding ? std::min(most, std::min(most, options.window()) + std::min(most, options.max_append())) : most;
     // The oldest and the newest page of a window may both be in use in part.
     const std::int64_t pages = (positions + size - 1) / size + (is_sliding ? 1 : 0);
     options.num_pages(options.batch_size() * pages);
@@ -293,10 +292,12 @@ inline void KeyValueStore::truncate(std::int64_t length) {
       if (length > 0 && length < lengths[n]) check_not_evicted("truncate", static_cast<std::int64_t>(n), length);
   for (LastAppend& last : last_appends_) last.rows = 0;
   for (Counts& lengths : lengths_)
-    for (std::size_t n = 0; n < lengths.size(); ++n) {
-      lengths[n] = std::min(lengths[n], length);
-      if (pages_) pages_->release_from(static_cast<std::int64_t>(n), length);
-    }
+    for (std::int64_t& each : lengths) each = std::min(each, length);
+  for (std::int64_t n = 0; pages_ && n < options_.batch_size(); ++n) {
+    std::int64_t end = 0;  // of the entry in any layer, which may be shorter than `length`
+    for (const Counts& lengths : lengths_) end = std::max(end, lengths[static_cast<std::size_t>(n)]);
+    pages_->release_from(n, end);
+  }
 }
 
 inline void KeyValueStore::reorder(const at::Tensor& indices) {

@@ -81,7 +81,7 @@ class PageTable {
       release(entry, own.begin);
   }
 
-  /// Gives back the pages of an entry whose rows are all from this one on.
+  /// Gives back the pages of an entry whose rows are all from this one on. It must not be beyond the entry's rows.
   void release_from(std::int64_t entry, std::int64_t row) {
     Range& own = range(entry);
     while (own.end > own.begin && (own.end - 1) * page_size_ >= row) release(entry, --own.end);
