@@ -10,6 +10,7 @@
 
 #include <doctest/doctest.h>
 
+#include <limits>
 #include <map>
 #include <string>
 #include <vector>
@@ -68,6 +69,19 @@ TEST_CASE("attention_with_sinks: bfloat16, and tensors without a batch or heads"
   const torch::Tensor rounded = attention_with_sinks(half, half, half, sinks.to(torch::kBFloat16));
   CHECK((rounded.scalar_type() == torch::kBFloat16));
   CHECK(max_difference(rounded, y) < 0.03);
+}
+
+TEST_CASE("with_sinks: a sink of -inf changes nothing, and a query without keys gives zeros") {
+  const torch::Tensor q = torch::randn({2, 3, 4, 8}, torch::kDouble).requires_grad_(),
+                      k = torch::randn({2, 3, 2, 8}, torch::kDouble),  // the first two queries have no keys
+      sinks = torch::full({3}, -std::numeric_limits<double>::infinity(), torch::kDouble).requires_grad_();
+  const AttentionOptions causal = AttentionOptions().is_causal(true);
+  const torch::Tensor y = attention_with_sinks(q, k, k, sinks, causal), expected = attend::attention(q, k, k, causal);
+  CHECK(y.equal(expected));
+  CHECK(y.slice(2, 0, 2).eq(0.0).all().item<bool>());
+  y.sum().backward();
+  CHECK(q.grad().isfinite().all().item<bool>());
+  CHECK(sinks.grad().eq(0.0).all().item<bool>());
 }
 
 TEST_CASE("attention_with_sinks: sinks that do not fit are refused") {

@@ -12,6 +12,7 @@
 #include <c10/util/Exception.h>
 
 #include <cstdint>
+#include <limits>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
@@ -47,7 +48,9 @@ inline at::Tensor with_sinks(const AttentionResult& result, const at::Tensor& si
                     ") must be on the device of the output (", result.output.device(), ")");
   const at::Tensor& log_sum_exp = result.log_sum_exp;  // (N, H, L), float32 or float64
   const at::Tensor wide = sinks.to(log_sum_exp.scalar_type());
-  const at::Tensor shares = at::sigmoid(log_sum_exp - (log_sum_exp.dim() >= 2 ? wide.unsqueeze(1) : wide));
+  const at::Tensor above = log_sum_exp - (log_sum_exp.dim() >= 2 ? wide.unsqueeze(1) : wide);
+  constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();  // also where −∞ − −∞ is NaN
+  const at::Tensor shares = at::sigmoid(above.masked_fill(log_sum_exp.eq(kNegativeInfinity), kNegativeInfinity));
   return (result.output * shares.unsqueeze(-1)).to(result.output.scalar_type());
 }
 
