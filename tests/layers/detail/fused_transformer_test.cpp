@@ -159,6 +159,11 @@ TEST_CASE("fused feed-forward: it is not used where it cannot compute or is slow
   Tensors transposed = all;
   transposed[0] = torch::randn({64, 200}).t();
   CHECK_FALSE(is_faster(transposed));
+  for (const std::size_t bias : {2, 4}) {
+    Tensors strided = all;
+    strided[bias] = torch::randn({all[bias].size(0), 2}).select(1, 1);
+    CHECK_FALSE(is_faster(strided));
+  }
   {
     const attend::BackendGuard guard(attend::Backend::kReference);
     CHECK_FALSE(is_faster(all));
@@ -226,6 +231,29 @@ TEST_CASE("fused layer norm: output and all gradients are as accurate as torch's
       const torch::Tensor turned = all[0].transpose(0, 1);
       CHECK(max_difference(FusedLayerNorm::run(turned, norm_of(all)),
                            FusedLayerNorm::run(turned.contiguous(), norm_of(all))) == 0);
+    }
+  }
+}
+
+TEST_CASE("fused layer norm: weight and bias of any strides") {
+  torch::manual_seed(7);
+  const torch::Tensor x = torch::randn({2, 3, 40}), both = torch::randn({40, 2}).requires_grad_(),
+                      one = torch::randn({1}).requires_grad_();
+  const std::int64_t shape[] = {40};
+  for (const Norm& norm : {Norm{shape, both.select(1, 0), both.select(1, 1), 1e-5},
+                           Norm{shape, one.expand({40}), both.select(1, 1), 1e-5}}) {
+    const Tensors leaves{both, one};
+    const auto gradients = [&](const torch::Tensor& y) {
+      return torch::autograd::grad({y.square().sum()}, leaves, {}, /*retain_graph=*/false, /*create_graph=*/false,
+                                   /*allow_unused=*/true);
+    };
+    const torch::Tensor expected = torch::layer_norm(x, shape, norm.weight, norm.bias, 1e-5);
+    CHECK(max_difference(FusedLayerNorm::run(x, norm), expected) < 1e-5);
+    CHECK(max_difference(FusedLayerNorm::add(x, torch::zeros_like(x), 0.0, norm).normed, expected) < 1e-5);
+    const Tensors found = gradients(FusedLayerNorm::run(x, norm)), wanted = gradients(expected);
+    for (std::size_t i = 0; i < leaves.size(); ++i) {
+      CHECK(found[i].defined() == wanted[i].defined());
+      if (wanted[i].defined()) CHECK(max_difference(found[i], wanted[i]) < 1e-3);
     }
   }
 }

@@ -34,11 +34,13 @@ struct FusedFeedForward {
   /// packing of the weights would take most of the time.
   static bool is_faster(const at::Tensor& x, const Linear& first, const Linear& second) {
     if (BackendGuard::current() == Backend::kReference || !is_measured(available_instruction_set())) return false;
-    const auto is_read = [](const at::Tensor& input) { return !input.defined() || is_plain_float(input); };
-    if (x.dim() < 1 || !x.is_contiguous() || !is_read(x)) return false;
+    const auto is_read = [](const at::Tensor& input) {
+      return !input.defined() || (is_plain_float(input) && input.is_contiguous());
+    };
+    if (x.dim() < 1 || !is_read(x)) return false;
     for (const Linear& layer : {first, second})
-      if (!is_read(layer.weight) || !is_read(layer.bias) || !layer.weight.is_contiguous() ||
-          layer.weight.size(0) % 16 != 0 || layer.weight.size(1) % 16 != 0)
+      if (!is_read(layer.weight) || !is_read(layer.bias) || layer.weight.size(0) % 16 != 0 ||
+          layer.weight.size(1) % 16 != 0)
         return false;
     return x.numel() / x.size(-1) >= kRowsPerThread * at::get_num_threads();
   }

@@ -42,7 +42,8 @@ struct AddedNorm {
 struct FusedLayerNorm {
   static at::Tensor run(const at::Tensor& x, const Norm& norm) {
     if (!is_fused({x, norm.weight, norm.bias}, norm)) return by_torch(x, norm);
-    return FusedNode<Fused>::run({norm.shape.back(), norm.eps, {}}, {x, {}, norm.weight, norm.bias})[0];
+    return FusedNode<Fused>::run({norm.shape.back(), norm.eps, {}},
+                                 {x, {}, contiguous(norm.weight), contiguous(norm.bias)})[0];
   }
 
   /// residual + dropout(branch), and its norm.
@@ -51,13 +52,15 @@ struct FusedLayerNorm {
       const at::Tensor sum = residual + at::dropout(branch, dropout, /*train=*/true);
       return {sum, by_torch(sum, norm)};
     }
-    const std::vector<at::Tensor> results =
-        FusedNode<Fused>::run({norm.shape.back(), norm.eps, draw_flat_dropout(dropout)},
-                              {residual.contiguous(), branch.contiguous(), norm.weight, norm.bias});
+    const std::vector<at::Tensor> results = FusedNode<Fused>::run(
+        {norm.shape.back(), norm.eps, draw_flat_dropout(dropout)},
+        {residual.contiguous(), branch.contiguous(), contiguous(norm.weight), contiguous(norm.bias)});
     return {results[1], results[0]};
   }
 
  private:
+  static at::Tensor contiguous(const at::Tensor& tensor) { return tensor.defined() ? tensor.contiguous() : tensor; }
+
   static at::Tensor by_torch(const at::Tensor& x, const Norm& norm) {
     return at::layer_norm(x, norm.shape, norm.weight, norm.bias, norm.eps);
   }
