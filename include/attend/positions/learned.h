@@ -16,6 +16,7 @@
 
 #include <cstdint>
 #include <ostream>
+#include <utility>
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
@@ -121,10 +122,9 @@ class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
   /// @throws c10::ValueError if the archive was saved with other options. The layer is then unchanged.
   /// @throws c10::TypeError if it was saved with another dtype. The layer is then unchanged.
   void load(torch::serialize::InputArchive& archive) override {
-    detail::check_archive("attend::LearnedPositions", *this, archive,
-                          options.batch_first()
-                              ? std::vector<detail::ParameterOptions>{{"weight", {"max_length", "num_channels"}}}
-                              : std::vector<detail::ParameterOptions>{{"weight", {"num_channels", "max_length"}}});
+    detail::ParameterOptions parameter{"weight", {"num_channels", "max_length"}};
+    if (options.batch_first()) std::swap(parameter.sizes[0], parameter.sizes[1]);
+    detail::check_archive("attend::LearnedPositions", *this, archive, {parameter});
     torch::nn::Module::load(archive);
   }
 
