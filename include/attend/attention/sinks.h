@@ -33,7 +33,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// @code
 /// auto result = attend::flex_attention_with_lse(q, k, v, attend::Softcap{30}, attend::Causal{});
-/// torch::Tensor y = attend::with_sinks(result, sinks);
+/// torch::Tensor y = attend::with_sinks(result, /*sinks=*/torch::zeros({8}));
 /// @endcode
 inline at::Tensor with_sinks(const AttentionResult& result, const at::Tensor& sinks) {
   const char* const kName = "attend::with_sinks";
@@ -65,7 +65,7 @@ inline at::Tensor with_sinks(const AttentionResult& result, const at::Tensor& si
 /// @throws c10::Error of the same kinds as attention() and with_sinks().
 ///
 /// @code
-/// torch::Tensor y = attend::attention_with_sinks(q, k, v, sinks, attend::AttentionOptions().is_causal(true));
+/// torch::Tensor y = attend::attention_with_sinks(q, k, v, /*sinks=*/torch::zeros({8}));
 /// @endcode
 inline at::Tensor attention_with_sinks(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                        const at::Tensor& sinks, const AttentionOptions& options = {}) {

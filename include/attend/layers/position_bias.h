@@ -20,7 +20,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// layers take it as an option, and register a copy of it. attend has T5PositionBias and RelativePositionBias.
 ///
 /// @code
-/// class MyBiasImpl : public torch::nn::Cloneable<MyBiasImpl>, public attend::PositionBias { … };
+/// class MyBiasImpl : public torch::nn::Cloneable<MyBiasImpl>, public attend::PositionBias {};
 /// @endcode
 class PositionBias {
  public:

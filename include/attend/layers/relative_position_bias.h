@@ -28,7 +28,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
 ///
 /// @code
-/// attend::RelativePositionBiasOptions(3, {7, 7})  // 3 heads, windows of 7 × 7 positions
+/// attend::RelativePositionBiasOptions(3, {7, 7})
 /// @endcode
 struct RelativePositionBiasOptions {
   /// Sets the two options, which have no default.

@@ -26,7 +26,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
 ///
 /// @code
-/// attend::T5PositionBiasOptions(8).bidirectional(false)  // 8 heads of a decoder
+/// attend::T5PositionBiasOptions(8).bidirectional(false)
 /// @endcode
 struct T5PositionBiasOptions {
   /// Sets the option that has no default.

@@ -168,8 +168,8 @@ class TransformerEncoderLayerImpl : public torch::nn::Cloneable<TransformerEncod
   /// @throws c10::Error of the same kinds as MultiheadAttention::self_attention().
   ///
   /// @code
-  /// auto offsets = torch::tensor({0, 3, 7}, torch::kInt);  // sequences of 3 and 4 tokens, one after the other
-  /// torch::Tensor y = layer->forward_with(tokens, attend::MultiheadAttentionCall().query_offsets(offsets));  // (7, 512)
+  /// attend::TransformerEncoderLayer layer(attend::TransformerEncoderLayerOptions(512, 8));
+  /// torch::Tensor y = layer->forward_with(x, attend::MultiheadAttentionCall().is_causal(true));  // (L, N, 512)
   /// @endcode
   torch::Tensor forward_with(const torch::Tensor& src, const MultiheadAttentionCall& call) {
     detail::check_transformer_input(kName, "src", src, options.d_model(), options.batch_first(), linear1->weight);

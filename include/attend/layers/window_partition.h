@@ -93,7 +93,7 @@ inline torch::Tensor window_partition(const torch::Tensor& x, torch::IntArrayRef
 /// Source: Liu et al., "Swin Transformer", 2021.
 ///
 /// @code
-/// torch::Tensor x = attend::window_reverse(windows, {7, 7}, {56, 56});  // (N · 64, 49, C) → (N, 56, 56, C)
+/// torch::Tensor y = attend::window_reverse(x, {7, 7}, {56, 56});  // (N · 64, 49, C) → (N, 56, 56, C)
 /// @endcode
 inline torch::Tensor window_reverse(const torch::Tensor& windows, torch::IntArrayRef window_size,
                                     torch::IntArrayRef sizes) {

@@ -14,7 +14,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// An answer is right if the largest of the scores is that of the target. Of equal scores the first one counts.
 ///
 /// @code
-/// double share = trainer.evaluate(held_out, attend::Accuracy());  // 0.98: two of 100 are wrong
+/// double share = trainer.evaluate(validation_set, attend::Accuracy());  // 0.98: two of 100 are wrong
 /// @endcode
 struct Accuracy {
   /// Computes the share.

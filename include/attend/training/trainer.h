@@ -223,7 +223,7 @@ class Trainer {
   /// is not 0-d.
   ///
   /// @code
-  /// double share = trainer.evaluate(held_out, attend::Accuracy());
+  /// double share = trainer.evaluate(validation_set, attend::Accuracy());
   /// @endcode
   template <class Data, class Metric>
   double evaluate(Data&& data, Metric&& metric) {
