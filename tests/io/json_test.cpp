@@ -76,8 +76,9 @@ TEST_CASE("JsonReader: numbers with sign, fraction and exponent") {
   json.end();
   CHECK(numbers == std::vector<double>{1e-12, -2.5, 384, 0.1});
   const auto read = [](const char* text) { return file_error_message([&] { reader(text).number(); }); };
-  CHECK(read(" 1e999") == "function: file.json: byte 1: expected a number that a double can hold, found '1'");
-  CHECK(read("true") == "function: file.json: byte 0: expected a value, found 't'");
+  CHECK(read(" 1e999") ==
+        "function: file.json: JSON text, byte 1: expected a number that a double can hold, found \"1\"");
+  CHECK(read("true") == "function: file.json: JSON text, byte 0: expected a value, found \"t\"");
 }
 
 TEST_CASE("JsonReader::skip: every kind of value") {

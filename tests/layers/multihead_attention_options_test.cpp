@@ -443,7 +443,6 @@ TEST_CASE("MultiheadAttention: calls that contradict the options or themselves a
       {plain(), call().positions(torch::arange(5)), "positions need the option rotary"},
       {plain(), call().key_positions(torch::arange(5)), "key_positions need the option rotary"},
       {plain(), call().cache_valid(torch::tensor({5})), "cache_valid needs a cache"},
-      {plain(), call().cache_layer(2), "cache_layer (2) needs a cache"},
       {plain(), call().cache(&cache).key_padding_mask(torch::zeros({1, 5}, torch::kBool)),
        "key_padding_mask cannot be combined with a cache; pass cache_valid"},
       {plain(), call().cache(&cache).query_offsets(offsets),

@@ -55,8 +55,6 @@ inline void check_call(const MultiheadAttentionOptions& options, const Multihead
        {std::pair(call.positions().defined(), "positions"), std::pair(call.key_positions().defined(), "key_positions")})
     TORCH_CHECK_VALUE(!is_given || options.rotary(), kName, ": ", name, " need the option rotary");
   TORCH_CHECK_VALUE(has_cache || !call.cache_valid().defined(), kName, ": cache_valid needs a cache");
-  TORCH_CHECK_VALUE(has_cache || call.cache_layer() == 0, kName, ": cache_layer (", call.cache_layer(),
-                    ") needs a cache");
   TORCH_CHECK_VALUE(!has_cache || !call.key_padding_mask().defined(), kName,
                     ": key_padding_mask cannot be combined with a cache; pass cache_valid");
   TORCH_CHECK_VALUE(!has_cache || !call.query_offsets().defined(), kName,
