@@ -103,8 +103,8 @@ struct FusedLinear {
       packed_size += calls.back().packed_size();
       panels += calls.back().panels();
     }
-    const at::Tensor memory = at::empty({packed_size}, x.options());
-    float* const packed = static_cast<float*>(memory.data_ptr());
+    const at::Tensor storage = at::empty({packed_size}, x.options());
+    float* const packed = static_cast<float*>(storage.data_ptr());
     const auto& tiles = cpu::tile_operations<float>(available_instruction_set());
     const auto& operations = cpu::linear_operations(available_instruction_set());
     /// Calls action(call, its packed weights).
