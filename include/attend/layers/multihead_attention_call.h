@@ -44,7 +44,8 @@ struct MultiheadAttentionCall {
   /// The positions of the keys for the option rotary, (S) or (N, S); with several axes (S, axes) or (N, S, axes).
   /// Default: in self_attention() those of the queries, in cross_attention() 0 … S − 1.
   TORCH_ARG(torch::Tensor, key_positions);
-  /// Keys and values of earlier tokens. The layer appends those of this call, and attends to all. Default: none.
+  /// Keys and values of earlier tokens. The layer appends those of this call, and attends to all. After an error they may
+  /// already be in the cache: call KeyValueCache::truncate() before you repeat the call. Default: none.
   TORCH_ARG(CachePointer, cache) = nullptr;
   /// The index of this layer in the cache. Default: 0.
   TORCH_ARG(std::int64_t, cache_layer) = 0;

@@ -17,7 +17,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// loss = −log softmax(outputs)[target], the mean over all targets. With label smoothing ε, the wanted probability of
 /// the target is 1 − ε + ε / classes, and that of each other class is ε / classes.
 ///
-/// The numbers are those of torch.nn.CrossEntropyLoss.
+/// The numbers are those of torch.nn.CrossEntropyLoss. As there, targets of −100 do not count. Accuracy counts them as
+/// wrong, and means over several batches take each batch by its number of samples.
 ///
 /// @code
 /// attend::Trainer trainer(model, attend::TrainerOptions().epochs(20), attend::CrossEntropy().label_smoothing(0.1));
