@@ -369,6 +369,19 @@ TEST_CASE(
   CHECK(cache.free_pages() == 12);
 }
 
+TEST_CASE("KeyValueCache: with a window and too few pages a refused append evicts nothing") {
+  torch::manual_seed(5);
+  KeyValueCache cache(KeyValueCacheOptions(1, 1, G, D, 100).window(6).max_append(20).page_size(2).num_pages(6));
+  const auto tokens = [](std::int64_t length) { return torch::randn({1, G, length, D}); };
+  cache.append(0, tokens(12), tokens(12));
+  const torch::Tensor queries = torch::randn({1, H, 6, D});
+  const torch::Tensor before = cache.attention(0, queries);  // the first of them needs the tokens from 0 on
+  CHECK(cache.free_pages() == 0);
+  CHECK_THROWS_AS(cache.append(0, tokens(20), tokens(20)), c10::ValueError);
+  CHECK(cache.free_pages() == 0);
+  CHECK(cache.attention(0, queries).equal(before));
+}
+
 TEST_CASE("KeyValueCache: each layer counts its own tokens, and layers do not mix") {
   torch::manual_seed(5);
   for (const Kind& kind : kKinds) {

@@ -352,9 +352,9 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     step.options.scale(options.scale()).backend(options.backend()).dropout(is_training() ? options.dropout() : 0.0);
     step.options.softcap(options.softcap()).query_offsets(call.query_offsets()).key_offsets(call.key_offsets());
     if (options.alibi()) step.options.alibi_slopes(slopes(step.query, has_data));
+    detail::add_masks(step, options, call, query.dim() == 3, has_data);
     if (call.cache() != nullptr && step.key.defined())
       call.cache()->append(call.cache_layer(), step.key, step.value, call.cache_valid());
-    detail::add_masks(step, options, call, query.dim() == 3, has_data);
     if (call.cache() != nullptr) detail::read_cache(step, call);
     return step;
   }

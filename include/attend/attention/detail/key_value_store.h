@@ -161,8 +161,10 @@ inline void KeyValueStore::check_tokens(const char* name, const at::Tensor& toke
                     "torch::NoGradGuard or detach()");
 }
 
-/// Gives the new tokens pages, and gives back those that no token of the window needs.
+/// Gives the new tokens pages, and gives back those that no token of the window needs. Changes nothing if it throws.
 inline void KeyValueStore::make_room(const Counts& begin, const Counts& added) {
+  std::optional<PageTable> before;
+  if (options_.window() >= 0) before = pages_;
   std::vector<PageTable::Rows> rows;
   for (std::size_t n = 0; n < begin.size(); ++n) {
     rows.push_back({begin[n], begin[n] + added[n]});
@@ -171,10 +173,11 @@ inline void KeyValueStore::make_room(const Counts& begin, const Counts& added) {
     for (const Counts& lengths : lengths_) first = std::min(first, lengths[n]);
     pages_->release_before(static_cast<std::int64_t>(n), first - options_.window());
   }
+  const std::int64_t free = pages_->free_pages();
   const std::optional<std::vector<PageTable::Copy>> copies = pages_->prepare(rows);
-  TORCH_CHECK_VALUE(copies.has_value(), "attend::KeyValueCache: the new tokens need more pages than the ",
-                    pages_->free_pages(), " that are free of num_pages = ", options_.num_pages(),
-                    "; raise num_pages, or truncate");
+  if (!copies && before) pages_ = std::move(before);
+  TORCH_CHECK_VALUE(copies.has_value(), "attend::KeyValueCache: the new tokens need more pages than the ", free,
+                    " that are free of num_pages = ", options_.num_pages(), "; raise num_pages, or truncate");
   for (const auto& [from, to] : *copies)
     for (at::Tensor* const tensor : {&keys_, &values_}) tensor->select(1, to).copy_(tensor->select(1, from));
 }

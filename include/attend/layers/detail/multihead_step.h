@@ -53,7 +53,15 @@ struct MultiheadStep : HeadTensors {
   }
 };
 
-/// Sets the masks and the window of a call.
+/// How many keys the longest batch entry has after the new ones are in the cache.
+inline std::int64_t keys_with_cache(const MultiheadStep& step, const MultiheadAttentionCall& call) {
+  const KeyValueCache& cache = *call.cache();
+  if (!step.key.defined() || step.key.size(2) == 0) return cache.lengths(call.cache_layer()).max().item<std::int64_t>();
+  const torch::Tensor positions = cache.positions(step.key.size(2), call.cache_layer(), call.cache_valid());
+  return positions.select(1, -1).max().item<std::int64_t>() + 1;
+}
+
+/// Sets the masks and the window of a call. New keys are not in the cache yet.
 inline void add_masks(MultiheadStep& step, const MultiheadAttentionOptions& layer, const MultiheadAttentionCall& call,
                       bool is_batched, bool has_data) {
   Window window = layer.window();
@@ -62,9 +70,7 @@ inline void add_masks(MultiheadStep& step, const MultiheadAttentionOptions& laye
   if (added_keys == 0) step.options.window(window);
   const bool has_window_mask = added_keys > 0 && (window.left >= 0 || window.right >= 0);
   if (!call.key_padding_mask().defined() && !call.attn_mask().defined() && !has_window_mask) return;
-  const std::int64_t keys = call.cache() != nullptr
-                                ? call.cache()->lengths(call.cache_layer()).max().item<std::int64_t>()
-                                : step.key.size(2) - added_keys;
+  const std::int64_t keys = call.cache() != nullptr ? keys_with_cache(step, call) : step.key.size(2) - added_keys;
   const MaskSizes sizes{step.query.size(0), layer.num_heads(), step.query.size(2), keys, is_batched};
   MaskParts parts{{}, {}, added_keys, sizes};
   if (call.key_padding_mask().defined())
