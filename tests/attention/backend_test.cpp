@@ -247,6 +247,9 @@ TEST_CASE("kAuto: calls with few queries use kSdpa where it is faster") {
   CHECK(backend(2, 512, torch::kBFloat16) == ours);
   CHECK(backend(1, 512, torch::kHalf) == ours);
   CHECK(backend(4, 40, torch::kDouble, causal) == ours_with_avx512);
+  CHECK(backend(1, 64, torch::kDouble) == Backend::kSdpa);
+  CHECK(backend(1, 65, torch::kDouble) == ours_with_avx512);
+  CHECK(backend(2, 64, torch::kDouble) == ours_with_avx512);
   CHECK(backend(4, 257, torch::kDouble) == ours);
   CHECK(backend(4, 257, torch::kDouble, {}, true) == Backend::kSdpa);
   CHECK(backend(9, 40, torch::kDouble) == ours);
@@ -275,11 +278,13 @@ TEST_CASE("kAuto: calls with few queries use kSdpa where it is faster") {
   const torch::Tensor many = torch::empty({1, 32, 4096, 128}, torch::kHalf);
   CHECK(attend::explain(many.slice(2, 0, 32), many, many).backend == Backend::kSdpa);
   CHECK(attend::explain(many.slice(2, 0, 33), many, many).backend == ours);
-  const torch::Tensor few = many.slice(1, 0, 9), fewer = many.slice(1, 0, 8);
+  const torch::Tensor few = many.slice(1, 0, 8), fewer = many.slice(1, 0, 7);
+  const torch::Tensor two_groups = many.slice(1, 0, 16);
   CHECK(attend::explain(few.slice(2, 0, 32), few, few).backend == Backend::kSdpa);
   CHECK(attend::explain(few.slice(2, 0, 33), few, few).backend == ours);
   CHECK(attend::explain(fewer.slice(2, 0, 1), fewer, fewer).backend == ours);
-  CHECK(attend::explain(many.slice(2, 0, 1), fewer, fewer).backend == ours);  // grouped heads
+  CHECK(attend::explain(many.slice(2, 0, 1), few, few).backend == ours);  // grouped heads
+  CHECK(attend::explain(many.slice(2, 0, 1), two_groups, two_groups).backend == ours);
   const torch::Tensor grouped = torch::empty({1, 16, 8192, 128}, torch::kHalf);
   CHECK(attend::explain(many.slice(2, 0, 32), grouped, grouped).backend == Backend::kSdpa);
 }

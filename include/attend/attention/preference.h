@@ -34,12 +34,13 @@ inline bool has_few_queries_without_gradient(const Problem& problem, bool has_av
       if (queries <= 8) return keys > 8 && keys <= (queries > 4 ? 256 : 64);
       return keys >= 512 && (queries <= 12 || (queries <= 32 && !is_grouped));
     case at::kDouble:
-      if (has_avx512) return false;
+      if (has_avx512) return queries == 1 && keys <= 64;
       return queries <= 8 ? keys <= 256 : queries <= 12 && keys >= 512 && !is_grouped;
     case at::kHalf:
       // attend's kernels convert all keys and values to float32 first.
-      return queries <= 32 && problem.key.numel() > (is_grouped ? 1 << 23 : 1 << 22);
-    default: return false;
+      return queries <= 32 && (is_grouped ? problem.key.numel() > 1 << 23 : problem.key.numel() >= 1 << 22);
+    default:
+      return false;
   }
 }
 
