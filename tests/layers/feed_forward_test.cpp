@@ -73,6 +73,9 @@ TEST_CASE("FeedForward: outputs and gradients follow the formula, for every acti
     attend::Activation activation;
     Function function;
   };
+  struct Size {
+    std::int64_t rows, width;
+  };
   const Named activations[] = {
       {torch::kReLU, [](const torch::Tensor& x) { return x.clamp_min(0); }},
       {torch::kGELU, [](const torch::Tensor& x) { return at::gelu(x); }},
@@ -84,13 +87,13 @@ TEST_CASE("FeedForward: outputs and gradients follow the formula, for every acti
     for (const bool gated : {false, true})
       for (const bool bias : {false, true})
         for (const FeedForwardNames names : {FeedForwardNames::kTorch, FeedForwardNames::kLlama})
-          for (const std::int64_t width : {16, 7}) {  // 16: fused products
+          for (const auto& [rows, width] : {Size{9, 16}, Size{9, 7}, Size{200, 64}}) {  // fused: products, none, all
             FeedForward layer(
                 FeedForwardOptions(width, 2 * width).activation(named.activation).gated(gated).bias(bias).names(names));
             CAPTURE(layer->options.activation());
             CAPTURE(gated);
             torch::manual_seed(1);
-            const torch::Tensor x = torch::randn({2, 9, width}), given = torch::randn({2, 9, width});
+            const torch::Tensor x = torch::randn({2, rows, width}), given = torch::randn({2, rows, width});
             const auto ours = [&](const torch::Tensor& of) { return layer(of); };
             const auto formula = [&](const torch::Tensor& of) { return by_formula(layer, named.function, of); };
             const Tensors dense = results_of(layer, formula, x, given), results = results_of(layer, ours, x, given);
@@ -100,6 +103,20 @@ TEST_CASE("FeedForward: outputs and gradients follow the formula, for every acti
             const Tensors in_float64 = results_of(layer, ours, x, given);
             for (std::size_t i = 0; i < exact.size(); ++i) check_equal_in_float64(in_float64[i], exact[i]);
           }
+}
+
+TEST_CASE("FeedForward: with kReference, as an option or by a guard, it computes exactly torch's operations") {
+  torch::manual_seed(1);
+  FeedForward layer(FeedForwardOptions(64, 128).activation(torch::kGELU));
+  const torch::Tensor x = torch::randn({400, 64}).requires_grad_();
+  const torch::Tensor formula = by_formula(
+      layer, [](const torch::Tensor& of) { return at::gelu(of); }, x);
+  {
+    const attend::BackendGuard guard(attend::Backend::kReference);
+    CHECK(layer(x).equal(formula));
+  }
+  layer->options.backend(attend::Backend::kReference);
+  CHECK(layer(x).equal(formula));
 }
 
 TEST_CASE("FeedForward: dropout is applied to the hidden layer in training mode only") {

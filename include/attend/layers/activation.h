@@ -81,6 +81,9 @@ class Activation {
   /// Whether it is torch::kReLU.
   bool is_relu() const { return name_ == "ReLU"; }
 
+  /// Whether it is torch::kGELU.
+  bool is_gelu() const { return name_ == "GELU"; }
+
   /// Writes the name, for example "ReLU", or "a function".
   friend std::ostream& operator<<(std::ostream& stream, const Activation& activation) {
     return stream << activation.name_;

@@ -5,6 +5,7 @@
 #include <attend/detail/nn/archive.h>
 #include <attend/detail/torch/checks.h>
 #include <attend/layers/activation.h>
+#include <attend/layers/detail/feed_forward.h>
 #include <attend/layers/detail/fused_linear.h>
 #include <attend/version.h>
 
@@ -172,18 +173,19 @@ class FeedForwardImpl : public torch::nn::Cloneable<FeedForwardImpl> {
   /// @return (…, E)
   torch::Tensor forward(const torch::Tensor& x) {
     detail::check_tokens(kName, x, options.embed_dim(), "embed_dim", down->weight);
+    const double dropout = is_training() ? options.dropout() : 0.0;
+    if (!options.gated())
+      return detail::feed_forward(x, {up->weight, up->bias}, options.activation(), dropout, {down->weight, down->bias},
+                                  options.backend());
     torch::Tensor hidden;
     if (has_joint_gate()) {
       const std::vector<torch::Tensor> halves = project(x, {up})[0].chunk(2, -1);
       hidden = options.activation()(halves[0]) * halves[1];
-    } else if (options.gated()) {
+    } else {
       const std::vector<torch::Tensor> both = project(x, {gate, up});
       hidden = options.activation()(both[0]) * both[1];
-    } else {
-      hidden = options.activation()(project(x, {up})[0]);
     }
-    if (options.dropout() > 0.0 && is_training()) hidden = at::dropout(hidden, options.dropout(), /*train=*/true);
-    return project(hidden, {down})[0];
+    return project(at::dropout(hidden, dropout, /*train=*/true), {down})[0];
   }
 
   /// The options that the layer was made with.

@@ -164,10 +164,6 @@ TEST_CASE("fused feed-forward: it is not used where it cannot compute or is slow
     strided[bias] = torch::randn({all[bias].size(0), 2}).select(1, 1);
     CHECK_FALSE(is_faster(strided));
   }
-  {
-    const attend::BackendGuard guard(attend::Backend::kReference);
-    CHECK_FALSE(is_faster(all));
-  }
   const attend::test::Autocast autocast;
   CHECK_FALSE(is_faster(all));
   at::set_num_threads(threads);

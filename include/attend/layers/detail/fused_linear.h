@@ -10,6 +10,7 @@
 #include <attend/kernels/cpu/linear.h>
 #include <attend/kernels/cpu/tile_operations.h>
 #include <attend/kernels/cpu/workspace.h>
+#include <attend/layers/detail/linear_without_gradients.h>
 #include <attend/simd/product.h>
 #include <attend/version.h>
 
@@ -19,10 +20,8 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
-#include <c10/core/GradMode.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -39,7 +38,7 @@ struct Linear {
 /// CPU in float32 and bfloat16, the forward pass reads x once, and the backward pass reads x and all gradients once.
 /// torch computes one product for each weight forward, two backward, and then adds the gradients of x.
 ///
-/// If no gradients are recorded, in float32, other kernels compute layers of any width: kernels/cpu/linear.h.
+/// If no gradients are recorded, LinearWithoutGradients computes layers of any width in float32.
 struct FusedLinear {
   /// x (…, channels) to tensors (…, out_j); torch computes them with kReference.
   static std::vector<at::Tensor> run(const at::Tensor& x, const std::vector<Linear>& layers, Backend backend) {
@@ -47,7 +46,8 @@ struct FusedLinear {
     for (const Linear& layer : layers) inputs.insert(inputs.end(), {layer.weight, layer.bias});
     if (backend == Backend::kAuto) backend = BackendGuard::current();
     if (backend == Backend::kReference) return by_torch(inputs);
-    if (is_without_gradients(inputs)) return without_gradients(inputs, cpu::LinearActivation::kNone);
+    if (LinearWithoutGradients::is_faster(inputs))
+      return LinearWithoutGradients::run(inputs, cpu::LinearActivation::kNone);
     if (!is_fused(inputs) || !is_faster_fused(inputs)) return by_torch(inputs);
     inputs[0] = x.to(dtype_under_autocast(x));
     return FusedNode<Fused>::run({}, inputs);
@@ -57,95 +57,12 @@ struct FusedLinear {
   static at::Tensor gelu(const at::Tensor& x, const Linear& layer, Backend backend) {
     if (backend == Backend::kAuto) backend = BackendGuard::current();
     const std::vector<at::Tensor> inputs{x, layer.weight, layer.bias};
-    if (backend != Backend::kReference && is_without_gradients(inputs))
-      return without_gradients(inputs, cpu::LinearActivation::kGelu)[0];
+    if (backend != Backend::kReference && LinearWithoutGradients::is_faster(inputs))
+      return LinearWithoutGradients::run(inputs, cpu::LinearActivation::kGelu)[0];
     return at::gelu(run(x, {layer}, backend)[0]);
   }
 
  private:
-  /// Whether without_gradients() can compute the layers, and is faster than torch. Packing the weights takes 1 % of the
-  /// time with 2,048 rows (benchmarks/results/sentence_embedding.md), so 4 % with 512 rows.
-  static bool is_without_gradients(const std::vector<at::Tensor>& inputs) {
-    constexpr std::int64_t kFewestRows = 512;
-    const at::Tensor& x = inputs[0];
-    if (!is_measured(available_instruction_set()) || x.dim() < 2 || x.numel() < kFewestRows * x.size(-1)) return false;
-    const auto is_read = [](const at::Tensor& input) {
-      return input.is_cpu() && input.scalar_type() == at::kFloat && dtype_under_autocast(input) == at::kFloat &&
-             !(input.requires_grad() && c10::GradMode::is_enabled()) && !input._fw_grad(/*level=*/0).defined() &&
-             !input.is_neg();
-    };
-    if (!is_read(x)) return false;
-    for (std::size_t k = 1; k < inputs.size(); k += 2) {
-      const at::Tensor &weight = inputs[k], &bias = inputs[k + 1];
-      if (!is_read(weight) || weight.dim() != 2 || weight.size(0) == 0 || weight.size(1) != x.size(-1)) return false;
-      if (bias.defined() && !is_read(bias)) return false;
-    }
-    return true;
-  }
-
-  static std::vector<at::Tensor> without_gradients(const std::vector<at::Tensor>& inputs,
-                                                   cpu::LinearActivation activation) {
-    const at::Tensor x = inputs[0].contiguous();
-    std::vector<at::Tensor> held{x}, outputs;  // contiguous weights and biases
-    std::vector<cpu::LinearCall> calls;
-    std::int64_t packed_size = 0;
-    int panels = 0;
-    for (std::size_t k = 1; k < inputs.size(); k += 2) {
-      std::vector<std::int64_t> sizes = x.sizes().vec();
-      sizes.back() = inputs[k].size(0);
-      outputs.push_back(at::empty(sizes, x.options()));
-      held.push_back(inputs[k].contiguous());
-      held.push_back(inputs[k + 1].defined() ? inputs[k + 1].contiguous() : at::Tensor());
-      const auto numbers = [](const at::Tensor& tensor) { return static_cast<float*>(tensor.data_ptr()); };
-      calls.push_back({numbers(x), numbers(held[k]), held[k + 1].defined() ? numbers(held[k + 1]) : nullptr,
-                       numbers(outputs.back()), x.numel() / x.size(-1), static_cast<int>(x.size(-1)),
-                       static_cast<int>(sizes.back()), activation});
-      packed_size += calls.back().packed_size();
-      panels += calls.back().panels();
-    }
-    const at::Tensor storage = at::empty({packed_size}, x.options());
-    float* const packed = static_cast<float*>(storage.data_ptr());
-    const auto& tiles = cpu::tile_operations<float>(available_instruction_set());
-    const auto& operations = cpu::linear_operations(available_instruction_set());
-    /// Calls action(call, its packed weights).
-    const auto each_call = [&](const auto& action) {
-      float* own = packed;
-      for (const cpu::LinearCall& call : calls) {
-        action(call, own);
-        own += call.packed_size();
-      }
-    };
-    const int threads = at::get_num_threads();
-    /// Calls work(i) for i = 0 … count − 1. A thread that is done takes the next number.
-    const auto each = [&](std::int64_t count, const auto& work) {
-      std::atomic<std::int64_t> next{0};
-      parallel(static_cast<int>(std::min<std::int64_t>(threads, count)), [&](int) {
-        cpu::Workspace<float> memory;
-        for (std::int64_t i = next++; i < count; i = next++) work(i, memory);
-      });
-    };
-    each(panels, [&](std::int64_t panel, auto&) {
-      each_call([&](const cpu::LinearCall& call, float* own) {
-        if (panel >= 0 && panel < call.panels()) call.pack(static_cast<int>(panel), own, tiles);
-        panel -= call.panels();
-      });
-    });
-    // Large blocks read the weights seldom. They are of equal size, so that all threads end at the same time.
-    constexpr std::int64_t kMostRows = 288, kRowsOfPanel = 12;
-    const std::int64_t rows = calls[0].rows;
-    const std::int64_t blocks = (rows + kMostRows * threads - 1) / (kMostRows * threads) * threads;
-    const std::int64_t size = ((rows + blocks - 1) / blocks + kRowsOfPanel - 1) / kRowsOfPanel * kRowsOfPanel;
-    each((rows + size - 1) / size, [&](std::int64_t block, cpu::Workspace<float>& memory) {
-      memory.begin_again();
-      float* const sums = memory.take(size * cpu::kTileQueries);
-      const std::int64_t first = block * size;
-      each_call([&](const cpu::LinearCall& call, const float* own) {
-        call.compute(first, static_cast<int>(std::min(size, rows - first)), own, sums, tiles, operations);
-      });
-    });
-    return outputs;
-  }
-
   static std::vector<at::Tensor> by_torch(const std::vector<at::Tensor>& inputs) {
     std::vector<at::Tensor> outputs;
     for (std::size_t k = 1; k < inputs.size(); k += 2)

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/backend.h>
 #include <attend/detail/nn/archive.h>
 #include <attend/detail/torch/checks.h>
-#include <attend/layers/detail/fused_feed_forward.h>
+#include <attend/layers/detail/feed_forward.h>
 #include <attend/layers/detail/fused_layer_norm.h>
-#include <attend/layers/detail/fused_linear.h>
 #include <attend/layers/layer_norm.h>
 #include <attend/layers/multihead_attention.h>
 #include <attend/version.h>
 
 #include <ATen/ops/dropout.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/relu.h>
 #include <c10/util/Exception.h>
 #include <torch/nn/modules/dropout.h>
 #include <torch/nn/modules/linear.h>
@@ -20,7 +18,6 @@
 #include <torch/types.h>
 
 #include <cstdint>
-#include <functional>
 #include <ostream>
 #include <string>
 #include <variant>
@@ -33,27 +30,16 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// The probability with which the module drops a number in this call.
 inline double dropout_of(const torch::nn::Dropout& module) { return module->is_training() ? module->options.p() : 0.0; }
 
-inline torch::Tensor activated(const torch::Tensor& x, const torch::nn::activation_t& activation) {
-  if (std::holds_alternative<torch::enumtype::kReLU>(activation)) return at::relu(x);
-  if (std::holds_alternative<torch::enumtype::kGELU>(activation)) return at::gelu(x);
-  return std::get<std::function<torch::Tensor(const torch::Tensor&)>>(activation)(x);
-}
-
 /// linear2(dropout(activation(linear1(x)))).
 inline torch::Tensor feed_forward(const torch::Tensor& x, const torch::nn::Linear& linear1,
                                   const torch::nn::Dropout& dropout, const torch::nn::Linear& linear2,
                                   const torch::nn::activation_t& activation) {
-  const Linear first{linear1->weight, linear1->bias}, second{linear2->weight, linear2->bias};
-  if (!std::holds_alternative<std::function<torch::Tensor(const torch::Tensor&)>>(activation) &&
-      FusedFeedForward::is_faster(x, first, second)) {
-    const bool is_relu = std::holds_alternative<torch::enumtype::kReLU>(activation);
-    return FusedFeedForward::run(x, first, is_relu ? cpu::HiddenActivation::kReLU : cpu::HiddenActivation::kGELU,
-                                 dropout_of(dropout), second);
-  }
-  const torch::Tensor hidden = std::holds_alternative<torch::enumtype::kGELU>(activation)
-                                   ? FusedLinear::gelu(x, first, Backend::kAuto)
-                                   : activated(FusedLinear::run(x, {first}, Backend::kAuto)[0], activation);
-  return FusedLinear::run(at::dropout(hidden, dropout_of(dropout), /*train=*/true), {second}, Backend::kAuto)[0];
+  return std::visit(
+      [&](const auto& kind) {
+        return feed_forward(x, {linear1->weight, linear1->bias}, kind, dropout_of(dropout),
+                            {linear2->weight, linear2->bias}, Backend::kAuto);
+      },
+      activation);
 }
 
 /// What a norm computes with its present parameters and options.
