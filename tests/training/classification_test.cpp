@@ -88,7 +88,7 @@ TEST_CASE("Trainer::evaluate: the mean of a metric over the samples, in evaluati
   CHECK_NOTHROW(trainer.evaluate(held_out, largest));
   CHECK(message_of<c10::ValueError>([&] {
           trainer.evaluate(held_out, [](const torch::Tensor& outputs, const torch::Tensor&) { return outputs; });
-        }) == "attend::TrainingStep: the loss must be a 0-d tensor, got [4, 3]");
+        }) == "attend::Trainer: the metric must be a 0-d tensor, got [4, 3]");
 }
 
 /// The numbers of epochs after which a fit with these validation losses ends.

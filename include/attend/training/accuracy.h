@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/training/detail/class_targets.h>
 #include <attend/version.h>
 
 #include <ATen/ops/argmax.h>
-#include <c10/util/Exception.h>
 #include <torch/types.h>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
@@ -24,10 +24,7 @@ struct Accuracy {
   /// @return From 0 to 1, in float64: a 0-d tensor.
   /// @throws c10::ValueError for sizes that do not fit.
   torch::Tensor operator()(const torch::Tensor& outputs, const torch::Tensor& targets) const {
-    TORCH_CHECK_VALUE(outputs.dim() >= 2 && outputs.dim() == targets.dim() + 1 && outputs.size(0) == targets.size(0) &&
-                          outputs.sizes().slice(2) == targets.sizes().slice(1),
-                      "attend::Accuracy: outputs ", outputs.sizes(),
-                      " must have the sizes (N, classes, ...) for targets (N, ...), got targets ", targets.sizes());
+    detail::check_class_targets("attend::Accuracy", outputs, targets);
     return (outputs.argmax(1) == targets).to(torch::kDouble).mean();
   }
 };

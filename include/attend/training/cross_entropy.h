@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/training/detail/class_targets.h>
 #include <attend/version.h>
 
 #include <ATen/core/Reduction.h>
@@ -40,10 +41,7 @@ struct CrossEntropy {
                       label_smoothing_, ") must be from 0 to 1");
     TORCH_CHECK_TYPE(targets.scalar_type() == at::kLong, "attend::CrossEntropy: targets (", targets.scalar_type(),
                      ") must be Long, the index of the right class");
-    TORCH_CHECK_VALUE(outputs.dim() >= 2 && outputs.dim() == targets.dim() + 1 && outputs.size(0) == targets.size(0) &&
-                          outputs.sizes().slice(2) == targets.sizes().slice(1),
-                      "attend::CrossEntropy: outputs ", outputs.sizes(),
-                      " must have the sizes (N, classes, ...) for targets (N, ...), got targets ", targets.sizes());
+    detail::check_class_targets("attend::CrossEntropy", outputs, targets);
     return at::cross_entropy_loss(outputs, targets, {}, at::Reduction::Mean, /*ignore_index=*/-100, label_smoothing_);
   }
 };

@@ -17,11 +17,12 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 namespace detail {
 
-/// The loss of a batch. Throws unless it is a 0-d tensor, because any other shape would silently give a wrong sum.
-/// Exceptions of model and loss are passed on, with a hint if the inputs do not fit the parameters.
+/// The loss of a batch, or another number that `name` names. Throws unless it is a 0-d tensor, because any other shape
+/// would silently give a wrong sum. Exceptions of model and loss are passed on, with a hint if the inputs do not fit
+/// the parameters.
 template <class Model, class Loss>
 torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, const torch::Tensor& targets,
-                      const torch::optim::Optimizer& optimizer) {
+                      const torch::optim::Optimizer& optimizer, const char* name = "attend::TrainingStep: the loss") {
   torch::Tensor value;
   try {
     value = loss(model->forward(inputs), targets);
@@ -29,7 +30,7 @@ torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, con
     if (const std::string hint = why_inputs_do_not_fit(inputs, optimizer); !hint.empty()) error.add_context(hint);
     throw;
   }
-  TORCH_CHECK_VALUE(value.dim() == 0, "attend::TrainingStep: the loss must be a 0-d tensor, got ", value.sizes());
+  TORCH_CHECK_VALUE(value.dim() == 0, name, " must be a 0-d tensor, got ", value.sizes());
   return value;
 }
 

@@ -211,7 +211,7 @@ class Trainer {
   /// @throws c10::ValueError if the data has no samples, or different numbers of inputs and targets.
   template <class Data>
   double evaluate(Data&& data) {
-    return evaluate(data, loss_);
+    return evaluated(data, loss_, "attend::TrainingStep: the loss");
   }
 
   /// Computes the mean of a metric over a data set, in evaluation mode, without gradients.
@@ -227,11 +227,7 @@ class Trainer {
   /// @endcode
   template <class Data, class Metric>
   double evaluate(Data&& data, Metric&& metric) {
-    static_assert(detail::TrainingData<Data>,
-                  "attend::Trainer: the data set needs inputs() and targets(), or must be a torch::data dataset of "
-                  "Example<> with size() and get_batch(indices) that is not const");
-    detail::Batches<std::remove_reference_t<Data>> batches("the data set", data, device_, options_.batch_size());
-    return mean_over(batches, metric);
+    return evaluated(data, metric, "attend::Trainer: the metric");
   }
 
   /// The record of all epochs of this trainer, those before resume() included.
@@ -426,11 +422,20 @@ class Trainer {
 
   template <class Data>
   double mean_loss(detail::Batches<Data>& data) {
-    return mean_over(data, loss_);
+    return mean_over(data, loss_, "attend::TrainingStep: the loss");
   }
 
   template <class Data, class Metric>
-  double mean_over(detail::Batches<Data>& data, Metric& metric) {
+  double evaluated(Data& data, Metric& metric, const char* name) {
+    static_assert(detail::TrainingData<Data>,
+                  "attend::Trainer: the data set needs inputs() and targets(), or must be a torch::data dataset of "
+                  "Example<> with size() and get_batch(indices) that is not const");
+    detail::Batches<Data> batches("the data set", data, device_, options_.batch_size());
+    return mean_over(batches, metric, name);
+  }
+
+  template <class Data, class Metric>
+  double mean_over(detail::Batches<Data>& data, Metric& metric, const char* name) {
     const c10::NoGradGuard no_grad;
     const detail::EvaluationMode evaluation(*model_);
     torch::Tensor sum = at::zeros({}, at::device(device_).dtype(torch::kDouble));
@@ -439,7 +444,7 @@ class Trainer {
       const std::int64_t end = std::min(begin + options_.batch_size(), data.size());
       const auto [inputs, targets] = data.gather(order.slice(0, begin, end));
       const detail::AutocastScope autocast(options_.autocast(), device_.type());
-      sum.add_(detail::loss_of(model_, metric, inputs, targets, *optimizer_), end - begin);  // in float64
+      sum.add_(detail::loss_of(model_, metric, inputs, targets, *optimizer_, name), end - begin);  // in float64
     }
     return sum.item<double>() / static_cast<double>(data.size());
   }

@@ -12,7 +12,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// A callback that ends the fit when the validation loss has not fallen for some epochs.
+/// A callback that ends the fit when the validation loss has not fallen for `patience` epochs.
 ///
 /// - A loss counts as fallen if it is smaller than the smallest one before. NaN never counts.
 /// - Without a validation set, the training loss decides.
