@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The date and the machine of a measurement, for the pages in benchmarks/results."""
+"""The date and the machine of a measurement, for the pages in benchmarks/results; and the lines of a program."""
 
 import datetime
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,3 +27,15 @@ def warn_if_busy():
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
         print(f"Note: this machine is busy (load {os.getloadavg()[0]:.1f}), so timings are unreliable.",
               file=sys.stderr)
+
+
+def lines_of(command, environment=None):
+    """The lines that a program prints, which are shown at once. The script ends if the program fails."""
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    if process.returncode:
+        sys.exit(process.returncode)
+    return lines

@@ -8,7 +8,6 @@ below 0.9 in any row.
 
 import argparse
 import csv
-import subprocess
 import sys
 from pathlib import Path
 
@@ -59,13 +58,7 @@ def main():
     settings, options = parser.parse_known_args()
 
     machine.warn_if_busy()
-    lines = []
-    with subprocess.Popen([settings.program, *options], stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines.append(line)
-    if process.returncode:
-        sys.exit(process.returncode)
+    lines = machine.lines_of([settings.program, *options])
 
     facts = dict(line[2:].rstrip().split(" ", 1) for line in lines if line.startswith("# "))
     text = [line for line in lines if not line.startswith("# ")]

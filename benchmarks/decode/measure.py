@@ -9,7 +9,6 @@ with AVX2. Writes NAME.csv and NAME.md. The exit status is 1 if ATen / attend is
 import argparse
 import csv
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -57,13 +56,7 @@ def table(rows):
 def run(command, capability):
     """The facts and the rows that the program prints."""
     environment = {**os.environ, **({"ATEN_CPU_CAPABILITY": capability} if capability else {})}
-    lines = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines.append(line)
-    if process.returncode:
-        sys.exit(process.returncode)
+    lines = machine.lines_of(command, environment)
     facts = dict(line[2:].rstrip().split(" ", 1) for line in lines if line.startswith("# "))
     return facts, list(csv.DictReader(line for line in lines if not line.startswith("# ")))
 

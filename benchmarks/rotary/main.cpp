@@ -49,7 +49,7 @@ void measure(at::ScalarType dtype, std::int64_t batch, std::int64_t width, bool 
 
   using Rotate = std::function<torch::Tensor(const torch::Tensor&)>;
   const auto step = [&](const Rotate& rotate) {
-    const torch::Tensor projected = x * 1.0;  // stands for the linear layer, whose result is new memory
+    const torch::Tensor projected = x * 1.0;  // new memory, as the result of a linear layer
     const auto parts = projected.unflatten(2, {3 * kHeads, width}).transpose(1, 2).chunk(3, 1);
     const torch::Tensor y = attend::attention(rotate(parts[0]), rotate(parts[1]), parts[2], options);
     return torch::autograd::grad({y}, {x}, {gradient})[0];

@@ -9,7 +9,6 @@ ATEN_CPU_CAPABILITY=avx2 it writes transformer_avx2.csv and .md.
 import argparse
 import csv
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -58,13 +57,7 @@ def main():
     settings, options = parser.parse_known_args()
 
     machine.warn_if_busy()
-    lines = []
-    with subprocess.Popen([settings.program, *options], stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines.append(line)
-    if process.returncode != 0:
-        raise SystemExit(process.returncode)
+    lines = machine.lines_of([settings.program, *options])
 
     # The program's first line: # LibTorch 2.11.0; compiler: g++ 12.2.0; threads: 2; …
     libtorch, *rest = lines[0].removeprefix("# ").strip().split("; ")
