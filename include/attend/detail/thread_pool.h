@@ -55,8 +55,8 @@ class ThreadPool {
     std::exception_ptr error{};
   };
 
-  /// What is left of the section: pieces that have not begun, and workers that may still join. A thread that takes a
-  /// piece by compare_exchange may read section_, which stays valid until that piece is finished.
+  /// The rest of the section: the pieces that have not begun, and the workers that may still join. A thread that takes
+  /// a piece by compare_exchange may read section_, which stays valid until that piece is finished.
   struct alignas(8) Left {
     std::uint32_t pieces = 0;
     std::uint16_t workers = 0;

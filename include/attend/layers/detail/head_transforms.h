@@ -46,7 +46,7 @@ inline torch::Tensor normalized_heads(torch::nn::AnyModule& norm, const torch::T
   return batch_first ? result.transpose(1, 2) : result.permute({1, 2, 0, 3});
 }
 
-/// The positions of queries and keys. An undefined tensor stands for 0 … length − 1.
+/// The positions of queries and keys. An undefined tensor means 0 … length − 1.
 struct HeadPositions {
   torch::Tensor query, key;
 };
