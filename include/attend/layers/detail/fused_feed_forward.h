@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <attend/attention/backend.h>
 #include <attend/attention/detail/instruction_set.h>
 #include <attend/detail/torch/fused_node.h>
 #include <attend/detail/torch/parallel.h>
