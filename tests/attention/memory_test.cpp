@@ -239,4 +239,21 @@ TEST_CASE("DenseBias, attn_mask: a learned bias has at most two float64 copies o
   });
 }
 
+TEST_CASE("block_table: float16 pages of other sequences are not converted") {
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor pages = torch::zeros({2000, 2, 16, 32}, torch::kHalf);  // 4 MB
+  const auto options = AttentionOptions()
+                           .block_table(torch::tensor({{1999, 7, 0}}, torch::kInt))
+                           .key_lengths(torch::tensor({20}, torch::kInt))
+                           .backend(Backend::kCpu);
+  const torch::Tensor query = torch::ones({1, 2, 1, 32}, torch::kHalf);
+  pages.select(0, 1999).fill_(1);
+  pages.select(0, 7).fill_(2);
+  const torch::Tensor keys = torch::zeros_like(pages);
+  const AllocatorPeak memory;
+  const torch::Tensor output = attend::attention(query, keys, pages, options);
+  CHECK(output.sub(24.0 / 20).abs().max().item<double>() < 1e-3);  // 16 rows of 1 and 4 of 2
+  CHECK(memory.peak() < 100'000);
+}
+
 }  // namespace memory_test

@@ -13,6 +13,7 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 using attend::KeyValueCache;
@@ -107,6 +108,23 @@ TEST_CASE(
   check_equal_in_float64(layer->cross_attention(x, {}, call().attn_mask(ignored)),
                          MultiheadFormula(layer)(x, memory, ignored).output);
   CHECK(cache.lengths().equal(torch::tensor({6, 6})));
+}
+
+TEST_CASE("MultiheadAttention: cross_attention() to a cache, with rotary: the last query is at the last key") {
+  torch::manual_seed(33);
+  const torch::NoGradGuard no_grad;
+  MultiheadAttention layer = random_layer(plain().rotary(attend::RotaryEmbeddingOptions(6)));
+  const torch::Tensor memory = normal({2, 7, 24});
+  for (const std::int64_t queries : {1, 3, 5}) {
+    CAPTURE(queries);
+    const torch::Tensor x = normal({2, queries, 24});
+    KeyValueCache cache(fitting(layer, 2));
+    const auto call = MultiheadAttentionCall().cache(&cache);
+    for (const auto& [begin, end] : {std::pair(0, 4), std::pair(4, 7)})
+      check_equal_in_float64(layer->cross_attention(x, memory.narrow(1, begin, end - begin), call),
+                             MultiheadFormula(layer)(x, memory.narrow(1, 0, end)).output);
+    check_equal_in_float64(layer->cross_attention(x, {}, call), MultiheadFormula(layer)(x, memory).output);
+  }
 }
 
 TEST_CASE("MultiheadAttention: a cache of another batch size, dtype or head count is refused") {

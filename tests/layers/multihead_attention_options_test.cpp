@@ -466,6 +466,10 @@ TEST_CASE("MultiheadAttention: calls that contradict the options or themselves a
   MultiheadAttention layer(plain());
   attend::test::check_throws<c10::ValueError>("attend::MultiheadAttention: key must be a tensor, got an undefined one",
                                               [&] { layer->cross_attention(x, {}); });
+  MultiheadAttention rotary(plain().rotary(attend::RotaryEmbeddingOptions(6)));
+  attend::test::check_throws<c10::ValueError>(
+      "attend::MultiheadAttention: key_positions need memory; the keys in the cache are rotated already",
+      [&] { rotary->cross_attention(x, {}, call().cache(&cache).key_positions(torch::arange(5))); });
 }
 
 TEST_CASE("MultiheadAttention: with attention_function, need_weights and explain() are refused with the reason") {

@@ -12,6 +12,7 @@
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/arange.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -61,6 +62,7 @@ class Cpu final : public KernelBackend {
   /// The kernels read float16 as float32.
   Problem readable(const Problem& given) const override {
     Problem problem = given;
+    if (problem.has_pages() && problem.key.scalar_type() == at::kHalf) keep_used_pages(problem);
     for (at::Tensor* tensor : {&problem.query, &problem.key, &problem.value, &problem.attn_mask})
       if (tensor->defined() && tensor->scalar_type() == at::kHalf)
         *tensor = ExpandedCast::apply_to(*tensor, at::kFloat);
@@ -79,6 +81,19 @@ class Cpu final : public KernelBackend {
   }
 
  private:
+  /// Takes only the pages that the call reads, if they are fewer than all: a pool of pages serves many sequences.
+  static void keep_used_pages(Problem& problem) {
+    const std::int64_t num_pages = problem.key.size(0), page_size = problem.key.size(2),
+                       longest = problem.key_lengths.max().item<std::int64_t>(),
+                       columns = std::max<std::int64_t>((longest + page_size - 1) / page_size, 1);
+    const at::Tensor used = problem.block_table.narrow(1, 0, std::min(columns, problem.block_table.size(1)));
+    if (used.numel() >= num_pages) return;
+    const at::Tensor pages = used.flatten().clamp(0, num_pages - 1);  // numbers of pages that do not exist are not read
+    problem.key = problem.key.index_select(0, pages);
+    problem.value = problem.value.index_select(0, pages);
+    problem.block_table = at::arange(used.numel(), used.options()).view(used.sizes());
+  }
+
   static bool has_gradient(const Problem& problem) {
     return needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value) ||
            needs_gradient(problem.attn_mask) || needs_gradient(problem.alibi_slopes) ||

@@ -340,7 +340,7 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     if (call.cache() == nullptr || key.defined() || value.defined())
       detail::check_inputs(options, query, key, value, out_proj->weight);
     else
-      detail::check_inputs(options, query, query, query, out_proj->weight);
+      detail::check_inputs_without_memory(options, query, call, out_proj->weight);
     const detail::MultiheadProjection projection{options, head_dim, projection_weights(), bias_k, bias_v, has_data};
     detail::MultiheadStep step{projection.heads_of(query, key, value), {}, nullptr, options.attention_function()};
     step.bias = call.position_bias() != nullptr ? call.position_bias() : position_bias.get();

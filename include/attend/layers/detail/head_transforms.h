@@ -51,13 +51,23 @@ struct HeadPositions {
   torch::Tensor query, key;
 };
 
-/// The positions of a call. Query i is at key position i + S − L, in a packed batch within its sequence.
+/// The positions of a call. Query i is at key position i + S − L: in a packed batch within its sequence, with a cache
+/// after the call's keys are added to it.
 inline HeadPositions positions_of(const MultiheadAttentionCall& call, const HeadTensors& heads,
                                   bool is_self_attention) {
   HeadPositions result{call.positions(), call.key_positions()};
-  const std::int64_t length = heads.query.size(2), keys = heads.key.defined() ? heads.key.size(2) : length;
-  if (call.cache() != nullptr && !result.query.defined())
+  const std::int64_t length = heads.query.size(2), keys = heads.key.defined() ? heads.key.size(2) : 0;
+  if (call.cache() != nullptr && is_self_attention && !result.query.defined()) {
     result.query = call.cache()->positions(length, call.cache_layer(), call.cache_valid());
+  } else if (call.cache() != nullptr && !is_self_attention) {
+    torch::Tensor end = call.cache()->lengths(call.cache_layer());  // one past the last key of each batch entry
+    end = call.cache_valid().defined() ? end + call.cache_valid() : end + keys;
+    const auto last = [&](std::int64_t count) {
+      return (end.unsqueeze(1) + at::arange(-count, 0, torch::kLong)).to(heads.query.device());
+    };
+    if (!result.query.defined()) result.query = last(length);
+    if (!result.key.defined()) result.key = last(keys);
+  }
   if (is_self_attention && !result.key.defined()) result.key = result.query;
   const torch::Tensor &query_offsets = call.query_offsets(), &key_offsets = call.key_offsets();
   if (query_offsets.defined() && key_offsets.defined()) {

@@ -41,6 +41,14 @@ inline void check_inputs(const MultiheadAttentionOptions& options, const torch::
                     " must have the batch size of query ", query.sizes());
 }
 
+/// Throws for a wrong query of a call whose keys are all in the cache.
+inline void check_inputs_without_memory(const MultiheadAttentionOptions& options, const torch::Tensor& query,
+                                        const MultiheadAttentionCall& call, const torch::Tensor& weight) {
+  check_inputs(options, query, query, query, weight);
+  TORCH_CHECK_VALUE(!call.key_positions().defined(), kMultiheadAttention,
+                    ": key_positions need memory; the keys in the cache are rotated already");
+}
+
 /// Throws for parts of a call that contradict the options or one another.
 inline void check_call(const MultiheadAttentionOptions& options, const MultiheadAttentionCall& call) {
   constexpr const char* kName = kMultiheadAttention;
