@@ -59,7 +59,7 @@ def draw(rows, path):
     for axes in (bars, *curves):
         axes.grid(axis="y" if axes is bars else "both", which="both" if axes is not bars else "major", alpha=0.25)
         axes.set_axisbelow(True)
-    curves[0].legend(frameon=False, loc="upper right")
+    curves[0].legend(frameon=False, loc="lower left")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
