@@ -134,8 +134,8 @@ class BinaryPositionsImpl : public torch::nn::Cloneable<BinaryPositionsImpl> {
 
   /// Combines a signal with its positions, as the option combine says.
   ///
-  /// @param x (N, C, L), or (N, L, C) with batch_first
-  /// @return (N, C + num_channels, L), or (N, C, L) with kAdd
+  /// @param x (N, C, L), or (N, L, C) with batch_first.
+  /// @return (N, C + num_channels, L), or (N, C, L) with kAdd. With batch_first the last two dimensions are exchanged.
   torch::Tensor forward(const torch::Tensor& x) {
     const char* const kName = "attend::BinaryPositions";
     const std::int64_t length = detail::length_of_signal(kName, x, options.batch_first());

@@ -92,6 +92,10 @@ struct LearnedPositionsOptions {
 class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
  public:
   /// The layer with default values of all other options.
+  ///
+  /// @param num_channels As the option num_channels.
+  /// @param max_length As the option max_length.
+  /// @throws c10::ValueError for options out of range.
   LearnedPositionsImpl(std::int64_t num_channels, std::int64_t max_length)
       : LearnedPositionsImpl(LearnedPositionsOptions(num_channels, max_length)) {}
 
@@ -136,8 +140,9 @@ class LearnedPositionsImpl : public torch::nn::Cloneable<LearnedPositionsImpl> {
 
   /// Combines a signal with its positions, as the option combine says.
   ///
-  /// @param x (N, C, L), or (N, L, C) with batch_first
-  /// @return (N, C, L), or (N, C + num_channels, L) with kConcatenate
+  /// @param x (N, C, L), or (N, L, C) with batch_first.
+  /// @return (N, C, L), or (N, C + num_channels, L) with kConcatenate. With batch_first the last two dimensions are
+  /// exchanged.
   torch::Tensor forward(const torch::Tensor& x) {
     const char* const kName = "attend::LearnedPositions";
     const std::int64_t length = detail::length_of_signal(kName, x, options.batch_first());

@@ -92,8 +92,8 @@ class LinearPositionsImpl : public torch::nn::Cloneable<LinearPositionsImpl> {
 
   /// Combines a signal with its positions, as the option combine says.
   ///
-  /// @param x (N, C, L), or (N, L, C) with batch_first
-  /// @return (N, C + 1, L), or (N, C, L) with kAdd
+  /// @param x (N, C, L), or (N, L, C) with batch_first.
+  /// @return (N, C + 1, L), or (N, C, L) with kAdd. With batch_first the last two dimensions are exchanged.
   torch::Tensor forward(const torch::Tensor& x) {
     const std::int64_t length = detail::length_of_signal("attend::LinearPositions", x, options.batch_first());
     const torch::Tensor positions =  // (1, L), in float64

@@ -43,11 +43,12 @@ struct RotaryEmbeddingOptions {
   /// @param head_dim As the option head_dim.
   RotaryEmbeddingOptions(std::int64_t head_dim) : head_dim_(head_dim) {}
 
-  /// Width D of one head. No default.
+  /// Width D of one head, at least 2. No default.
   TORCH_ARG(std::int64_t, head_dim);
   /// The base of the frequencies, above 1. Default: 10000.
   TORCH_ARG(double, theta) = 10000.0;
-  /// How many of the head_dim numbers are rotated: the first R, a multiple of 2 · axes. Default: head_dim.
+  /// The number R of channels of a head that are rotated: the first R. It is a multiple of 2 · axes, and at most
+  /// head_dim. Default: head_dim.
   TORCH_ARG(std::optional<std::int64_t>, rotary_dim);
   /// Which two numbers are one pair. Default: kHalfSplit.
   TORCH_ARG(RotaryLayout, layout) = RotaryLayout::kHalfSplit;
@@ -83,9 +84,9 @@ struct RotaryTables {
 /// @throws c10::ValueError for options out of range, and if sizes or devices of x and the positions do not fit.
 /// @throws c10::TypeError if x is not floating-point or the positions are bool or complex.
 ///
-/// Differs from Hugging Face's layers: angles are computed in float64 and cos and sin are rounded once, to float32, or
-/// float64 for a float64 x. Hugging Face computes angles in float32 for every dtype. At position p the two tables
-/// differ by up to p · 6e-8.
+/// Differs from Hugging Face's layers: angles are computed in float64. cos and sin are rounded once, to float32; for a
+/// float64 x they stay in float64. Hugging Face computes angles in float32 for every dtype. At position p the two
+/// tables differ by up to p · 6e-8.
 ///
 /// Source: Su et al., "RoFormer", 2021. Several axes: Wang et al., "Qwen2-VL", 2024.
 ///
@@ -96,6 +97,9 @@ struct RotaryTables {
 class RotaryEmbeddingImpl : public torch::nn::Cloneable<RotaryEmbeddingImpl> {
  public:
   /// The layer with default values of all other options.
+  ///
+  /// @param head_dim As the option head_dim.
+  /// @throws c10::ValueError for options out of range.
   explicit RotaryEmbeddingImpl(std::int64_t head_dim) : RotaryEmbeddingImpl(RotaryEmbeddingOptions(head_dim)) {}
 
   /// The layer with these options.
@@ -123,7 +127,7 @@ class RotaryEmbeddingImpl : public torch::nn::Cloneable<RotaryEmbeddingImpl> {
   /// Loads nothing, because the layer has no parameters.
   ///
   /// @param archive The archive, as torch::load opens it.
-  /// @throws c10::ValueError if the archive has parameters: another layer saved it.
+  /// @throws c10::ValueError if the archive has parameters, because then another layer has saved it.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive(kName, *this, archive);
     torch::nn::Module::load(archive);
@@ -142,7 +146,7 @@ class RotaryEmbeddingImpl : public torch::nn::Cloneable<RotaryEmbeddingImpl> {
   ///
   /// @param x (N, H, L, D)
   /// @param positions (L) or (N, L), with several axes (L, axes) or (N, L, axes). Default: offset … offset + L − 1.
-  /// @param offset The first position, at least 0, if `positions` is undefined. Default: 0.
+  /// @param offset The first position, at least 0. It must be 0 if `positions` is given. Default: 0.
   /// @return (N, H, L, D), with the dtype of x.
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& positions = {}, std::int64_t offset = 0) {
     const RotaryTables tables = cos_sin(x, positions, offset);

@@ -20,7 +20,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 // Scalings of the frequencies θᵢ = theta^(−2i/R) let a model rotate sequences that are longer than those of its
 // training. Each struct has the parameters that Hugging Face's configuration has under `rope_scaling` or
-// `rope_parameters`.
+// `rope_parameters`. RotaryEmbedding throws c10::ValueError if they are out of range.
 
 /// Divides all frequencies by a factor: `"rope_type": "linear"`. Source: Chen et al., "Position interpolation", 2023.
 struct LinearRotaryScaling {
@@ -48,7 +48,7 @@ struct DynamicRotaryScaling {
   DynamicRotaryScaling(double factor, std::int64_t max_length) : factor_(factor), max_length_(max_length) {}
   /// The factor in the formula, at least 1. No default.
   TORCH_ARG(double, factor);
-  /// The longest sequence of the training: `max_position_embeddings`. No default.
+  /// The longest sequence of the training, in tokens, positive: `max_position_embeddings`. No default.
   TORCH_ARG(std::int64_t, max_length);
 };
 
@@ -65,14 +65,14 @@ struct YarnRotaryScaling {
       : factor_(factor), original_max_length_(original_max_length) {}
   /// How many times longer the sequences are, positive. No default.
   TORCH_ARG(double, factor);
-  /// The longest sequence of the training: `original_max_position_embeddings`. No default.
+  /// The longest sequence of the training, in tokens, positive: `original_max_position_embeddings`. No default.
   TORCH_ARG(std::int64_t, original_max_length);
-  /// Frequencies that turn at least this many times in original_max_length are kept. Default: 32.
+  /// Frequencies that turn at least this many times in original_max_length are kept. At least beta_slow. Default: 32.
   TORCH_ARG(double, beta_fast) = 32.0;
-  /// Frequencies that turn at most this many times in original_max_length are divided. Default: 1.
+  /// Frequencies that turn at most this many times in original_max_length are divided. Positive. Default: 1.
   TORCH_ARG(double, beta_slow) = 1.0;
-  /// The factor of cos and sin, positive. Default: m(mscale) / m(mscale_all_dim) if both are given, otherwise m(1),
-  /// with m(s) = 0.1 · s · ln(factor) + 1, and 1 for a factor of at most 1.
+  /// The factor of cos and sin, positive. Default: m(mscale) / m(mscale_all_dim) if both are given and not 0, otherwise
+  /// m(1), with m(s) = 0.1 · s · ln(factor) + 1, and 1 for a factor of at most 1.
   TORCH_ARG(std::optional<double>, attention_factor);
   /// See attention_factor. Default: none.
   TORCH_ARG(std::optional<double>, mscale);
@@ -91,11 +91,12 @@ struct Llama3RotaryScaling {
   explicit Llama3RotaryScaling(double factor) : factor_(factor) {}
   /// How many times longer the sequences are, positive. No default.
   TORCH_ARG(double, factor);
-  /// Frequencies with a wavelength above original_max_length / low_freq_factor are divided. Default: 1.
+  /// Frequencies with a wavelength above original_max_length / low_freq_factor are divided. Positive. Default: 1.
   TORCH_ARG(double, low_freq_factor) = 1.0;
-  /// Frequencies with a wavelength below original_max_length / high_freq_factor are kept. Default: 4.
+  /// Frequencies with a wavelength below original_max_length / high_freq_factor are kept. Above low_freq_factor.
+  /// Default: 4.
   TORCH_ARG(double, high_freq_factor) = 4.0;
-  /// The longest sequence of the training: `original_max_position_embeddings`. Default: 8192.
+  /// The longest sequence of the training, in tokens, positive: `original_max_position_embeddings`. Default: 8192.
   TORCH_ARG(std::int64_t, original_max_length) = 8192;
 };
 

@@ -107,6 +107,9 @@ inline torch::Tensor sinusoidal_positions(std::int64_t length, const SinusoidalP
 class SinusoidalPositionsImpl : public torch::nn::Cloneable<SinusoidalPositionsImpl> {
  public:
   /// The layer with default values of all other options.
+  ///
+  /// @param num_channels As the option num_channels.
+  /// @throws c10::ValueError for options out of range.
   explicit SinusoidalPositionsImpl(std::int64_t num_channels)
       : SinusoidalPositionsImpl(SinusoidalPositionsOptions(num_channels)) {}
 
@@ -139,8 +142,9 @@ class SinusoidalPositionsImpl : public torch::nn::Cloneable<SinusoidalPositionsI
 
   /// Combines a signal with its positions, as the option combine says.
   ///
-  /// @param x (N, C, L), or (N, L, C) with batch_first
-  /// @return (N, C, L), or (N, C + num_channels, L) with kConcatenate
+  /// @param x (N, C, L), or (N, L, C) with batch_first.
+  /// @return (N, C, L), or (N, C + num_channels, L) with kConcatenate. With batch_first the last two dimensions are
+  /// exchanged.
   torch::Tensor forward(const torch::Tensor& x) {
     const char* const kName = "attend::SinusoidalPositions";
     const std::int64_t length = detail::length_of_signal(kName, x, options.batch_first());

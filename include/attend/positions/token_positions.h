@@ -44,7 +44,7 @@ inline torch::Tensor packed_positions(const torch::Tensor& offsets) {
 ///
 /// @param sizes The size of each axis, at least 1: {height, width}, or {depth, height, width}.
 /// @return int64 (product of the sizes, number of axes) on the CPU.
-/// @throws c10::ValueError if there is no size or one is below 1.
+/// @throws c10::ValueError if there is no size, or a size is below 1.
 ///
 /// @code
 /// torch::Tensor positions = attend::grid_positions({2, 3});  // (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)

@@ -101,8 +101,8 @@ struct KeyBlockLists {
 /// @param query_block, key_block The number of queries and of keys in a listed block, multiples of 64.
 /// @param cover The cover that is written for the listed blocks.
 /// @param table (rows · query_block / 64, columns · key_block / 64). The entries of other blocks do not change.
-/// @return False if the length of a list or the index of a block is negative or too large. The blocks after it are not
-/// written.
+/// @return True, or false if the length of a list or the index of a block is negative or too large. The blocks after it
+/// are then not written.
 inline bool mark_blocks(const KeyBlockLists& lists, std::int64_t query_block, std::int64_t key_block, MaskCover cover,
                         std::int32_t* table) {
   const std::int64_t height = query_block / BlockMaskView<>::kBlock, width = key_block / BlockMaskView<>::kBlock;

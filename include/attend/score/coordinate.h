@@ -15,7 +15,7 @@ struct Coordinate {
   std::int32_t query,         ///< the query, 0 … L − 1
       key;                    ///< the key, 0 … S − 1
   std::int32_t query_length,  ///< the number of queries, L
-      key_length;             ///< the number of keys: S, or with the option key_lengths that of the batch entry
+      key_length;             ///< the number of keys: S, or key_lengths[batch] if the option key_lengths is set
 
   /// The position of the query among the keys, query + S − L: the last query is at the last key. Compare it with `key`.
   ///

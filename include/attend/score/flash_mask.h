@@ -65,9 +65,9 @@ struct FlashMaskView : detail::MaskOperators {
 ///
 /// @param rows The ranges of masked queries of each key of one head, (keys, 4).
 /// @param keys The number of keys.
-/// @param bounds The result, (⌈keys / 64⌉, 8): four numbers for the first range of 64 keys, then four for the second.
-/// The four numbers are the largest begin and the smallest end of all ranges, and the smallest begin and the largest
-/// end of the ranges that are not empty.
+/// @param bounds The result, (⌈keys / 64⌉, 8): four numbers for the first ranges of 64 keys, then four for their second
+/// ranges. The four numbers are the largest begin and the smallest end of all ranges, and the smallest begin and the
+/// largest end of the ranges that are not empty.
 inline void flash_mask_bounds(const std::int32_t* rows, std::int64_t keys, std::int32_t* bounds) {
   using Limits = std::numeric_limits<std::int32_t>;
   for (std::int64_t first = 0; first < keys; first += FlashMaskView::kBlock, bounds += 8)

@@ -38,7 +38,7 @@ class NeighborhoodMask : public detail::MaskOperators {
  public:
   /// The mask for a grid of positions.
   ///
-  /// @param sizes The sizes of the grid, 1 to 3 numbers. Their product is at most 2²¹.
+  /// @param sizes The sizes of the grid, 1 to 3 numbers, each at least 1. Their product is at most 2²¹.
   /// @param kernel_size The size of the window in each dimension, at least 1.
   /// @param dilation The step between neighbours in each dimension, at least 1. Default: 1. kernel_size · dilation must
   /// not exceed the size.
@@ -105,9 +105,9 @@ class NeighborhoodMask : public detail::MaskOperators {
     }
     return is_full ? MaskCover::kFull : MaskCover::kPartial;
   }
-  /// Called by attention: checks the sizes of the call.
+  /// Called by attend::flex_attention(): checks the sizes of the call. The kernels without LibTorch do not check them.
   ///
-  /// @param binder Has the sizes.
+  /// @param binder Gives the sizes of the call.
   /// @return The mask.
   /// @throws c10::ValueError if L or S is not the number of positions of the grid.
   template <class AnyBinder>

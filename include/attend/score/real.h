@@ -45,8 +45,8 @@ struct Real {
   ATTEND_NUMBER friend constexpr bool operator>=(Real a, Real b) { return a.value >= b.value; }
   ATTEND_NUMBER friend constexpr bool operator==(Real a, Real b) { return a.value == b.value; }
   ATTEND_NUMBER friend constexpr bool is_zero(Real x) { return x.value == V(0); }
-  ATTEND_NUMBER friend constexpr Real unless_zero(Real x, Real y) {  // y, or 0 if x is; by its bits, because g++
-    using Bits = typename simd::FloatFormat<V>::Bits;                // makes a branch of a ?: here
+  ATTEND_NUMBER friend constexpr Real unless_zero(Real x, Real y) {  // y, or 0 if x is 0. It masks bits, because
+    using Bits = typename simd::FloatFormat<V>::Bits;                // g++ compiles ?: to a branch here
     return __builtin_bit_cast(V, static_cast<Bits>(__builtin_bit_cast(Bits, y.value) & (Bits{0} - (x.value != V(0)))));
   }
 

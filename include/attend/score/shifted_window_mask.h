@@ -38,8 +38,9 @@ class ShiftedWindowMask : public detail::MaskOperators {
  public:
   /// The mask for a signal of these sizes.
   ///
-  /// @param sizes The sizes of the signal, 1 to 3 numbers. Each must be divisible by the window size.
-  /// @param window_size The sizes of a window, each at least 1.
+  /// @param sizes The sizes of the signal, 1 to 3 numbers. Each must be divisible by the window size. There must be at
+  /// most 2²¹ windows.
+  /// @param window_size The sizes of a window, each at least 1. Their product is at most 2²¹.
   /// @param shift The number of positions by which the signal was rolled in each dimension, from 0 to window_size − 1.
   /// @throws std::invalid_argument for numbers out of range, or if the arguments differ in their number of dimensions.
   ShiftedWindowMask(const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& window_size,
@@ -81,9 +82,9 @@ class ShiftedWindowMask : public detail::MaskOperators {
     const Borders borders = borders_of(queries.batch);
     return borders.at[0] == 0 && borders.at[1] == 0 && borders.at[2] == 0 ? MaskCover::kFull : MaskCover::kPartial;
   }
-  /// Called by attention: checks the sizes of the call.
+  /// Called by attend::flex_attention(): checks the sizes of the call. The kernels without LibTorch do not check them.
   ///
-  /// @param binder Has the sizes.
+  /// @param binder Gives the sizes of the call.
   /// @return The mask.
   /// @throws c10::ValueError if L or S is not the number of positions of a window, or N is not a multiple of the number
   /// of windows.

@@ -138,8 +138,8 @@ class TensorView {
   /// @param data The numbers. For a score_mod: float in a call in float32 or bfloat16, and double in a call in float64.
   /// For a mask_mod: float, which it reads by read<attend::Real<float>>().
   /// @param sizes Up to four sizes. The memory must stay valid while the view is used.
-  /// @throws std::invalid_argument for more sizes, a negative size, more than 2^58 numbers, or a null pointer to
-  /// numbers.
+  /// @throws std::invalid_argument for more than four sizes, a negative size, more than 2^58 numbers, and for a null
+  /// pointer unless a size is 0.
   ///
   /// @code
   /// std::vector<float> bias(8 * 64);
