@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Attention, positions and layers. Not here, so that only programs that use them compile them:
+// Attention, positions and layers. These parts have headers of their own, so that only programs that use them compile
+// them:
 // - ConvStack, with its convolution kernels: attend/layers/conv_stack.h
 // - the trainer: attend/training.h
+// - files of tensors: attend/io.h
 // - the data of the experiment: attend/data.h
+// - the kernels without LibTorch: attend/kernels.h
 
 // The version
 #include <attend/version.h>

@@ -28,7 +28,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// gradients are zero.
 /// @throws c10::ValueError for shapes, devices and options that do not fit.
 /// @throws c10::TypeError for dtypes that do not fit, and for tensors that are sparse, nested, mkldnn or quantized.
-/// @throws c10::NotImplementedError if a backend asked for by name cannot compute the call. The message has the reason.
+/// @throws c10::NotImplementedError if the backend that the option or a BackendGuard requests cannot compute the call.
+/// The message has the reason.
 ///
 /// Shapes: all three tensors may also be 3-d, (H, L, D), or 2-d, (L, D). A missing size counts as 1. The output has as
 /// many dimensions as query. A batch size of 1 and a single head are broadcast without a copy, in query as well.

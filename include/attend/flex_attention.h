@@ -73,7 +73,8 @@ Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::T
 /// Otherwise its score counts as −∞.
 ///
 /// Both structs are compiled into the kernel, with the derivative of the score. On the CPU no (L, S) tensor is
-/// allocated. Exception: with a mask_mod alone and S ≤ 128, the weights may be kept for the backward pass.
+/// allocated. Exception: the weights may be kept for the backward pass if S ≤ 128, and score_mod is Unchanged or has
+/// added_place() (see ScoreMod).
 ///
 /// @param query (N, H, L, D), as in attention().
 /// @param key (N, G, S, D), as in attention().

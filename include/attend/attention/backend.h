@@ -46,13 +46,13 @@ namespace detail {
 class AttentionBackend;  // attention/attention_backend.h
 }
 
-/// The value of the option backend: a Backend, or a backend object. A function of another header makes such objects.
-/// Both convert to a BackendChoice.
+/// The value of the option backend: a Backend, or a backend object, which a function of another header makes. Each of
+/// the two converts to a BackendChoice.
 class BackendChoice {
  public:
   /// A built-in backend.
   ///
-  /// @param backend Any value except kGiven.
+  /// @param backend Any value except kGiven, for which attention() throws c10::ValueError.
   BackendChoice(Backend backend) : backend_(backend) {}
 
   /// A backend object. It computes the call or throws c10::NotImplementedError.

@@ -106,8 +106,7 @@ class Binder {
   /// @param tensor Integers or bool, with at most 4 dimensions, on the device of query.
   /// @return The view, for a member of the struct that bind() returns.
   /// @throws c10::TypeError as values().
-  /// @throws c10::ValueError as values(). Whether all elements fit into int32 is checked after bind(), by attention,
-  /// which throws c10::ValueError too.
+  /// @throws c10::ValueError as values(). After bind(), attention also throws it if an element does not fit into int32.
   IntegerView integers(const at::Tensor& tensor) {
     constexpr auto is_whole = [](at::ScalarType dtype) { return at::isIntegralType(dtype, /*includeBool=*/true); };
     const at::Tensor& bound = next(tensor, "integers()", is_whole, "an integer or bool");

@@ -79,7 +79,8 @@ class BlockMask : public detail::MaskOperators {
     table_ = table_.to(kv_indices.device());
   }
 
-  /// The number of the MaskCover for each block of 64 queries and 64 keys: int32 (N, H, rows, columns).
+  /// The MaskCover of each block of 64 queries and 64 keys, as its number: int32 (N, H, rows, columns). The table
+  /// consists of whole blocks of block_size, so it may reach beyond L and S.
   const at::Tensor& table() const { return table_; }
 
   /// Called by attention: checks the tensors against the sizes of the call.
@@ -163,11 +164,12 @@ class BlockMask : public detail::MaskOperators {
 /// It calls the mask at most once for each score. For blocks that the mask's own `cover` calls empty or full, it does
 /// not call the mask. Use it for a mask that is expensive to call, has no `cover`, and is passed to many calls.
 ///
-/// @param mask_mod A struct as MaskMod describes, on the CPU.
+/// @param mask_mod A struct as MaskMod describes. Its tensors must be on the CPU.
 /// @param sizes N, H, L and S. Pass N = 1 or H = 1 if all batch entries or heads have the same mask.
 /// @param block_size The number of queries and of keys in a block, multiples of 64. Default: 128 each.
 /// @return The mask.
-/// @throws c10::ValueError for another block size, and for a negative size.
+/// @throws c10::ValueError for a block size that is not a multiple of 64, for a negative size, and for tensors of the
+/// mask_mod that do not fit the sizes.
 ///
 /// @code
 /// auto mask = attend::block_mask_of(attend::SlidingWindow(256, 0) | attend::PrefixLM(8), {1, 1, 1024, 1024});

@@ -21,8 +21,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The backend kCpu: attend's own kernels for the CPU, for everything that attention() and flex_attention() can ask
-/// for.
+/// The backend kCpu: attend's own kernels for the CPU, with all options of attention() and flex_attention(). can_run()
+/// has the exceptions.
 class Cpu final : public KernelBackend {
  public:
   Backend name() const override { return Backend::kCpu; }

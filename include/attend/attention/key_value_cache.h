@@ -64,9 +64,11 @@ class KeyValueCache {
   /// @param value (N, G, L, Dv), with the dtype and device of the cache.
   /// @param valid int64 (N) on the CPU: the number of new tokens of each entry, from 0 to L. They are the last rows.
   /// Default: L for all entries.
-  /// @throws c10::ValueError for another shape or device, a layer that does not exist, more tokens than fit, and for a
-  /// tensor that requires a gradient while gradients are recorded.
-  /// @throws c10::TypeError for another dtype. No token is added then.
+  /// @throws c10::ValueError for another shape or device, a layer that does not exist, more tokens than max_length,
+  /// max_append or num_pages allow, and for a tensor that requires a gradient while gradients are recorded.
+  /// @throws c10::TypeError for another dtype.
+  ///
+  /// If append() throws, no token is added.
   void append(std::int64_t layer, const at::Tensor& key, const at::Tensor& value, const at::Tensor& valid = {}) {
     store_.append(layer, key, value, valid);
   }
@@ -75,8 +77,8 @@ class KeyValueCache {
   ///
   /// @param layer The layer, from 0.
   /// @param query (N, H, L, D). Usually the queries of the tokens of the last append().
-  /// @param options As in attention(). key_lengths, block_table and offsets must not be set. Query and keys have
-  /// absolute positions: key j is the token at position j. An attn_mask has S = the largest of lengths().
+  /// @param options As in attention(). key_lengths, block_table, query_offsets and key_offsets must not be set. Query
+  /// and keys have absolute positions: key j is the token at position j. An attn_mask has S = the largest of lengths().
   /// @return (N, H, L, Dv). Zeros for an entry without keys.
   /// @throws c10::ValueError for a layer that does not exist, and for queries that need keys that were evicted.
   /// @throws c10::Error of the same kinds as attend::attention().
@@ -109,7 +111,8 @@ class KeyValueCache {
   /// The number of tokens of each batch entry.
   ///
   /// @param layer The layer, from 0. Layers differ only within a step. Default: 0.
-  /// @return int64 (N) on the CPU. Evicted tokens count.
+  /// @return int64 (N) on the CPU. Evicted tokens are included.
+  /// @throws c10::ValueError for a layer that does not exist.
   at::Tensor lengths(std::int64_t layer = 0) const { return store_.lengths(layer); }
 
   /// The positions of the next tokens, for rotary embeddings. Call it before append().
@@ -118,6 +121,9 @@ class KeyValueCache {
   /// @param layer The layer, from 0. Layers differ only within a step. Default: 0.
   /// @param valid As in append(). The positions of padding rows have no meaning, and are at least 0.
   /// @return int64 (N, L) on the device of the cache. Without padding: lengths()[n] + i.
+  /// @throws c10::ValueError for a negative length, a layer that does not exist, and for numbers in valid outside of 0
+  /// … L.
+  /// @throws c10::TypeError if valid is not int64.
   at::Tensor positions(std::int64_t length, std::int64_t layer = 0, const at::Tensor& valid = {}) const {
     return store_.positions(length, layer, valid);
   }

@@ -21,8 +21,8 @@ struct InverseSqrt {};
 /// Source: Vaswani et al., "Attention is all you need", 2017.
 inline constexpr InverseSqrt kInverseSqrt;
 
-/// The factor by which q·k is multiplied: a number, or kInverseSqrt. Both convert to a Scale, so `.scale(0.5)` and
-/// `.scale(attend::kInverseSqrt)` are right.
+/// The factor by which q·k is multiplied: a number, or kInverseSqrt. Each of the two converts to a Scale: write
+/// `.scale(0.5)` or `.scale(attend::kInverseSqrt)`.
 class Scale {
  public:
   /// A number as the scale.
@@ -96,7 +96,8 @@ struct AttentionOptions {
   /// Source: Beltagy et al., "Longformer", 2020. The two numbers mean what they mean in FlashAttention.
   TORCH_ARG(Window, window) = {};
 
-  /// A mask, (L, S), (H, L, S) or (N, H, L, S). Any size may be 1 and is then broadcast. Default: none.
+  /// A mask, (L, S), (H, L, S) or (N, H, L, S), on the device of query. Any size may be 1 and is then broadcast.
+  /// Default: none.
   ///
   /// - bool: true = attend.
   /// - float64, float32, bfloat16 or float16: added to the scaled scores. −∞ masks a key. The mask may require a
@@ -118,8 +119,8 @@ struct AttentionOptions {
   TORCH_ARG(double, softcap) = 0.0;
 
   /// Attention with linear biases: adds −slope · |p − j| for key j and the query's position p = i + S − L. The tensor
-  /// has one slope for each query head, (H) or (N, H), in float32 or the query's dtype. It may require a gradient.
-  /// Default: none.
+  /// has one slope for each query head, (H) or (N, H), in float32 or the query's dtype, on the device of query. It may
+  /// require a gradient. Default: none.
   ///
   /// Source: Press et al., "Train short, test long", 2022.
   TORCH_ARG(at::Tensor, alibi_slopes);
@@ -142,17 +143,18 @@ struct AttentionOptions {
   /// key_offsets[b + 1] − 1. Set both options or neither. is_causal, window and alibi_slopes count positions within a
   /// sequence.
   ///
-  /// - Both are 1-d int32 tensors with B + 1 elements for B sequences.
+  /// - Both are 1-d int32 tensors with B + 1 elements for B sequences, on the device of query.
   /// - query_offsets goes from 0 to L, key_offsets from 0 to S. Neither decreases.
-  /// - The values are checked on the CPU only. Reading them on a GPU would wait for it.
+  /// - The values are checked on the CPU only: to read them from a GPU, the program would have to wait for the GPU.
   ///
   /// Other libraries call such a tensor cu_seqlens.
   TORCH_ARG(at::Tensor, query_offsets);
   /// The offsets of the keys in a packed batch, int32 (B + 1); see query_offsets(). Default: none.
   TORCH_ARG(at::Tensor, key_offsets);
 
-  /// The number of keys of each batch entry, int32 (N): entry n attends to its keys 0 … key_lengths[n] − 1, and no
-  /// other key is read. Its query i is at key position i + key_lengths[n] − L. Default: none, S keys for every entry.
+  /// The number of keys of each batch entry, int32 (N) on the device of query: entry n attends to its keys 0 …
+  /// key_lengths[n] − 1, and no other key is read. Its query i is at key position i + key_lengths[n] − L. Default:
+  /// none, S keys for every entry.
   ///
   /// - Each number is from 0 to S. The values are checked on the CPU only.
   /// - An entry without keys gives zeros.
@@ -161,9 +163,9 @@ struct AttentionOptions {
   ///
   /// For queries of different lengths, pad them on the left.
   TORCH_ARG(at::Tensor, key_lengths);
-  /// Keys and values in pages, as a cache allocates them: int32 (N, P). key then is (num_pages, G, page_size, D), and
-  /// value is (num_pages, G, page_size, Dv). Key j of batch entry n is row j mod page_size of page block_table[n][j /
-  /// page_size]. Default: none.
+  /// Keys and values in pages, as a cache allocates them: int32 (N, P) on the device of query. query must be 4-d. key
+  /// then is (num_pages, G, page_size, D), and value is (num_pages, G, page_size, Dv). Key j of batch entry n is row j
+  /// mod page_size of page block_table[n][j / page_size]. Default: none.
   ///
   /// - S = P · page_size, and key_lengths must be set.
   /// - Only the pages that key_lengths needs are looked up: the first ⌈key_lengths[n] / page_size⌉ of row n. Their
@@ -171,7 +173,7 @@ struct AttentionOptions {
   /// - Entries may share pages.
   /// - On the CPU the kernels read the pages in place. Only the dense formula copies them, and only it has gradients.
   ///
-  /// KeyValueCache sets both options.
+  /// KeyValueCache sets block_table and key_lengths.
   ///
   /// Source: Kwon et al., "Efficient memory management for large language model serving with PagedAttention", 2023.
   TORCH_ARG(at::Tensor, block_table);

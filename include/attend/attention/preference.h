@@ -14,7 +14,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Whether ATen's kernels are faster for so few queries, with a gradient. The limits are those of
+/// Whether the call has so few queries that ATen's kernels are faster, if a gradient is needed. The limits are those of
 /// benchmarks/results/backends.md and backends_avx2.md.
 inline bool has_few_queries_with_gradient(const Problem& problem, bool has_avx512) {
   const std::int64_t queries = problem.query_length(), keys = problem.key_length();
@@ -24,7 +24,7 @@ inline bool has_few_queries_with_gradient(const Problem& problem, bool has_avx51
   return queries == 1 || (has_avx512 ? queries <= 4 && all_keys >= 1 << 14 : queries <= 8 && all_keys >= 1 << 11);
 }
 
-/// The same without a gradient.
+/// The same if no gradient is needed.
 inline bool has_few_queries_without_gradient(const Problem& problem, bool has_avx512) {
   const std::int64_t queries = problem.query_length(), keys = problem.key_length();
   const bool is_grouped = problem.num_kv_heads() != problem.num_heads();
@@ -44,7 +44,7 @@ inline bool has_few_queries_without_gradient(const Problem& problem, bool has_av
   }
 }
 
-/// Whether ATen's kernels are faster for so few queries.
+/// Whether the call has so few queries that ATen's kernels are faster.
 inline bool has_few_queries(const Problem& problem) {
   const bool has_avx512 = available_instruction_set() >= simd::InstructionSet::kAvx512;
   const bool with_gradient =

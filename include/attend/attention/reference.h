@@ -78,7 +78,7 @@ class Reference final : public AttentionBackend {
  private:
   static constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
 
-  /// Here keys of other sequences of a packed batch are masked, too, and those beyond key_lengths.
+  /// Whether a score may be masked. Unlike Problem::may_mask(), this includes packed batches and key_lengths.
   static bool may_mask(const Problem& problem) {
     return problem.may_mask() || problem.is_packed() || problem.key_lengths.defined();
   }
@@ -94,7 +94,8 @@ class Reference final : public AttentionBackend {
     const at::Tensor masked = masked_by(problem, at, sizes_of(scores), key_lengths);
     const at::Tensor& mask = problem.attn_mask;
     const bool is_added_mask = mask.defined() && mask.scalar_type() != at::kBool;
-    // No derivative below may see a masked NaN, and no NaN that comes back may pass: 0 · NaN is NaN.
+    // The derivatives below must not read a masked NaN, and the backward pass must not pass a NaN on to a masked score:
+    // 0 · NaN is NaN.
     const bool is_watched = is_looked_at(scores) && !is_finite(scores);
     if (masked.defined() && is_watched) scores = scores.masked_fill(masked, 0.0);
     if (is_added_mask) scores = scores.masked_fill(mask.eq(kNegativeInfinity), 0.0);
@@ -154,14 +155,14 @@ class Reference final : public AttentionBackend {
     return masked;
   }
 
-  /// A row of nothing but −∞ gives zeros, and zero gradients. In a row with NaN, −∞ gives 0 too.
+  /// If all scores of a row are −∞, its weights and gradients are zeros. In a row with NaN, −∞ gives 0 too.
   static at::Tensor softmax(const at::Tensor& scores) {
     const at::Tensor weights = at::_safe_softmax(scores, -1);
     return is_looked_at(weights) && !is_finite(weights) ? weights.masked_fill(scores.eq(kNegativeInfinity), 0.0)
                                                         : weights;
   }
 
-  /// A row of nothing but −∞ gives −∞, and zero gradients, where torch's gradient is NaN.
+  /// If all scores of a row are −∞, the result is −∞ and the gradients are zeros. torch's gradients are NaN.
   static at::Tensor log_sum_exp(const at::Tensor& scores) {
     const at::Tensor is_empty = scores.eq(kNegativeInfinity).all(-1, /*keepdim=*/true);  // (N, H, L, 1)
     return at::logsumexp(scores.masked_fill(is_empty, 0.0), -1).masked_fill(is_empty.squeeze(-1), kNegativeInfinity);

@@ -37,7 +37,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 class RelativeGridBias {
  public:
   /// @param table (Π (2Mᵈ − 1), H), floating-point, on the device of query.
-  /// @param window_size The sizes M of the window, 1 to 3 numbers, each at least 1.
+  /// @param window_size The sizes M of the window, 1 to 3 numbers, each at least 1. Their product is at most 2²¹.
   /// @throws c10::ValueError for sizes out of range.
   RelativeGridBias(at::Tensor table, const std::vector<std::int64_t>& window_size)
       : table_(std::move(table)), window_(window_of(window_size)) {

@@ -87,8 +87,8 @@ class Sdpa final : public KernelBackend {
                      ", because ATen counts the diagonal from the first key, not from the last.");
     if (problem.scale <= 0.0)  // the causal kernel for the CPU scales its -inf
       return refused(reason, "kSdpa needs a positive scale; this one is ", problem.scale, ".");
-    // ATen looks at the mask's requires_grad whether gradients are recorded or not; and on the CPU it is the kernel
-    // itself, not this question, that takes a mask together with is_causal.
+    // The mask is detached, because ATen reads its requires_grad even if no gradients are recorded. With is_causal, no
+    // mask is passed: ATen's choice refuses both together, but the kernel for the CPU accepts them.
     const bool is_causal = aten_is_causal(problem);
     const at::Tensor mask = is_causal ? at::Tensor() : stand_in(detached(problem.attn_mask), kIsMask);
     const auto choice = static_cast<at::SDPBackend>(
@@ -147,7 +147,7 @@ class Sdpa final : public KernelBackend {
     auto [output, log_sum_exp] =
         at::_scaled_dot_product_flash_attention_for_cpu(problem.query, problem.key, problem.value, /*dropout_p=*/0.0,
                                                         aten_is_causal(problem), additive_mask(problem), problem.scale);
-    // ATen gives 0 as the log-sum-exp of a row of NaN, and of one without a key, which only a mask can make.
+    // ATen's log-sum-exp is 0 for a row of NaN. It is also 0 for a row without a key, which only a mask can cause.
     const bool may_hide_nan = holds_zero(log_sum_exp) && (!problem.attn_mask.defined() || !is_finite(problem.key));
     if (is_finite(problem.query) && !may_hide_nan && (!problem.may_mask() || is_finite(output)))
       return {{output, log_sum_exp}, {}};
@@ -157,7 +157,8 @@ class Sdpa final : public KernelBackend {
     return {{result.output.to(output.scalar_type()), result.log_sum_exp}, {}};
   }
 
-  /// In float32 at least: ATen's kernel would round P, dS and, for grouped heads, every partial sum to half precision.
+  /// Computes half-precision calls in float32: ATen's kernel would round P, dS and, for grouped heads, every partial
+  /// sum to half precision.
   AttentionTensors backward(const Problem& given, const KernelResult& result,
                             const AttentionResult& gradients) const override {
     const at::ScalarType wide = is_half(given) ? at::kFloat : given.query.scalar_type();
@@ -176,8 +177,9 @@ class Sdpa final : public KernelBackend {
     AttentionTensors results;
     if (gradients.output.defined()) results = run(readable(gradients.output.to(wide)));
     if (gradients.log_sum_exp.defined()) {
-      // Its derivative by a score is the weight. So it gives the query scale · g times the average of the keys, and
-      // the key what a value would get from the gradient scale · g · query.
+      // The derivative of the log-sum-exp by a score is the weight. So the gradient of query is scale · g times the
+      // weighted average of the keys. The gradient of key is the gradient that a value would get from scale · g ·
+      // query.
       const at::Tensor gradient = (problem.scale * gradients.log_sum_exp).unsqueeze(3);  // (N, H, L, 1)
       Problem averaged = problem;
       averaged.value = problem.key;
@@ -197,7 +199,7 @@ class Sdpa final : public KernelBackend {
   }
 
  private:
-  /// The kernel takes a mask of float32 or of the query's dtype. The copy is of the mask's own size, before it is
+  /// The mask in float32 or the query's dtype, as the kernel needs it. A copy has the mask's own size, before it is
   /// broadcast.
   static std::optional<at::Tensor> additive_mask(const Problem& problem) {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -215,8 +217,8 @@ class Sdpa final : public KernelBackend {
     return optional(mask);
   }
 
-  /// ATen's causal diagonal begins at the first key. For fewer queries than keys an (L, S) mask says what is_causal
-  /// means. With few queries this mask is small.
+  /// Whether is_causal is passed to ATen as an (L, S) mask. ATen's causal diagonal begins at the first key, so
+  /// is_causal has another meaning there for fewer queries than keys. With few queries this mask is small.
   static bool masks_causally(const Problem& problem) {
     return problem.is_causal() && problem.query.is_cpu() && problem.query_length() < problem.key_length() &&
            problem.query_length() <= kMostMaskedQueries;
@@ -236,9 +238,9 @@ class Sdpa final : public KernelBackend {
 
   static at::Tensor detached(const at::Tensor& tensor) { return tensor.defined() ? tensor.detach() : tensor; }
 
-  // Any other stride along the last dimension sends ATen to its dense path; and rows that overlap (windows of one
-  // signal, or one row expanded) are misread by its matrix products, though not by the addition of a mask. Where rows
-  // of several heads or batch entries of a query overlap, ATen lays the output out as it does not write it.
+  // With another stride along the last dimension, ATen takes its dense path. Its matrix products misread rows that
+  // overlap (windows of one signal, or one row expanded); the addition of a mask does not. If rows of several heads or
+  // batch entries of a query overlap, ATen writes the output in another layout than it allocates.
   static constexpr bool kIsMask = true;
 
   static bool is_readable(const at::Tensor& tensor, bool is_mask = false) {
@@ -250,7 +252,8 @@ class Sdpa final : public KernelBackend {
     return is_readable(tensor, is_mask) ? tensor : tensor.clone(at::MemoryFormat::Contiguous);
   }
 
-  /// What readable() gives, without its contents: to ask ATen with.
+  /// A tensor with the sizes, strides and options of readable(), without data: for the question which kernel ATen
+  /// chooses.
   static at::Tensor stand_in(const at::Tensor& tensor, bool is_mask = false) {
     if (is_readable(tensor, is_mask)) return tensor;
     return without_data(tensor.sizes(), tensor.options(), tensor.requires_grad());

@@ -26,7 +26,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The tensor in the form that a Binder takes: contiguous on the CPU, in `dtype` if it is floating-point, otherwise in
+/// The tensor in the form that a Binder needs: contiguous on the CPU, in `dtype` if it is floating-point, otherwise in
 /// int32. Throws c10::ValueError for integers that do not fit into int32. An expanded tensor stays expanded unless its
 /// gradient is recorded.
 inline at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType dtype) {
