@@ -54,8 +54,8 @@ struct ConvStackOptions {
   /// Whether the activation follows the last convolution as well. Default: false.
   TORCH_ARG(bool, activation_after_last) = false;
   /// Which implementation computes the layer. kReference means torch's convolutions, kCpu means attend's kernels. kAuto
-  /// follows the active BackendGuard. Without a guard, or under a kSdpa guard, the faster implementation is used. kSdpa
-  /// is refused. Default: kAuto.
+  /// follows the active BackendGuard. Without a guard, or under a kSdpa guard, the faster implementation is used. The
+  /// constructor throws c10::ValueError for other values. Default: kAuto.
   TORCH_ARG(Backend, backend) = Backend::kAuto;
 };
 
@@ -65,7 +65,7 @@ struct ConvStackOptions {
 /// bias and pads with zeros to keep the length. An even kernel_size pads one position more on the right. An output
 /// position depends on depth · (kernel_size − 1) + 1 positions of the input.
 ///
-/// Include `<attend/layers/conv_stack.h>`. `<attend/attend.h>` does not include it, so that only files which use the
+/// Include `<attend/layers/conv_stack.h>`. `<attend/attend.h>` does not include it, so that only files that use the
 /// layer compile its kernels.
 ///
 /// Parameters: `0.weight`, `0.bias`, `2.weight`, `2.bias`, …. These are the names in a `torch.nn.Sequential` of
@@ -83,8 +83,7 @@ struct ConvStackOptions {
 ///
 /// @throws c10::ValueError if x is not 3-d, or its channels or device are not those of the weights.
 /// @throws c10::TypeError if the dtype of x is not that of the weights.
-/// @throws c10::NotImplementedError if kCpu was asked for by name and cannot compute the call. The message has the
-/// reason.
+/// @throws c10::NotImplementedError if kCpu is requested and cannot compute the call. The message has the reason.
 ///
 /// @code
 /// attend::ConvStack convolutions(attend::ConvStackOptions(1, 64, 1).depth(5));
@@ -93,6 +92,11 @@ struct ConvStackOptions {
 class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
  public:
   /// The layer with default values of all other options.
+  ///
+  /// @param in_channels As the option in_channels.
+  /// @param hidden_channels As the option hidden_channels.
+  /// @param out_channels As the option out_channels.
+  /// @throws c10::ValueError for options out of range.
   ConvStackImpl(std::int64_t in_channels, std::int64_t hidden_channels, std::int64_t out_channels)
       : ConvStackImpl(ConvStackOptions(in_channels, hidden_channels, out_channels)) {}
 

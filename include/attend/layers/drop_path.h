@@ -70,7 +70,7 @@ class DropPathImpl : public torch::nn::Cloneable<DropPathImpl> {
   /// Loads nothing, because the layer has no parameters.
   ///
   /// @param archive The archive, as torch::load opens it.
-  /// @throws c10::ValueError if the archive has parameters: another layer saved it.
+  /// @throws c10::ValueError if the archive has parameters, because then another layer has saved it.
   void load(torch::serialize::InputArchive& archive) override {
     detail::check_archive(kName, *this, archive);
     torch::nn::Module::load(archive);

@@ -54,8 +54,8 @@ struct FeedForwardOptions {
   TORCH_ARG(std::int64_t, embed_dim);
   /// Width F of the hidden layer, at least 1. No default.
   TORCH_ARG(std::int64_t, hidden_dim);
-  /// The activation: torch::kReLU, torch::kGELU, attend::kGELUTanh, attend::kSiLU, attend::kReLUSquared, or a function.
-  /// Default: torch::kReLU, as in torch.
+  /// The activation: torch::kReLU, torch::kGELU, attend::kGELUTanh, attend::kSiLU, attend::kReLUSquared, torch::kTanh,
+  /// or a function; see Activation. Default: torch::kReLU, as in torch.
   TORCH_ARG(Activation, activation) = torch::kReLU;
   /// Whether a second projection of x multiplies the hidden layer: SwiGLU with kSiLU, GEGLU with torch::kGELU. Default:
   /// false.
@@ -100,6 +100,10 @@ struct FeedForwardOptions {
 class FeedForwardImpl : public torch::nn::Cloneable<FeedForwardImpl> {
  public:
   /// The layer with default values of all other options.
+  ///
+  /// @param embed_dim As the option embed_dim.
+  /// @param hidden_dim As the option hidden_dim.
+  /// @throws c10::ValueError for options out of range.
   FeedForwardImpl(std::int64_t embed_dim, std::int64_t hidden_dim)
       : FeedForwardImpl(FeedForwardOptions(embed_dim, hidden_dim)) {}
 
@@ -198,7 +202,7 @@ class FeedForwardImpl : public torch::nn::Cloneable<FeedForwardImpl> {
  private:
   static constexpr const char* kName = "attend::FeedForward";
 
-  /// Whether one projection computes the gate and what it multiplies.
+  /// Whether one projection computes the gate and the numbers that it multiplies.
   bool has_joint_gate() const { return options.gated() && options.names() == FeedForwardNames::kTorch; }
 
   std::vector<torch::Tensor> project(const torch::Tensor& x, const std::vector<torch::nn::Linear>& layers) const {

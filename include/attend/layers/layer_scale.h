@@ -57,6 +57,9 @@ struct LayerScaleOptions {
 class LayerScaleImpl : public torch::nn::Cloneable<LayerScaleImpl> {
  public:
   /// The layer with default values of all other options.
+  ///
+  /// @param dim As the option dim.
+  /// @throws c10::ValueError for options out of range.
   explicit LayerScaleImpl(std::int64_t dim) : LayerScaleImpl(LayerScaleOptions(dim)) {}
 
   /// The layer with these options.

@@ -93,8 +93,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// @throws c10::ValueError if options or sizes do not fit.
 /// @throws c10::TypeError if dtypes do not fit.
-/// @throws c10::NotImplementedError if a backend asked for by name cannot compute the attention. The message has the
-/// reason.
+/// @throws c10::NotImplementedError if the requested backend cannot compute the attention. The message has the reason.
 ///
 /// Source: Vaswani et al., "Attention is all you need", 2017.
 ///
@@ -106,6 +105,10 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImpl> {
  public:
   /// The layer with default values of all other options.
+  ///
+  /// @param embed_dim As the option embed_dim.
+  /// @param num_heads As the option num_heads.
+  /// @throws c10::ValueError for options out of range.
   MultiheadAttentionImpl(std::int64_t embed_dim, std::int64_t num_heads)
       : MultiheadAttentionImpl(MultiheadAttentionOptions(embed_dim, num_heads)) {}
 
@@ -217,8 +220,8 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   /// undefined tensor without need_weights.
   /// @throws c10::ValueError if the sizes or devices of the tensors do not fit the options or one another.
   /// @throws c10::TypeError if their dtypes do not fit.
-  /// @throws c10::NotImplementedError if a backend asked for by name cannot compute the attention, and with
-  /// need_weights if the option attention_function is set.
+  /// @throws c10::NotImplementedError if the requested backend cannot compute the attention, and with need_weights if
+  /// the option attention_function is set.
   ///
   /// Differs from Python's module, where is_causal is a hint that attn_mask is the causal mask. Here is_causal needs no
   /// attn_mask, and a given attn_mask applies as well. A call that is correct in Python gives the same results here.

@@ -51,27 +51,29 @@ struct MultiheadAttentionOptions {
 
   /// Width E of the query and of the output, at least 1. No default.
   TORCH_ARG(std::int64_t, embed_dim);
-  /// The number of query heads. It must divide embed_dim, unless head_dim is given. No default.
+  /// The number of query heads H, at least 1. It must divide embed_dim, unless head_dim is given. No default.
   TORCH_ARG(std::int64_t, num_heads);
   /// The probability with which a weight is set to 0 in training mode, from 0 to 1. Default: 0.
   TORCH_ARG(double, dropout) = 0.0;
   /// Whether the projections have a bias. Default: true.
   TORCH_ARG(bool, bias) = true;
-  /// Whether to append one learned key and value, which every query may attend to. Default: false.
+  /// Whether to append one learned key and value, which every query may attend to. The added key has no position: it
+  /// cannot be combined with rotary, alibi, position_bias, a cache or a packed batch. Default: false.
   TORCH_ARG(bool, add_bias_kv) = false;
-  /// Whether to append one key and value of zeros, which every query may attend to. Default: false.
+  /// Whether to append one key and value of zeros, which every query may attend to. The restrictions are those of
+  /// add_bias_kv. Default: false.
   TORCH_ARG(bool, add_zero_attn) = false;
-  /// Width of the keys. Default: embed_dim.
+  /// Width of the keys, at least 1. Default: embed_dim.
   TORCH_ARG(std::int64_t, kdim);
-  /// Width of the values. Default: embed_dim.
+  /// Width of the values, at least 1. Default: embed_dim.
   TORCH_ARG(std::int64_t, vdim);
 
   /// Whether query, key, value and output are (N, L, E). Otherwise they are (L, N, E). Default: false, as in torch.
   TORCH_ARG(bool, batch_first) = false;
-  /// The number of key and value heads G. It must divide num_heads. num_heads / num_kv_heads query heads share one of
-  /// them. Default: num_heads.
+  /// The number of key and value heads G, at least 1. It must divide num_heads. num_heads / num_kv_heads query heads
+  /// share one of them. Default: num_heads.
   TORCH_ARG(std::optional<std::int64_t>, num_kv_heads);
-  /// Width of one head of queries, keys and values. Default: embed_dim / num_heads.
+  /// Width of one head of queries, keys and values, at least 1. Default: embed_dim / num_heads.
   TORCH_ARG(std::optional<std::int64_t>, head_dim);
   /// Whether a query attends only to the keys up to its own position. The last query is at the last key. Default:
   /// false.
@@ -105,14 +107,14 @@ struct MultiheadAttentionOptions {
   /// Keeps scores within ±softcap; see AttentionOptions::softcap(). Default: 0, no softcap.
   TORCH_ARG(double, softcap) = 0.0;
   /// Whether to add linear biases to the scores; see AttentionOptions::alibi_slopes(). The slopes are those of the
-  /// paper, alibi_slopes(). They are no parameters and are not saved. Default: false.
+  /// paper, alibi_slopes(). The slopes are not parameters and are not saved. Default: false.
   TORCH_ARG(bool, alibi) = false;
-  /// A learned bias that is added to the scores. The layer registers a copy of it as the submodule `position_bias`.
-  /// Default: none.
+  /// A learned bias that is added to the scores. The layer registers a copy of it as the submodule `position_bias`. It
+  /// cannot be combined with attention_function. Default: none.
   TORCH_ARG(std::shared_ptr<PositionBias>, position_bias);
-  /// Computes the attention of the projected heads in place of attention(): for example a call of flex_attention()
-  /// with your own score_mod. It should pass on the options that it gets: they hold masks, scale, dropout and backend.
-  /// Default: attention().
+  /// Computes the attention of the projected heads in place of attention(): for example a call of flex_attention() with
+  /// your own score_mod. The function should pass on the options that it gets: they hold masks, scale, dropout and
+  /// backend. Default: attention().
   TORCH_ARG(AttentionFunction, attention_function);
 };
 

@@ -64,6 +64,10 @@ struct RelativePositionBiasOptions {
 class RelativePositionBiasImpl : public torch::nn::Cloneable<RelativePositionBiasImpl>, public PositionBias {
  public:
   /// The bias for a number of heads and a window.
+  ///
+  /// @param num_heads As the option num_heads.
+  /// @param window_size As the option window_size.
+  /// @throws c10::ValueError for options out of range.
   RelativePositionBiasImpl(std::int64_t num_heads, std::vector<std::int64_t> window_size)
       : RelativePositionBiasImpl(RelativePositionBiasOptions(num_heads, std::move(window_size))) {}
 

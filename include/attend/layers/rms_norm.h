@@ -33,14 +33,15 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 struct RMSNormOptions {
   /// Sets the option that has no default, for one dimension.
   ///
-  /// @param size The size of the last dimension.
+  /// @param size The size of the last dimension of x, at least 1.
   RMSNormOptions(std::int64_t size) : normalized_shape_({size}) {}
   /// Sets the option that has no default.
   ///
   /// @param normalized_shape As the option normalized_shape.
   RMSNormOptions(std::vector<std::int64_t> normalized_shape) : normalized_shape_(std::move(normalized_shape)) {}
 
-  /// The sizes of the last dimensions of x, over which the mean is taken. No default.
+  /// The sizes of the last dimensions of x, over which the mean is taken. At least one size, each at least 1. No
+  /// default.
   TORCH_ARG(std::vector<std::int64_t>, normalized_shape);
   /// The number that is added to the mean of the squares, at least 0. Default: the machine epsilon of the dtype of the
   /// computation, which is 2⁻⁵² for float64, otherwise 2⁻²³.
@@ -78,7 +79,10 @@ struct RMSNormOptions {
 /// @endcode
 class RMSNormImpl : public torch::nn::Cloneable<RMSNormImpl> {
  public:
-  /// The layer for a last dimension of this size, with default values of all other options.
+  /// The layer for one dimension, with default values of all other options.
+  ///
+  /// @param size The size of the last dimension of x, at least 1.
+  /// @throws c10::ValueError for a size below 1.
   explicit RMSNormImpl(std::int64_t size) : RMSNormImpl(RMSNormOptions(size)) {}
 
   /// The layer with these options.

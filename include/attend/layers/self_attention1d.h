@@ -72,8 +72,7 @@ struct SelfAttention1dOptions {
 ///
 /// @throws c10::ValueError if x is not 3-d, or its channels or device are not those of the weights.
 /// @throws c10::TypeError if the dtype of x is not that of the weights.
-/// @throws c10::NotImplementedError if a backend asked for by name cannot compute the attention. The message has the
-/// reason.
+/// @throws c10::NotImplementedError if the requested backend cannot compute the attention. The message has the reason.
 ///
 /// Source: F. Fleuret, Deep Learning course, handout 13.2.
 ///
@@ -84,6 +83,11 @@ struct SelfAttention1dOptions {
 class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
  public:
   /// The layer with default values of all other options.
+  ///
+  /// @param in_channels As the option in_channels.
+  /// @param out_channels As the option out_channels.
+  /// @param key_channels As the option key_channels.
+  /// @throws c10::ValueError for options out of range.
   SelfAttention1dImpl(std::int64_t in_channels, std::int64_t out_channels, std::int64_t key_channels)
       : SelfAttention1dImpl(SelfAttention1dOptions(in_channels, out_channels, key_channels)) {}
 
@@ -175,7 +179,7 @@ class SelfAttention1dImpl : public torch::nn::Cloneable<SelfAttention1dImpl> {
     detail::check_signal("attend::SelfAttention1d", x, options.in_channels(), query->weight);
   }
 
-  /// Of rows (N, L, in_channels).
+  /// The attention of rows (N, L, in_channels).
   detail::SignalSelfAttention rows_attention() const {
     return {query->weight.squeeze(2), key->weight.squeeze(2), value->weight.squeeze(2), options.num_heads(),
             AttentionOptions().scale(options.scale()).backend(options.backend())};

@@ -81,8 +81,7 @@ struct SelfAttention2dOptions {
 ///
 /// @throws c10::ValueError if x is not 4-d, or its channels or device are not those of the weights.
 /// @throws c10::TypeError if the dtype of x is not that of the weights.
-/// @throws c10::NotImplementedError if a backend asked for by name cannot compute the attention. The message has the
-/// reason.
+/// @throws c10::NotImplementedError if the requested backend cannot compute the attention. The message has the reason.
 ///
 /// Source: Wang et al., "Non-local neural networks", 2018; one axis: Ho et al., "Axial attention in multidimensional
 /// transformers", 2019.
@@ -96,6 +95,11 @@ struct SelfAttention2dOptions {
 class SelfAttention2dImpl : public torch::nn::Cloneable<SelfAttention2dImpl> {
  public:
   /// The layer with default values of all other options.
+  ///
+  /// @param in_channels As the option in_channels.
+  /// @param out_channels As the option out_channels.
+  /// @param key_channels As the option key_channels.
+  /// @throws c10::ValueError for options out of range.
   SelfAttention2dImpl(std::int64_t in_channels, std::int64_t out_channels, std::int64_t key_channels)
       : SelfAttention2dImpl(SelfAttention2dOptions(in_channels, out_channels, key_channels)) {}
 

@@ -36,7 +36,7 @@ struct T5PositionBiasOptions {
 
   /// The number of query heads H, at least 1. No default.
   TORCH_ARG(std::int64_t, num_heads);
-  /// The number of buckets: at least 2, or with bidirectional an even number from 4. Default: 32.
+  /// The number of buckets: at least 2. With bidirectional: even, and at least 4. Default: 32.
   TORCH_ARG(std::int64_t, num_buckets) = 32;
   /// The distance from which on all keys share the last bucket. It must exceed the number of distances that have a
   /// bucket of their own: num_buckets / 4, or num_buckets / 2 without bidirectional. At most 2²⁰. Default: 128.
@@ -52,7 +52,7 @@ struct T5PositionBiasOptions {
 /// exponentially up to max_distance, and the last one has all larger distances.
 ///
 /// @param relative_position Key position − query position, int64 of any shape.
-/// @param options The options num_buckets, max_distance and bidirectional.
+/// @param options The options num_buckets, max_distance and bidirectional. They are not checked here.
 /// @return The bucket, int64 of the same shape.
 ///
 /// The numbers are those of Hugging Face's T5Attention._relative_position_bucket, whose logarithms are float32.
@@ -97,6 +97,9 @@ inline torch::Tensor t5_buckets(const torch::Tensor& relative_position, const T5
 class T5PositionBiasImpl : public torch::nn::Cloneable<T5PositionBiasImpl>, public PositionBias {
  public:
   /// The bias with default values of all other options.
+  ///
+  /// @param num_heads As the option num_heads.
+  /// @throws c10::ValueError for options out of range.
   explicit T5PositionBiasImpl(std::int64_t num_heads) : T5PositionBiasImpl(T5PositionBiasOptions(num_heads)) {}
 
   /// The bias with these options.

@@ -224,7 +224,8 @@ class TransformerImpl : public torch::nn::Cloneable<TransformerImpl> {
   }
 
   /// The causal mask (sz, sz) that is added to scores: 0 for a key up to the query's position, −∞ after it. float32, on
-  /// the CPU. The option is_causal of a call has the same effect, and needs no (sz, sz) tensor.
+  /// the CPU. The arguments src_is_causal and tgt_is_causal of forward() have the same effect, and need no (sz, sz)
+  /// tensor.
   ///
   /// @param sz The length, at least 0.
   /// @return The mask.

@@ -188,7 +188,7 @@ class TransformerBlockImpl : public torch::nn::Cloneable<TransformerBlockImpl> {
     }
   };
 
-  /// What a branch has besides its main module.
+  /// The other modules of a branch, besides its main module.
   struct Branch {
     Norm norm, post_norm;
     LayerScale scale{nullptr};
@@ -200,7 +200,7 @@ class TransformerBlockImpl : public torch::nn::Cloneable<TransformerBlockImpl> {
       if (!scale.is_empty()) scale->reset_parameters();
     }
 
-    /// The output of the main module to that of the branch.
+    /// Turns the output of the main module into the output of the branch.
     torch::Tensor finish(const TransformerBlockImpl& block, torch::Tensor y) {
       y = post_norm(y);
       if (block.options.dropout() > 0.0 && block.is_training()) y = at::dropout(y, block.options.dropout(), true);

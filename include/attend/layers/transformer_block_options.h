@@ -97,8 +97,8 @@ struct TransformerBlockOptions {
   TORCH_ARG(double, residual_scale) = 1.0;
   /// The initial value of a LayerScale after each branch. Default: no LayerScale.
   TORCH_ARG(std::optional<double>, layer_scale);
-  /// The probability with which a branch is left out for a batch entry in training mode; see DropPath. A packed batch
-  /// is one batch entry. Default: 0.
+  /// The probability with which a branch is left out for a batch entry in training mode, from 0 to 1; see DropPath. A
+  /// packed batch is one batch entry. Default: 0.
   TORCH_ARG(double, drop_path) = 0.0;
   /// The factor α of x in each sum of x and a branch, finite; see deep_norm(). Default: 1.
   TORCH_ARG(double, deep_norm_alpha) = 1.0;

@@ -78,6 +78,10 @@ struct TransformerDecoderOptions {
 class TransformerDecoderImpl : public torch::nn::Cloneable<TransformerDecoderImpl> {
  public:
   /// The decoder with clones of a layer, without a norm.
+  ///
+  /// @param decoder_layer As the option decoder_layer.
+  /// @param num_layers As the option num_layers.
+  /// @throws c10::ValueError for options out of range.
   TransformerDecoderImpl(TransformerDecoderLayer decoder_layer, std::int64_t num_layers)
       : TransformerDecoderImpl(TransformerDecoderOptions(std::move(decoder_layer), num_layers)) {}
 
@@ -100,7 +104,7 @@ class TransformerDecoderImpl : public torch::nn::Cloneable<TransformerDecoderImp
     register_module("norm", norm.ptr());
   }
 
-  /// Draws new initial weights in each layer, and replaces the norm by a clone of that in the options, as torch does.
+  /// Draws new initial weights in each layer, and replaces the norm by a clone of the option norm, as torch does.
   void reset_parameters() {
     for (std::size_t i = 0; i < layers->size(); ++i) layer(i).reset_parameters();
     if (!norm.is_empty()) unregister_module("norm");

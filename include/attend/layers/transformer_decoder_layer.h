@@ -24,11 +24,11 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Self-attention, attention to a memory, and a feed-forward network, each with a residual connection and a layer norm.
 ///
-/// With x the target, S = self_attn, M = multihead_attn and F(x) = linear2(dropout(activation(linear1(x)))):
-/// - by default: y = norm1(x + dropout1(S(x))), z = norm2(y + dropout2(M(y, memory))), output = norm3(z +
-///   dropout3(F(z)));
-/// - with norm_first: y = x + dropout1(S(norm1(x))), z = y + dropout2(M(norm2(y), memory)), output = z +
-///   dropout3(F(norm3(z))).
+/// With x the target and feed_forward(x) = linear2(dropout(activation(linear1(x)))):
+/// - by default: y = norm1(x + dropout1(self_attn(x))), z = norm2(y + dropout2(multihead_attn(y, memory))), output =
+///   norm3(z + dropout3(feed_forward(z)));
+/// - with norm_first: y = x + dropout1(self_attn(norm1(x))), z = y + dropout2(multihead_attn(norm2(y), memory)),
+///   output = z + dropout3(feed_forward(norm3(z))).
 ///
 /// Replaces torch::nn::TransformerDecoderLayer. Options, forward(), results, public members, names and shapes of
 /// parameters are the same. After the same torch::manual_seed the initial weights are the same. With the same options,
@@ -65,6 +65,10 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 class TransformerDecoderLayerImpl : public torch::nn::Cloneable<TransformerDecoderLayerImpl> {
  public:
   /// The layer with default values of all other options.
+  ///
+  /// @param d_model As the option d_model.
+  /// @param nhead As the option nhead.
+  /// @throws c10::ValueError for options out of range.
   TransformerDecoderLayerImpl(std::int64_t d_model, std::int64_t nhead)
       : TransformerDecoderLayerImpl(TransformerDecoderLayerOptions(d_model, nhead)) {}
 

@@ -100,6 +100,10 @@ struct TransformerEncoderOptions {
 class TransformerEncoderImpl : public torch::nn::Cloneable<TransformerEncoderImpl> {
  public:
   /// The encoder with clones of a layer, without a norm.
+  ///
+  /// @param encoder_layer As the option encoder_layer.
+  /// @param num_layers As the option num_layers.
+  /// @throws c10::ValueError for options out of range.
   TransformerEncoderImpl(TransformerEncoderLayer encoder_layer, std::int64_t num_layers)
       : TransformerEncoderImpl(TransformerEncoderOptions(std::move(encoder_layer), num_layers)) {}
 
@@ -122,7 +126,7 @@ class TransformerEncoderImpl : public torch::nn::Cloneable<TransformerEncoderImp
     register_module("norm", norm.ptr());
   }
 
-  /// Draws new initial weights in each layer, and replaces the norm by a clone of that in the options, as torch does.
+  /// Draws new initial weights in each layer, and replaces the norm by a clone of the option norm, as torch does.
   void reset_parameters() {
     for (std::size_t i = 0; i < layers->size(); ++i) layer(i).reset_parameters();
     if (!norm.is_empty()) unregister_module("norm");

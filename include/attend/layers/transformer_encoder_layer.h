@@ -26,9 +26,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
 /// Self-attention and a feed-forward network, each with a residual connection and a layer norm.
 ///
-/// With x the input, A = self_attn and F(x) = linear2(dropout(activation(linear1(x)))):
-/// - by default: y = norm1(x + dropout1(A(x))), output = norm2(y + dropout2(F(y)));
-/// - with norm_first: y = x + dropout1(A(norm1(x))), output = y + dropout2(F(norm2(y))).
+/// With x the input and feed_forward(x) = linear2(dropout(activation(linear1(x)))):
+/// - by default: y = norm1(x + dropout1(self_attn(x))), output = norm2(y + dropout2(feed_forward(y)));
+/// - with norm_first: y = x + dropout1(self_attn(norm1(x))), output = y + dropout2(feed_forward(norm2(y))).
 ///
 /// Replaces torch::nn::TransformerEncoderLayer. Options, forward(), results, public members, names and shapes of
 /// parameters are the same. After the same torch::manual_seed the initial weights are the same. With the same options,
@@ -76,6 +76,10 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 class TransformerEncoderLayerImpl : public torch::nn::Cloneable<TransformerEncoderLayerImpl> {
  public:
   /// The layer with default values of all other options.
+  ///
+  /// @param d_model As the option d_model.
+  /// @param nhead As the option nhead.
+  /// @throws c10::ValueError for options out of range.
   TransformerEncoderLayerImpl(std::int64_t d_model, std::int64_t nhead)
       : TransformerEncoderLayerImpl(TransformerEncoderLayerOptions(d_model, nhead)) {}
 
