@@ -27,8 +27,10 @@ struct DrawnShape {
   /// Its width in positions: the shape covers the positions t with |t − centre| < width / 2. A triangle of
   /// ShapeGenerator::kHandout covers those with |t − centre| < (width + 1) / 2.
   double width = 0;
-  double height = 0;         ///< its largest value in the input
-  double target_height = 0;  ///< its largest value in the target: the mean height of its group
+  double height = 0;  ///< its largest value in the input
+  /// The mean height of its group. It is the largest value of the shape in the target. Exception:
+  /// ShapeGenerator::kNotebook rounds the values of triangles down to integers, so there it is this mean rounded down.
+  double target_height = 0;
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

@@ -106,6 +106,8 @@ struct ShapeDatasetOptions {
 /// 2. `offset` moves to 10 positions after the end of the shape.
 /// 3. The first shape that does not fit ends the signal.
 ///
+/// The values of a triangle are rounded down to integers, in the input and in the target.
+///
 /// ShapeGenerator::kHandout draws two triangles and two rectangles. Centres are real numbers between 5.5 and size −
 /// 5.5, widths are between 5 and 11, heights between 1 and max_height. All four are drawn again until both are true:
 /// - There is at least one position between any two of them.

@@ -101,7 +101,7 @@ class StandardizeImpl : public torch::nn::Cloneable<StandardizeImpl> {
     torch::nn::Module::load(archive);
   }
 
-  /// Writes the name and the options, as `std::cout << layer` shows them.
+  /// Writes the name and the values of the buffers, as `std::cout << layer` shows them.
   void pretty_print(std::ostream& stream) const override {
     stream << "attend::Standardize(mean=" << mean.item<double>() << ", deviation=" << deviation.item<double>() << ")";
   }

@@ -78,6 +78,7 @@ class CheckpointFolder {
   /// @param keep_last The number of checkpoints to keep, this one included; at least 1.
   /// @return The path of the file.
   /// @throws FileError if the operating system reports an error. The earlier checkpoints are intact then.
+  /// @throws c10::ValueError if keep_last is below 1, and as save_checkpoint().
   std::string save(const CheckpointData& data, const Position& position, std::int64_t keep_last) {
     TORCH_CHECK_VALUE(keep_last >= 1, "attend::CheckpointFolder: keep_last (", keep_last, ") must be at least 1");
     make_folder();
@@ -102,6 +103,7 @@ class CheckpointFolder {
   ///
   /// @param data The contents.
   /// @throws FileError if the operating system reports an error. The earlier file is intact then.
+  /// @throws c10::ValueError as save_checkpoint().
   void save_best(const CheckpointData& data) {
     make_folder();
     save_checkpoint(data, best_path());

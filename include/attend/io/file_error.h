@@ -24,6 +24,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// @endcode
 class FileError : public std::runtime_error {
  public:
+  /// An exception whose message is made of these parts.
+  ///
   /// @param function The function or class that the user called, with `attend::`.
   /// @param path The file.
   /// @param problem The rest of the message: what was expected, and what was found.

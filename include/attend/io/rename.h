@@ -30,7 +30,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// match the beginning and the end of the name. A replacement may contain `$1`, the text that the first group matched.
 ///
 /// If a rule matches no tensor, renamed() throws. Otherwise a typing error in the pattern of transpose() could go
-/// unnoticed, because a square matrix has the same sizes without it.
+/// unnoticed, because the transpose of a square matrix has the same sizes.
 ///
 /// @code
 /// std::vector<attend::Rename> rules = {
@@ -73,8 +73,10 @@ class Rename {
   ///
   /// @param pattern Matches the names of packed tensors.
   /// @param replacements The text that replaces the match in the name, one for each part.
-  /// @param sizes The size of each part. Default: equal sizes.
+  /// @param sizes The size of each part, at least 0. Default: equal sizes.
   /// @return The rule.
+  /// @throws c10::ValueError for an invalid pattern, no replacements, a negative size, or another number of sizes than
+  /// of replacements.
   ///
   /// @code
   /// attend::Rename::split("in_proj_(weight|bias)$", {"q_proj.$1", "k_proj.$1", "v_proj.$1"})
@@ -261,7 +263,8 @@ class Rename {
 /// @param dict The state dict, which does not change. Tensors of the result share its memory, except joined tensors.
 /// @param rules The rules.
 /// @return The state dict with new names, in the order of `dict`.
-/// @throws c10::ValueError if a rule matches nothing, does not fit a tensor, or gives two tensors the same name.
+/// @throws c10::ValueError if a rule matches nothing, does not fit a tensor, or gives two tensors the same name, and if
+/// a name to which a pattern is applied is longer than 1000 bytes.
 inline StateDict renamed(const StateDict& dict, const std::vector<Rename>& rules) {
   StateDict result = dict;
   for (const Rename& rule : rules) result = rule.apply_(result, rule.text_);

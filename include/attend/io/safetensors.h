@@ -74,6 +74,8 @@ class SafetensorsFile {
 
   /// The sizes of a tensor.
   ///
+  /// @param name One of names().
+  /// @return The sizes.
   /// @throws FileError if there is no tensor of this name, or if the dtype is F4 and the last size is odd: torch keeps
   /// two F4 numbers in one element.
   std::vector<std::int64_t> sizes(const std::string& name) const {
@@ -88,6 +90,8 @@ class SafetensorsFile {
 
   /// The dtype of a tensor.
   ///
+  /// @param name One of names().
+  /// @return The dtype.
   /// @throws FileError if there is no tensor of this name, or if this LibTorch lacks the dtype. All versions lack
   /// F6_E2M3 and F6_E3M2. Versions before 2.8 lack F4.
   torch::ScalarType dtype(const std::string& name) const {
@@ -244,16 +248,18 @@ struct SafetensorsOptions {
   /// Texts that are saved with the tensors, in UTF-8. Hugging Face's transformers expects `{"format", "pt"}`. Default:
   /// none.
   TORCH_ARG(Metadata, metadata);
-  /// The largest number of bytes of tensors in one file. A larger tensor has a file of its own. Default: 0, no limit.
+  /// The largest number of bytes of tensors in one file, or 0 for no limit. A larger tensor has a file of its own.
+  /// Default: 0.
   TORCH_ARG(std::int64_t, max_shard_size) = 0;
   /// Whether to save only one of several tensors that are the same memory, as Python's `save_model` does. The name that
-  /// comes first in the alphabet is kept, and the metadata gets an entry {other name, kept name}. Default: false; such
-  /// tensors are an error.
+  /// comes first in alphabetical order is kept, and the metadata gets an entry {other name, kept name}. Default: false;
+  /// such tensors are an error.
   TORCH_ARG(bool, drop_tied) = false;
 };
 
 /// Writes tensors to a file in the safetensors format. With SafetensorsOptions::max_shard_size(), tensors that do not
-/// fit into one file go to `model-00001-of-00002.safetensors` and so on, with the index `model.safetensors.index.json`.
+/// fit into one file go to several files with an index. For the path `model.safetensors` these are
+/// `model-00001-of-00002.safetensors` and so on, and `model.safetensors.index.json`.
 ///
 /// Each file is replaced as a whole: it is written under another name, flushed to the disk and renamed. If that fails,
 /// the old file is intact. Several files are not replaced in one step, so write them into a new folder. The bytes are
@@ -262,7 +268,8 @@ struct SafetensorsOptions {
 /// @param tensors Dense tensors with elements, on any device, contiguous or not. All dtypes of torch can be saved
 /// except complex32, complex128 and quantized dtypes. The tensors must not share memory, as for Python's `save_file`.
 /// Parts of one storage that do not overlap are allowed.
-/// @param path The file.
+/// @param path The path of the file. Its folder must exist. It must not end in `.json`. If several files are written,
+/// it must end in `.safetensors`.
 /// @param options The options.
 /// @return The path to load: the path of the index if there is one, otherwise `path`.
 /// @throws c10::ValueError if the format cannot hold the tensors, names or metadata. Nothing is written then.

@@ -299,15 +299,15 @@ inline LoadReport load_state_dict(torch::nn::Module& module, const StateDict& di
   return detail::StateDictLoader(module, dict, options).load();
 }
 
-/// The same for the tensors of a safetensors file. Large files need no memory besides that of the module, because the
-/// bytes are read from the file into the parameters. Exception: tensors that are converted, joined, transposed or on
-/// another device.
+/// load_state_dict() for the tensors of a safetensors file. Large files need no memory besides that of the module,
+/// because the bytes are read from the file into the parameters. Exception: tensors that are converted, joined,
+/// transposed or on another device.
 ///
-/// @param module As above.
+/// @param module As in load_state_dict() for a StateDict.
 /// @param file The file, or several files with an index.
-/// @param options As above.
-/// @return As above.
-/// @throws c10::ValueError as above.
+/// @param options As in load_state_dict() for a StateDict.
+/// @return The names that were not loaded. Without strict(false) there are none.
+/// @throws c10::ValueError as load_state_dict() for a StateDict.
 /// @throws FileError if the file cannot be read. The module may then have some of the tensors.
 ///
 /// @code

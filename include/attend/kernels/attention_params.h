@@ -143,7 +143,9 @@ struct AttentionOutputs {
   void* log_sum_exp = nullptr;
   /// Memory for the backward pass, aligned like memory of malloc(). Null: there is no backward pass.
   void* saved = nullptr;
-  std::int64_t saved_bytes = 0;  ///< the size of `saved`, at least kernels::saved_bytes()
+  /// The size of `saved`, in bytes: at least kernels::saved_bytes(), or kernels::flex_saved_bytes() for a call with a
+  /// score_mod or mask_mod.
+  std::int64_t saved_bytes = 0;
 };
 
 /// A gradient that is a sum over many scores. It is written in float64.

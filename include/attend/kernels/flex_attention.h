@@ -104,7 +104,7 @@ constexpr bool check_plain_variant() {
 
 namespace kernels {
 
-/// The size of the memory that flex_attention_forward() saves for the backward pass.
+/// The size of the memory that flex_attention_forward() saves for flex_attention_backward().
 ///
 /// @tparam T As in flex_attention_forward().
 /// @param params The call.

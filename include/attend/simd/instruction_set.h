@@ -16,7 +16,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::simd {
 //     static constexpr int kPanelRows = 6;        // product.h keeps a panel of this many rows
 //     static constexpr int kPanelVectors = 2;     // of this many vectors in registers
 //     static constexpr bool kHasBf16Dot = false;  // whether it has dot products of bfloat16: add_dot()
-//     using VectorIsa = Avx2;                     // the set without those, which all other operations are compiled for
+//     using VectorIsa = Avx2;                     // the set without add_dot(), for all other operations
 //     static bool is_supported();                 // by this processor
 //   };
 // and a specialization of CompiledFor.

@@ -18,8 +18,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// loss = −log softmax(outputs)[target], the mean over all targets. With label smoothing ε, the wanted probability of
 /// the target is 1 − ε + ε / classes, and that of each other class is ε / classes.
 ///
-/// The numbers are those of torch.nn.CrossEntropyLoss. As there, targets of −100 do not count. Accuracy counts them as
-/// wrong, and means over several batches take each batch by its number of samples.
+/// The numbers are those of torch.nn.CrossEntropyLoss. As there, the mean leaves out targets of −100. Accuracy counts
+/// such targets as wrong. A mean over several batches weights each batch by its number of samples, those with the
+/// target −100 included.
 ///
 /// @code
 /// attend::Trainer trainer(model, attend::TrainerOptions().epochs(20), attend::CrossEntropy().label_smoothing(0.1));

@@ -49,8 +49,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// In every epoch fit() goes through the training set in batches, in a new order. After the epoch it computes the loss
 /// on the validation set, if there is one. fit() returns the record of its epochs. A second call continues the
-/// training: the optimizer keeps its state, and the numbers of epochs continue. The trainer prints nothing: progress,
-/// logs and early stopping are callbacks.
+/// training: the optimizer keeps its state, and the epoch numbers continue. The trainer prints nothing: progress, logs
+/// and early stopping are callbacks.
 ///
 /// @tparam Model A module holder, a torch::nn::Sequential or a shared_ptr of a module, with `forward(inputs)`. It is
 /// shared, not copied.
@@ -208,7 +208,8 @@ class Trainer {
   ///
   /// @param data The data; the class says which types are possible.
   /// @return The mean of the loss over the samples.
-  /// @throws c10::ValueError if the data has no samples, or different numbers of inputs and targets.
+  /// @throws c10::ValueError if the data has no samples, or different numbers of inputs and targets, and if the loss is
+  /// not 0-d.
   template <class Data>
   double evaluate(Data&& data) {
     return evaluated(data, loss_, "attend::TrainingStep: the loss");

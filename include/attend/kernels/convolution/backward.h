@@ -10,7 +10,7 @@
 //       dW_j += X_jᵀ dY                                         (in channels, out channels)
 //       dX = Σ_j dY_j W'_j                                      W' is W with reversed taps and exchanged channels
 //
-// So both gradients are products of overlapping rows, as the forward pass. X is read number by number in place, so
+// So both gradients are products of overlapping rows, as in the forward pass. X is read number by number in place, so
 // nothing is transposed in float32. Each thread has its own sums, which are added in the order of the threads: the same
 // number of threads gives the same bits. benchmarks/results/convolution.md has the time of each part of a training
 // step.

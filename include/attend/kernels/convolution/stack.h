@@ -74,7 +74,7 @@ struct Convolution {
     if (has_bf16_dot) pair(row_operations, forward, in_depth(), out_row(), forward_pairs);
   }
 
-  /// Packs them into `backward` or backward_pairs.
+  /// Packs the same weights into `backward` or backward_pairs.
   void pack_backward(const RowOperations& row_operations, const float* weights) {
     const int depth = in_channels * kernel_size;
     backward.assign(size_of(out_depth(), in_row()), 0.0f);
