@@ -199,7 +199,7 @@ int main(int argc, char** argv) {
                  "dtype of the training, bfloat16 by autocast; results are written in float32")
       ->type_name("")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
-  app.add_option("--positions", settings.positions, "positional encoding of location_positions")
+  app.add_option("--positions", settings.positions, "positional encoding of the experiment location_positions")
       ->type_name("")
       ->check(CLI::IsMember(kPositions));
   app.add_option("--device", settings.device, "auto (a GPU if available), cpu, cuda or cuda:N")->type_name("");

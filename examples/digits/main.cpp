@@ -163,10 +163,10 @@ int main(int argc, char** argv) {
   };
   number("--epochs", settings.epochs, support::whole<1>(), "largest number of epochs");
   number("--patience", settings.patience, support::whole<1>(),
-         "the training ends after so many epochs without a lower loss on the validation images");
+         "the training ends after this number of epochs without a lower loss on the validation images");
   number("--rate", settings.rate, support::rule<double>("a number above 0", [](double rate) { return rate > 0; }),
          "learning rate of Adam at the beginning");
-  number("--seed", settings.seed, support::whole<0>(), "seed of the weights, and of the choice of images");
+  number("--seed", settings.seed, support::whole<0>(), "seed of the weights, and of the order of the images");
   number("--threads", settings.threads, support::whole<0, 1024>(), "CPU threads; 0: LibTorch chooses");
   return support::run(app, argc, argv, "digits", [&] {
     support::make_output_folder(settings.output);

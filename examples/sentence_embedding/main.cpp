@@ -120,7 +120,7 @@ int main(int argc, char** argv) {
   app.fallthrough();
   CLI::App* embed_command = app.add_subcommand("embed", "writes the vectors of all lines to a file");
   CLI::App* search_command = app.add_subcommand("search", "prints the lines that are nearest to a query");
-  CLI::App* tokens_command = app.add_subcommand("tokens", "prints the numbers of the tokens of each line");
+  CLI::App* tokens_command = app.add_subcommand("tokens", "prints the token ids of each line");
   for (CLI::App* command : {embed_command, search_command, tokens_command})
     command->add_option("FILE", settings.file, "a text in each line; - is the standard input")->required();
   embed_command->add_option("--output", settings.output, "a .npy or .safetensors file")
@@ -128,8 +128,10 @@ int main(int argc, char** argv) {
       ->check(support::rule<std::string>("a name that ends in .npy or .safetensors", [](std::string name) {
         return name.ends_with(".npy") || name.ends_with(".safetensors");
       }));
-  search_command->add_option("QUERY", settings.query, "what to look for")->required();
-  search_command->add_option("--top", settings.top, "number of lines")->type_name("N")->check(support::whole<1>());
+  search_command->add_option("QUERY", settings.query, "the text to search for")->required();
+  search_command->add_option("--top", settings.top, "number of lines to print")
+      ->type_name("N")
+      ->check(support::whole<1>());
   return support::run(app, argc, argv, "sentence_embedding", [&] {
     if (settings.threads > 0) torch::set_num_threads(settings.threads);
     return *embed_command ? embed(settings) : *search_command ? search(settings) : tokens(settings);

@@ -1,5 +1,5 @@
-// Attention without LibTorch: a score_mod of one's own, forward and backward, checked against a plain loop, and its
-// speed.
+// Attention without LibTorch, with a custom score_mod. The program checks the forward pass against plain loops, checks
+// the backward pass, and prints the speed of both.
 
 #include <attend/kernels.h>
 
