@@ -29,7 +29,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 struct DropPathOptions {
   /// Sets the option.
   ///
-  /// @param p As the option p.
+  /// @param p As the option p. Default: 0.
   DropPathOptions(double p = 0.0) : p_(p) {}
 
   /// The probability with which a batch entry is set to 0, from 0 to 1. Default: 0.

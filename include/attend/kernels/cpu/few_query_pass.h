@@ -75,7 +75,7 @@ class FewQueryPass {
     KeyTiles keys;
   };
 
-  /// What a thread uses for one item after the other.
+  /// The memory of a thread, which it uses for one item after the other.
   struct Scratch {
     Workspace<T> memory, careful;  // the second for forward_item(), which begins again
     std::vector<Band> bands;

@@ -35,8 +35,8 @@ struct DenseRows {
   }
 };
 
-// Rows are requested so long before they are needed. Without that, bfloat16 took twice the time, because the processor
-// fetches only a few lines ahead on its own (benchmarks/results/few_queries.md).
+// Rows are prefetched this many rows ahead. Without that, bfloat16 took twice the time, because the processor fetches
+// only a few lines ahead on its own (benchmarks/results/few_queries.md).
 inline constexpr int kRowsAhead = 32;
 
 /// scores[i][(first + j) · kTileQueries] = Σ queries[i · query_row + d] · (key j)[d], for `width` numbers d: whole

@@ -13,7 +13,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-/// Layer normalisation of the rows of a matrix (rows, width), after a residual connection if there is a branch:
+/// Layer normalization of the rows of a matrix (rows, width), after a residual connection if there is a branch:
 ///   sum = x + dropout(branch), output = (sum − mean) · rstd · weight + bias with rstd = 1 / √(variance + eps).
 /// All matrices are contiguous.
 struct LayerNormParams {

@@ -21,7 +21,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
-/// What is applied to x Wᵀ + b. kGelu is x · Φ(x), where Φ is the normal distribution.
+/// The function that is applied to x Wᵀ + b. kGelu is x · Φ(x), where Φ is the normal distribution.
 enum class LinearActivation { kNone, kGelu };
 
 /// x becomes x · Φ(x) = x · ½ erfc(−x / √2), with an error below 2e-7 · |x|.
