@@ -38,12 +38,12 @@ struct MultiheadAttentionCall {
   /// call. Default: false.
   TORCH_ARG(bool, is_causal) = false;
   /// The positions of the queries for the option rotary, (L) or (N, L); with several axes (L, axes) or (N, L, axes).
-  /// They need the option rotary. Default: i + S − L for query i, so that the last query is at the last key. With a cache
-  /// S counts all its keys, those of this call included.
+  /// They need the option rotary. Default: i + S − L for query i, so that the last query is at the last key. With a
+  /// cache S counts all its keys, those of this call included.
   TORCH_ARG(torch::Tensor, positions);
   /// The positions of the keys for the option rotary, (S) or (N, S); with several axes (S, axes) or (N, S, axes). They
-  /// need the option rotary. Default: in self_attention() those of the queries, in cross_attention() 0 … S − 1. With a
-  /// cache the positions in cross_attention() continue after its keys.
+  /// need the option rotary and, in cross_attention(), the argument memory. Default: in self_attention() those of the
+  /// queries, in cross_attention() 0 … S − 1. With a cache the positions in cross_attention() continue after its keys.
   TORCH_ARG(torch::Tensor, key_positions);
   /// Keys and values of earlier tokens. The layer appends those of this call, and attends to all. After an error the
   /// new ones may already be in the cache: call KeyValueCache::truncate() before you repeat the call. Default: none.
