@@ -191,6 +191,43 @@ TEST_CASE("kernels: windows that mask nothing, up to the largest integer") {
   CHECK(call.written()[0] == wide.written()[0]);
 }
 
+/// The output of the first query for a value width of 1, by the formula, in V.
+template <class V>
+V one_output(const Call& call, const std::vector<float>& mask) {
+  const AttentionParams& p = call.params;
+  std::vector<V> scores;
+  for (std::int64_t j = 0; j < p.key_length; ++j) {
+    V product = 0;
+    for (std::int64_t d = 0; d < p.head_dim; ++d)
+      product += static_cast<V>(call.query.get(0, 0, 0, d)) * static_cast<V>(call.key.get(0, 0, j, d));
+    scores.push_back(product / std::sqrt(static_cast<V>(p.head_dim)) +
+                     static_cast<V>(mask[static_cast<std::size_t>(j)]));
+  }
+  const V largest = *std::max_element(scores.begin(), scores.end());
+  V sum = 0, output = 0;
+  for (std::int64_t j = 0; j < p.key_length; ++j) {
+    const V weight = std::exp(scores[static_cast<std::size_t>(j)] - largest);
+    sum += weight;
+    output += weight * static_cast<V>(call.value.get(0, 0, j, 0));
+  }
+  return output / sum;
+}
+
+TEST_CASE("kernels: scores that rise or fall from key to key, a little or much, are as exact as the dense formula") {
+  constexpr std::int64_t S = 1000;
+  for (const float rise : {0.0F, 0.001F, 0.01F, 0.06F, 0.12F, 0.13F, 0.5F, 3.0F, -0.12F, -3.0F}) {
+    CAPTURE(rise);
+    std::vector<float> mask(S);
+    for (std::int64_t j = 0; j < S; ++j) mask[static_cast<std::size_t>(j)] = rise * static_cast<float>(j);
+    Call call(1, 1, 1, 20, S, 8, 1);
+    call.params.mask_type = attend::MaskType::kAdded;
+    call.params.attn_mask = {mask.data(), {0, 0, 0, 1}};
+    call.forward();
+    const double exact = one_output<double>(call, mask), dense = one_output<float>(call, mask);
+    CHECK(std::abs(call.output.get(0, 0, 0, 0) - exact) <= 2 * std::abs(dense - exact) + 1e-6);
+  }
+}
+
 TEST_CASE("kernels: dropout 1 gives zeros") {
   Call call(1, 2, 2, 7, 9, 8, 8);
   call.params.dropout = 1;

@@ -14,8 +14,12 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 // Long sums are sums of partial sums of kPart numbers, which halves their error.
 inline constexpr int kPart = 8;
 
-/// One step of the online softmax. m, in `largest`, is the largest score of each query so far. Scores become
-/// P = exp(score − m), `rescale` becomes exp(m before − m), and `sum` becomes sum · rescale + ΣP.
+/// How far a score may exceed m in SoftmaxStep. P is at most exp(kSlack), which costs no accuracy.
+inline constexpr int kSlack = 8;
+
+/// One step of the online softmax. m, in `largest`, is near the largest score of each query so far: if a score exceeds m
+/// by more than kSlack, m becomes the largest score. So the output is seldom rescaled. Scores become P = exp(score − m),
+/// `rescale` becomes exp(m before − m), and `sum` becomes sum · rescale + ΣP.
 template <class T>
 struct SoftmaxStep {
   template <class Isa>
@@ -30,6 +34,7 @@ struct SoftmaxStep {
         Vec::load(score, scores + j * kTileQueries + i);
         now = score > now ? score : now;
       }
+      now = now > before + T(kSlack) ? now : before;
       Vec::store(largest + i, now);
       now = now == kNegativeInfinity<T> ? Vector{} : now;  // a query that has seen no key yet
       for (int j = 0; j < keys; ++j) {
