@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT
 
 // Which share of a core's product rate does simd::Product reach? It prints a table of results/simd.md. No LibTorch:
-//   g++ -std=c++20 -O2 -Iinclude benchmarks/simd/main.cpp -o simd && ./simd
+//   g++ -std=c++20 -O2 -Iinclude -Ibenchmarks benchmarks/simd/main.cpp -o simd && ./simd
 
-#include <attend/macros.h>
 #include <attend/simd/dispatch.h>
 #include <attend/simd/product.h>
-#include <attend/simd/vector.h>
 
-#include <algorithm>
-#include <chrono>
+#include "support/peak.h"
+
 #include <cstdio>
 #include <type_traits>
 #include <vector>
@@ -18,47 +16,10 @@ using namespace attend::simd;
 
 namespace {
 
-constexpr int kChains = 12;  // independent of each other: more than latency · multiplications per cycle
-
-/// kChains chains of multiplications and additions.
-template <class T>
-struct MultiplyAdd {
-  template <class Isa>
-  static ATTEND_ALWAYS_INLINE void run(T* numbers, int steps) {
-    using V = Vec<T, Isa>;
-    typename V::Vector sums[kChains], factor, summand;
-    V::load(factor, numbers);
-    V::load(summand, numbers + V::kLanes);
-    ATTEND_UNROLL for (int i = 0; i < kChains; ++i) sums[i] = summand * T(i + 1);
-    for (int k = 0; k < steps; ++k)
-      ATTEND_UNROLL for (int i = 0; i < kChains; ++i) sums[i] = sums[i] * factor + summand;
-    ATTEND_UNROLL for (int i = 1; i < kChains; ++i) sums[0] += sums[i];
-    V::store(numbers, sums[0]);
-  }
-};
-
-/// Billions of operations per second: the best of 40 samples of about 2 ms.
-template <class Work>
-double rate(double operations, const Work& work) {
-  using Clock = std::chrono::steady_clock;
-  const auto seconds_of = [&](int calls) {
-    const auto start = Clock::now();
-    for (int i = 0; i < calls; ++i) work();
-    return std::chrono::duration<double>(Clock::now() - start).count();
-  };
-  const int calls = std::max(1, static_cast<int>(0.002 / (seconds_of(10) / 10)));
-  double best = seconds_of(calls);
-  for (int sample = 1; sample < 40; ++sample) best = std::min(best, seconds_of(calls));
-  return operations * calls / best * 1e-9;
-}
-
 template <class T, class Isa>
 void measure(const char* set, const char* type) {
   if (!Isa::is_supported()) return;
-  constexpr int kLanes = Vec<T, Isa>::kLanes, kSteps = 1000;
-  std::vector<T> numbers(2 * kLanes, T(0.5));
-  void (*volatile multiply_add)(T*, int) = &CompiledFor<Isa, MultiplyAdd<T>>::call;  // a call that is not inlined
-  const double peak = rate(2.0 * kChains * kLanes * kSteps, [&] { multiply_add(numbers.data(), kSteps); });
+  const double peak = benchmark::peak_rate<T, Isa>();
   std::printf("| %s | %s | %.0f |", set, type, peak);
   for (const int depth : {64, 128}) {
     constexpr int kRows = 64, kColumns = 64;
@@ -66,7 +27,7 @@ void measure(const char* set, const char* type) {
     // A is transposed in the products with Vᵀ and Kᵀ.
     for (const bool is_transposed : {false, true}) {
       const Strided<T> strided = is_transposed ? Strided<T>{a.data(), 1, kRows} : Strided<T>{a.data(), depth, 1};
-      const double reached = rate(2.0 * kRows * kColumns * depth, [&] {
+      const double reached = benchmark::rate(2.0 * kRows * kColumns * depth, [&] {
         CompiledFor<Isa, Product<T>>::call(strided, b.data(), kColumns, c.data(), kColumns, kRows, kColumns, depth,
                                            /*add=*/is_transposed);
       });
@@ -88,7 +49,7 @@ void measure_bfloat16(const char* set) {
     for (const bool is_transposed : {false, true}) {
       const Strided<Bf16x2> strided =
           is_transposed ? Strided<Bf16x2>{a.data(), 1, kRows} : Strided<Bf16x2>{a.data(), depth / 2, 1};
-      const double reached = rate(2.0 * kRows * kColumns * depth, [&] {
+      const double reached = benchmark::rate(2.0 * kRows * kColumns * depth, [&] {
         CompiledFor<Isa, Product<Bf16x2>>::call(strided, b.data(), kColumns, c.data(), kColumns, kRows, kColumns,
                                                 depth / 2, /*add=*/is_transposed, 1.0f);
       });
