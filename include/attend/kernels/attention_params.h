@@ -14,6 +14,7 @@ enum class NumberType {
   kFloat32,   ///< float
   kBFloat16,  ///< the upper 16 bits of a float, as std::uint16_t; computed in float32
   kFloat64,   ///< double
+  kFloat16,   ///< IEEE 754 binary16, as std::uint16_t; computed in float32; only in kernels/cuda/
 };
 
 /// A tensor (N, H, rows, columns) in memory that is read. Entry (n, h, i, d) is
