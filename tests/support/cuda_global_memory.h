@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/kernels/cuda/host_block.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace attend::test {
+
+/// The global memory that a kernel may access: ranges of the host's memory.
+class GlobalMemory {
+ public:
+  /// Allows to read `bytes` bytes. To find each access outside of a tensor's rows, add its rows one by one.
+  void add_input(const void* data, std::int64_t bytes, std::string name) {
+    add({begin_of(data), begin_of(data) + static_cast<std::uintptr_t>(bytes), false, std::move(name)});
+  }
+  /// Allows to read and write them.
+  void add_output(void* data, std::int64_t bytes, std::string name) {
+    add({begin_of(data), begin_of(data) + static_cast<std::uintptr_t>(bytes), true, std::move(name)});
+  }
+
+  /// A run of addresses.
+  struct Range {
+    std::uintptr_t begin, end;
+    bool can_write;
+    std::string name;
+  };
+
+  /// The range that holds all the bytes, or null.
+  const Range* find(const void* address, std::int64_t bytes) {
+    const std::uintptr_t begin = begin_of(address), end = begin + static_cast<std::uintptr_t>(bytes);
+    const auto holds = [&](std::size_t i) { return ranges_[i].begin <= begin && end <= ranges_[i].end; };
+    if (last_ < ranges_.size() && holds(last_)) return &ranges_[last_];
+    if (!is_sorted_) sort();
+    const std::size_t next = first_after(begin);
+    if (next == 0 || !holds(next - 1)) return nullptr;
+    last_ = next - 1;
+    return &ranges_[last_];
+  }
+
+  /// The place of an address in words, for a report: "key + 640 bytes".
+  std::string text_of(const void* address) {
+    const std::uintptr_t begin = begin_of(address);
+    if (!is_sorted_) sort();
+    const std::size_t next = first_after(begin);
+    if (next == 0) return ranges_.empty() ? "no ranges" : "before " + ranges_.front().name;
+    const Range& before = ranges_[next - 1];
+    return before.name + " + " + std::to_string(begin - before.begin) + " bytes, which has " +
+           std::to_string(before.end - before.begin);
+  }
+
+ private:
+  static std::uintptr_t begin_of(const void* address) { return reinterpret_cast<std::uintptr_t>(address); }
+
+  void add(Range range) {
+    ranges_.push_back(std::move(range));
+    is_sorted_ = false;
+  }
+
+  // Ranges that overlap become one.
+  void sort() {
+    std::sort(ranges_.begin(), ranges_.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+    std::vector<Range> merged;
+    for (Range& range : ranges_) {
+      if (merged.empty() || range.begin >= merged.back().end) {
+        merged.push_back(std::move(range));
+      } else {
+        merged.back().end = std::max(merged.back().end, range.end);
+        merged.back().can_write = merged.back().can_write || range.can_write;
+      }
+    }
+    ranges_ = std::move(merged);
+    is_sorted_ = true;
+    last_ = ranges_.size();
+  }
+
+  std::size_t first_after(std::uintptr_t begin) const {
+    const auto after = [](std::uintptr_t place, const Range& range) { return place < range.begin; };
+    return static_cast<std::size_t>(std::upper_bound(ranges_.begin(), ranges_.end(), begin, after) - ranges_.begin());
+  }
+
+  std::vector<Range> ranges_;
+  bool is_sorted_ = true;
+  std::size_t last_ = 0;
+};
+
+}  // namespace attend::test
