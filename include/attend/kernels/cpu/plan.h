@@ -12,7 +12,6 @@
 #include <attend/version.h>
 
 #include <algorithm>
-#include <cinttypes>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -156,9 +155,7 @@ struct AttentionResults {
       : output(given.output, plan.is_bfloat16), log_sum_exp(static_cast<T*>(given.log_sum_exp)) {
     if (given.saved == nullptr) return;
     const std::int64_t bytes = saved_size(plan) * static_cast<std::int64_t>(sizeof(T));
-    if (given.saved_bytes < bytes)
-      attend::detail::throw_invalid("AttentionOutputs::saved_bytes must be at least %" PRId64 ", got %" PRId64, bytes,
-                                    given.saved_bytes);
+    attend::detail::check_saved_bytes(given, bytes);
     T* next = static_cast<T*>(given.saved);
     for (const Piece& piece : pieces(plan)) {
       if (piece.size > 0) this->*piece.pointer = next;

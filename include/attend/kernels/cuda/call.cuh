@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/detail/philox.h>
+#include <attend/kernels/attention_params.h>
+#include <attend/kernels/check_params.h>
+#include <attend/macros.h>
+#include <attend/version.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
+
+/// One call of attention as the kernels for a GPU read it: AttentionParams and AttentionOutputs with all defaults
+/// filled in. It is trivially copyable and is passed to a kernel by value.
+///
+/// All pointers are to memory of the GPU. Make a Call by call_of().
+struct Call {
+  NumberType dtype;  ///< of query, key, value and output
+  /// Whether a product of float32 numbers may round them to tf32 (10 bits). Without it, float32 calls use no tensor
+  /// cores.
+  bool allows_tf32;
+
+  std::int32_t batch_size,  ///< N
+      heads,                ///< H
+      kv_heads,             ///< G
+      group,                ///< H / G, the query heads of a key head
+      queries,              ///< L
+      keys,                 ///< S
+      head_dim,             ///< D
+      value_dim;            ///< Dv
+
+  ConstTensorView4d query, key, value;  ///< as in AttentionParams
+
+  double scale;    ///< the factor of q·k
+  double softcap;  ///< 0: none
+
+  const void* alibi_slopes;  ///< in the type that is computed in; null: none
+  std::int64_t alibi_strides[2];
+  MaskType mask_type;
+  ConstTensorView4d attn_mask;
+
+  std::int32_t window_left, window_right;  ///< −1: unlimited
+
+  const std::int32_t *query_offsets, *key_offsets;  ///< packed batch; null: none
+  std::int32_t num_sequences;                       ///< 0: no packed batch
+  const std::int32_t* key_lengths;                  ///< null: `keys` for every batch entry
+  const std::int32_t* block_table;                  ///< null: no pages
+  std::int64_t block_table_stride;
+  std::int32_t page_size;
+
+  std::uint64_t dropout_seed, dropout_threshold;  ///< a weight is kept if its word is at least the threshold
+  double dropout_scale;                           ///< a kept weight is multiplied by it; 0 if none is kept
+
+  TensorView4d output;
+  /// (N, H, L), natural logarithm: float32, or float64 in a float64 call. Null: not wanted.
+  void* log_sum_exp;
+  /// The same numbers, for the backward pass. Null: there is no backward pass.
+  void* saved_log_sum_exp;
+  /// The log-sum-exp before rounding, less saved_log_sum_exp, for the backward pass of a float32 or float64 call: an
+  /// error in it affects all keys of a query. Other calls have none.
+  void* log_sum_exp_rest;
+  /// The output before rounding, less the output: (N, H, L, Dv), contiguous, in `dtype`. Null: not wanted. The backward
+  /// pass needs the output to 16 bits, because it subtracts two sums that are nearly equal. A float32 or float64 call
+  /// has none.
+  void* output_rest;
+
+  /// Whether dropout changes the weights.
+  ATTEND_HOST_DEVICE bool has_dropout() const { return dropout_threshold > 0; }
+  /// The index of row (n, h, i) in a contiguous tensor (N, H, L).
+  ATTEND_HOST_DEVICE std::int64_t row(std::int32_t n, std::int32_t h, std::int32_t i) const {
+    return (static_cast<std::int64_t>(n) * heads + h) * queries + i;
+  }
+};
+
+namespace detail {
+
+/// The saved numbers in AttentionOutputs::saved: the log-sum-exp, then log_sum_exp_rest or output_rest.
+struct SavedLayout {
+  bool is_rounded;         // whether numbers in memory are narrower than those that are computed
+  std::int64_t rest, end;  // in bytes
+
+  explicit SavedLayout(const AttentionParams& params) {
+    const std::int64_t rows = params.batch_size * params.num_heads * params.query_length;
+    const auto computed = static_cast<std::int64_t>(attend::detail::compute_size(params));
+    const auto number = static_cast<std::int64_t>(attend::detail::number_size(params));
+    is_rounded = number < computed;
+    rest = (rows * computed + 15) / 16 * 16;
+    end = rest + rows * (is_rounded ? params.value_dim * number : computed);
+  }
+};
+
+}  // namespace detail
+
+/// The size of AttentionOutputs::saved for a call on a GPU, in bytes.
+///
+/// @param params The call.
+/// @throws std::invalid_argument if a member breaks its rule.
+inline std::int64_t saved_bytes(const AttentionParams& params) {
+  return detail::SavedLayout(attend::detail::checked_sizes(params)).end;
+}
+
+/// Makes the Call of a call.
+///
+/// @param params The call. All pointers are to memory of the GPU.
+/// @param outputs The memory that is written, of the GPU.
+/// @param allows_tf32 Whether products of float32 numbers may round them to tf32. Default: false.
+/// @return The Call.
+/// @throws std::invalid_argument if a member breaks its rule. Numbers in memory (query_offsets, key_offsets,
+/// key_lengths, block_table) are not checked, because the host cannot read them.
+inline Call call_of(const AttentionParams& params, const AttentionOutputs& outputs, bool allows_tf32 = false) {
+  const AttentionParams p = attend::detail::checked_sizes(params);
+  attend::detail::check_outputs(p, outputs, /*saved_bytes=*/0);
+  const auto narrow = [](std::int64_t number) { return static_cast<std::int32_t>(number); };
+  Call call{};
+  call.dtype = p.dtype;
+  call.allows_tf32 = allows_tf32;
+  call.batch_size = narrow(p.batch_size);
+  call.heads = narrow(p.num_heads);
+  call.kv_heads = narrow(p.num_kv_heads);
+  call.group = narrow(p.num_heads / p.num_kv_heads);
+  call.queries = narrow(p.query_length);
+  call.keys = narrow(p.key_length);
+  call.head_dim = narrow(p.head_dim);
+  call.value_dim = narrow(p.value_dim);
+  call.query = p.query;
+  call.key = p.key;
+  call.value = p.value;
+  call.scale = p.scale ? *p.scale : 1 / std::sqrt(static_cast<double>(p.head_dim));
+  call.softcap = p.softcap;
+  call.alibi_slopes = p.alibi_slopes;
+  for (int i = 0; i < 2; ++i) call.alibi_strides[i] = p.alibi_strides[i];
+  call.mask_type = p.mask_type;
+  call.attn_mask = p.attn_mask;
+  call.window_left = narrow(p.window_left);
+  call.window_right = narrow(p.window_right);
+  if (p.num_sequences > 0) {
+    call.query_offsets = p.query_offsets;
+    call.key_offsets = p.key_offsets;
+    call.num_sequences = narrow(p.num_sequences);
+  }
+  call.key_lengths = p.key_lengths;
+  call.block_table = p.block_table;
+  call.block_table_stride = p.block_table_stride;
+  call.page_size = narrow(p.page_size);
+  call.dropout_seed = p.dropout_seed;
+  call.dropout_threshold = attend::detail::dropout_threshold(p.dropout);
+  call.dropout_scale = p.dropout < 1 ? 1 / (1 - p.dropout) : 0;
+  call.output = outputs.output;
+  call.log_sum_exp = outputs.log_sum_exp;
+  if (outputs.saved != nullptr) {
+    const detail::SavedLayout layout(p);
+    attend::detail::check_saved_bytes(outputs, layout.end);
+    call.saved_log_sum_exp = outputs.saved;
+    (layout.is_rounded ? call.output_rest : call.log_sum_exp_rest) = static_cast<char*>(outputs.saved) + layout.rest;
+  }
+  return call;
+}
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda
