@@ -120,7 +120,8 @@ class Run {
 
   Results exact() const { return Naive<double>(c_, structs_).results(); }
   Results dense() const {
-    return is_bfloat16() ? Naive<float, true>(c_, structs_).results() : Naive<T>(c_, structs_).results();
+    return is_bfloat16() ? Naive<float, attend::test::Rounding::kBFloat16>(c_, structs_).results()
+                         : Naive<T>(c_, structs_).results();
   }
 
   /// By the kernels of an instruction set.

@@ -79,7 +79,7 @@ struct Configuration : CallMemory {
 
   friend std::ostream& operator<<(std::ostream& stream, const Configuration& c) {
     const AttentionParams& p = c.params;
-    const char* const types[] = {"float32", "bfloat16", "float64"};
+    const char* const types[] = {"float32", "bfloat16", "float64", "float16"};
     const char* const masks[] = {"no mask", "bool mask", "added mask", "added bfloat16 mask"};
     stream << types[static_cast<int>(p.dtype)] << ", N " << p.batch_size << ", H " << p.num_heads << ", G "
            << p.num_kv_heads << ", L " << p.query_length << ", S " << p.key_length << ", D " << p.head_dim << ", Dv "

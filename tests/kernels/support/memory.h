@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/kernels/attention_params.h>
+#include <attend/kernels/cuda/float16.h>
 #include <attend/simd/bfloat16.h>
 
 #include <array>
@@ -39,12 +40,16 @@ class Random {
 /// The nearest bfloat16.
 inline float rounded_to_bfloat16(float number) { return static_cast<float>(static_cast<simd::BFloat16>(number)); }
 
+/// The nearest float16.
+inline float rounded_to_float16(float number) { return cuda::float_of_float16(cuda::float16_of_float(number)); }
+
 /// The number types of a Tensor.
-enum class Element { kFloat32, kBFloat16, kFloat64, kBool };
+enum class Element { kFloat32, kBFloat16, kFloat64, kBool, kFloat16 };
 
 inline Element element_of(NumberType dtype) {
   return dtype == NumberType::kFloat64    ? Element::kFloat64
          : dtype == NumberType::kBFloat16 ? Element::kBFloat16
+         : dtype == NumberType::kFloat16  ? Element::kFloat16
                                           : Element::kFloat32;
 }
 
@@ -128,6 +133,7 @@ class Tensor {
       case Element::kFloat32:
         return 4;
       case Element::kBFloat16:
+      case Element::kFloat16:
         return 2;
       case Element::kBool:
         break;
@@ -146,6 +152,8 @@ class Tensor {
         return static_cast<double>(as<float>(from));
       case Element::kBFloat16:
         return static_cast<double>(as<simd::BFloat16>(from));
+      case Element::kFloat16:
+        return static_cast<double>(cuda::float_of_float16(as<std::uint16_t>(from)));
       case Element::kBool:
         break;
     }
@@ -158,6 +166,8 @@ class Tensor {
     if (element_ == Element::kFloat64) std::memcpy(to, &value, sizeof value);
     if (element_ == Element::kFloat32) std::memcpy(to, &single, sizeof single);
     if (element_ == Element::kBFloat16) std::memcpy(to, &half, sizeof half);
+    const std::uint16_t float16 = cuda::float16_of_float(single);
+    if (element_ == Element::kFloat16) std::memcpy(to, &float16, sizeof float16);
     if (element_ == Element::kBool) *to = value != 0 ? 2 : 0;  // true may be any byte but 0
   }
   template <class T>

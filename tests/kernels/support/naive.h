@@ -20,8 +20,11 @@
 
 namespace attend::test {
 
-/// V: the type that is computed in. kIsBFloat16: what the dense formula writes to memory is rounded to bfloat16.
-template <class V, bool kIsBFloat16 = false>
+/// How the dense formula rounds what it writes to memory.
+enum class Rounding { kNone, kBFloat16, kFloat16 };
+
+/// V: the type that is computed in.
+template <class V, Rounding kRounding = Rounding::kNone>
 class Naive {
  public:
   template <class Structs>  // as UserStructs
@@ -63,8 +66,10 @@ class Naive {
     return result;
   }
   static V stored(V number) {
-    if constexpr (kIsBFloat16)
+    if constexpr (kRounding == Rounding::kBFloat16)
       return rounded_to_bfloat16(number);
+    else if constexpr (kRounding == Rounding::kFloat16)
+      return rounded_to_float16(number);
     else
       return number;
   }
