@@ -4,6 +4,7 @@
 #include "support/structs.h"
 
 #include <attend/kernels/flex_attention.h>
+#include <attend/macros.h>
 
 #include <cmath>
 #include <cstdint>
@@ -47,7 +48,7 @@ template <class Number>
 struct RawBias {
   const Number* bias;
   template <class T>
-  T operator()(T score, Coordinate at) const {
+  ATTEND_HOST_DEVICE T operator()(T score, Coordinate at) const {
     return tanh(score * T(0.5)) * T(3) + T(bias[(at.query + 3 * at.key) % 96]);
   }
   template <class V>
@@ -62,19 +63,21 @@ struct RawBias {
 struct DistanceBias {
   TensorView bias;  // (6, 16)
   template <class T>
-  T operator()(T score, Coordinate at) const {
+  ATTEND_HOST_DEVICE T operator()(T score, Coordinate at) const {
     return score + bias.read<T>(at.head, column(at));
   }
   auto tensors() { return std::tie(bias); }
 
-  static std::int32_t column(Coordinate at) { return (at.query > at.key ? at.query - at.key : at.key - at.query) % 16; }
+  ATTEND_HOST_DEVICE static std::int32_t column(Coordinate at) {
+    return (at.query > at.key ? at.query - at.key : at.key - at.query) % 16;
+  }
 };
 
 /// The same table, and the place of the number that is added to a score.
 struct AddedBias {
   TensorView bias;  // (6, 16)
   template <class T>
-  T operator()(T score, Coordinate at) const {
+  ATTEND_HOST_DEVICE T operator()(T score, Coordinate at) const {
     return score + bias.read_unchecked<T>(at.head, DistanceBias::column(at));
   }
   std::int64_t added_place(Coordinate at) const { return bias.place(at.head, DistanceBias::column(at)); }
@@ -86,7 +89,7 @@ struct AddedBias {
 struct Gated {
   TensorView gates, bias;  // (6), (6, 16)
   template <class T>
-  T operator()(T score, Coordinate at) const {
+  ATTEND_HOST_DEVICE T operator()(T score, Coordinate at) const {
     return score * gates.read<T>(at.head) + bias.read<T>(at.head, at.key % 16) * bias.read<T>(0, at.query % 16);
   }
   auto tensors() { return std::tie(gates, bias); }
@@ -95,7 +98,7 @@ struct Gated {
 /// Keys of the same document, through a raw pointer.
 struct SameDocument {
   const std::int32_t* document;
-  bool operator()(Coordinate at) const { return document[at.query] == document[at.key]; }
+  ATTEND_HOST_DEVICE bool operator()(Coordinate at) const { return document[at.query] == document[at.key]; }
 };
 
 /// The score_mod and mask_mod of a configuration: what the kernels are given, and what the naive loop does.
