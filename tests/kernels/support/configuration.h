@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <ostream>
 #include <vector>
 
@@ -43,6 +44,14 @@ struct CallMemory {
   }
 };
 
+/// What a random call must be like.
+struct Wishes {
+  std::int64_t most_products = 3'000'000;  ///< N · H · L · S · (D + Dv)
+  std::optional<NumberType> dtype = {};
+  std::vector<std::int64_t> widths = {};  ///< D and Dv; empty: any
+  bool has_whole_rows = false;            ///< rows of neighbours, aligned to 16 bytes if the widths are multiples of 8
+};
+
 /// A random call. Number n is the same call everywhere.
 struct Configuration : CallMemory {
   int structs = 0;  // which user structs; 0: none
@@ -51,7 +60,7 @@ struct Configuration : CallMemory {
   std::vector<std::int32_t> query_offsets, key_offsets, key_lengths, document;
   std::vector<double> bias, gates;
 
-  explicit Configuration(std::uint64_t number) : random_(number) {
+  explicit Configuration(std::uint64_t number, const Wishes& wishes = {}) : wishes_(wishes), random_(number) {
     choose_sizes();
     choose_structs();
     choose_options();
@@ -107,6 +116,7 @@ struct Configuration : CallMemory {
   void choose_sizes() {
     params.dtype =
         random_.one_of({NumberType::kFloat32, NumberType::kFloat32, NumberType::kBFloat16, NumberType::kFloat64});
+    if (wishes_.dtype) params.dtype = *wishes_.dtype;
     threads = static_cast<int>(random_.from_to(1, 4));
     params.num_kv_heads = random_.from_to(1, 3);
     params.num_heads = params.num_kv_heads * random_.from_to(1, 6 / params.num_kv_heads);
@@ -122,6 +132,9 @@ struct Configuration : CallMemory {
                         : random_.chance(30) ? params.query_length
                                              : length();
     const auto width = [this]() -> std::int64_t {
+      if (!wishes_.widths.empty())
+        return wishes_
+            .widths[static_cast<std::size_t>(random_.from_to(0, static_cast<std::int64_t>(wishes_.widths.size()) - 1))];
       return random_.chance(40) ? random_.one_of({16, 32, 64, 128}) : random_.from_to(1, 80);
     };
     params.head_dim = width();
@@ -131,9 +144,11 @@ struct Configuration : CallMemory {
       return params.batch_size * params.num_heads * params.query_length * params.key_length *
              (params.head_dim + params.value_dim);
     };
-    while (products() > 3'000'000 && params.batch_size > 1) --params.batch_size;
-    while (products() > 3'000'000 && params.num_heads > params.num_kv_heads) params.num_heads -= params.num_kv_heads;
-    while (products() > 3'000'000) params.query_length = (params.query_length + 1) / 2;
+    while (products() > wishes_.most_products && params.batch_size > 1) --params.batch_size;
+    while (products() > wishes_.most_products && params.num_heads > params.num_kv_heads)
+      params.num_heads -= params.num_kv_heads;
+    while (products() > wishes_.most_products && params.query_length > 1)
+      params.query_length = (params.query_length + 1) / 2;
   }
 
   void choose_structs() {
@@ -239,12 +254,17 @@ struct Configuration : CallMemory {
 
   Tensor random_tensor(const Sizes& sizes, bool may_broadcast) {
     if (random_.chance(30)) return Tensor(number(), sizes);
-    Tensor tensor(number(), sizes, random_order(), random_padding(), random_.one_of({1, 1, 1, 2, -1}));
-    for (std::size_t d = 0; d < 4 && may_broadcast; ++d)
+    Tensor tensor = wishes_.has_whole_rows
+                        ? Tensor(number(), sizes, random_.chance(50) ? kByRow : kByHead, {}, 1)
+                        : Tensor(number(), sizes, random_order(), random_padding(), random_.one_of({1, 1, 1, 2, -1}));
+    for (std::size_t d = 0; d < (wishes_.has_whole_rows ? 3 : 4) && may_broadcast; ++d)
       if (random_.chance(4)) tensor.broadcast(d);
     return tensor;
   }
 
+  static constexpr std::array<int, 4> kByHead{0, 1, 2, 3}, kByRow{0, 2, 1, 3};
+
+  Wishes wishes_;
   Random random_;
 };
 

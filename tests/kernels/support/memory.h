@@ -85,6 +85,7 @@ class Tensor {
   void broadcast(std::size_t d) { strides_[d] = 0; }
 
   const Sizes& sizes() const { return sizes_; }
+  std::int64_t number_bytes() const { return static_cast<std::int64_t>(size()); }
   std::int64_t numel() const { return sizes_[0] * sizes_[1] * sizes_[2] * sizes_[3]; }
   double get(std::int64_t n, std::int64_t h, std::int64_t i, std::int64_t d) const { return read(place(n, h, i, d)); }
   void set(std::int64_t n, std::int64_t h, std::int64_t i, std::int64_t d, double value) {
