@@ -17,36 +17,65 @@ class GlobalMemory {
  public:
   /// Allows to read `bytes` bytes. To find each access outside of a tensor's rows, add its rows one by one.
   void add_input(const void* data, std::int64_t bytes, std::string name) {
-    add({begin_of(data), begin_of(data) + static_cast<std::uintptr_t>(bytes), false, std::move(name)});
+    ranges_.push_back({begin_of(data), begin_of(data) + static_cast<std::uintptr_t>(bytes), false, std::move(name)});
   }
   /// Allows to read and write them.
   void add_output(void* data, std::int64_t bytes, std::string name) {
-    add({begin_of(data), begin_of(data) + static_cast<std::uintptr_t>(bytes), true, std::move(name)});
+    ranges_.push_back({begin_of(data), begin_of(data) + static_cast<std::uintptr_t>(bytes), true, std::move(name)});
   }
+
+  /// The last store to a granule of 2 bytes.
+  struct Store {
+    std::uint32_t block = 0;  ///< from 1; 0: there was none
+    std::uint32_t epoch = 0;  ///< barriers of that block so far
+    int thread = 0;
+  };
 
   /// A run of addresses.
   struct Range {
     std::uintptr_t begin, end;
     bool can_write;
     std::string name;
+    std::vector<Store> stores = {};  ///< of this launch
   };
 
+  /// Forgets the stores: a new launch begins.
+  void reset() {
+    sort();
+    for (Range& range : ranges_) range.stores.assign(range.can_write ? (range.end - range.begin + 1) / 2 : 0, Store());
+  }
+
   /// The range that holds all the bytes, or null.
-  const Range* find(const void* address, std::int64_t bytes) {
+  Range* find(const void* address, std::int64_t bytes) {
     const std::uintptr_t begin = begin_of(address), end = begin + static_cast<std::uintptr_t>(bytes);
     const auto holds = [&](std::size_t i) { return ranges_[i].begin <= begin && end <= ranges_[i].end; };
     if (last_ < ranges_.size() && holds(last_)) return &ranges_[last_];
-    if (!is_sorted_) sort();
     const std::size_t next = first_after(begin);
     if (next == 0 || !holds(next - 1)) return nullptr;
     last_ = next - 1;
     return &ranges_[last_];
   }
 
+  /// The last store to one of the bytes that another thread made, with no barrier since then.
+  static const Store* unordered_store(const Range& range, const void* address, std::int64_t bytes, const Store& now) {
+    const std::size_t first = (begin_of(address) - range.begin) / 2;
+    for (std::size_t i = first; i < first + static_cast<std::size_t>(bytes + 1) / 2; ++i) {
+      const Store& last = range.stores[i];
+      if (last.block == 0 || (last.block == now.block && (last.thread == now.thread || last.epoch < now.epoch)))
+        continue;
+      return &last;
+    }
+    return nullptr;
+  }
+
+  static void note_store(Range& range, const void* address, std::int64_t bytes, const Store& now) {
+    const std::size_t first = (begin_of(address) - range.begin) / 2;
+    for (std::size_t i = first; i < first + static_cast<std::size_t>(bytes + 1) / 2; ++i) range.stores[i] = now;
+  }
+
   /// The place of an address in words, for a report: "key + 640 bytes".
-  std::string text_of(const void* address) {
+  std::string text_of(const void* address) const {
     const std::uintptr_t begin = begin_of(address);
-    if (!is_sorted_) sort();
     const std::size_t next = first_after(begin);
     if (next == 0) return ranges_.empty() ? "no ranges" : "before " + ranges_.front().name;
     const Range& before = ranges_[next - 1];
@@ -56,11 +85,6 @@ class GlobalMemory {
 
  private:
   static std::uintptr_t begin_of(const void* address) { return reinterpret_cast<std::uintptr_t>(address); }
-
-  void add(Range range) {
-    ranges_.push_back(std::move(range));
-    is_sorted_ = false;
-  }
 
   // Ranges that overlap become one.
   void sort() {
@@ -75,7 +99,6 @@ class GlobalMemory {
       }
     }
     ranges_ = std::move(merged);
-    is_sorted_ = true;
     last_ = ranges_.size();
   }
 
@@ -85,7 +108,6 @@ class GlobalMemory {
   }
 
   std::vector<Range> ranges_;
-  bool is_sorted_ = true;
   std::size_t last_ = 0;
 };
 

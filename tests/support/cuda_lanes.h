@@ -3,6 +3,7 @@
 
 #include <attend/kernels/cuda/instructions.cuh>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -129,20 +130,19 @@ inline void load_matrix_x4(const void* const (&rows)[cuda::kWarpSize],
   }
 }
 
-/// How many wavefronts of shared memory an ldmatrix takes: 8 rows of 16 bytes are one, if they lie in different banks.
+/// How many wavefronts of shared memory an ldmatrix takes, 4 at best: the 8 rows of a matrix take one if they lie in
+/// different banks.
 inline int wavefronts_of(const std::int64_t (&offsets)[cuda::kWarpSize]) {
   int total = 0;
   for (int matrix = 0; matrix < 4; ++matrix) {
-    int most = 0;
-    for (int bank = 0; bank < 8; ++bank) {
-      int rows = 0;
-      for (int row = 0; row < 8; ++row) {
-        const std::int64_t offset = offsets[8 * matrix + row];
-        bool is_new = offset / 16 % 8 == bank;
-        for (int earlier = 0; earlier < row; ++earlier) is_new = is_new && offsets[8 * matrix + earlier] != offset;
-        rows += is_new ? 1 : 0;
-      }
-      most = rows > most ? rows : most;
+    std::int64_t rows[8][8];  // the different rows of 16 bytes in each group of 4 banks
+    int counts[8] = {}, most = 0;
+    for (int row = 0; row < 8; ++row) {
+      const std::int64_t offset = offsets[8 * matrix + row], bank = offset / 16 % 8;
+      bool is_new = true;
+      for (int i = 0; i < counts[bank]; ++i) is_new = is_new && rows[bank][i] != offset;
+      if (is_new) rows[bank][counts[bank]++] = offset;
+      most = std::max(most, counts[bank]);
     }
     total += most;
   }

@@ -24,6 +24,7 @@ enum class FaultKind {
   kReadOnly,            ///< a store to a range that is only read
   kMisaligned,          ///< an address that is no multiple of the size
   kGlobalRace,          ///< two threads access a word of global memory, one writes, and no barrier is between them
+  kBankConflict,        ///< an ldmatrix that takes more wavefronts of shared memory than its four
   kDivergedCollective,  ///< lanes of a warp wait for each other in different calls
   kDivergedBarrier,     ///< threads wait for each other in different barriers
   kDeadlock,            ///< all threads wait
@@ -31,39 +32,23 @@ enum class FaultKind {
 };
 
 inline const char* name_of(FaultKind kind) {
-  switch (kind) {
-    case FaultKind::kRace:
-      return "race between warps";
-    case FaultKind::kLaneRace:
-      return "race between lanes";
-    case FaultKind::kReadBeforeWait:
-      return "read before wait";
-    case FaultKind::kWriteOverCopy:
-      return "write over a copy in flight";
-    case FaultKind::kUnwritten:
-      return "read of an unwritten word";
-    case FaultKind::kOutsideView:
-      return "outside of a view";
-    case FaultKind::kOutsideShared:
-      return "outside of shared memory";
-    case FaultKind::kOutsideGlobal:
-      return "outside of global memory";
-    case FaultKind::kReadOnly:
-      return "store to an input";
-    case FaultKind::kMisaligned:
-      return "misaligned";
-    case FaultKind::kGlobalRace:
-      return "race in global memory";
-    case FaultKind::kDivergedCollective:
-      return "diverged collective";
-    case FaultKind::kDivergedBarrier:
-      return "diverged barrier";
-    case FaultKind::kDeadlock:
-      return "deadlock";
-    case FaultKind::kCopyNotAwaited:
-      return "copy not waited for";
-  }
-  return "";
+  constexpr const char* kNames[] = {"race between warps",
+                                    "race between lanes",
+                                    "read before wait",
+                                    "write over a copy in flight",
+                                    "read of an unwritten word",
+                                    "outside of a view",
+                                    "outside of shared memory",
+                                    "outside of global memory",
+                                    "store to an input",
+                                    "misaligned",
+                                    "race in global memory",
+                                    "bank conflict",
+                                    "diverged collective",
+                                    "diverged barrier",
+                                    "deadlock",
+                                    "copy not waited for"};
+  return kNames[static_cast<int>(kind)];
 }
 
 inline bool same_place(cuda::Place a, cuda::Place b) {

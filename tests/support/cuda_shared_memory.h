@@ -9,7 +9,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <string>
 #include <vector>
 
 namespace attend::test {
@@ -25,9 +24,11 @@ struct Accessor {
 
 /// What is wrong with an access.
 struct Conflict {
-  FaultKind kind;
-  std::int64_t offset;  ///< in bytes from the start of the shared memory; negative: nothing is wrong
-  std::string with;     ///< the other access
+  FaultKind kind = FaultKind::kRace;
+  std::int64_t offset = -1;  ///< in bytes from the start of the shared memory; -1: nothing is wrong
+  const char* what = "";     ///< what another thread did before
+  int thread = -1;           ///< that thread; -1: there is none
+  cuda::Place place = {"", 0};
 };
 
 /// The shared memory of a block, and what happened to each word of it.
@@ -51,12 +52,12 @@ class SharedMemory {
   }
 
   Conflict read(std::int64_t offset, int bytes, const Accessor& who) {
-    Conflict found = kNone;
+    Conflict found;
     for_each(offset, bytes, [&](Word& word, std::int64_t at) {
       if (word.is_in_flight) {
         note(found, FaultKind::kReadBeforeWait, at, "copied", word.writer, word.write_place);
       } else if (!word.is_written) {
-        note(found, FaultKind::kUnwritten, at, nullptr, 0, 0);
+        if (found.offset < 0) found = {FaultKind::kUnwritten, at};
       } else {
         find_earlier_write(found, word, at, who);
       }
@@ -114,8 +115,6 @@ class SharedMemory {
     bool is_written : 1 = false, is_in_flight : 1 = false, is_split : 1 = false;
   };
 
-  static inline const Conflict kNone = {FaultKind::kRace, -1, ""};
-
   template <class Function>
   void for_each(std::int64_t offset, int bytes, const Function& function) {
     const auto first = static_cast<std::size_t>(offset / 4);
@@ -135,7 +134,7 @@ class SharedMemory {
   }
 
   Conflict write_words(std::int64_t offset, int bytes, const Accessor& who, bool is_copy) {
-    Conflict found = kNone;
+    Conflict found;
     for_each(offset, bytes, [&](Word& word, std::int64_t at) {
       if (word.is_in_flight)
         note(found, FaultKind::kWriteOverCopy, at, "copied", word.writer, word.write_place);
@@ -176,10 +175,7 @@ class SharedMemory {
   }
 
   void note(Conflict& found, FaultKind kind, std::int64_t at, const char* what, int thread, std::uint16_t place) const {
-    if (found.offset >= 0) return;
-    found = {kind, at, ""};
-    if (what != nullptr)
-      found.with = std::string(what) + " by thread " + std::to_string(thread) + " at " + text_of(places_[place]);
+    if (found.offset < 0) found = {kind, at, what, thread, places_[place]};
   }
 
   std::uint16_t index_of(cuda::Place place) {
