@@ -15,7 +15,7 @@
 #define ATTEND_ALWAYS_INLINE inline __attribute__((always_inline))
 
 /// Unrolls the loop that follows, which has a constant number of steps, at most 16.
-#if defined(__clang__)
+#if defined(__clang__) || defined(__CUDA_ARCH__)
 #define ATTEND_UNROLL _Pragma("unroll")
 #elif defined(__CUDACC__)  // nvcc passes the pragma on to g++, and warns that it does not know it
 #define ATTEND_UNROLL \

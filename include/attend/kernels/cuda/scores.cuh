@@ -10,13 +10,13 @@
 #include <attend/score/mask_mod.h>
 #include <attend/score/real.h>
 #include <attend/score/score_mod.h>
+#include <attend/simd/math.h>
 #include <attend/version.h>
 #include <attend/kernels/cuda/call.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
 
 #include <cstdint>
-#include <limits>
 #include <type_traits>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda::detail {
@@ -41,25 +41,25 @@ struct DerivedScore {
 /// The steps between q·k and the softmax for one head of one batch entry: scale, softcap, ALiBi, added mask, score_mod,
 /// and all masks. T, float or double, is the type that is computed in.
 ///
+/// A call without options has no softcap, ALiBi, attn_mask and dropout. kHasOptions = false leaves out their code,
+/// which takes registers in a kernel on tensor cores.
+///
 /// `ScorePlace`s outside of the sequence are allowed. They are masked, and the structs never see them: they are called
 /// with the nearest query and key of the sequence.
-template <class T, class Score, class Mask>
+template <class T, class Score, class Mask, bool kHasOptions = true>
 class HeadScores {
  public:
-  static constexpr T kMasked = -std::numeric_limits<T>::infinity();
+  static constexpr T kMasked = -simd::FloatFormat<T>::kInfinity;
 
   /// @param head The query head.
   ATTEND_HOST_DEVICE HeadScores(const Call& call, const Score& score, const Mask& mask, const Sequence& sequence,
                                 std::int32_t head)
-      : call_(call),
-        score_(score),
-        mask_(mask),
-        sequence_(sequence),
-        head_(head),
-        scale_(static_cast<T>(call.scale)),
-        softcap_(static_cast<T>(call.softcap)) {
+      : call_(call), score_(score), mask_(mask), sequence_(sequence), head_(head), scale_(static_cast<T>(call.scale)) {
+    if constexpr (!kHasOptions) return;
     const std::int64_t batch = sequence.batch;
-    if (call.alibi_slopes != nullptr)
+    softcap_ = static_cast<T>(call.softcap);
+    inverse_softcap_ = static_cast<T>(1 / call.softcap);
+    if (has_alibi())
       slope_ = load_global(static_cast<const T*>(call.alibi_slopes) + batch * call.alibi_strides[0] +
                            head * call.alibi_strides[1]);
     mask_offset_ = batch * call.attn_mask.strides[0] + head * call.attn_mask.strides[1];
@@ -70,16 +70,12 @@ class HeadScores {
 
   /// Whether each score is scale · q·k, if it is not masked.
   ATTEND_HOST_DEVICE bool only_scales() const {
-    return std::is_same_v<Score, Unchanged> && call_.softcap == 0 && call_.alibi_slopes == nullptr && !has_added_mask();
+    return std::is_same_v<Score, Unchanged> && !has_softcap() && !has_alibi() && !has_added_mask();
   }
 
   /// The keys that any of these queries may attend to: begin ≥ end if there is none. `queries` is not empty.
   ATTEND_HOST_DEVICE KeyRange keys(const KeyRange& queries) const {
-    KeyRange range = sequence_.keys;
-    if (call_.window_left >= 0)
-      range.begin = larger(range.begin, sequence_.position(queries.begin) - call_.window_left);
-    if (call_.window_right >= 0)
-      range.end = smaller(range.end, sequence_.position(queries.end - 1) + call_.window_right + 1);
+    KeyRange range{band(queries.begin).begin, band(queries.end - 1).end};
     if constexpr (attend::detail::HasKeyRange<Mask>) {
       if (range.begin >= range.end) return {0, 0};
       const KeyRange own = mask_.keys(block(queries));
@@ -111,7 +107,7 @@ class HeadScores {
     const bool is_whole = queries.begin == tile_queries.begin && queries.end == tile_queries.end &&
                           keys.begin == tile_keys.begin && keys.end == tile_keys.end;
     const MaskCover own = attend::detail::mask_cover(mask_, block(queries), keys);
-    const bool may_be_full = is_whole && !is_cut && call_.mask_type != MaskType::kBool;
+    const bool may_be_full = is_whole && !is_cut && !has_bool_mask();
     return own == MaskCover::kFull && !may_be_full ? MaskCover::kPartial : own;
   }
 
@@ -129,17 +125,17 @@ class HeadScores {
   /// The steps after `scale` and before the masks.
   template <int kCount, class Places>
   ATTEND_HOST_DEVICE void change(T (&scores)[kCount], const Places& place) const {
-    if (softcap_ > T(0)) {
+    if (has_softcap()) {
       ATTEND_UNROLL
       for (int k = 0; k < kCount; ++k) scores[k] = softcap_ * tangent(scores[k]);
     }
-    if (call_.alibi_slopes != nullptr) {
+    if (has_alibi()) {
       ATTEND_UNROLL
       for (int k = 0; k < kCount; ++k) scores[k] += alibi(place(k));
     }
     if (has_added_mask()) {
       ATTEND_UNROLL
-      for (int k = 0; k < kCount; ++k) scores[k] += added(place(k));
+      for (int k = 0; k < kCount; ++k) scores[k] = plus(scores[k], added(place(k)));
     }
     if constexpr (!std::is_same_v<Score, Unchanged>) {
       ATTEND_UNROLL
@@ -152,45 +148,50 @@ class HeadScores {
   ATTEND_HOST_DEVICE void apply_masks(T (&scores)[kCount], const Places& place) const {
     ATTEND_UNROLL
     for (int k = 0; k < kCount; ++k)
-      if (!is_allowed(place(k))) scores[k] = kMasked;
+      if (const KeyRange range = band(place(k).query); place(k).key < range.begin || place(k).key >= range.end)
+        scores[k] = kMasked;
+    if (has_bool_mask()) {
+      ATTEND_UNROLL
+      for (int k = 0; k < kCount; ++k)
+        if (!is_true(place(k))) scores[k] = kMasked;
+    }
+    if constexpr (!std::is_same_v<Mask, EveryKey>) {
+      ATTEND_UNROLL
+      for (int k = 0; k < kCount; ++k)
+        if (!mask_(coordinate(place(k)))) scores[k] = kMasked;
+    }
   }
 
   /// One score, with its derivatives. `product` is q·k.
   ATTEND_HOST_DEVICE DerivedScore<T> derived(T product, const ScorePlace& place, bool is_full) const {
     DerivedScore<T> score{product * scale_, T(0), T(1), T(1)};
-    if (softcap_ > T(0)) {
+    if (has_softcap()) {
       const T bent = tangent(score.value);
       score.value = softcap_ * bent;
       score.option_slope = T(1) - bent * bent;
     }
-    if (call_.alibi_slopes != nullptr) score.value += alibi(place);
-    if (has_added_mask()) score.value += added(place);
+    if (has_alibi()) score.value += alibi(place);
+    if (has_added_mask()) score.value = plus(score.value, added(place));
     score.before = score.value;
     if constexpr (!std::is_same_v<Score, Unchanged>) {
       const Dual<T> changed = score_(Dual<T>(Real<T>(score.value), Real<T>(T(1))), coordinate(place));
       score.value = changed.value.value;
       score.mod_slope = changed.derivative.value;
     }
-    if (!is_full && !is_allowed(place)) return {kMasked, score.before, T(0), T(0)};
+    T masked[1] = {score.value};
+    if (!is_full) apply_masks(masked, [&](int) { return place; });
+    if (masked[0] == kMasked) return {kMasked, score.before, T(0), T(0)};
     return score;
   }
 
-  /// Whether no mask excludes a query and a key.
-  ATTEND_HOST_DEVICE bool is_allowed(const ScorePlace& place) const {
-    const bool is_inside = is_within(place.query, sequence_.queries) && is_within(place.key, sequence_.keys);
-    const std::int32_t distance = place.key - sequence_.position(place.query);
-    bool is_allowed = is_inside && (call_.window_left < 0 || distance >= -call_.window_left) &&
-                      (call_.window_right < 0 || distance <= call_.window_right);
-    if (call_.mask_type == MaskType::kBool && is_allowed)
-      is_allowed = load_global(static_cast<const unsigned char*>(call_.attn_mask.data) + mask_place(place)) != 0;
-    if (has_added_mask() && is_allowed) is_allowed = added(place) != kMasked;  // masks a NaN too
-    if constexpr (!std::is_same_v<Mask, EveryKey>) is_allowed = is_allowed && mask_(coordinate(place));
-    return is_allowed;
-  }
-
+  ATTEND_HOST_DEVICE bool has_dropout() const { return kHasOptions && call_.has_dropout(); }
   /// The factor of a weight: 0 if dropout drops it, 1 without dropout.
   ATTEND_HOST_DEVICE T dropout_factor(const ScorePlace& place) const {
-    return call_.has_dropout() ? dropout_factor(dropout_words(place).words[place.key & 3]) : T(1);
+    if (!has_dropout()) return T(1);
+    const attend::detail::PhiloxBlock block = dropout_words(place);  // an index that varies would put it into memory
+    const std::uint32_t first = place.key & 1 ? block.words[1] : block.words[0];
+    const std::uint32_t second = place.key & 1 ? block.words[3] : block.words[2];
+    return dropout_factor(place.key & 2 ? second : first);
   }
   /// The factor for a random word.
   ATTEND_HOST_DEVICE T dropout_factor(std::uint32_t word) const {
@@ -221,9 +222,6 @@ class HeadScores {
   }
 
  private:
-  ATTEND_HOST_DEVICE static bool is_within(std::int32_t i, const KeyRange& range) {
-    return i >= range.begin && i < range.end;
-  }
   ATTEND_HOST_DEVICE static KeyRange within(const KeyRange& a, const KeyRange& b) {
     return {larger(a.begin, b.begin), smaller(a.end, b.end)};
   }
@@ -235,15 +233,33 @@ class HeadScores {
     return {sequence_.batch, head_, queries.begin, queries.end, call_.queries, sequence_.key_length};
   }
 
+  ATTEND_HOST_DEVICE bool has_softcap() const { return kHasOptions && softcap_ > T(0); }
+  ATTEND_HOST_DEVICE bool has_alibi() const { return kHasOptions && call_.alibi_slopes != nullptr; }
+  ATTEND_HOST_DEVICE bool has_bool_mask() const { return kHasOptions && call_.mask_type == MaskType::kBool; }
   ATTEND_HOST_DEVICE bool has_added_mask() const {
-    return call_.mask_type == MaskType::kAdded || call_.mask_type == MaskType::kAddedBFloat16;
+    return kHasOptions && (call_.mask_type == MaskType::kAdded || call_.mask_type == MaskType::kAddedBFloat16);
   }
   ATTEND_HOST_DEVICE std::int64_t mask_place(const ScorePlace& place) const {
     return mask_offset_ + nearest(place.query, sequence_.queries) * call_.attn_mask.strides[2] +
            nearest(place.key, sequence_.keys) * call_.attn_mask.strides[3];
   }
 
-  ATTEND_HOST_DEVICE T tangent(T score) const { return tanh(Real<T>(score / softcap_)).value; }
+  /// The keys of the sequence and the window of a query.
+  ATTEND_HOST_DEVICE KeyRange band(std::int32_t query) const {
+    KeyRange range = sequence_.keys;
+    if (query < sequence_.queries.begin || query >= sequence_.queries.end) range.end = range.begin;
+    if (call_.window_left >= 0) range.begin = larger(range.begin, sequence_.position(query) - call_.window_left);
+    if (call_.window_right >= 0) range.end = smaller(range.end, sequence_.position(query) + call_.window_right + 1);
+    return range;
+  }
+  /// Whether the bool mask allows the place.
+  ATTEND_HOST_DEVICE bool is_true(const ScorePlace& place) const {
+    return load_global(static_cast<const unsigned char*>(call_.attn_mask.data) + mask_place(place)) != 0;
+  }
+  /// The sum; −∞ if −∞ is added, even to NaN.
+  ATTEND_HOST_DEVICE static T plus(T score, T added) { return added == kMasked ? kMasked : score + added; }
+
+  ATTEND_HOST_DEVICE T tangent(T score) const { return tanh(Real<T>(score * inverse_softcap_)).value; }
   ATTEND_HOST_DEVICE T alibi(const ScorePlace& place) const { return -slope_ * static_cast<T>(distance(place)); }
   ATTEND_HOST_DEVICE T added(const ScorePlace& place) const {
     const std::int64_t at = mask_place(place);
@@ -257,8 +273,8 @@ class HeadScores {
   const Mask& mask_;
   Sequence sequence_;
   std::int32_t head_;
-  T scale_, softcap_, slope_ = T(0);
-  std::int64_t mask_offset_;
+  T scale_, softcap_ = T(0), inverse_softcap_ = T(0), slope_ = T(0);
+  std::int64_t mask_offset_ = 0;
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda::detail

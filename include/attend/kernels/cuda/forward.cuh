@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The forward pass on tensor cores, for float16 and bfloat16.
+//
+// (figures)
+
+#include <attend/kernels/attention_params.h>
+#include <attend/macros.h>
+#include <attend/score/coordinate.h>
+#include <attend/score/mask_cover.h>
+#include <attend/version.h>
+#include <attend/kernels/cuda/call.cuh>
+#include <attend/kernels/cuda/instructions.cuh>
+#include <attend/kernels/cuda/number.cuh>
+#include <attend/kernels/cuda/plain_forward.cuh>
+#include <attend/kernels/cuda/results.cuh>
+#include <attend/kernels/cuda/scores.cuh>
+#include <attend/kernels/cuda/sequence.cuh>
+#include <attend/kernels/cuda/softmax.cuh>
+#include <attend/kernels/cuda/tile.cuh>
+#include <attend/kernels/cuda/warp.cuh>
+
+#include <cstdint>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
+
+/// The sizes of a block of forward_block(). kWidth is the number of columns of query, key and value in shared memory:
+/// 32, 64, 96, 128, 192 or 256. kHasOptions as in forward_block().
+template <int kWidth, bool kHasOptions>
+struct ForwardShape {
+  static constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
+  /// Each warp computes this many tiles of 16 queries. Each part of a key or value that it loads serves all of them.
+  static constexpr int kRowTiles = kWidth <= 64 && !kHasOptions ? 2 : 1;
+  static constexpr int kQueries = kWarps * kRowTiles * 16;
+  static constexpr int kKeys = kWidth <= 128 ? 64 : 32;
+  /// Whether the operand of the queries stays in registers. It does not if there are too few.
+  static constexpr bool kKeepsQueries = kWidth < 256;
+
+  using QueryTile = detail::SharedTile<kQueries, kWidth>;
+  using KeyTile = detail::SharedTile<kKeys, kWidth>;
+  /// Two buffers of keys and values.
+  static constexpr int kSharedBytes = QueryTile::kBytes + 4 * KeyTile::kBytes;
+};
+
+namespace detail {
+
+/// The forward pass of a tile of queries by one block.
+template <NumberType kType, int kWidth, class Score, class Mask, bool kHasOptions>
+class ForwardTile {
+  using Shape = ForwardShape<kWidth, kHasOptions>;
+  using Scores = HeadScores<float, Score, Mask, kHasOptions>;
+  static constexpr int kRowTiles = Shape::kRowTiles, kKeys = Shape::kKeys, kSteps = kWidth / 16;
+  // Of a row tile, for each thread.
+  static constexpr int kScores = kKeys / 2, kOutputs = kWidth / 2;
+  static constexpr float kLog2e = 1.44269504088896340736f;
+
+ public:
+  ATTEND_HOST_DEVICE ForwardTile(const Call& call, const Scores& scores, std::int32_t first_query)
+      : call_(call),
+        scores_(scores),
+        first_query_(first_query),
+        folds_scale_(scores.only_scales() && call.scale > 0),
+        unit_(folds_scale_ ? static_cast<float>(call.scale) : 1.0f) {}
+
+  ATTEND_HOST_DEVICE void run() {
+    const Sequence& sequence = scores_.sequence();
+    range_ = scores_.keys({first_query_, smaller(first_query_ + Shape::kQueries, sequence.queries.end)});
+    // Tiles start at a multiple of 4 keys: a draw of Philox has the words of 4 keys.
+    const std::int32_t base = sequence.keys.begin & ~3;
+    KeyTile tile = next_tile(base + (larger(range_.begin, base) - base) / kKeys * kKeys);
+    copy_queries();
+    if (tile.key < range_.end) copy_keys_and_values(tile.key, 0);
+    copy_async_commit();
+    bool is_first = true;
+    for (int buffer = 0; tile.key < range_.end; buffer ^= 1) {
+      copy_async_wait<0>();
+      barrier();  // the tile is there, and nobody reads the other buffer any more
+      if (is_first) load_queries();
+      is_first = false;
+      const KeyTile next = next_tile(tile.key + kKeys);
+      if (next.key < range_.end) copy_keys_and_values(next.key, buffer ^ 1);
+      copy_async_commit();
+      add_tile(tile, buffer);
+      tile = next;
+    }
+    copy_async_wait<0>();
+    store();
+  }
+
+ private:
+  struct KeyTile {
+    std::int32_t key;  // the first; there is no tile if it is not below range_.end
+    bool is_full;
+  };
+
+  /// The tiles in shared memory.
+  ATTEND_HOST_DEVICE static typename Shape::QueryTile queries() { return typename Shape::QueryTile(0); }
+  ATTEND_HOST_DEVICE static typename Shape::KeyTile keys(int buffer) {
+    return typename Shape::KeyTile(Shape::QueryTile::kBytes + 2 * buffer * Shape::KeyTile::kBytes);
+  }
+  ATTEND_HOST_DEVICE static typename Shape::KeyTile values(int buffer) {
+    return typename Shape::KeyTile(Shape::QueryTile::kBytes + (2 * buffer + 1) * Shape::KeyTile::kBytes);
+  }
+
+  /// The first tile from `key` on in which any key is allowed.
+  ATTEND_HOST_DEVICE KeyTile next_tile(std::int32_t key) const {
+    for (; key < range_.end; key += kKeys) {
+      const MaskCover cover = scores_.cover({first_query_, first_query_ + Shape::kQueries}, {key, key + kKeys});
+      if (cover != MaskCover::kEmpty) return {key, cover == MaskCover::kFull};
+    }
+    return {key, false};
+  }
+
+  ATTEND_HOST_DEVICE void copy_queries() const {
+    copy_rows(call_.query, call_.head_dim, scores_.head(), first_query_, scores_.sequence().queries, queries());
+  }
+
+  ATTEND_HOST_DEVICE void copy_keys_and_values(std::int32_t first, int buffer) const {
+    copy_key_rows(call_.key, call_.head_dim, first, keys(buffer));
+    copy_key_rows(call_.value, call_.value_dim, first, values(buffer));
+  }
+
+  ATTEND_HOST_DEVICE void copy_key_rows(const ConstTensorView4d& tensor, std::int32_t columns, std::int32_t first,
+                                        const typename Shape::KeyTile& to) const {
+    const std::int32_t kv_head = scores_.head() / call_.group;
+    const Sequence& sequence = scores_.sequence();
+    if (!kHasOptions || call_.block_table == nullptr) {
+      copy_rows(tensor, columns, kv_head, first, sequence.keys, to);
+      return;
+    }
+    const auto* const data = static_cast<const std::uint16_t*>(tensor.data);
+    to.template copy_from<Shape::kThreads>(
+        [&](int row) {
+          const std::int32_t j = first + row;
+          return j >= sequence.keys.begin && j < sequence.keys.end
+                     ? data + key_place(call_, tensor, sequence.batch, kv_head, j)
+                     : nullptr;
+        },
+        columns);
+  }
+
+  /// Starts to copy rows `first` and on of a head. Rows outside of `rows` become 0.
+  template <class SharedTile>
+  ATTEND_HOST_DEVICE void copy_rows(const ConstTensorView4d& tensor, std::int32_t columns, std::int32_t head,
+                                    std::int32_t first, const KeyRange& rows, const SharedTile& to) const {
+    const auto* const data =
+        static_cast<const std::uint16_t*>(tensor.data) + row_place(tensor.strides, scores_.sequence().batch, head, 0);
+    const auto stride = static_cast<std::int32_t>(tensor.strides[2]);  // forward_kernel_of() checks that it fits
+    to.template copy_from<Shape::kThreads>(
+        [&](int row) {
+          const std::int32_t i = first + row;
+          return i >= rows.begin && i < rows.end ? data + std::int64_t{i} * stride : nullptr;
+        },
+        columns);
+  }
+
+  /// The first row of row tile m of this warp, in the tile of the block.
+  ATTEND_HOST_DEVICE static int row_of(int m) { return (warp_index() * kRowTiles + m) * 16; }
+
+  /// The query of row r (0 or 1) of this thread in row tile m.
+  ATTEND_HOST_DEVICE std::int32_t query_of(int m, int r) const {
+    return first_query_ + row_of(m) + r * 8 + lane_index() / 4;
+  }
+
+  ATTEND_HOST_DEVICE void load_queries() {
+    if constexpr (Shape::kKeepsQueries) {
+      ATTEND_UNROLL
+      for (int m = 0; m < kRowTiles; ++m) {
+        ATTEND_UNROLL
+        for (int step = 0; step < kSteps; ++step) queries().load_a(row_of(m), step * 16, queries_[m][step]);
+      }
+    }
+  }
+
+  ATTEND_HOST_DEVICE void add_tile(const KeyTile& tile, int buffer) {
+    float scores[kRowTiles][kScores] = {};
+    multiply_queries(keys(buffer), scores);
+    ATTEND_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      change(tile, m, scores[m]);
+      float rescale[2];
+      softmax_[m].step(scores[m], unit_ * kLog2e, rescale);
+      if (scores_.has_dropout()) drop(tile.key, m, scores[m]);
+      ATTEND_UNROLL
+      for (int k = 0; k < kOutputs; ++k) output_[m][k] *= rescale[k / 2 % 2];
+    }
+    add_values(values(buffer), scores);
+  }
+
+  ATTEND_HOST_DEVICE void load_query(int m, int step, std::uint32_t (&a)[4]) const {
+    if constexpr (Shape::kKeepsQueries) {
+      ATTEND_UNROLL
+      for (int i = 0; i < 4; ++i) a[i] = queries_[m][step][i];
+    } else {
+      queries().load_a(row_of(m), step * 16, a);
+    }
+  }
+
+  /// scores += queries · keysᵀ
+  ATTEND_HOST_DEVICE void multiply_queries(const typename Shape::KeyTile& keys,
+                                           float (&scores)[kRowTiles][kScores]) const {
+    ATTEND_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      std::uint32_t own[kRowTiles][4];
+      ATTEND_UNROLL
+      for (int m = 0; m < kRowTiles; ++m) load_query(m, step, own[m]);
+      ATTEND_UNROLL
+      for (int n = 0; n < kKeys / 16; ++n) {
+        std::uint32_t b[2][2];
+        keys.load_b_of_rows(n * 16, step * 16, b);
+        ATTEND_UNROLL
+        for (int m = 0; m < kRowTiles; ++m) {
+          ATTEND_UNROLL
+          for (int half = 0; half < 2; ++half) multiply_add<kType>(scores[m], 8 * n + 4 * half, own[m], b[half]);
+        }
+      }
+    }
+  }
+
+  /// Turns q·k into what the softmax is given.
+  ATTEND_HOST_DEVICE void change(const KeyTile& tile, int m, float (&scores)[kScores]) {
+    const int column = tile.key + lane_index() % 4 * 2;
+    const auto place = [&](int k) { return ScorePlace{query_of(m, k / 2 % 2), column + k / 4 * 8 + k % 2}; };
+    has_masked_ = has_masked_ || !tile.is_full;
+    if (!folds_scale_)
+      scores_.apply(scores, place, tile.is_full);
+    else if (!tile.is_full)
+      scores_.apply_masks(scores, place);
+  }
+
+  /// Sets the weights to 0 that dropout drops. The factor of the others is in store().
+  ///
+  /// Two neighbouring lanes have the same four keys in rows g and g + 8. One draws the words of row g, the other those
+  /// of row g + 8, and they exchange them.
+  ATTEND_HOST_DEVICE void drop(std::int32_t first_key, int m, float (&weights)[kScores]) const {
+    const int lane = lane_index();
+    const bool is_odd = lane % 2 != 0;
+    ATTEND_UNROLL
+    for (int n = 0; n < kScores / 4; ++n) {
+      const auto block = scores_.dropout_words({query_of(m, is_odd), first_key + n * 8 + lane % 4 / 2 * 4});
+      const std::uint32_t* const words = block.words;
+      ATTEND_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        const std::uint32_t kept = is_odd ? words[2 + e] : words[e];
+        const std::uint32_t received = shuffle_xor(is_odd ? words[e] : words[2 + e], 1);
+        if ((is_odd ? received : kept) < call_.dropout_threshold) weights[4 * n + e] = 0;
+        if ((is_odd ? kept : received) < call_.dropout_threshold) weights[4 * n + 2 + e] = 0;
+      }
+    }
+  }
+
+  /// output += weights · values
+  ATTEND_HOST_DEVICE void add_values(const typename Shape::KeyTile& values,
+                                     const float (&weights)[kRowTiles][kScores]) {
+    ATTEND_UNROLL
+    for (int step = 0; step < kKeys / 16; ++step) {
+      std::uint32_t own[kRowTiles][4];
+      ATTEND_UNROLL
+      for (int m = 0; m < kRowTiles; ++m) {
+        ATTEND_UNROLL
+        for (int i = 0; i < 4; ++i)
+          own[m][i] = pack<kType>(weights[m][8 * step + 2 * i], weights[m][8 * step + 2 * i + 1]);
+      }
+      ATTEND_UNROLL
+      for (int n = 0; n < kWidth / 16; ++n) {
+        std::uint32_t b[2][2];
+        values.load_b_of_columns(step * 16, n * 16, b);
+        ATTEND_UNROLL
+        for (int m = 0; m < kRowTiles; ++m) {
+          ATTEND_UNROLL
+          for (int half = 0; half < 2; ++half) multiply_add<kType>(output_[m], 8 * n + 4 * half, own[m], b[half]);
+        }
+      }
+    }
+  }
+
+  ATTEND_HOST_DEVICE void store() const {
+    if (has_masked_ && any_in_warp(!is_finite())) {
+      compute_plainly();
+      return;
+    }
+    const Sequence& sequence = scores_.sequence();
+    ATTEND_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      ATTEND_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        const float sum = softmax_[m].sum(r);
+        const float kept = scores_.has_dropout() ? static_cast<float>(call_.dropout_scale) : 1.0f;
+        const float factor = sum == 0 ? 0 : kept / sum;
+        const std::int32_t i = query_of(m, r);
+        if (i >= sequence.queries.end) continue;
+        ATTEND_UNROLL
+        for (int n = 0; n < kOutputs / 4; ++n) {
+          const int column = n * 8 + lane_index() % 4 * 2;
+          if (column < call_.value_dim)
+            store_pair<kType>(call_, sequence.batch, scores_.head(), i, column, output_[m][4 * n + 2 * r] * factor,
+                              output_[m][4 * n + 2 * r + 1] * factor);
+        }
+        if (lane_index() % 4 == 0)
+          store_log_sum_exp(call_, sequence.batch, scores_.head(), i, softmax_[m].largest(r) * unit_, sum);
+      }
+    }
+  }
+
+  ATTEND_HOST_DEVICE bool is_finite() const {
+    float sum_of_zeros = 0;
+    ATTEND_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      ATTEND_UNROLL
+      for (int k = 0; k < kOutputs; ++k) sum_of_zeros += output_[m][k] * 0.0f;
+    }
+    return sum_of_zeros == 0;
+  }
+
+  /// Computes the queries of this warp again, without tensor cores. A product of tensor cores is NaN if a masked key
+  /// has a value that is not finite, because 0 · ∞ is NaN.
+  ATTEND_HOST_DEVICE void compute_plainly() const {
+    const std::int32_t begin = first_query_ + row_of(0),
+                       end = smaller(begin + kRowTiles * 16, scores_.sequence().queries.end);
+    for (std::int32_t i = begin; i < end; ++i) PlainRows<kType, /*kRows=*/1, Scores>(call_, scores_, {i, i + 1}).run();
+  }
+
+  const Call& call_;
+  const Scores& scores_;
+  std::int32_t first_query_;
+  bool folds_scale_;         // whether the scale is a factor in the exponent, in place of a product for each score
+  bool has_masked_ = false;  // whether a tile had a masked score
+  float unit_;               // a score is unit_ times the number that the softmax is given
+  KeyRange range_;           // all keys that a query of the tile may attend to
+  OnlineSoftmax softmax_[kRowTiles];
+  std::uint32_t queries_[kRowTiles][Shape::kKeepsQueries ? kSteps : 1][4];
+  float output_[kRowTiles][kOutputs] = {};  // before the division by the sum of the weights
+};
+
+}  // namespace detail
+
+/// One thread of the forward pass on tensor cores. The grid has query_tiles(call, Shape::kQueries) blocks, where Shape
+/// is ForwardShape<kWidth, kHasOptions>.
+///
+/// @tparam kType kFloat16 or kBFloat16.
+/// @tparam kWidth At least head_dim and value_dim.
+/// @tparam kHasOptions Whether the call may have softcap, alibi_slopes, attn_mask, dropout or block_table.
+template <NumberType kType, int kWidth, bool kHasOptions, class Score, class Mask>
+ATTEND_HOST_DEVICE void forward_block(const Call& call, const Score& score, const Mask& mask) {
+  using namespace detail;
+  const Tile tile = query_tile(call, block_index().x, ForwardShape<kWidth, kHasOptions>::kQueries);
+  if (tile.rows.begin >= tile.rows.end) return;
+  const HeadScores<float, Score, Mask, kHasOptions> scores(call, score, mask, tile.sequence, tile.head);
+  ForwardTile<kType, kWidth, Score, Mask, kHasOptions>(call, scores, tile.rows.begin).run();
+}
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda

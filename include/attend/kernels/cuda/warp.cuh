@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/macros.h>
+#include <attend/version.h>
+#include <attend/kernels/cuda/instructions.cuh>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda::detail {
+
+/// The larger number; b if a is NaN.
+template <class T>
+ATTEND_HOST_DEVICE T larger_number(T a, T b) {
+  return a > b ? a : b;
+}
+
+/// The largest number of kLanes neighbouring lanes, a power of 2.
+template <int kLanes, class T>
+ATTEND_HOST_DEVICE T largest_of_lanes(T value) {
+  ATTEND_UNROLL
+  for (int step = kLanes / 2; step > 0; step /= 2) value = larger_number(value, shuffle_xor(value, step));
+  return value;
+}
+
+/// The sum of kLanes neighbouring lanes, a power of 2. All of them get the same bits.
+template <int kLanes, class T>
+ATTEND_HOST_DEVICE T sum_of_lanes(T value) {
+  ATTEND_UNROLL
+  for (int step = kLanes / 2; step > 0; step /= 2) value += shuffle_xor(value, step);
+  return value;
+}
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda::detail

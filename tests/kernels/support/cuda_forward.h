@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "configuration.h"
+#include "cuda_memory.h"
+#include "house_rule.h"
+#include "naive.h"
+#include "results.h"
+#include "support/cuda_block.h"
+#include "support/environment.h"
+#include "user_structs.h"
+
+#include <attend/score/mask_mod.h>
+#include <attend/score/score_mod.h>
+#include <attend/kernels/cuda/call.cuh>
+
+#include <doctest/doctest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace attend::test {
+
+/// A random call that kernels of the forward pass compute on the host. T is the type that is computed in. kHasStructs:
+/// with the user structs of the call, for all of which the kernels are then compiled.
+template <class T, bool kHasStructs>
+class CudaForwardRun {
+ public:
+  CudaForwardRun(std::uint32_t number, const Wishes& wishes)
+      : c_(number, wishes),
+        bias_(c_.bias.begin(), c_.bias.end()),
+        gates_(c_.gates.begin(), c_.gates.end()),
+        which_(kHasStructs ? c_.structs : 0),
+        structs_(which_, {bias_.data(), gates_.data(), c_.document.data()}) {
+    std::ostringstream text;
+    text << "configuration " << number << ": " << c_ << "; " << replay(number);
+    description_ = text.str();
+  }
+
+  const std::string& description() const { return description_; }
+  Configuration& configuration() { return c_; }
+
+  Results exact() const { return forward_only(Naive<double>(c_, structs_).results()); }
+  Results dense() const {
+    switch (c_.params.dtype) {
+      case NumberType::kBFloat16:
+        return forward_only(Naive<float, Rounding::kBFloat16>(c_, structs_).results());
+      case NumberType::kFloat16:
+        return forward_only(Naive<float, Rounding::kFloat16>(c_, structs_).results());
+      default:
+        return forward_only(Naive<T>(c_, structs_).results());
+    }
+  }
+
+  /// Lists all memory that the kernels may read.
+  void add_inputs(GlobalMemory& memory) {
+    for (const auto& [tensor, name] : std::vector<std::pair<Tensor*, std::string>>{
+             {&c_.query, "query"}, {&c_.key, "key"}, {&c_.value, "value"}, {&c_.mask, "mask"}, {&c_.slopes, "slopes"}})
+      add_tensor(memory, *tensor, /*is_output=*/false, name);
+    add_input(memory, c_.query_offsets, "query_offsets");
+    add_input(memory, c_.key_offsets, "key_offsets");
+    add_input(memory, c_.key_lengths, "key_lengths");
+  }
+
+  /// What launch_all(call, launch) computes. Threads take turns in an order that depends on `seed`. The results have
+  /// the log-sum-exp twice, and the output with its rest.
+  template <class LaunchAll>
+  Results computed(const AttentionParams& p, GlobalMemory& memory, std::uint64_t seed, const LaunchAll& launch_all) {
+    const std::int64_t N = p.batch_size, H = p.num_heads, L = p.query_length, rows = N * H * L;
+    Tensor output = c_.output_tensor({N, H, L, p.value_dim}), log_sum_exp(c_.computed(), {N, H, L, 1});
+    std::vector<double> saved(static_cast<std::size_t>(cuda::saved_bytes(p)) / sizeof(double) + 1);
+    const cuda::Call call =
+        cuda::call_of(p, {output.view(), log_sum_exp.view().data, saved.data(), cuda::saved_bytes(p)});
+    add_tensor(memory, output, /*is_output=*/true, "output");
+    add_tensor(memory, log_sum_exp, /*is_output=*/true, "log_sum_exp");
+    memory.add_output(saved.data(), cuda::saved_bytes(p), "saved");
+    const auto run = [&](const auto& score, const auto& mask) {
+      launch_all(call, [&](auto kernel, const cuda::Call& launched) {
+        using Kernel = decltype(kernel);
+        const CudaReport report = run_on_host({.grid = {static_cast<int>(Kernel::blocks(launched)), 1, 1},
+                                               .threads = Kernel::kThreads,
+                                               .shared_bytes = Kernel::kSharedBytes,
+                                               .seed = seed},
+                                              memory, [&] { Kernel::run(launched, score, mask); });
+        CAPTURE(kernel.name());
+        REQUIRE(report.text() == "");
+      });
+    };
+    if (which_ == 0)
+      run(Unchanged{}, EveryKey{});
+    else if constexpr (kHasStructs)
+      structs_.visit(run);
+    CHECK(output.is_kept_around());
+
+    Results results{{"output", output.values()}, {"log_sum_exp", log_sum_exp.values()}};
+    const auto* const saved_log_sum_exp = static_cast<const T*>(call.saved_log_sum_exp);
+    results["log_sum_exp, saved"] = {saved_log_sum_exp, saved_log_sum_exp + rows};
+    if (call.output_rest != nullptr) {
+      Tensor rest(c_.number(), {N, H, L, p.value_dim});
+      std::memcpy(rest.view().data, call.output_rest, static_cast<std::size_t>(rest.numel() * rest.number_bytes()));
+      std::vector<double>&whole = results["output, with its rest"] = output.values(), numbers = rest.values();
+      for (std::size_t i = 0; i < whole.size(); ++i) whole[i] += numbers[i];
+    }
+    return results;
+  }
+
+ private:
+  static Results forward_only(const Results& all) {
+    return {{"output", all.at("output")}, {"log_sum_exp", all.at("log_sum_exp")}};
+  }
+
+  Configuration c_;
+  std::vector<T> bias_, gates_;
+  int which_;
+  UserStructs<T> structs_;
+  std::string description_;
+};
+
+}  // namespace attend::test
