@@ -24,7 +24,7 @@ struct TensorReads {
   int turn = 0;            // the number of values that have been read
   std::int64_t place = 0;  // the index of the wanted value in memory
 
-  void begin(int wanted_turn) {
+  ATTEND_HOST_DEVICE void begin(int wanted_turn) {
     wanted = wanted_turn;
     turn = 0;
   }

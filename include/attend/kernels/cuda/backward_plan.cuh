@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/kernels/attention_params.h>
+#include <attend/kernels/check_params.h>
+#include <attend/score/score_mod.h>
+#include <attend/score/tensor_view.h>
+#include <attend/version.h>
+#include <attend/kernels/cuda/backward_call.cuh>
+#include <attend/kernels/cuda/call.cuh>
+#include <attend/kernels/cuda/plain_backward.cuh>
+#include <attend/kernels/cuda/row_sums.cuh>
+#include <attend/kernels/cuda/sums.cuh>
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
+
+namespace detail {
+
+inline bool is_added(MaskType type) { return type == MaskType::kAdded || type == MaskType::kAddedBFloat16; }
+
+/// The sums that a backward pass computes, one after the other. `tensor` of each: which tensor of the score_mod, or −1.
+struct WantedSum {
+  SumJob job;
+  int tensor = -1;
+};
+
+inline std::vector<WantedSum> wanted_sums(const Call& call, const AttentionGradients& gradients) {
+  constexpr std::int64_t kPlainRows = 32, kWarps = 2;  // of the kernels of sums.cuh
+  const std::int64_t query_tiles = (call.queries + kPlainRows - 1) / kPlainRows;
+  std::vector<WantedSum> sums;
+  if (gradients.attn_mask.data != nullptr) {
+    SumJob job;
+    job.gradient = gradients.attn_mask.data;
+    job.size = gradients.attn_mask.size;
+    job.has_batch = call.attn_mask.strides[0] != 0;
+    job.has_heads = call.attn_mask.strides[1] != 0;
+    job.has_queries = call.attn_mask.strides[2] != 0;
+    job.has_keys = call.attn_mask.strides[3] != 0;
+    job.rows = static_cast<std::int32_t>(job.has_queries ? 0 : query_tiles);
+    sums.push_back({job});
+  }
+  if (gradients.alibi_slopes.data != nullptr) {
+    SumJob job;
+    job.gradient = gradients.alibi_slopes.data;
+    job.size = gradients.alibi_slopes.size;
+    job.is_of_slopes = job.has_heads = true;
+    job.has_batch = call.alibi_strides[0] != 0;
+    job.rows = static_cast<std::int32_t>(query_tiles);
+    sums.push_back({job});
+  }
+  for (std::size_t k = 0; k < gradients.score_tensors.size(); ++k) {
+    if (gradients.score_tensors[k].data == nullptr) continue;
+    constexpr std::int64_t kMostWorkers = 256, kMostNumbers = std::int64_t{1} << 24;
+    SumJob job;
+    job.gradient = gradients.score_tensors[k].data;
+    job.size = gradients.score_tensors[k].size;
+    const std::int64_t most =
+        std::clamp(kMostNumbers / (kWarps * std::max<std::int64_t>(job.size, 1)), std::int64_t{1}, kMostWorkers);
+    job.workers =
+        static_cast<std::int32_t>(std::clamp(cuda::detail::query_tiles(call, kPlainRows), std::int64_t{1}, most));
+    job.rows = static_cast<std::int32_t>(job.workers * kWarps);
+    sums.push_back({job, static_cast<int>(k)});
+  }
+  return sums;
+}
+
+/// Where the parts of the workspace begin, in bytes.
+struct BackwardLayout {
+  std::int64_t rows = 0, plain_rows = 0, partials = 0, end = 0;
+
+  BackwardLayout(const Call& call, const AttentionGradients& gradients) {
+    const std::int64_t count = std::int64_t{call.batch_size} * call.heads * call.queries;
+    const std::int64_t number = call.dtype == NumberType::kFloat64 ? 8 : 4;
+    std::int64_t most = 0;
+    for (const WantedSum& sum : wanted_sums(call, gradients)) most = std::max(most, sum.job.rows * sum.job.size);
+    plain_rows = up_to_16((count + 1) * static_cast<std::int64_t>(sizeof(TensorRow)));
+    partials = plain_rows + up_to_16(count * 3 * number);
+    end = partials + most * static_cast<std::int64_t>(sizeof(double));
+  }
+
+ private:
+  static std::int64_t up_to_16(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
+};
+
+}  // namespace detail
+
+/// The size of the workspace of attention_backward(), in bytes.
+///
+/// @param call The call of the forward pass.
+/// @param gradients As in attention_backward().
+/// @return The size of `workspace`.
+inline std::int64_t backward_workspace_bytes(const Call& call, const AttentionGradients& gradients) {
+  return detail::BackwardLayout(call, gradients).end;
+}
+
+namespace detail {
+
+/// Whether 16 bytes at a time can be copied from, or to, the rows of a tensor.
+inline bool has_whole_rows(const ConstTensorView4d& tensor) {
+  bool is_aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0 && tensor.strides[3] == 1;
+  for (int i = 0; i < 3; ++i) is_aligned = is_aligned && tensor.strides[i] % 8 == 0;
+  return is_aligned;
+}
+
+}  // namespace detail
+
+/// Why the backward pass of a call uses no tensor cores.
+///
+/// @param call The call of the forward pass.
+/// @param gradients As in attention_backward().
+/// @return The reason, or null if it uses tensor cores.
+inline const char* why_plain_backward(const Call& call, const AttentionGradients& gradients) {
+  if (call.dtype != NumberType::kBFloat16 && call.dtype != NumberType::kFloat16)
+    return "the tensors are float32 or float64";
+  if (call.head_dim > 256 || call.value_dim > 256) return "head_dim or value_dim is above 256";
+  if (call.head_dim % 8 != 0 || call.value_dim % 8 != 0) return "head_dim or value_dim is not a multiple of 8";
+  for (const ConstTensorView4d& tensor :
+       {call.query, call.key, call.value, gradients.output, ConstTensorView4d(gradients.query),
+        ConstTensorView4d(gradients.key), ConstTensorView4d(gradients.value)})
+    if (!detail::has_whole_rows(tensor))
+      return "a tensor has columns that are not neighbours, or rows that are not aligned to 16 bytes";
+  if (call.saved_log_sum_exp == nullptr || call.output_rest == nullptr) return "the forward pass has saved nothing";
+  return nullptr;
+}
+
+/// Why a call has no backward pass.
+///
+/// @param call The call of the forward pass.
+/// @param gradients As in attention_backward().
+/// @return The reason, or null if it has one.
+inline const char* backward_why_not(const Call& call, const AttentionGradients& gradients) {
+  if (call.block_table != nullptr) return "keys and values are in pages";
+  const std::int64_t rows = std::int64_t{call.batch_size} * call.heads * std::max(call.queries, call.keys);
+  constexpr std::int64_t kMostBlocks = std::numeric_limits<std::int32_t>::max();
+  if (rows > kMostBlocks / 64) return "N · H · L or N · H · S is above 2^25";
+  for (const detail::WantedSum& sum : detail::wanted_sums(call, gradients))
+    if (sum.job.size > kMostBlocks) return "a tensor whose gradient is wanted has more than 2^31 numbers";
+  return nullptr;
+}
+
+namespace detail {
+
+/// The BackwardCall of a call, in this workspace.
+inline BackwardCall backward_call_of(const Call& call, const AttentionGradients& gradients, void* workspace,
+                                     std::int64_t workspace_bytes) {
+  const BackwardLayout layout(call, gradients);
+  if (workspace_bytes < layout.end)
+    attend::detail::throw_invalid("the workspace of a backward pass must have at least %" PRId64 " bytes, got %" PRId64,
+                                  layout.end, workspace_bytes);
+  char* const memory = static_cast<char*>(workspace);
+  BackwardCall backward{};
+  backward.forward = call;
+  backward.output_gradient = gradients.output;
+  backward.log_sum_exp_gradient = gradients.log_sum_exp;
+  backward.query_gradient = gradients.query;
+  backward.key_gradient = gradients.key;
+  backward.value_gradient = gradients.value;
+  backward.rows = memory + layout.rows;
+  backward.plain_rows = memory + layout.plain_rows;
+  backward.sum.partials = reinterpret_cast<double*>(memory + layout.partials);
+  return backward;
+}
+
+/// Calls launch(kernel, call) for each kernel of the sums over many scores.
+template <class T, class Score, class Mask, class Marked, class Launch>
+void launch_sums(BackwardCall call, const AttentionGradients& gradients, const Marked& marked, const Launch& launch) {
+  double* const partials = call.sum.partials;
+  for (const WantedSum& wanted : wanted_sums(call.forward, gradients)) {
+    call.sum = wanted.job;
+    call.sum.partials = partials;
+    if (wanted.tensor < 0) {
+      launch(EntrySums<T, Score, Mask>(), call);
+    } else if constexpr (sizeof(Score) >= sizeof(void*)) {  // it can hold a view
+      attend::detail::TensorReads reads;
+      call.sum.reads = reads_places(marked(wanted.tensor, &reads), &reads);
+      launch(TensorSums<T, Score, Mask>(), call);
+    }
+    if (!call.sum.has_queries) launch(AddPartials(), call);
+  }
+}
+
+/// Calls launch(kernel, call) for each kernel without tensor cores.
+template <class T, class Score, class Mask, class Marked, class Launch>
+void launch_plain_backward(const BackwardCall& call, const AttentionGradients& gradients, const Marked& marked,
+                           const Launch& launch) {
+  launch(PlainRowSums<T, Score, Mask>(), call);
+  launch(PlainKeys<T, Score, Mask>(), call);
+  launch(PlainQueries<T, Score, Mask>(), call);
+  launch_sums<T, Score, Mask>(call, gradients, marked, launch);
+}
+
+}  // namespace detail
+
+/// Calls launch(kernel, call) for each kernel of a backward pass, in the order in which they run. A kernel is an object
+/// whose class has kThreads, kSharedBytes, blocks(call) and run(call, score_mod, mask_mod).
+///
+/// @param call The call of the forward pass.
+/// @param gradients The gradients that are read, and those that are written.
+/// @param marked marked(k, reads) is the score_mod whose tensor k reads through `reads`.
+/// @param workspace Memory of the GPU, aligned to 16 bytes.
+/// @param workspace_bytes Its size, at least backward_workspace_bytes().
+/// @param launch A function that starts a kernel.
+/// @throws std::invalid_argument if the workspace is too small.
+template <class Score, class Mask, class Marked, class Launch>
+void launch_backward(const Call& call, const AttentionGradients& gradients, const Marked& marked, void* workspace,
+                     std::int64_t workspace_bytes, const Launch& launch) {
+  const BackwardCall backward = detail::backward_call_of(call, gradients, workspace, workspace_bytes);
+  if (call.dtype == NumberType::kFloat64)
+    detail::launch_plain_backward<double, Score, Mask>(backward, gradients, marked, launch);
+  else
+    detail::launch_plain_backward<float, Score, Mask>(backward, gradients, marked, launch);
+}
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda

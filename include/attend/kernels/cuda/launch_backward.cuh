@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/kernels/attention_params.h>
+#include <attend/version.h>
+#include <attend/kernels/cuda/backward_plan.cuh>
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+// The backward pass on a GPU. It needs nvcc.
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
+
+namespace detail {
+
+template <class Kernel, class Score, class Mask>
+__global__ void __launch_bounds__(Kernel::kThreads)
+    backward_kernel(const __grid_constant__ BackwardCall call, const __grid_constant__ Score score,
+                    const __grid_constant__ Mask mask) {
+  Kernel::run(call, score, mask);
+}
+
+}  // namespace detail
+
+/// Starts the kernels of a backward pass. It allocates nothing and waits for nothing.
+///
+/// The same call gives the same bits each time: no kernel adds atomically.
+///
+/// @param call The call of the forward pass, from call_of().
+/// @param gradients The gradients that are read, and those that are written. All pointers are to memory of the GPU.
+/// @param score_mod As in the forward pass.
+/// @param mask_mod As in the forward pass.
+/// @param marked marked(k, reads) is the score_mod whose tensor k reads through `reads`, for each k whose gradient is
+/// wanted. It is called on the host.
+/// @param workspace backward_workspace_bytes() bytes of the GPU, aligned to 16 bytes. It need not be cleared.
+/// @param stream The stream.
+/// @return The first error of a launch.
+///
+/// backward_why_not() must be null for the call.
+template <class Score, class Mask, class Marked>
+cudaError_t attention_backward(const Call& call, const AttentionGradients& gradients, const Score& score_mod,
+                               const Mask& mask_mod, const Marked& marked, void* workspace, cudaStream_t stream) {
+  cudaError_t error = cudaSuccess;
+  const auto launch = [&](auto kernel, const BackwardCall& backward) {
+    using Kernel = decltype(kernel);
+    const std::int64_t blocks = Kernel::blocks(backward);
+    if (blocks == 0 || error != cudaSuccess) return;
+    const auto function = &detail::backward_kernel<Kernel, Score, Mask>;
+    if constexpr (Kernel::kSharedBytes > 48 * 1024)
+      error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::kSharedBytes);
+    if (error != cudaSuccess) return;
+    function<<<static_cast<unsigned>(blocks), Kernel::kThreads, Kernel::kSharedBytes, stream>>>(backward, score_mod,
+                                                                                                mask_mod);
+    error = cudaGetLastError();
+  };
+  launch_backward<Score, Mask>(call, gradients, marked, workspace, backward_workspace_bytes(call, gradients), launch);
+  return error;
+}
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda
