@@ -1,271 +1,49 @@
 // SPDX-License-Identifier: MIT
 
-// The backward pass of the CUDA kernels, run on the host by the harness (tests/support/cuda_block.h), against a loop in
-// float64.
+// The tensor-core kernels of the backward pass, run on the host by the harness (tests/support/cuda_block.h), against a
+// loop in float64.
 //
 // A failure names its configuration n. ATTEND_TEST_CONFIGURATION=n runs it alone (tests/support/environment.h).
 
-#include "kernels/support/configuration.h"
-#include "kernels/support/house_rule.h"
-#include "kernels/support/naive.h"
-#include "kernels/support/results.h"
-#include "kernels/support/user_structs.h"
-#include "support/cuda_block.h"
-#include "support/environment.h"
+#include "kernels/support/cuda_backward.h"
 
 #include <attend/kernels/cuda/backward_plan.cuh>
 
 #include <doctest/doctest.h>
 
-#include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <map>
-#include <sstream>
 #include <string>
-#include <tuple>
-#include <type_traits>
-#include <utility>
 #include <vector>
 
-namespace attend::test::cuda_backward_test {
-
-using cuda::BackwardCall;
-
-/// Allows to access the entries of a tensor, and nothing around them.
-void add_tensor(GlobalMemory& memory, Tensor& tensor, bool is_output, const std::string& name) {
-  const TensorView4d view = tensor.view();
-  const std::int64_t size = tensor.number_bytes();
-  const bool has_rows = view.strides[3] == 1;
-  Sizes sizes = tensor.sizes();
-  const std::int64_t bytes = size * (has_rows ? sizes[3] : 1);
-  if (has_rows) sizes[3] = 1;
-  Tensor::for_each(sizes, [&](auto n, auto h, auto i, auto d) {
-    char* const entry = static_cast<char*>(view.data) +
-                        size * (n * view.strides[0] + h * view.strides[1] + i * view.strides[2] + d * view.strides[3]);
-    is_output ? memory.add_output(entry, bytes, name) : memory.add_input(entry, bytes, name);
-  });
-}
-
-template <class Number>
-void add_input(GlobalMemory& memory, const std::vector<Number>& numbers, const std::string& name) {
-  if (!numbers.empty())
-    memory.add_input(numbers.data(), static_cast<std::int64_t>(numbers.size() * sizeof(Number)), name);
-}
-
-/// The kernels of a configuration, run on the host.
-template <class T>
-class Run {
- public:
-  Run(std::uint32_t number, const Wishes& wishes)
-      : c_(number, wishes),
-        bias_(c_.bias.begin(), c_.bias.end()),
-        gates_(c_.gates.begin(), c_.gates.end()),
-        structs_(c_.structs, {bias_.data(), gates_.data(), c_.document.data()}) {
-    std::ostringstream text;
-    text << "configuration " << number << ": " << c_ << "; " << replay(number);
-    description_ = text.str();
-    exact_ = Naive<double>(c_, structs_).results();
-  }
-
-  const std::string& description() const { return description_; }
-  const std::vector<std::string>& kernels() const { return kernels_; }
-  const Results& exact() const { return exact_; }
-  const Configuration& configuration() const { return c_; }
-
-  Results dense() const {
-    switch (c_.params.dtype) {
-      case NumberType::kBFloat16:
-        return Naive<float, Rounding::kBFloat16>(c_, structs_).results();
-      case NumberType::kFloat16:
-        return Naive<float, Rounding::kFloat16>(c_, structs_).results();
-      default:
-        return Naive<T>(c_, structs_).results();
-    }
-  }
-
-  /// By the kernels, whose threads take turns in an order that depends on `seed`.
-  Results computed(std::uint64_t seed) {
-    Results results;
-    structs_.visit([&](const auto& score_mod, const auto& mask_mod) {
-      c_.structs == 0 ? compute(Unchanged{}, EveryKey{}, seed, results) : compute(score_mod, mask_mod, seed, results);
-    });
-    return results;
-  }
-
- private:
-  template <class Score, class Mask>
-  void compute(const Score& score_mod, const Mask& mask_mod, std::uint64_t seed, Results& results) {
-    const AttentionParams& p = c_.params;
-    const std::int64_t N = p.batch_size, H = p.num_heads, G = p.num_kv_heads, L = p.query_length, S = p.key_length;
-    Tensor output(c_.number(), {N, H, L, p.value_dim}), query = c_.output_tensor({N, H, L, p.head_dim}),
-                                                        key = c_.output_tensor({N, G, S, p.head_dim}),
-                                                        value = c_.output_tensor({N, G, S, p.value_dim});
-    std::vector<double> saved(static_cast<std::size_t>(cuda::saved_bytes(p)) / sizeof(double) + 1);
-    cuda::Call call = cuda::call_of(
-        p, {output.view(), nullptr, saved.data(), static_cast<std::int64_t>(saved.size() * sizeof(double))});
-    save(call, output);
-
-    AttentionGradients gradients;
-    gradients.output = c_.output_gradient.view();
-    gradients.log_sum_exp = c_.log_sum_exp_gradient.view().data;
-    gradients.query = query.view();
-    gradients.key = key.view();
-    gradients.value = value.view();
-    GlobalMemory memory;
-    const auto sum_for = [&](const std::string& name, bool is_wanted, std::int64_t size) -> SummedGradient {
-      if (!is_wanted) return {};
-      std::vector<double>& sum = results[name];
-      sum.resize(static_cast<std::size_t>(size), -77);
-      memory.add_output(sum.data(), size * 8, name);
-      return {sum.data(), size};
-    };
-    const bool is_added = p.mask_type == MaskType::kAdded || p.mask_type == MaskType::kAddedBFloat16;
-    gradients.attn_mask = sum_for("mask", is_added, c_.mask_gradient_size());
-    gradients.alibi_slopes = sum_for("slopes", p.alibi_slopes != nullptr, p.alibi_strides[0] == 0 ? H : N * H);
-    for (const std::int64_t size : structs_.tensor_sizes()) {
-      const std::string name = "tensor" + std::to_string(gradients.score_tensors.size());
-      gradients.score_tensors.push_back(sum_for(name, true, size));
-    }
-
-    const std::int64_t bytes = cuda::backward_workspace_bytes(call, gradients);
-    std::vector<double> workspace(static_cast<std::size_t>((bytes + 7) / 8) + 1, -77);  // the last one must stay
-    memory.add_output(workspace.data(), bytes, "workspace");
-    add_input(memory, saved, "saved");
-    for (const auto& [tensor, name] :
-         std::vector<std::pair<Tensor*, std::string>>{{&c_.query, "query"},
-                                                      {&c_.key, "key"},
-                                                      {&c_.value, "value"},
-                                                      {&c_.mask, "attn_mask"},
-                                                      {&output, "output"},
-                                                      {&c_.slopes, "alibi_slopes"},
-                                                      {&c_.output_gradient, "gradient of output"},
-                                                      {&c_.log_sum_exp_gradient, "gradient of log_sum_exp"}})
-      add_tensor(memory, *tensor, /*is_output=*/false, name);
-    for (const auto& [tensor, name] : std::vector<std::pair<Tensor*, std::string>>{
-             {&query, "gradient of query"}, {&key, "gradient of key"}, {&value, "gradient of value"}})
-      add_tensor(memory, *tensor, /*is_output=*/true, name);
-    add_input(memory, c_.query_offsets, "query_offsets");
-    add_input(memory, c_.key_offsets, "key_offsets");
-    add_input(memory, c_.key_lengths, "key_lengths");
-
-    const auto marked = [&](int k, attend::detail::TensorReads* reads) {
-      Score copy = score_mod;
-      int i = 0;
-      std::apply([&](auto&... views) { ((i++ == k ? views.differentiate(reads) : void()), ...); },
-                 attend::detail::tensors_of(copy));
-      return copy;
-    };
-    kernels_.clear();
-    const auto launch = [&](auto kernel, const BackwardCall& backward) {
-      using Kernel = decltype(kernel);
-      kernels_.push_back(kernel.name());
-      const std::int64_t blocks = Kernel::blocks(backward);
-      if (blocks == 0) return;
-      const CudaReport report = run_on_host({.grid = {static_cast<int>(blocks), 1, 1},
-                                             .threads = Kernel::kThreads,
-                                             .shared_bytes = Kernel::kSharedBytes,
-                                             .seed = seed},
-                                            memory, [&] { Kernel::run(backward, score_mod, mask_mod); });
-      CAPTURE(kernel.name());
-      CHECK(report.text() == "");
-      if (!report.faults.empty()) throw std::runtime_error(report.text());
-    };
-    REQUIRE(cuda::backward_why_not(call, gradients) == nullptr);
-    cuda::launch_backward<Score, Mask>(call, gradients, marked, workspace.data(), bytes, launch);
-
-    results["query"] = query.values();
-    results["key"] = key.values();
-    results["value"] = value.values();
-    for (const Tensor* written : {&query, &key, &value}) CHECK(written->is_kept_around());
-    CHECK(workspace.back() == -77);
-  }
-
-  /// What the forward pass saves, from the results of the loop.
-  void save(const cuda::Call& call, Tensor& output) const {
-    const std::vector<double>&numbers = exact_.at("output"), &log_sum_exp = exact_.at("log_sum_exp");
-    std::size_t k = 0;
-    Tensor rest(c_.number(), output.sizes());
-    Tensor::for_each(output.sizes(), [&](auto n, auto h, auto i, auto d) {
-      output.set(n, h, i, d, numbers[k]);
-      rest.set(n, h, i, d, numbers[k] - output.get(n, h, i, d));
-      ++k;
-    });
-    if (call.output_rest == nullptr) return;
-    std::memcpy(call.output_rest, rest.view().data, numbers.size() * 2);
-    for (std::size_t row = 0; row < log_sum_exp.size(); ++row)
-      static_cast<float*>(call.saved_log_sum_exp)[row] = static_cast<float>(log_sum_exp[row]);
-  }
-
-  Configuration c_;
-  std::vector<T> bias_, gates_;
-  UserStructs<T> structs_;
-  std::string description_;
-  std::vector<std::string> kernels_;
-  Results exact_;
-};
-
-/// Compares configurations with the loop. float64: 1e-12; otherwise by the house rule.
-class Comparison {
- public:
-  template <class T>
-  void check(std::uint32_t number, const Wishes& wishes) {
-    Run<T> run(number, wishes);
-    CAPTURE(run.description());
-    const Results results = run.computed(number % 3);
-    const Results dense = std::is_same_v<T, double> ? Results{} : run.dense();
-    const AttentionParams& p = run.configuration().params;
-    const bool has_few_errors =
-        run.configuration().has_large_scores || p.batch_size * p.num_heads * p.query_length < 64;
-    for (const auto& [name, numbers] : results) {
-      CAPTURE(name);
-      const std::vector<double>& exact = run.exact().at(name);
-      if (std::is_same_v<T, double>)
-        CHECK(max_difference(numbers, exact) <= 1e-12 * size_of(exact));
-      else
-        accuracy_.check(name, has_few_errors, dense.at(name), numbers, exact);
-    }
-    ++checked_;
-  }
-
-  void check_results_of_few_numbers() const { accuracy_.check_results_of_few_numbers(); }
-  int checked() const { return checked_; }
-
- private:
-  Accuracy accuracy_;
-  int checked_ = 0;
-};
-
-void check(NumberType dtype, std::uint32_t count, Wishes wishes) {
-  wishes.dtype = dtype;
-  const auto [begin, end, are_all] = wanted_calls(count);
-  Comparison comparison;
-  for (std::uint32_t n = begin; n < end; ++n)
-    dtype == NumberType::kFloat64 ? comparison.check<double>(n, wishes) : comparison.check<float>(n, wishes);
-  if (are_all) comparison.check_results_of_few_numbers();
-}
-
-}  // namespace attend::test::cuda_backward_test
+using attend::NumberType;
 
 namespace {
 
-using attend::NumberType;
-using attend::test::Wishes;
-using attend::test::cuda_backward_test::check;
+// Compiling takes more time than running. So the structs of a user have few kernels.
+struct StructKernels {
+  using BFloat16 = attend::cuda::Widths<64>;
+  using Float16 = attend::cuda::Widths<32>;
+};
 
-const Wishes kSmall{.most_products = 200'000};
+void check(NumberType dtype, std::uint32_t count, std::vector<std::int64_t> widths) {
+  const std::map<std::string, int> launches = attend::test::check_backward<StructKernels, attend::cuda::EveryKernel>(
+      dtype, count, {.most_products = 400'000, .widths = widths, .has_whole_rows = true});
+  if (launches.empty()) return;
+  CHECK(launches.at("backward_queries") > static_cast<int>(count) / 2);
+}
 
 }  // namespace
 
-TEST_CASE("cuda backward, plain kernels: random configurations in float32 are as exact as the dense formula") {
-  check(NumberType::kFloat32, 50, kSmall);
+TEST_CASE("cuda: the backward kernels are as exact as the dense formula in bfloat16") {
+  check(NumberType::kBFloat16, 50, {64, 64, 40, 56, 8});
 }
-TEST_CASE("cuda backward, plain kernels: random configurations in float64 are exact to 1e-12") {
-  check(NumberType::kFloat64, 50, kSmall);
+TEST_CASE("cuda: the backward kernels are as exact as the dense formula in float16") {
+  check(NumberType::kFloat16, 50, {32, 32, 24, 8});
 }
-TEST_CASE("cuda backward, plain kernels: random configurations in bfloat16 are as exact as the dense formula") {
-  check(NumberType::kBFloat16, 40, kSmall);
+TEST_CASE("cuda: the backward kernels of all widths are as exact as the dense formula in bfloat16") {
+  check(NumberType::kBFloat16, 40, {32, 64, 96, 128, 192, 256, 80, 160, 200});
 }
-TEST_CASE("cuda backward, plain kernels: random configurations in float16 are as exact as the dense formula") {
-  check(NumberType::kFloat16, 40, kSmall);
+TEST_CASE("cuda: the backward kernels of all widths are as exact as the dense formula in float16") {
+  check(NumberType::kFloat16, 40, {32, 64, 96, 128, 192, 256, 80, 160, 200});
 }

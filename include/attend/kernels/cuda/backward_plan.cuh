@@ -7,6 +7,8 @@
 #include <attend/score/tensor_view.h>
 #include <attend/version.h>
 #include <attend/kernels/cuda/backward_call.cuh>
+#include <attend/kernels/cuda/backward_keys.cuh>
+#include <attend/kernels/cuda/backward_queries.cuh>
 #include <attend/kernels/cuda/call.cuh>
 #include <attend/kernels/cuda/plain_backward.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
@@ -22,9 +24,21 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 
-namespace detail {
+/// Numbers of columns for which tensor-core kernels are compiled.
+template <int... kWidths>
+struct Widths {
+  /// Whether there are kernels for heads of this width.
+  static constexpr bool has(int width) { return ((width == kWidths) || ...); }
+};
 
-inline bool is_added(MaskType type) { return type == MaskType::kAdded || type == MaskType::kAddedBFloat16; }
+/// The tensor-core kernels that are compiled. A call of another type or width uses the plain kernels. Each width takes
+/// time to compile, so a program may derive from this class and name fewer.
+struct EveryKernel {
+  using BFloat16 = Widths<32, 64, 96, 128, 192, 256>;  ///< of bfloat16
+  using Float16 = BFloat16;                            ///< of float16
+};
+
+namespace detail {
 
 /// The sums that a backward pass computes, one after the other. `tensor` of each: which tensor of the score_mod, or −1.
 struct WantedSum {
@@ -103,6 +117,11 @@ inline std::int64_t backward_workspace_bytes(const Call& call, const AttentionGr
 
 namespace detail {
 
+/// The number of columns of the kernels that take a call whose wider head has `width` columns.
+constexpr int kernel_width(std::int64_t width) {
+  return width <= 32 ? 32 : width <= 64 ? 64 : width <= 96 ? 96 : width <= 128 ? 128 : width <= 192 ? 192 : 256;
+}
+
 /// Whether 16 bytes at a time can be copied from, or to, the rows of a tensor.
 inline bool has_whole_rows(const ConstTensorView4d& tensor) {
   bool is_aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0 && tensor.strides[3] == 1;
@@ -116,12 +135,18 @@ inline bool has_whole_rows(const ConstTensorView4d& tensor) {
 ///
 /// @param call The call of the forward pass.
 /// @param gradients As in attention_backward().
+/// @tparam Kernels The kernels that are compiled.
 /// @return The reason, or null if it uses tensor cores.
-inline const char* why_plain_backward(const Call& call, const AttentionGradients& gradients) {
+template <class Kernels = EveryKernel>
+const char* why_plain_backward(const Call& call, const AttentionGradients& gradients) {
   if (call.dtype != NumberType::kBFloat16 && call.dtype != NumberType::kFloat16)
     return "the tensors are float32 or float64";
   if (call.head_dim > 256 || call.value_dim > 256) return "head_dim or value_dim is above 256";
   if (call.head_dim % 8 != 0 || call.value_dim % 8 != 0) return "head_dim or value_dim is not a multiple of 8";
+  const int width = detail::kernel_width(std::max(call.head_dim, call.value_dim));
+  const bool is_compiled =
+      call.dtype == NumberType::kBFloat16 ? Kernels::BFloat16::has(width) : Kernels::Float16::has(width);
+  if (!is_compiled) return "the tensor-core kernels of this type and width are not compiled";
   for (const ConstTensorView4d& tensor :
        {call.query, call.key, call.value, gradients.output, ConstTensorView4d(gradients.query),
         ConstTensorView4d(gradients.key), ConstTensorView4d(gradients.value)})
@@ -197,6 +222,27 @@ void launch_plain_backward(const BackwardCall& call, const AttentionGradients& g
   launch_sums<T, Score, Mask>(call, gradients, marked, launch);
 }
 
+/// Calls launch(kernel, call) for each kernel of a call with rows of at most kWidth columns.
+template <NumberType kType, int kWidth, class Score, class Mask, class Launch>
+void launch_width(const BackwardCall& call, const Launch& launch) {
+  if constexpr (kWidth <= 128) {
+    launch(TensorKeys<kType, kWidth, KeyPart::kBoth, Score, Mask>(), call);
+  } else {
+    launch(TensorKeys<kType, kWidth, KeyPart::kKeys, Score, Mask>(), call);
+    launch(TensorKeys<kType, kWidth, KeyPart::kValues, Score, Mask>(), call);
+  }
+  launch(TensorQueries<kType, kWidth, Score, Mask>(), call);
+}
+
+/// Calls launch(kernel, call) for each kernel with tensor cores. kWidth and the following are the numbers of columns
+/// that are compiled.
+template <NumberType kType, class Score, class Mask, int... kWidths, class Launch>
+void launch_tensor_backward(const BackwardCall& call, Widths<kWidths...>, const Launch& launch) {
+  launch(TensorRowSums<kType>(), call);
+  const int width = kernel_width(std::max(call.forward.head_dim, call.forward.value_dim));
+  ((kWidths == width ? launch_width<kType, kWidths, Score, Mask>(call, launch) : void()), ...);
+}
+
 }  // namespace detail
 
 /// Calls launch(kernel, call) for each kernel of a backward pass, in the order in which they run. A kernel is an object
@@ -209,14 +255,21 @@ void launch_plain_backward(const BackwardCall& call, const AttentionGradients& g
 /// @param workspace_bytes Its size, at least backward_workspace_bytes().
 /// @param launch A function that starts a kernel.
 /// @throws std::invalid_argument if the workspace is too small.
-template <class Score, class Mask, class Marked, class Launch>
+template <class Score, class Mask, class Kernels = EveryKernel, class Marked, class Launch>
 void launch_backward(const Call& call, const AttentionGradients& gradients, const Marked& marked, void* workspace,
                      std::int64_t workspace_bytes, const Launch& launch) {
-  const BackwardCall backward = detail::backward_call_of(call, gradients, workspace, workspace_bytes);
+  using detail::launch_tensor_backward;
+  BackwardCall backward = detail::backward_call_of(call, gradients, workspace, workspace_bytes);
   if (call.dtype == NumberType::kFloat64)
-    detail::launch_plain_backward<double, Score, Mask>(backward, gradients, marked, launch);
+    return detail::launch_plain_backward<double, Score, Mask>(backward, gradients, marked, launch);
+  if (why_plain_backward<Kernels>(call, gradients) != nullptr)
+    return detail::launch_plain_backward<float, Score, Mask>(backward, gradients, marked, launch);
+  if (detail::wanted_sums(call, gradients).empty()) backward.plain_rows = nullptr;
+  if (call.dtype == NumberType::kBFloat16)
+    launch_tensor_backward<NumberType::kBFloat16, Score, Mask>(backward, typename Kernels::BFloat16(), launch);
   else
-    detail::launch_plain_backward<float, Score, Mask>(backward, gradients, marked, launch);
+    launch_tensor_backward<NumberType::kFloat16, Score, Mask>(backward, typename Kernels::Float16(), launch);
+  detail::launch_sums<float, Score, Mask>(backward, gradients, marked, launch);
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda

@@ -28,6 +28,7 @@ __global__ void __launch_bounds__(Kernel::kThreads)
 ///
 /// The same call gives the same bits each time: no kernel adds atomically.
 ///
+/// @tparam Kernels The kernels that are compiled. Default: all.
 /// @param call The call of the forward pass, from call_of().
 /// @param gradients The gradients that are read, and those that are written. All pointers are to memory of the GPU.
 /// @param score_mod As in the forward pass.
@@ -39,7 +40,7 @@ __global__ void __launch_bounds__(Kernel::kThreads)
 /// @return The first error of a launch.
 ///
 /// backward_why_not() must be null for the call.
-template <class Score, class Mask, class Marked>
+template <class Kernels = EveryKernel, class Score, class Mask, class Marked>
 cudaError_t attention_backward(const Call& call, const AttentionGradients& gradients, const Score& score_mod,
                                const Mask& mask_mod, const Marked& marked, void* workspace, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
@@ -55,7 +56,7 @@ cudaError_t attention_backward(const Call& call, const AttentionGradients& gradi
                                                                                                 mask_mod);
     error = cudaGetLastError();
   };
-  launch_backward<Score, Mask>(call, gradients, marked, workspace, backward_workspace_bytes(call, gradients), launch);
+  launch_backward<Score, Mask, Kernels>(call, gradients, marked, workspace, backward_workspace_bytes(call, gradients), launch);
   return error;
 }
 

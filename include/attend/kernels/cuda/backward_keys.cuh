@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The gradients of the keys and values on tensor cores, for float16 and bfloat16.
+//
+//   for a tile of 64 keys, 16 for each of 4 warps, over the query heads of its key head, over their queries, kStep at a
+//   time:
+//     Sᵀ = K Qᵀ,   dPᵀ = V dOᵀ                                  (keys, queries)
+//     P = 2^(score · log₂ e − log-sum-exp),  dS = P (dP − δ) score′
+//     dV += Pᵀ dO,   dK += dSᵀ Q                                 (keys, width)
+//
+// @figures
+
+#include <attend/kernels/attention_params.h>
+#include <attend/macros.h>
+#include <attend/score/coordinate.h>
+#include <attend/score/mask_cover.h>
+#include <attend/version.h>
+#include <attend/kernels/cuda/backward_call.cuh>
+#include <attend/kernels/cuda/backward_tile.cuh>
+#include <attend/kernels/cuda/instructions.cuh>
+#include <attend/kernels/cuda/row_sums.cuh>
+#include <attend/kernels/cuda/scores.cuh>
+#include <attend/kernels/cuda/sequence.cuh>
+
+#include <cstdint>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
+
+/// Which gradients a kernel writes. With more than 128 columns the sums of both would not fit into the registers.
+enum class KeyPart { kBoth, kKeys, kValues };
+
+namespace detail {
+
+/// The gradients of a tile of keys, by one block.
+template <NumberType kType, int kWidth, KeyPart kPart, class Score, class Mask>
+class KeyGradients {
+ public:
+  using Shape = BackwardShape<kWidth>;
+  static constexpr int kRowsBytes = (Shape::kStep + 2) * static_cast<int>(sizeof(TensorRow));
+  static constexpr int kSharedBytes = Shape::kSharedBytes + 2 * kRowsBytes;
+
+  ATTEND_HOST_DEVICE KeyGradients(const BackwardCall& call, const Score& score, const Mask& mask, const Tile& tile)
+      : call_(call), forward_(call.forward), score_(score), mask_(mask), tile_(tile) {}
+
+  ATTEND_HOST_DEVICE void run() {
+    const Sequence& sequence = tile_.sequence;
+    const std::int32_t first = tile_.rows.begin;
+    Step step =
+        tile_.rows.begin < tile_.rows.end ? next({0, 0, false}, /*is_first=*/true) : Step{forward_.group, 0, false};
+    if (step.head < forward_.group) {
+      copy_rows<Shape::kThreads>(forward_.key, sequence.batch, tile_.head, first, sequence.keys, forward_.head_dim,
+                                 Shape::own(0));
+      if constexpr (kHasKeys)
+        copy_rows<Shape::kThreads>(forward_.value, sequence.batch, tile_.head, first, sequence.keys, forward_.value_dim,
+                                   Shape::own(1));
+      copy(step, 0);
+    }
+    copy_async_commit();
+    for (int buffer = 0; step.head < forward_.group; buffer ^= 1) {
+      copy_async_wait<0>();
+      barrier();  // the tiles are there, and nobody reads the other buffer any more
+      const Step after = next(step, /*is_first=*/false);
+      if (after.head < forward_.group) copy(after, buffer ^ 1);
+      copy_async_commit();
+      add(step, buffer);
+      step = after;
+    }
+    copy_async_wait<0>();
+    const KeyRange rows = written_keys(forward_, tile_, Shape::kRows);
+    if constexpr (kHasKeys)
+      store_rows<kType, Shape>(call_.key_gradient, sequence.batch, tile_.head, first, rows.end, forward_.head_dim,
+                               static_cast<float>(forward_.scale), key_sums_);
+    if constexpr (kHasValues)
+      store_rows<kType, Shape>(call_.value_gradient, sequence.batch, tile_.head, first, rows.end, forward_.value_dim,
+                               1.0f, value_sums_);
+  }
+
+ private:
+  static constexpr bool kHasKeys = kPart != KeyPart::kValues, kHasValues = kPart != KeyPart::kKeys;
+  using Scores = HeadScores<float, Score, Mask>;
+
+  /// Some queries of a head. There are none if `head`, counted from the first of the key head, is the number of heads.
+  struct Step {
+    std::int32_t head, query;
+    bool is_full;
+  };
+
+  ATTEND_HOST_DEVICE Scores scores(std::int32_t head) const {
+    return {forward_, score_, mask_, tile_.sequence, query_head(head)};
+  }
+  ATTEND_HOST_DEVICE std::int32_t query_head(std::int32_t head) const { return tile_.head * forward_.group + head; }
+
+  /// The next step in which any score is not masked.
+  ATTEND_HOST_DEVICE Step next(const Step& step, bool is_first) const {
+    const KeyRange keys{tile_.rows.begin, tile_.rows.begin + Shape::kRows};
+    const KeyRange range = scores(0).queries(tile_.rows);
+    std::int32_t query = is_first ? range.begin : step.query + Shape::kStep;
+    for (std::int32_t head = step.head; head < forward_.group; ++head, query = range.begin) {
+      const Scores of_head = scores(head);
+      for (; query < range.end; query += Shape::kStep) {
+        const MaskCover cover = of_head.cover({query, query + Shape::kStep}, keys);
+        if (cover != MaskCover::kEmpty) return {head, query, cover == MaskCover::kFull};
+      }
+    }
+    return {forward_.group, 0, false};
+  }
+
+  ATTEND_HOST_DEVICE static Shared<TensorRow> rows(int buffer) {
+    return shared_memory<TensorRow>(Shape::kSharedBytes + buffer * kRowsBytes, Shape::kStep + 2);
+  }
+  /// The index of the first row of a step. Rows are copied in pairs, so the copy begins with the row before if it is
+  /// odd.
+  ATTEND_HOST_DEVICE std::int64_t first_row(const Step& step) const {
+    return forward_.row(tile_.sequence.batch, query_head(step.head), step.query);
+  }
+
+  ATTEND_HOST_DEVICE void copy(const Step& step, int buffer) const {
+    const Sequence& sequence = tile_.sequence;
+    const std::int32_t head = query_head(step.head);
+    copy_rows<Shape::kThreads>(forward_.query, sequence.batch, head, step.query, sequence.queries, forward_.head_dim,
+                               Shape::step(buffer, 0));
+    copy_rows<Shape::kThreads>(call_.output_gradient, sequence.batch, head, step.query, sequence.queries,
+                               forward_.value_dim, Shape::step(buffer, 1));
+    const int pair = thread_index();
+    if (pair > Shape::kStep / 2) return;
+    const std::int64_t row = (first_row(step) & ~std::int64_t{1}) + 2 * pair;
+    const std::int64_t count = std::int64_t{forward_.batch_size} * forward_.heads * forward_.queries;
+    copy_async_16(rows(buffer).sub(2 * pair, 2), static_cast<const TensorRow*>(call_.rows) + row, row < count);
+  }
+
+  ATTEND_HOST_DEVICE void add(const Step& step, int buffer) {
+    const typename Shape::StepTile queries = Shape::step(buffer, 0), output_gradients = Shape::step(buffer, 1);
+    float weights[Shape::kTiles][4] = {}, gradients[Shape::kTiles][4] = {};
+    multiply_rows<kType, Shape, kWidth>(Shape::own(0), queries, weights);
+    if constexpr (kHasKeys) multiply_rows<kType, Shape, kWidth>(Shape::own(1), output_gradients, gradients);
+    const std::int32_t key = tile_.rows.begin + warp_index() * 16 + lane_index() / 4;
+    const int column = lane_index() % 4 * 2;
+    const Shared<TensorRow> sums = rows(buffer).sub(static_cast<int>(first_row(step) & 1), Shape::kStep);
+    differentiate(
+        forward_, scores(step.head), step.is_full,
+        [&](int n, int i) {
+          return ScorePlace{step.query + n * 8 + column + i % 2, key + i / 2 * 8};
+        },
+        [&](int n, int i) { return sums.load(n * 8 + column + i % 2); }, weights, gradients);
+    if constexpr (kHasValues) add_rows<kType, Shape, /*kIsFinite=*/false>(weights, output_gradients, value_sums_);
+    if constexpr (kHasKeys) add_rows<kType, Shape, /*kIsFinite=*/false>(gradients, queries, key_sums_);
+  }
+
+  const BackwardCall& call_;
+  const Call& forward_;
+  const Score& score_;
+  const Mask& mask_;
+  const Tile& tile_;
+  float key_sums_[Shape::kOutputs][4] = {}, value_sums_[Shape::kOutputs][4] = {};
+};
+
+}  // namespace detail
+
+/// One thread of the kernel that writes the gradients of the keys and values, or one of both.
+template <NumberType kType, int kWidth, KeyPart kPart, class Score, class Mask>
+struct TensorKeys {
+  static constexpr const char* name() {
+    return kPart == KeyPart::kBoth   ? "backward_keys"
+           : kPart == KeyPart::kKeys ? "backward_keys_only"
+                                     : "backward_values";
+  }
+  using Gradients = detail::KeyGradients<kType, kWidth, kPart, Score, Mask>;
+  static constexpr int kThreads = Gradients::Shape::kThreads, kSharedBytes = Gradients::kSharedBytes;
+
+  static std::int64_t blocks(const BackwardCall& call) {
+    return detail::key_tiles(call.forward, Gradients::Shape::kRows);
+  }
+
+  ATTEND_HOST_DEVICE static void run(const BackwardCall& call, const Score& score, const Mask& mask) {
+    const detail::Tile tile = detail::key_tile(call.forward, block_index().x, Gradients::Shape::kRows);
+    Gradients(call, score, mask, tile).run();
+  }
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda

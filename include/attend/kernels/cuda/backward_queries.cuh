@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The gradient of the queries on tensor cores, for float16 and bfloat16.
+//
+//   for a tile of 64 queries, 16 for each of 4 warps, over the keys, kStep at a time:
+//     S = Q Kᵀ,   dP = dO Vᵀ                                    (queries, keys)
+//     P = 2^(score · log₂ e − log-sum-exp),  dS = P (dP − δ) score′
+//     dQ += dS K                                                 (queries, width)
+//
+// @figures
+
+#include <attend/kernels/attention_params.h>
+#include <attend/macros.h>
+#include <attend/score/coordinate.h>
+#include <attend/score/mask_cover.h>
+#include <attend/version.h>
+#include <attend/kernels/cuda/backward_call.cuh>
+#include <attend/kernels/cuda/backward_tile.cuh>
+#include <attend/kernels/cuda/instructions.cuh>
+#include <attend/kernels/cuda/row_sums.cuh>
+#include <attend/kernels/cuda/scores.cuh>
+#include <attend/kernels/cuda/sequence.cuh>
+
+#include <cstdint>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
+namespace detail {
+
+/// The gradient of a tile of queries, by one block.
+template <NumberType kType, int kWidth, class Score, class Mask>
+class QueryGradients {
+ public:
+  using Shape = BackwardShape<kWidth>;
+  using Scores = HeadScores<float, Score, Mask>;
+
+  ATTEND_HOST_DEVICE QueryGradients(const BackwardCall& call, const Scores& scores, const KeyRange& rows)
+      : call_(call), forward_(call.forward), scores_(scores), rows_(rows) {}
+
+  ATTEND_HOST_DEVICE void run() {
+    const Sequence& sequence = scores_.sequence();
+    range_ = scores_.keys(rows_);
+    Step step = next(range_.begin);
+    if (step.key < range_.end) {
+      copy_rows<Shape::kThreads>(forward_.query, sequence.batch, scores_.head(), rows_.begin, rows_, forward_.head_dim,
+                                 Shape::own(0));
+      copy_rows<Shape::kThreads>(call_.output_gradient, sequence.batch, scores_.head(), rows_.begin, rows_,
+                                 forward_.value_dim, Shape::own(1));
+      copy(step, 0);
+    }
+    copy_async_commit();
+    ATTEND_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const std::int32_t i = query(half);
+      row_sums_[half] =
+          i < rows_.end
+              ? load_global(static_cast<const TensorRow*>(call_.rows) + forward_.row(sequence.batch, scores_.head(), i))
+              : TensorRow{0.0f, 0.0f};
+    }
+    for (int buffer = 0; step.key < range_.end; buffer ^= 1) {
+      copy_async_wait<0>();
+      barrier();  // the tiles are there, and nobody reads the other buffer any more
+      const Step after = next(step.key + Shape::kStep);
+      if (after.key < range_.end) copy(after, buffer ^ 1);
+      copy_async_commit();
+      add(step, buffer);
+      step = after;
+    }
+    copy_async_wait<0>();
+    store_rows<kType, Shape>(call_.query_gradient, sequence.batch, scores_.head(), rows_.begin, rows_.end,
+                             forward_.head_dim, static_cast<float>(forward_.scale), sums_);
+  }
+
+ private:
+  /// Some keys. There are none if `key` is not below range_.end.
+  struct Step {
+    std::int32_t key;
+    bool is_full;
+  };
+
+  /// The first step from `key` on in which any score is not masked.
+  ATTEND_HOST_DEVICE Step next(std::int32_t key) const {
+    for (; key < range_.end; key += Shape::kStep) {
+      const MaskCover cover = scores_.cover({rows_.begin, rows_.begin + Shape::kRows}, {key, key + Shape::kStep});
+      if (cover != MaskCover::kEmpty) return {key, cover == MaskCover::kFull};
+    }
+    return {key, false};
+  }
+
+  /// The query of this thread in the upper or lower half of a tile of 16 rows.
+  ATTEND_HOST_DEVICE std::int32_t query(int half) const {
+    return rows_.begin + warp_index() * 16 + half * 8 + lane_index() / 4;
+  }
+
+  ATTEND_HOST_DEVICE void copy(const Step& step, int buffer) const {
+    const Sequence& sequence = scores_.sequence();
+    const std::int32_t head = scores_.head() / forward_.group;
+    copy_rows<Shape::kThreads>(forward_.key, sequence.batch, head, step.key, sequence.keys, forward_.head_dim,
+                               Shape::step(buffer, 0));
+    copy_rows<Shape::kThreads>(forward_.value, sequence.batch, head, step.key, sequence.keys, forward_.value_dim,
+                               Shape::step(buffer, 1));
+  }
+
+  ATTEND_HOST_DEVICE void add(const Step& step, int buffer) {
+    const typename Shape::StepTile keys = Shape::step(buffer, 0), values = Shape::step(buffer, 1);
+    float weights[Shape::kTiles][4] = {}, gradients[Shape::kTiles][4] = {};
+    multiply_rows<kType, Shape, kWidth>(Shape::own(0), keys, weights);
+    multiply_rows<kType, Shape, kWidth>(Shape::own(1), values, gradients);
+    const int column = lane_index() % 4 * 2;
+    differentiate(
+        forward_, scores_, step.is_full,
+        [&](int n, int i) {
+          return ScorePlace{query(i / 2), step.key + n * 8 + column + i % 2};
+        },
+        [&](int, int i) { return row_sums_[i / 2]; }, weights, gradients);
+    if (step.is_full)
+      add_rows<kType, Shape, /*kIsFinite=*/false>(gradients, keys, sums_);
+    else
+      add_rows<kType, Shape, /*kIsFinite=*/true>(gradients, keys, sums_);
+  }
+
+  const BackwardCall& call_;
+  const Call& forward_;
+  const Scores& scores_;
+  KeyRange rows_, range_{0, 0};
+  TensorRow row_sums_[2];
+  float sums_[Shape::kOutputs][4] = {};
+};
+
+}  // namespace detail
+
+/// One thread of the kernel that writes the gradient of the queries.
+template <NumberType kType, int kWidth, class Score, class Mask>
+struct TensorQueries {
+  static constexpr const char* name() { return "backward_queries"; }
+  using Gradients = detail::QueryGradients<kType, kWidth, Score, Mask>;
+  static constexpr int kThreads = Gradients::Shape::kThreads, kSharedBytes = Gradients::Shape::kSharedBytes;
+
+  static std::int64_t blocks(const BackwardCall& call) {
+    return detail::query_tiles(call.forward, Gradients::Shape::kRows);
+  }
+
+  ATTEND_HOST_DEVICE static void run(const BackwardCall& call, const Score& score, const Mask& mask) {
+    const detail::Tile tile = detail::query_tile(call.forward, block_index().x, Gradients::Shape::kRows);
+    if (tile.rows.begin >= tile.rows.end) return;
+    const detail::HeadScores<float, Score, Mask> scores(call.forward, score, mask, tile.sequence, tile.head);
+    Gradients(call, scores, tile.rows).run();
+  }
+};
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda

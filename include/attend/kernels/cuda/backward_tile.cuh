@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/kernels/attention_params.h>
+#include <attend/macros.h>
+#include <attend/version.h>
+#include <attend/kernels/cuda/backward_call.cuh>
+#include <attend/kernels/cuda/call.cuh>
+#include <attend/kernels/cuda/instructions.cuh>
+#include <attend/kernels/cuda/row_sums.cuh>
+#include <attend/kernels/cuda/scores.cuh>
+#include <attend/kernels/cuda/sequence.cuh>
+#include <attend/kernels/cuda/tile.cuh>
+
+#include <cstdint>
+
+// What both tensor-core kernels of the backward pass share.
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda::detail {
+
+/// The sizes of a block. kWidth is the number of columns of a row in shared memory: 32, 64, 96, 128, 192 or 256.
+///
+/// A block has kRows rows of its own (keys, or queries), 16 for each warp, and goes through rows of the other kind,
+/// kStep at a time. kStep is such that the sums fit into registers, and all tiles into the 99 KiB of shared memory that
+/// a block has on every GPU from sm_80 on.
+template <int kWidth>
+struct BackwardShape {
+  static constexpr int kWarps = 4, kThreads = kWarps * kWarpSize, kRows = kWarps * 16;
+  static constexpr int kStep = kWidth <= 64 ? 64 : kWidth <= 192 ? 32 : 16;
+  static constexpr int kTiles = kStep / 8;     // of scores: a warp has kTiles tiles of 16 × 8
+  static constexpr int kOutputs = kWidth / 8;  // the same for the sums
+
+  using OwnTile = SharedTile<kRows, kWidth>;
+  using StepTile = SharedTile<kStep, kWidth>;
+  static constexpr int kSharedBytes = 2 * OwnTile::kBytes + 4 * StepTile::kBytes;
+
+  /// The two tiles of the block's own rows, and the two tiles of a step, in one of two buffers.
+  ATTEND_HOST_DEVICE static OwnTile own(int i) { return OwnTile(i * OwnTile::kBytes); }
+  ATTEND_HOST_DEVICE static StepTile step(int buffer, int i) {
+    return StepTile(2 * OwnTile::kBytes + (2 * buffer + i) * StepTile::kBytes);
+  }
+};
+
+/// Starts to copy the rows from `first` on of a head of a tensor. Rows outside of `range` become 0.
+template <int kThreads, class To>
+ATTEND_HOST_DEVICE void copy_rows(const ConstTensorView4d& tensor, std::int32_t batch, std::int32_t head,
+                                  std::int32_t first, const KeyRange& range, std::int32_t columns, const To& to) {
+  const auto* const data = static_cast<const std::uint16_t*>(tensor.data);
+  to.template copy_from<kThreads>(
+      [&](int row) {
+        const std::int32_t i = first + row;
+        return i >= range.begin && i < range.end ? data + row_place(tensor.strides, batch, head, i) : nullptr;
+      },
+      columns);
+}
+
+/// products[n] += own rows of this warp · step rows, over all columns.
+template <NumberType kType, class Shape, int kWidth>
+ATTEND_HOST_DEVICE void multiply_rows(const typename Shape::OwnTile& own, const typename Shape::StepTile& step,
+                                      float (&products)[Shape::kTiles][4]) {
+  ATTEND_UNROLL
+  for (int column = 0; column < kWidth; column += 16) {
+    std::uint32_t a[4];
+    own.load_a(warp_index() * 16, column, a);
+    ATTEND_UNROLL
+    for (int n = 0; n < Shape::kTiles; n += 2) {
+      std::uint32_t b[2][2];
+      step.load_b_of_rows(n * 8, column, b);
+      multiply_add_16x8x16<kType>(products[n], a, b[0]);
+      multiply_add_16x8x16<kType>(products[n + 1], a, b[1]);
+    }
+  }
+}
+
+/// Both numbers of a register; 0 for one that is not finite.
+template <NumberType kType>
+ATTEND_HOST_DEVICE std::uint32_t finite_or_zero(std::uint32_t packed) {
+  constexpr std::uint32_t kLow = kType == NumberType::kBFloat16 ? 0x7F80 : 0x7C00, kHigh = kLow << 16;
+  const std::uint32_t low = (packed & kLow) == kLow ? 0 : packed & 0xFFFF;
+  const std::uint32_t high = (packed & kHigh) == kHigh ? 0 : packed & 0xFFFF0000;
+  return low | high;
+}
+
+/// sums[n] += factors · step rows. The factors are those of multiply_rows(). kIsFinite: numbers that are not finite
+/// count as 0, because they may be those of a masked row, and 0 · NaN is NaN.
+template <NumberType kType, class Shape, bool kIsFinite>
+ATTEND_HOST_DEVICE void add_rows(const float (&factors)[Shape::kTiles][4], const typename Shape::StepTile& step,
+                                 float (&sums)[Shape::kOutputs][4]) {
+  ATTEND_UNROLL
+  for (int m = 0; m < Shape::kTiles; m += 2) {
+    const std::uint32_t a[4] = {pack<kType>(factors[m][0], factors[m][1]), pack<kType>(factors[m][2], factors[m][3]),
+                                pack<kType>(factors[m + 1][0], factors[m + 1][1]),
+                                pack<kType>(factors[m + 1][2], factors[m + 1][3])};
+    ATTEND_UNROLL
+    for (int n = 0; n < Shape::kOutputs; n += 2) {
+      std::uint32_t b[2][2];
+      step.load_b_of_columns(m * 8, n * 8, b);
+      if constexpr (kIsFinite) {
+        ATTEND_UNROLL
+        for (int i = 0; i < 4; ++i) b[i / 2][i % 2] = finite_or_zero<kType>(b[i / 2][i % 2]);
+      }
+      multiply_add_16x8x16<kType>(sums[n], a, b[0]);
+      multiply_add_16x8x16<kType>(sums[n + 1], a, b[1]);
+    }
+  }
+}
+
+/// Stores factor · sums to the rows of this warp, up to row `end` and column `columns`.
+template <NumberType kType, class Shape>
+ATTEND_HOST_DEVICE void store_rows(const TensorView4d& tensor, std::int32_t batch, std::int32_t head,
+                                   std::int32_t first, std::int32_t end, std::int32_t columns, float factor,
+                                   const float (&sums)[Shape::kOutputs][4]) {
+  auto* const data = static_cast<std::uint16_t*>(tensor.data);
+  ATTEND_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const std::int32_t i = first + warp_index() * 16 + half * 8 + lane_index() / 4;
+    if (i >= end) continue;
+    std::uint16_t* const row = data + row_place(tensor.strides, batch, head, i);
+    ATTEND_UNROLL
+    for (int n = 0; n < Shape::kOutputs; ++n) {
+      const int column = n * 8 + lane_index() % 4 * 2;
+      if (column < columns)
+        store_global(reinterpret_cast<std::uint32_t*>(row + column),
+                     pack<kType>(factor * sums[n][2 * half], factor * sums[n][2 * half + 1]));
+    }
+  }
+}
+
+/// Turns q·k into weights after dropout, and dO·v into the gradients of scale · q·k. place(n, i) and row(n, i) are
+/// those of products[n][i]. is_full: no score of the tile is masked.
+template <int kTiles, class Scores, class Places, class Rows>
+ATTEND_HOST_DEVICE void differentiate(const Call& call, const Scores& scores, bool is_full, const Places& place,
+                                      const Rows& row, float (&products)[kTiles][4], float (&gradients)[kTiles][4]) {
+  if (is_full && scores.only_scales() && !call.has_dropout()) {
+    const float unit = static_cast<float>(call.scale) * kLog2E;
+    ATTEND_UNROLL
+    for (int n = 0; n < kTiles; ++n) {
+      ATTEND_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const TensorRow sums = row(n, i);
+        products[n][i] = exp2_fast(products[n][i] * unit - sums.log_sum_exp);
+        gradients[n][i] = products[n][i] * (gradients[n][i] - sums.delta);
+      }
+    }
+    return;
+  }
+  ATTEND_UNROLL
+  for (int n = 0; n < kTiles; ++n) {
+    ATTEND_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const TensorRow sums = row(n, i);
+      const auto at = place(n, i);
+      const auto score = scores.derived(products[n][i], at, is_full);
+      const float weight = score.value == Scores::kMasked ? 0.0f : exp2_fast(score.value * kLog2E - sums.log_sum_exp);
+      const float kept = scores.dropout_factor(at);
+      const float weight_gradient = kept == 0.0f ? 0.0f : kept * gradients[n][i];
+      products[n][i] = weight * kept;
+      gradients[n][i] =
+          weight == 0.0f ? 0.0f : weight * (weight_gradient - sums.delta) * score.mod_slope * score.option_slope;
+    }
+  }
+}
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda::detail
