@@ -141,7 +141,7 @@ class CudaBlock final : public cuda::HostBlock {
     if (reinterpret_cast<std::uintptr_t>(address) % static_cast<std::uintptr_t>(bytes) != 0)
       stop(FaultKind::kMisaligned, place, std::to_string(bytes) + " bytes at " + global_.text_of(address));
     if (!range->can_write) return;
-    const GlobalMemory::Store now = {block_number_, epoch_, threads_.current()};
+    const GlobalMemory::Store now = {block_number_, threads_.current(), epoch_, warp().epoch};
     if (const GlobalMemory::Store* last = GlobalMemory::unordered_store(*range, address, bytes, now); last != nullptr)
       report(FaultKind::kGlobalRace, place,
              global_.text_of(address) + ", written by thread " + std::to_string(last->thread) + " of block number " +

@@ -27,8 +27,16 @@ class GlobalMemory {
   /// The last store to a granule of 2 bytes.
   struct Store {
     std::uint32_t block = 0;  ///< from 1; 0: there was none
-    std::uint32_t epoch = 0;  ///< barriers of that block so far
     int thread = 0;
+    std::uint32_t epoch = 0;       ///< barriers of that block so far
+    std::uint32_t warp_epoch = 0;  ///< barriers of that warp so far
+
+    /// Whether a barrier orders this store before an access, or both are of one thread.
+    bool is_before(const Store& access) const {
+      if (block != access.block) return false;
+      const bool is_same_warp = thread / cuda::kWarpSize == access.thread / cuda::kWarpSize;
+      return thread == access.thread || epoch < access.epoch || (is_same_warp && warp_epoch < access.warp_epoch);
+    }
   };
 
   /// A run of addresses.
@@ -61,9 +69,7 @@ class GlobalMemory {
     const std::size_t first = (begin_of(address) - range.begin) / 2;
     for (std::size_t i = first; i < first + static_cast<std::size_t>(bytes + 1) / 2; ++i) {
       const Store& last = range.stores[i];
-      if (last.block == 0 || (last.block == now.block && (last.thread == now.thread || last.epoch < now.epoch)))
-        continue;
-      return &last;
+      if (last.block != 0 && !last.is_before(now)) return &last;
     }
     return nullptr;
   }

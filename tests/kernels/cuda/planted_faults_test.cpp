@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
 // The harness's own test: small kernels, each with one fault that can be switched on. The harness must name its kind,
-// its place and its thread, and must report nothing if the fault is switched off. planted_faults_test.py plants faults
+// its place and its thread, and must report nothing if the fault is switched off. mutants_test.py plants faults
 // in the kernels of the library.
 
 #include <doctest/doctest.h>
@@ -127,12 +127,19 @@ const PlantedFault kPlantedFaults[] = {
        if (cuda::thread_index() == 0)
          cuda::store_global(numbers.output + (has_fault ? 0 : cuda::block_index().x), 1, kHere);
      }},
-    {"a number is stored by one thread and loaded by another", "race in global memory at here:1, thread 1",
+    {"a number is stored by one lane and loaded by another", "race in global memory at here:1, thread 1",
+     [](bool has_fault, Numbers& numbers) {
+       if (cuda::block_index().x > 0) return;
+       cuda::store_global(numbers.output + cuda::thread_index(), 1);
+       if (!has_fault) cuda::warp_barrier();
+       cuda::load_global(numbers.output + (cuda::thread_index() & ~1), kHere);
+     }},
+    {"a number is stored by one warp and loaded by another", "race in global memory at here:1, thread 32",
      [](bool has_fault, Numbers& numbers) {
        if (cuda::block_index().x > 0) return;
        cuda::store_global(numbers.output + cuda::thread_index(), 1);
        if (!has_fault) cuda::barrier();
-       cuda::load_global(numbers.output + (cuda::thread_index() & ~1), kHere);
+       cuda::load_global(numbers.output + cuda::lane_index(), kHere);
      }},
 
     // ---- Copies
