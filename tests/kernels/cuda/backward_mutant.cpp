@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: MIT
+
+// Runs the backward pass on tensor cores on the host and prints what is wrong with it. mutants_test.py compiles it with
+// headers that have a planted fault.
+
+#include "kernels/cuda/small_backward.h"
+
+namespace {
+
+bool check(int L, int S, bool is_causal, double dropout) {
+  attend::test::SmallBackward pass(L, S, is_causal, dropout);
+  return attend::test::run_and_print(pass) && pass.check();
+}
+
+}  // namespace
+
+int main() {
+  const bool is_right = check(71, 215, /*is_causal=*/false, /*dropout=*/0) &&
+                        check(71, 215, /*is_causal=*/true, /*dropout=*/0) &&
+                        check(40, 90, /*is_causal=*/true, /*dropout=*/0.3);
+  return is_right ? 0 : 1;
+}

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: MIT
+"""Plants faults in the tensor-core kernels, one at a time, and tests that the harness or a wrong result shows each.
+
+A fault is a replacement in a copy of one header, with which forward_mutant.cpp or backward_mutant.cpp is compiled. A
+replacement that no longer fits the header is an error.
+
+    mutants_test.py [--include FOLDER] [name …]    with the headers in FOLDER; only the faults with these names
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+TESTS = pathlib.Path(__file__).resolve().parents[2]
+COMPILER = os.environ.get("ATTEND_COMPILER", "c++")
+RACE, READ, DIVERGED = "race between warps", "read before wait", "diverged "
+GLOBAL, OUTPUT, GRADIENT = "outside of global memory", "wrong output", "wrong gradient"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    name: str
+    header: str  # in kernels/cuda/
+    old: str
+    new: str
+    expected: str  # in what the program prints
+
+
+FORWARD = [
+    Mutant("no transpose", "tile", "load_matrix_x4_transposed(registers,", "load_matrix_x4(registers,", OUTPUT),
+    Mutant("no swizzle", "tile", "(chunk ^ swizzle) * 8", "chunk * 8 + 0 * swizzle", "bank conflict"),
+    Mutant("swizzle of too few rows", "tile", "row & 7", "row & 3", "bank conflict"),
+    Mutant("registers of operand A in another order", "tile",
+           "load_matrix_x4(a, view_.sub(moved(place(lane % 16, lane / 16)",
+           "load_matrix_x4(a, view_.sub(moved(place(lane / 16 * 8 + lane % 8, lane / 8 % 2)", OUTPUT),
+    Mutant("registers of operand B in another order", "tile", "b[i / 2][i % 2]", "b[i % 2][i / 2]", OUTPUT),
+    Mutant("a row too far is copied", "forward", "i >= rows.begin && i < rows.end", "i >= rows.begin && i <= rows.end",
+           GLOBAL),
+    Mutant("the condition of a copy is missing", "tile", "from != nullptr && column < columns", "column < columns",
+           GLOBAL),
+    Mutant("no barrier after the wait", "forward", "      barrier();", "      ", RACE),
+    Mutant("no wait", "forward", "      copy_async_wait<0>();\n      barrier();", "      barrier();", READ),
+    Mutant("a wait for one group too few", "forward", "      copy_async_wait<0>();\n      barrier();",
+           "      copy_async_wait<1>();\n      barrier();", READ),
+    Mutant("the next tile into the same buffer", "forward", "copy_keys_and_values(next.key, buffer ^ 1)",
+           "copy_keys_and_values(next.key, buffer)", RACE),
+    Mutant("no commit", "forward", "buffer ^ 1);\n      copy_async_commit();", "buffer ^ 1);", READ),
+    Mutant("values where the next keys are", "forward", "(2 * buffer + 1) * Shape::KeyTile::kBytes",
+           "(2 * buffer + 2) * Shape::KeyTile::kBytes", "outside of shared memory"),
+    Mutant("no mask at the end", "forward", "cover == MaskCover::kFull", "true", OUTPUT),
+    Mutant("no rescale", "forward", "output_[m][k] *= rescale[k / 2 % 2];", "(void)rescale;", OUTPUT),
+    Mutant("rescale of the other row", "forward", "rescale[k / 2 % 2]", "rescale[1 - k / 2 % 2]", OUTPUT),
+    Mutant("largest number of two lanes", "softmax", "largest_of_lanes<4>", "largest_of_lanes<2>", OUTPUT),
+    Mutant("sum over two lanes", "softmax", "sum_of_lanes<4>", "sum_of_lanes<2>", OUTPUT),
+    Mutant("weights in swapped halves", "forward",
+           "pack<kType>(weights[m][8 * step + 2 * i], weights[m][8 * step + 2 * i + 1])",
+           "pack<kType>(weights[m][8 * step + 2 * i + 1], weights[m][8 * step + 2 * i])", OUTPUT),
+    Mutant("tensor cores in a branch", "forward", "      add_tile(tile, buffer);",
+           "      if (query_of(0, 0) < scores_.sequence().queries.end) add_tile(tile, buffer);", DIVERGED),
+    Mutant("a shuffle in a branch", "forward", "        const float sum = softmax_[m].sum(r);",
+           "        if (query_of(m, r) >= sequence.queries.end) continue;\n        const float sum = softmax_[m].sum(r);",
+           DIVERGED + "collective"),
+    Mutant("a store past the last query", "forward", "if (i >= sequence.queries.end) continue;", "",
+           "race in global memory"),
+    Mutant("columns of another lane", "forward", "const int column = n * 8 + lane_index() % 4 * 2;",
+           "const int column = n * 8 + lane_index() % 4;", "misaligned"),
+    Mutant("dropout words of another lane", "forward", "words[2 + e], 1)", "words[2 + e], 2)", OUTPUT),
+]
+
+BACKWARD = [
+    Mutant("keys: no barrier after the wait", "backward_keys", "      barrier();", "      ", RACE),
+    Mutant("keys: no wait", "backward_keys", "      copy_async_wait<0>();\n      barrier();", "      barrier();", READ),
+    Mutant("keys: the next step into the same buffer", "backward_keys", "copy(after, buffer ^ 1)",
+           "copy(after, buffer)", RACE),
+    Mutant("keys: sums of the row before", "backward_keys", "rows(buffer).sub(static_cast<int>(first_row(step) & 1), ",
+           "rows(buffer).sub(0, ", GRADIENT),
+    Mutant("keys: the last pair of sums is not copied", "backward_keys", "if (pair > Shape::kStep / 2) return;",
+           "if (pair >= Shape::kStep / 2) return;", "read of an unwritten word"),
+    Mutant("keys: no scale", "backward_keys", "static_cast<float>(forward_.scale), key_sums_", "1.0f, key_sums_",
+           GRADIENT + " of key"),
+    Mutant("queries: no barrier after the wait", "backward_queries", "      barrier();", "      ", RACE),
+    Mutant("queries: no wait", "backward_queries", "      copy_async_wait<0>();\n      barrier();", "      barrier();",
+           READ),
+    Mutant("queries: a row too far", "backward_tile", "i >= range.begin && i < range.end",
+           "i >= range.begin && i <= range.end", GLOBAL),
+    Mutant("rows where columns are summed", "backward_tile", "step.load_b_of_columns(m * 8, n * 8, b)",
+           "step.load_b_of_rows(m * 8, n * 8, b)", GRADIENT),
+    Mutant("registers of operand A in another order", "backward_tile",
+           "pack<kType>(factors[m][0], factors[m][1]), pack<kType>(factors[m][2], factors[m][3])",
+           "pack<kType>(factors[m][2], factors[m][3]), pack<kType>(factors[m][0], factors[m][1])", GRADIENT),
+    Mutant("a store past the last row", "backward_tile", "if (i >= end) continue;", "", GLOBAL),
+    Mutant("no delta", "backward_tile", "(gradients[n][i] - sums.delta)", "gradients[n][i]", GRADIENT),
+    Mutant("dropout does not reach the gradient", "backward_tile", "kept * gradients[n][i]", "gradients[n][i]",
+           GRADIENT),
+    Mutant("a sum over half of the lanes", "row_sums", "sum_of_lanes<kWarpSize>", "sum_of_lanes<kWarpSize / 2>",
+           GRADIENT),
+]
+
+
+class Programs:
+    """Compiles the programs in a folder and runs them."""
+
+    def __init__(self, include, folder):
+        self.include, self.folder = include, folder
+        self.flags = [COMPILER, "-std=c++20", "-O1", "-w"]
+        # What no fault touches is compiled once. g++ finds the file by its name.
+        (folder / "support").mkdir()
+        self.compile(TESTS / "support/cuda_block.h", folder / "support/cuda_block.h.gch", [], ["-x", "c++-header"])
+
+    def compile(self, source, output, folders, options=()):
+        paths = [f"-I{path}" for path in (*folders, self.folder, self.include, TESTS)]
+        done = subprocess.run([*self.flags, *options, *paths, source, "-o", output], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{source.name} does not compile:\n{done.stderr[:2000]}")
+
+    def printed(self, program, mutant=None):
+        """What the program prints, with a fault or without."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as own:
+            own, folders = pathlib.Path(own), []
+            if mutant is not None:
+                header = f"attend/kernels/cuda/{mutant.header}.cuh"
+                text = (self.include / header).read_text()
+                if text.count(mutant.old) != 1:
+                    raise RuntimeError(f"{header} has {text.count(mutant.old)} times, not once: {mutant.old}")
+                (own / header).parent.mkdir(parents=True)
+                (own / header).write_text(text.replace(mutant.old, mutant.new))
+                folders = [own]
+            self.compile(TESTS / f"kernels/cuda/{program}.cpp", own / "program", folders)
+            done = subprocess.run([own / "program"], capture_output=True, text=True, timeout=120)
+            if done.returncode not in (0, 1):
+                raise RuntimeError(f"the program ended with {done.returncode}: {done.stderr}")
+            return done.stdout
+
+
+def failure(programs, program, mutant):
+    """Why a program with a fault, or without one, does not print what it should; None if it does."""
+    name = f"{program}: {mutant.name if mutant else 'no fault'}"
+    try:
+        printed = programs.printed(program, mutant)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        return f"{name}: {error}"
+    print(f"{name}: {printed.splitlines()[0] if printed else 'nothing is reported'}", flush=True)
+    if mutant is None:
+        return f"{name}: the kernel is reported:\n{printed}" if printed else None
+    if mutant.expected not in printed:
+        return f"{name}: expected '{mutant.expected}', but the program printed:\n{printed}"
+    return None
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--include", type=pathlib.Path, default=TESTS.parent / "include")
+    parser.add_argument("--program", help="forward_mutant or backward_mutant")
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args()
+    jobs = [(program, mutant) for program, mutants in (("forward_mutant", FORWARD), ("backward_mutant", BACKWARD))
+            for mutant in (None, *mutants)
+            if options.program in (None, program) and (mutant is None or not options.names or mutant.name in options.names)]
+    with tempfile.TemporaryDirectory() as folder:
+        programs = Programs(options.include, pathlib.Path(folder))
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            failures = [found for found in pool.map(lambda job: failure(programs, *job), jobs) if found]
+    print("\n".join(failures) or f"all {len(jobs)} programs print what they should")
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

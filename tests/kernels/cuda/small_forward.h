@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "kernels/cuda/small_call.h"
+
+#include <attend/kernels/cuda/call.cuh>
+#include <attend/kernels/cuda/forward_plan.cuh>
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace attend::test {
+
+/// The forward pass of a small call, with its memory.
+struct SmallForward : SmallCall {
+  Bfloat16Rows computed_output;
+  std::vector<float> computed_log_sum_exp;
+  GlobalMemory memory;
+  cuda::Call call;
+
+  SmallForward(int L, int S, bool is_causal, double dropout)
+      : SmallCall(L, S, is_causal, dropout),
+        computed_output(kHeads, L),
+        computed_log_sum_exp(log_sum_exp.size(), std::numeric_limits<float>::quiet_NaN()) {
+    query.add_to(memory, "query", /*is_output=*/false);
+    key.add_to(memory, "key", /*is_output=*/false);
+    value.add_to(memory, "value", /*is_output=*/false);
+    computed_output.add_to(memory, "output", /*is_output=*/true);
+    memory.add_output(computed_log_sum_exp.data(), static_cast<std::int64_t>(4 * log_sum_exp.size()), "log_sum_exp");
+    AttentionOutputs outputs;
+    outputs.output = contiguous(computed_output.numbers.data(), kHeads, L, kColumns);
+    outputs.log_sum_exp = computed_log_sum_exp.data();
+    call = cuda::call_of(params, outputs);
+  }
+
+  /// Calls launch(kernel, call) for the kernel on tensor cores.
+  template <class Launch>
+  void launch_all(const Launch& launch) {
+    if (cuda::detail::has_options(call))
+      launch(cuda::detail::TensorCoreForward<NumberType::kBFloat16, kColumns, true>(), call);
+    else
+      launch(cuda::detail::TensorCoreForward<NumberType::kBFloat16, kColumns, false>(), call);
+  }
+
+  /// Prints what is wrong. Returns whether nothing is.
+  bool check() const {
+    const auto sum = [&](std::size_t i) { return static_cast<double>(computed_log_sum_exp[i]); };
+    const bool is_output_right = check_and_print("output", output, computed_output, params.dropout > 0 ? 0.03 : 0.015);
+    return check_and_print("log_sum_exp", log_sum_exp, sum, 1e-5) && is_output_right;
+  }
+};
+
+}  // namespace attend::test
