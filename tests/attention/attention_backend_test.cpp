@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// Tests backend objects that are passed to the option backend.
+// Tests backend objects that are passed to the option backend or to a BackendGuard.
 
 #include <attend/attention/attention_backend.h>
 #include <attend/attention/attention_node.h>
@@ -165,6 +165,46 @@ TEST_CASE("AttentionOptions::backend(object): it overrides a BackendGuard, and l
   CHECK(std::get<0>(layer(tokens, tokens, tokens)).sizes() == tokens.sizes());
   CHECK(object->forward_passes == 2);
   CHECK(layer->explain(tokens, tokens, tokens).backend == Backend::kGiven);
+}
+
+TEST_CASE("BackendGuard: an object computes the calls of its scope, and the graph keeps it alive after the scope") {
+  const torch::Tensor q = leaf(), k = leaf(), v = leaf();
+  auto object = std::make_shared<const HandWritten>();
+  const HandWritten& seen = *object;
+  const std::weak_ptr<const HandWritten> watched = object;
+  torch::Tensor y;
+  {
+    const attend::BackendGuard guard(choice_of(object));
+    object.reset();
+    CHECK(attend::BackendGuard::current() == Backend::kGiven);
+    CHECK(attend::BackendGuard::current_object() == watched.lock());
+    y = attend::attention(q, k, v);
+    CHECK(seen.forward_passes == 1);
+    CHECK(attend::explain(q, k, v).backend == Backend::kGiven);
+    attend::attention(q, k, v, AttentionOptions().backend(Backend::kReference));  // the option overrides the guard
+    {
+      const attend::BackendGuard inner(Backend::kAuto);
+      CHECK(attend::BackendGuard::current_object() == nullptr);
+      attend::attention(q, k, v);
+    }
+    CHECK(seen.forward_passes == 1);
+    attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(8, 2));
+    const torch::Tensor tokens = torch::randn({5, 1, 8});
+    layer(tokens, tokens, tokens);
+    CHECK(seen.forward_passes == 2);
+    CHECK(max_difference(attend::flex_attention(q, k, v, Times{3.0}), dense_formula(q, k, v, 3.0)) < 1e-12);
+    CHECK(message_of<c10::NotImplementedError>([&] {
+            attend::attention(q, k, v, AttentionOptions().attn_mask(torch::ones({5, 5}, torch::kBool)));
+          }) == "attend::attention: the requested backend cannot run. HandWritten supports no attn_mask.");
+  }
+  CHECK(attend::BackendGuard::current() == Backend::kAuto);
+  const torch::Tensor weights = torch::randn_like(y), expected = dense_formula(q, k, v);
+  const auto gradients = torch::autograd::grad({y}, {q, k, v}, {weights}, /*retain_graph=*/true);
+  CHECK(seen.backward_passes == 1);
+  const auto theirs = torch::autograd::grad({expected}, {q, k, v}, {weights});
+  for (std::size_t i = 0; i < 3; ++i) CHECK(max_difference(gradients[i], theirs[i]) < 1e-12);
+  y.reset();
+  CHECK(watched.expired());
 }
 
 TEST_CASE("flex_attention: a backend object knows the type of a score_mod, reads its members, and refuses another") {

@@ -77,6 +77,9 @@ class BackendChoice {
 /// If the option backend of a call is not kAuto, guards have no effect on the call. Of several guards, the innermost
 /// counts. BackendGuard(Backend::kAuto) cancels an outer guard.
 ///
+/// A guard for a backend object, such as that of attend::cuda::backend(), applies to attention only. ConvStack and the
+/// linear projections of layers compute as without a guard.
+///
 /// The backward pass uses the backend of the forward pass. With create_graph = true it uses kReference instead.
 ///
 /// A guard applies to all code of its thread that is built with the same version of attend and exports its symbols. It
@@ -94,18 +97,24 @@ class BackendGuard {
  public:
   /// Sets the backend of this thread until the guard is destroyed.
   ///
-  /// @param backend A built-in backend. kAuto cancels an outer guard.
-  explicit BackendGuard(Backend backend) : outer_(current_) { current_ = backend; }
-  ~BackendGuard() { current_ = outer_; }
+  /// @param backend A built-in backend or a backend object. kAuto cancels an outer guard.
+  explicit BackendGuard(BackendChoice backend) : choice_(std::move(backend)), outer_(innermost_) { innermost_ = this; }
+  ~BackendGuard() { innermost_ = outer_; }
   BackendGuard(const BackendGuard&) = delete;
   BackendGuard& operator=(const BackendGuard&) = delete;
 
-  /// The backend of the innermost guard on this thread; kAuto without a guard.
-  static Backend current() { return current_; }
+  /// The backend of the innermost guard on this thread: kGiven for an object, and kAuto without a guard.
+  static Backend current() { return innermost_ == nullptr ? Backend::kAuto : Backend(innermost_->choice_); }
+
+  /// The object of the innermost guard on this thread; null for a built-in backend and without a guard.
+  static std::shared_ptr<const detail::AttentionBackend> current_object() {
+    return innermost_ == nullptr ? nullptr : innermost_->choice_.object();
+  }
 
  private:
-  static inline thread_local Backend current_ = Backend::kAuto;
-  Backend outer_;
+  static inline thread_local const BackendGuard* innermost_ = nullptr;
+  BackendChoice choice_;
+  const BackendGuard* outer_;
 };
 
 /// The result of attention_with_lse() and flex_attention_with_lse(). Both tensors are differentiable.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/backend.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/attention/options.h>
 #include <attend/detail/torch/autocast.h>
@@ -242,7 +243,8 @@ inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& 
   if (given_value != nullptr) check_attention_tensor("value", *given_value, "(N, G, S, Dv)");
   Problem problem;
   problem.dimensions = given_query.dim();
-  problem.given_backend = options.backend().object();
+  problem.given_backend =
+      options.backend() == Backend::kAuto ? BackendGuard::current_object() : options.backend().object();
   problem.query = autocast(given_query, purpose);
   problem.key = autocast(given_key, purpose);
   check_same_kind("key", problem.key, problem.query);

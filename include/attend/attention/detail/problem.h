@@ -38,7 +38,7 @@ struct Problem : AttentionTensors {
   at::Tensor dropout_seed;                 // undefined without dropout, or int64 (1) on the device, drawn once per call
   std::shared_ptr<const Variant> variant;  // of flex_attention(); null without
   std::shared_ptr<const CpuVariantMaker> cpu_variant;     // the same for the CPU kernels
-  std::shared_ptr<const AttentionBackend> given_backend;  // the caller's, for Backend::kGiven; null for all others
+  std::shared_ptr<const AttentionBackend> given_backend;  // that of the call or its guard; null for built-in ones
   Window window;                                          // includes is_causal; unlimited where it would mask nothing
   double scale = 1.0;
   double softcap = 0.0;
