@@ -5,6 +5,7 @@
 #include <attend/attention/backend.h>
 #include <attend/attention/detail/cpu_call.h>
 #include <attend/attention/detail/instruction_set.h>
+#include <attend/attention/detail/kernel_limits.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/detail/torch/expanded.h>
 #include <attend/detail/torch/refused.h>
@@ -16,7 +17,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <string>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
@@ -30,22 +30,7 @@ class Cpu final : public KernelBackend {
   bool can_run(const Problem& problem, std::string* reason = nullptr) const override {
     if (!problem.query.is_cpu())
       return refused(reason, "kCpu runs on the CPU only; the tensors are on ", problem.query.device().type(), ".");
-    if (problem.batch_size() == 0 || problem.query_length() == 0 || problem.key_length() == 0)
-      return refused(reason, "kCpu needs at least one batch entry, one query and one key.");
-    if (problem.has_pages() && has_gradient(problem))
-      return refused(
-          reason,
-          "kCpu has no backward pass with block_table; use key_lengths without pages, or torch::NoGradGuard if no "
-          "gradient is needed.");
-    constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2;
-    if (std::max(problem.query_length(), problem.key_length()) > kMost)
-      return refused(reason, "kCpu supports at most ", kMost, " queries and keys.");
-    constexpr std::int64_t kWidest = 1 << 20;
-    if (std::max(problem.head_dim(), problem.value_dim()) > kWidest)
-      return refused(reason, "kCpu supports heads of a width of at most ", kWidest, ".");
-    if (std::max(problem.batch_size(), problem.num_heads()) > kMost)
-      return refused(reason, "kCpu supports at most ", kMost, " batch entries and heads.");
-    return true;
+    return fits_kernels("kCpu", problem, reason);
   }
 
   std::string copies(const Problem& problem) const override {
@@ -92,12 +77,6 @@ class Cpu final : public KernelBackend {
     problem.key = problem.key.index_select(0, pages);
     problem.value = problem.value.index_select(0, pages);
     problem.block_table = at::arange(used.numel(), used.options()).view(used.sizes());
-  }
-
-  static bool has_gradient(const Problem& problem) {
-    return needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value) ||
-           needs_gradient(problem.attn_mask) || needs_gradient(problem.alibi_slopes) ||
-           std::any_of(problem.variant_tensors.begin(), problem.variant_tensors.end(), needs_gradient);
   }
 };
 

@@ -15,6 +15,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/aminmax.h>
+#include <c10/core/Device.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/Exception.h>
 
@@ -26,14 +27,15 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// The tensor in the form that a Binder needs: contiguous on the CPU, in `dtype` if it is floating-point, otherwise in
-/// int32. Throws c10::ValueError for integers that do not fit into int32. An expanded tensor stays expanded unless its
-/// gradient is recorded.
-inline at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType dtype) {
+/// The tensor in the form that a Binder takes: contiguous on `device`, in `dtype` if it is floating-point, otherwise in
+/// int32. An expanded tensor stays expanded unless its gradient is recorded. Throws c10::ValueError for integers that
+/// do not fit into int32. They are not checked from one GPU to a GPU, because the check would wait for it.
+inline at::Tensor as_bound(const at::Tensor& tensor, at::ScalarType dtype, c10::Device device) {
   const bool is_recorded = tensor.requires_grad() && c10::GradMode::is_enabled();
-  if (is_expanded(tensor) && !is_recorded) return on_cpu(one_copy(tensor), dtype).expand(tensor.sizes());
+  if (is_expanded(tensor) && !is_recorded) return as_bound(one_copy(tensor), dtype, device).expand(tensor.sizes());
   const at::ScalarType given = tensor.scalar_type();
-  if ((given == at::kLong || given == at::kUInt32 || given == at::kUInt64) && tensor.numel() > 0) {
+  const bool may_be_wide = given == at::kLong || given == at::kUInt32 || given == at::kUInt64;
+  if (may_be_wide && tensor.numel() > 0 && device.is_cpu()) {
     using Limits = std::numeric_limits<std::int32_t>;
     const auto [smallest, largest] = tensor.to(at::kLong).aminmax();  // uint64 beyond int64 becomes negative
     TORCH_CHECK_VALUE(smallest.item<std::int64_t>() >= (given == at::kLong ? Limits::min() : 0) &&
@@ -41,8 +43,10 @@ inline at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType dtype) {
                       "attend::Binder: integers must fit into int32, got ", smallest.item<std::int64_t>(), " to ",
                       largest.item<std::int64_t>());
   }
-  return in_memory(tensor.to(at::kCPU, tensor.is_floating_point() ? dtype : at::kInt).contiguous());
+  return in_memory(tensor.to(device, tensor.is_floating_point() ? dtype : at::kInt).contiguous());
 }
+
+inline at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType dtype) { return as_bound(tensor, dtype, at::kCPU); }
 
 /// The interface through which backends call a score_mod and a mask_mod. Only the implementation of this interface is
 /// compiled for each pair of types. The code that calls it is compiled once.
@@ -60,13 +64,19 @@ class Variant {
   virtual at::Tensor mask(const AttentionSizes& sizes, const std::vector<at::Tensor>& tensors,
                           const KeyLengths& key_lengths) const = 0;
 
-  /// The tensors as a CpuVariantMaker needs them. Those of the score_mod get the dtype of the computation. Those of the
-  /// mask_mod get float32, because a mask_mod has no type parameter.
-  std::vector<at::Tensor> on_cpu(const std::vector<at::Tensor>& tensors, at::ScalarType dtype) const {
+  /// The tensors as the kernels of a device need them. Those of the score_mod get the dtype of the computation. Those
+  /// of the mask_mod get float32, because a mask_mod has no type parameter.
+  std::vector<at::Tensor> as_bound(const std::vector<at::Tensor>& tensors, at::ScalarType dtype,
+                                   c10::Device device) const {
     std::vector<at::Tensor> results;
     for (std::size_t k = 0; k < tensors.size(); ++k)
-      results.push_back(detail::on_cpu(tensors[k], k < score_tensors_ ? dtype : at::kFloat));
+      results.push_back(detail::as_bound(tensors[k], k < score_tensors_ ? dtype : at::kFloat, device));
     return results;
+  }
+
+  /// The same on the CPU.
+  std::vector<at::Tensor> on_cpu(const std::vector<at::Tensor>& tensors, at::ScalarType dtype) const {
+    return as_bound(tensors, dtype, at::kCPU);
   }
 
   /// Throws c10::ValueError if a struct reads outside of a tensor for a score that both `allows` and the mask_mod

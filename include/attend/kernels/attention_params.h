@@ -134,6 +134,9 @@ struct AttentionParams {
 
   double dropout = 0;  ///< the probability that a weight is dropped; the others are divided by 1 − dropout
   std::uint64_t dropout_seed = 0;  ///< the same seed drops the same weights
+  /// The seed in memory of the GPU, so that the host need not wait for it. Null: dropout_seed. Kernels for the CPU do
+  /// not read it.
+  const std::int64_t* dropout_seed_data = nullptr;
 };
 
 /// The memory that a forward pass writes. A backward pass reads it again.

@@ -37,13 +37,14 @@ struct ProblemParams {
   at::Tensor alibi_slopes;
 };
 
-/// The problem as the kernels take it. It must be on the CPU, in float64, float32 or bfloat16.
+/// The problem as the kernels take it. The pointers are to memory of the tensors' device. The mask must not be float16.
 inline ProblemParams attention_params(const Problem& problem) {
   ProblemParams result;
   AttentionParams& params = result.params;
   const at::ScalarType dtype = problem.query.scalar_type();
   params.dtype = dtype == at::kDouble     ? NumberType::kFloat64
                  : dtype == at::kBFloat16 ? NumberType::kBFloat16
+                 : dtype == at::kHalf     ? NumberType::kFloat16
                                           : NumberType::kFloat32;
   params.batch_size = problem.batch_size();
   params.num_heads = problem.num_heads();
@@ -85,8 +86,13 @@ inline ProblemParams attention_params(const Problem& problem) {
     params.num_pages = problem.key.size(0);
   }
   params.dropout = problem.dropout;
-  if (problem.dropout > 0)
-    params.dropout_seed = static_cast<std::uint64_t>(*const_data<std::int64_t>(problem.dropout_seed));
+  if (problem.dropout > 0) {
+    const std::int64_t* const seed = const_data<std::int64_t>(problem.dropout_seed);
+    if (problem.dropout_seed.is_cpu())
+      params.dropout_seed = static_cast<std::uint64_t>(*seed);
+    else
+      params.dropout_seed_data = seed;
+  }
   return result;
 }
 
