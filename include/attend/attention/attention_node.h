@@ -10,6 +10,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -38,6 +39,9 @@ class KernelBackend : public AttentionBackend {
   /// undefined, which means zeros.
   virtual AttentionTensors backward(const Problem& problem, const KernelResult& result,
                                     const AttentionResult& gradients) const = 0;
+
+  /// Whether dropout drops other weights than the reference. If so, there is no second derivative.
+  virtual bool drops_other_weights(const Problem& /*problem*/) const { return false; }
 
   AttentionResult run(const Problem& problem) const override;
 
@@ -85,7 +89,10 @@ class AttentionNode {
   }
 
   std::vector<at::Tensor> reference(const std::vector<at::Tensor>& inputs) const {
-    const AttentionResult result = Reference().run(problem_of(inputs));
+    const Problem problem = problem_of(inputs);
+    TORCH_CHECK_NOT_IMPLEMENTED(!backend_.drops_other_weights(problem), "attend::attention: ", backend_.name(),
+                                " has no second derivative with dropout on a GPU");
+    const AttentionResult result = Reference().run(problem);
     return {result.output, result.log_sum_exp};
   }
 

@@ -131,7 +131,8 @@ struct AttentionOptions {
   /// It applies to every call: pass 0 for evaluation. Layers pass 0 in evaluation mode.
   ///
   /// Each call draws one random number from the device's generator. This number and the index of a weight decide
-  /// whether the weight is dropped, so every backend drops the same weights.
+  /// whether the weight is dropped, so every backend drops the same weights. Exception: `.backend(Backend::kSdpa)` on a
+  /// GPU draws as ATen does.
   ///
   /// Differs from torch, which drops other weights for the same seed.
   TORCH_ARG(double, dropout) = 0.0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/detail/aten_attention.h>
 #include <attend/attention/detail/instruction_set.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/detail/torch/refused.h>
@@ -61,7 +62,12 @@ inline bool has_few_queries(const Problem& problem) {
 /// - There are few queries, and few keys or a gradient is needed.
 /// - The instruction set is kPortable.
 /// - The speed of the kernels was never measured with this instruction set.
+///
+/// It is true for kSdpa on a GPU where an operator would be called that has never run on one: benchmarks/results/gpu.md
+/// must say that its test has passed.
 inline bool is_next_faster(Backend backend, const Problem& problem, std::string* reason = nullptr) {
+  if (backend == Backend::kSdpa && !problem.query.is_cpu() && AtenAttention::is_needed(problem))
+    return !refused(reason, "kSdpa can run, but this call was never tested on a GPU.");
   if (backend != Backend::kCpu) return false;
   if (has_few_queries(problem))
     return !refused(reason, "kCpu can run, but kSdpa is faster for so few queries (L = ", problem.query_length(), ").");

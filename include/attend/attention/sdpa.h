@@ -3,7 +3,9 @@
 
 #include <attend/attention/attention_node.h>
 #include <attend/attention/backend.h>
+#include <attend/attention/detail/aten_attention.h>
 #include <attend/attention/detail/finite.h>
+#include <attend/attention/detail/log_sum_exp_gradient.h>
 #include <attend/attention/detail/output_layout.h>
 #include <attend/attention/detail/problem.h>
 #include <attend/detail/torch/refused.h>
@@ -36,8 +38,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// gives a fused kernel or an error.
 ///
 /// On the CPU the kernel is called directly. It accepts a mask together with is_causal, returns the log-sum-exp, and
-/// can be differentiated any number of times. On other devices scaled_dot_product_attention() is called. Its backward
-/// pass has no second derivative.
+/// can be differentiated any number of times. On other devices scaled_dot_product_attention() is called, whose backward
+/// pass has no second derivative. For a call that it does not compute, an operator is called directly: AtenAttention.
 ///
 /// Accuracy on the CPU: gradients in float32 may have about four times the largest error of the dense formula
 /// (benchmarks/results/accuracy.md). ATen computes the scores a second time with other rounding, unless the scale is a
@@ -64,37 +66,19 @@ class Sdpa final : public KernelBackend {
       return refused(reason, "kSdpa needs the same width for query and value; query has ", problem.head_dim(),
                      " and value has ", problem.value_dim(), ".");
     if (problem.variant != nullptr) return refused(reason, "kSdpa does not support a score_mod or a mask_mod.");
-    if (problem.is_packed()) return refused(reason, "kSdpa does not support query_offsets and key_offsets.");
     if (problem.has_pages()) return refused(reason, "kSdpa does not support block_table.");
     if (problem.key_lengths.defined()) return refused(reason, "kSdpa does not support key_lengths.");
-    if (problem.has_window()) return refused(reason, "kSdpa supports a window only as an (L, S) attn_mask.");
     if (problem.softcap > 0.0) return refused(reason, "kSdpa does not support softcap.");
     if (problem.alibi_slopes.defined()) return refused(reason, "kSdpa supports ALiBi only as an (H, L, S) attn_mask.");
-    if (problem.dropout > 0.0) return refused(reason, "kSdpa does not support dropout.");
-    if (needs_gradient(problem.attn_mask)) return refused(reason, "kSdpa computes no gradient for attn_mask.");
-    if (problem.needs_log_sum_exp && !on_cpu)
-      return refused(reason, "kSdpa returns no log-sum-exp on ", problem.query.device().type(), ".");
+    if (problem.scale <= 0.0)  // the causal kernel for the CPU scales its -inf
+      return refused(reason, "kSdpa needs a positive scale; this one is ", problem.scale, ".");
     if (problem.needs_log_sum_exp && problem.attn_mask.defined())
       return refused(reason,
                      "kSdpa returns no log-sum-exp with attn_mask, because ATen's is wrong for a query that may attend "
                      "to nothing.");
-    if (problem.is_causal() && problem.attn_mask.defined() && !on_cpu)
-      return refused(reason, "kSdpa supports either attn_mask or is_causal on ", problem.query.device().type(),
-                     ", not both.");
-    if (problem.is_causal() && problem.query_length() != problem.key_length() && !masks_causally(problem))
-      return refused(reason, "kSdpa does not support is_causal for L = ", problem.query_length(),
-                     " and S = ", problem.key_length(),
-                     ", because ATen counts the diagonal from the first key, not from the last.");
-    if (problem.scale <= 0.0)  // the causal kernel for the CPU scales its -inf
-      return refused(reason, "kSdpa needs a positive scale; this one is ", problem.scale, ".");
-    // The mask is detached, because ATen reads its requires_grad even if no gradients are recorded. With is_causal, no
-    // mask is passed: ATen's choice refuses both together, but the kernel for the CPU accepts them.
-    const bool is_causal = aten_is_causal(problem);
-    const at::Tensor mask = is_causal ? at::Tensor() : stand_in(detached(problem.attn_mask), kIsMask);
-    const auto choice = static_cast<at::SDPBackend>(
-        at::_fused_sdp_choice(stand_in(problem.query), stand_in(problem.key), stand_in(problem.value), optional(mask),
-                              /*dropout_p=*/0.0, is_causal, problem.scale, is_grouped(problem)));
-    if (choice == at::SDPBackend::math || choice == at::SDPBackend::error)
+    if (on_cpu && !can_run_on_cpu(problem, reason)) return false;
+    if (uses_operators(problem) && !AtenAttention::can_run(problem, reason)) return false;
+    if (!has_fused_kernel(problem))
       return refused(reason, "kSdpa cannot run, because ATen has no fused kernel for this call (",
                      problem.query.device().type(), ", ", problem.query.scalar_type(), ", width ", problem.head_dim(),
                      ").");
@@ -102,6 +86,8 @@ class Sdpa final : public KernelBackend {
   }
 
   std::string how(const Problem&) const override { return "kSdpa runs ATen's fused kernels."; }
+
+  bool drops_other_weights(const Problem& problem) const override { return problem.dropout > 0.0; }
 
   std::string copies(const Problem& problem) const override {
     std::string names;
@@ -121,11 +107,15 @@ class Sdpa final : public KernelBackend {
         needs_gradient(problem.query) || needs_gradient(problem.key) || needs_gradient(problem.value);
     if (problem.query.is_cpu() && is_half(problem) && needs_backward)
       also("It converts all inputs to float32 for the backward pass.");
+    if (uses_operators(problem)) {
+      const std::string more = AtenAttention::copies(problem);
+      if (!more.empty()) also(more);
+    }
     return copies;
   }
 
   AttentionResult run(const Problem& given) const override {
-    if (given.query.is_cpu()) return KernelBackend::run(given);
+    if (given.query.is_cpu() || uses_operators(given)) return KernelBackend::run(given);
     const Problem problem = readable(given);
     return {
         at::scaled_dot_product_attention(problem.query, problem.key, problem.value, optional(problem.attn_mask),
@@ -143,11 +133,12 @@ class Sdpa final : public KernelBackend {
     return problem;
   }
 
-  KernelResult forward(const Problem& problem, bool /*with_backward*/) const override {
+  KernelResult forward(const Problem& problem, bool with_backward) const override {
+    if (!problem.query.is_cpu()) return AtenAttention::forward(problem, with_backward);
     auto [output, log_sum_exp] =
         at::_scaled_dot_product_flash_attention_for_cpu(problem.query, problem.key, problem.value, /*dropout_p=*/0.0,
                                                         aten_is_causal(problem), additive_mask(problem), problem.scale);
-    // ATen's log-sum-exp is 0 for a row of NaN. It is also 0 for a row without a key, which only a mask can cause.
+    // ATen gives 0 as the log-sum-exp of a row of NaN, and of one without a key, which only a mask can make.
     const bool may_hide_nan = holds_zero(log_sum_exp) && (!problem.attn_mask.defined() || !is_finite(problem.key));
     if (is_finite(problem.query) && !may_hide_nan && (!problem.may_mask() || is_finite(output)))
       return {{output, log_sum_exp}, {}};
@@ -157,10 +148,10 @@ class Sdpa final : public KernelBackend {
     return {{result.output.to(output.scalar_type()), result.log_sum_exp}, {}};
   }
 
-  /// Computes half-precision calls in float32: ATen's kernel would round P, dS and, for grouped heads, every partial
-  /// sum to half precision.
+  /// In float32 at least: ATen's kernel would round P, dS and, for grouped heads, every partial sum to half precision.
   AttentionTensors backward(const Problem& given, const KernelResult& result,
                             const AttentionResult& gradients) const override {
+    if (!given.query.is_cpu()) return AtenAttention::backward(given, result, gradients);
     const at::ScalarType wide = is_half(given) ? at::kFloat : given.query.scalar_type();
     Problem problem = given;
     problem.query = given.query.to(wide);
@@ -176,18 +167,11 @@ class Sdpa final : public KernelBackend {
     };
     AttentionTensors results;
     if (gradients.output.defined()) results = run(readable(gradients.output.to(wide)));
-    if (gradients.log_sum_exp.defined()) {
-      // The derivative of the log-sum-exp by a score is the weight. So the gradient of query is scale · g times the
-      // weighted average of the keys. The gradient of key is the gradient that a value would get from scale · g ·
-      // query.
-      const at::Tensor gradient = (problem.scale * gradients.log_sum_exp).unsqueeze(3);  // (N, H, L, 1)
-      Problem averaged = problem;
-      averaged.value = problem.key;
-      const at::Tensor to_query = gradient * forward(averaged, /*with_backward=*/false).output,
-                       to_key = run(readable(gradient * problem.query)).value;
-      results.query = results.query.defined() ? results.query + to_query : to_query;
-      results.key = results.key.defined() ? results.key + to_key : to_key;
-    }
+    if (gradients.log_sum_exp.defined())
+      add_log_sum_exp_gradient(
+          problem, gradients.log_sum_exp, results,
+          [this](const Problem& averaged) { return forward(averaged, /*with_backward=*/false).output; },
+          [&](const at::Tensor& gradient) { return run(readable(gradient)).value; });
     if (!is_finite(given.query) || (given.may_mask() && !is_finite(results.query))) {
       const Problem again = exact_.readable(given);
       results = exact_.backward(
@@ -199,7 +183,49 @@ class Sdpa final : public KernelBackend {
   }
 
  private:
-  /// The mask in float32 or the query's dtype, as the kernel needs it. A copy has the mask's own size, before it is
+  static bool uses_operators(const Problem& problem) {
+    return !problem.query.is_cpu() && AtenAttention::is_needed(problem);
+  }
+
+  static bool can_run_on_cpu(const Problem& problem, std::string* reason) {
+    if (problem.is_packed()) return refused(reason, "kSdpa does not support query_offsets and key_offsets on the CPU.");
+    if (problem.has_window()) return refused(reason, "kSdpa supports a window on the CPU only as an (L, S) attn_mask.");
+    if (problem.dropout > 0.0) return refused(reason, "kSdpa does not support dropout on the CPU.");
+    if (needs_gradient(problem.attn_mask))
+      return refused(reason, "kSdpa computes no gradient for attn_mask on the CPU.");
+    if (problem.is_causal() && problem.query_length() != problem.key_length() && !masks_causally(problem))
+      return refused(reason, "kSdpa does not support is_causal on the CPU for L = ", problem.query_length(),
+                     " and S = ", problem.key_length(),
+                     ", because ATen counts the diagonal from the first key, not from the last.");
+    return true;
+  }
+
+  /// Whether ATen has a kernel for the device, the dtype and the width.
+  static bool has_fused_kernel(const Problem& problem) {
+    if (uses_operators(problem)) {  // asks for a plain call; flash attention needs the GPUs that have bfloat16
+      const at::ScalarType dtype = AtenAttention::is_flash(problem) ? at::kBFloat16 : problem.query.scalar_type();
+      const auto of_length = [&](std::int64_t length) {
+        return without_data({problem.batch_size(), problem.num_heads(), length, problem.head_dim()},
+                            problem.query.options().dtype(dtype), /*requires_grad=*/false);
+      };
+      const at::Tensor keys = of_length(problem.key_length());
+      return is_fused(at::_fused_sdp_choice(of_length(problem.query_length()), keys, keys));
+    }
+    // ATen looks at the mask's requires_grad whether gradients are recorded or not; and on the CPU it is the kernel
+    // itself, not this question, that takes a mask together with is_causal.
+    const bool is_causal = aten_is_causal(problem);
+    const at::Tensor mask = is_causal ? at::Tensor() : stand_in(detached(problem.attn_mask), kIsMask);
+    return is_fused(at::_fused_sdp_choice(stand_in(problem.query), stand_in(problem.key), stand_in(problem.value),
+                                          optional(mask), /*dropout_p=*/0.0, is_causal, problem.scale,
+                                          is_grouped(problem)));
+  }
+
+  static bool is_fused(std::int64_t choice) {
+    return choice != static_cast<std::int64_t>(at::SDPBackend::math) &&
+           choice != static_cast<std::int64_t>(at::SDPBackend::error);
+  }
+
+  /// The kernel takes a mask of float32 or of the query's dtype. The copy is of the mask's own size, before it is
   /// broadcast.
   static std::optional<at::Tensor> additive_mask(const Problem& problem) {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -217,8 +243,8 @@ class Sdpa final : public KernelBackend {
     return optional(mask);
   }
 
-  /// Whether is_causal is passed to ATen as an (L, S) mask. ATen's causal diagonal begins at the first key, so
-  /// is_causal has another meaning there for fewer queries than keys. With few queries this mask is small.
+  /// ATen's causal diagonal begins at the first key. For fewer queries than keys an (L, S) mask says what is_causal
+  /// means. With few queries this mask is small.
   static bool masks_causally(const Problem& problem) {
     return problem.is_causal() && problem.query.is_cpu() && problem.query_length() < problem.key_length() &&
            problem.query_length() <= kMostMaskedQueries;
@@ -238,9 +264,9 @@ class Sdpa final : public KernelBackend {
 
   static at::Tensor detached(const at::Tensor& tensor) { return tensor.defined() ? tensor.detach() : tensor; }
 
-  // With another stride along the last dimension, ATen takes its dense path. Its matrix products misread rows that
-  // overlap (windows of one signal, or one row expanded); the addition of a mask does not. If rows of several heads or
-  // batch entries of a query overlap, ATen writes the output in another layout than it allocates.
+  // Any other stride along the last dimension sends ATen to its dense path; and rows that overlap (windows of one
+  // signal, or one row expanded) are misread by its matrix products, though not by the addition of a mask. Where rows
+  // of several heads or batch entries of a query overlap, ATen lays the output out as it does not write it.
   static constexpr bool kIsMask = true;
 
   static bool is_readable(const at::Tensor& tensor, bool is_mask = false) {
@@ -252,8 +278,7 @@ class Sdpa final : public KernelBackend {
     return is_readable(tensor, is_mask) ? tensor : tensor.clone(at::MemoryFormat::Contiguous);
   }
 
-  /// A tensor with the sizes, strides and options of readable(), without data: for the question which kernel ATen
-  /// chooses.
+  /// What readable() gives, without its contents: to ask ATen with.
   static at::Tensor stand_in(const at::Tensor& tensor, bool is_mask = false) {
     if (is_readable(tensor, is_mask)) return tensor;
     return without_data(tensor.sizes(), tensor.options(), tensor.requires_grad());

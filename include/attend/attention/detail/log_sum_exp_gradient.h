@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <attend/attention/detail/problem.h>
+#include <attend/version.h>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+
+namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
+
+/// Adds the gradient of the log-sum-exp, for a kernel that has none. D = Dv.
+///
+/// The derivative of the log-sum-exp by a score is the weight. So it gives the query scale · g times the average of the
+/// keys, and the key what a value would get from the gradient scale · g · query.
+///
+/// `output_of` computes the output for another problem, and `value_gradient` the gradient of the value from one of the
+/// output.
+template <class OutputOf, class ValueGradient>
+void add_log_sum_exp_gradient(const Problem& problem, const at::Tensor& given, AttentionTensors& results,
+                              const OutputOf& output_of, const ValueGradient& value_gradient) {
+  const at::Tensor gradient = (problem.scale * given).unsqueeze(3);  // (N, H, L, 1)
+  Problem averaged = problem;
+  averaged.value = problem.key;
+  const at::Tensor to_query = gradient * output_of(averaged),
+                   to_key = value_gradient((gradient * problem.query).to(problem.query.scalar_type()));
+  results.query = results.query.defined() ? results.query + to_query : to_query;
+  results.key = results.key.defined() ? results.key + to_key : to_key;
+}
+
+}  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
