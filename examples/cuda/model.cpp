@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+
+// Attention on a GPU by attend's own kernels. This file is compiled by g++ or clang++, kernels.cu by nvcc.
+
+#include "scores.h"
+
+#include <attend/attend.h>
+
+#include <torch/cuda.h>
+#include <torch/types.h>
+
+#include <iostream>
+
+namespace {
+
+/// The largest difference between the kernels and the dense formula, relative to the largest value.
+double error(const torch::Tensor& result, const torch::Tensor& expected) {
+  return ((result - expected).abs().max() / expected.abs().max()).item<double>();
+}
+
+void compare_on_gpu() {
+  const auto leaf = [] {
+    return torch::randn({2, 8, 1000, 64}, torch::TensorOptions(torch::kCUDA).requires_grad(true));
+  };
+  const torch::Tensor q = leaf(), k = leaf(), v = leaf();
+
+  // One call: the option `backend`.
+  const auto options = attend::AttentionOptions().backend(tilted_on_cuda());
+  const torch::Tensor y = attend::flex_attention(q, k, v, Tilted{}, attend::Causal{}, options);
+  y.square().sum().backward();
+
+  const auto dense = attend::AttentionOptions().backend(attend::Backend::kReference);
+  const torch::Tensor gradient = q.grad().clone();
+  q.mutable_grad().reset();
+  const torch::Tensor expected = attend::flex_attention(q, k, v, Tilted{}, attend::Causal{}, dense);
+  expected.square().sum().backward();
+  std::cout << "flex_attention: error " << error(y, expected) << ", of the query's gradient "
+            << error(gradient, q.grad()) << "\n";
+
+  // All layers of a model: a guard. These layers pass no structs, so the object for attention() computes them.
+  attend::TransformerEncoder model(
+      attend::TransformerEncoderOptions(attend::TransformerEncoderLayerOptions(256, 4).dropout(0.0), 2));
+  model->to(torch::kCUDA);
+  const torch::Tensor x = torch::randn({128, 2, 256}, torch::kCUDA);
+  torch::Tensor fused;
+  {
+    const attend::BackendGuard guard(plain_on_cuda());
+    fused = model(x);
+  }
+  const attend::BackendGuard guard(attend::Backend::kReference);
+  std::cout << "TransformerEncoder: error " << error(fused, model(x)) << "\n";
+}
+
+}  // namespace
+
+int main() {
+  if (torch::cuda::is_available()) {
+    compare_on_gpu();
+    return 0;
+  }
+  // The object exists on every machine. It refuses tensors that are not on a GPU.
+  const torch::Tensor x = torch::randn({1, 2, 16, 8});
+  try {
+    attend::attention(x, x, x, attend::AttentionOptions().backend(plain_on_cuda()));
+  } catch (const c10::NotImplementedError& error) {
+    std::cout << "This machine has no GPU. " << error.what_without_backtrace() << "\n";
+    return 0;
+  }
+  return 1;
+}
