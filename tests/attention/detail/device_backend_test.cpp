@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT
+
+// Tests the way from attention() to the CUDA kernels and back without a GPU: a harness runs the kernels on the host
+// (tests/support/cuda_block.h), on CPU tensors.
+
+#include <attend/attention/detail/device_backend.h>
+#include <attend/kernels/cuda/backward_plan.cuh>
+#include <attend/kernels/cuda/forward_plan.cuh>
+
+#include <attend/attention.h>
+#include <attend/flex_attention.h>
+#include <attend/layers/multihead_attention.h>
+
+#include "support/accuracy.h"
+#include "support/cuda_block.h"
+#include "support/device_cases.h"
+#include "support/errors.h"
+
+#include <doctest/doctest.h>
+#include <torch/types.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace device_backend_test {
+namespace {
+
+using attend::AttentionGradients;
+using attend::AttentionOptions;
+using attend::Backend;
+using attend::BackendChoice;
+using attend::detail::DeviceBackend;
+using attend::test::GlobalMemory;
+using attend::test::max_difference;
+using attend::test::message_of;
+
+/// Runs the kernels on the host; see DeviceBackend. They may write results only, and read everything.
+class HostDevice {
+ public:
+  struct Kernels {
+    using BFloat16 = attend::cuda::Widths<64>;
+    using Float16 = attend::cuda::Widths<>;
+  };
+
+  static bool can_use(c10::Device, std::string*) { return true; }
+  explicit HostDevice(c10::Device) {}
+
+  static std::int64_t forward_workspace_bytes(const attend::cuda::Call& call) {
+    return attend::cuda::forward_workspace_bytes<Kernels>(call);
+  }
+
+  template <class Score, class Mask>
+  void forward(const attend::cuda::Call& call, const Score& score_mod, const Mask& mask_mod, void* workspace) {
+    const std::int64_t rows = call.row(call.batch_size, 0, 0);
+    add(call.output, call, call.heads, call.queries, call.value_dim);
+    add(call.log_sum_exp, rows * number(call));
+    add(call.saved_log_sum_exp, rows * number(call));
+    add(call.log_sum_exp_rest, rows * number(call));
+    add(call.output_rest, rows * call.value_dim * 2);
+    add(workspace, forward_workspace_bytes(call));
+    GlobalMemory memory = everything_else_is_read();
+    attend::cuda::launch_forward<Kernels>(call, workspace, [&](auto kernel, const attend::cuda::Call& launched) {
+      run(kernel, launched, score_mod, mask_mod, memory);
+    });
+  }
+
+  static std::int64_t backward_workspace_bytes(const attend::cuda::Call& call, const AttentionGradients& gradients) {
+    return attend::cuda::backward_workspace_bytes(call, gradients);
+  }
+
+  template <class Score, class Mask, class Marked>
+  void backward(const attend::cuda::Call& call, const AttentionGradients& gradients, const Score& score_mod,
+                const Mask& mask_mod, const Marked& marked, void* workspace) {
+    CHECK(attend::cuda::backward_why_not(call, gradients) == nullptr);
+    const std::int64_t bytes = attend::cuda::backward_workspace_bytes(call, gradients);
+    add(workspace, bytes);
+    add(gradients.query, call, call.heads, call.queries, call.head_dim);
+    add(gradients.key, call, call.kv_heads, call.keys, call.head_dim);
+    add(gradients.value, call, call.kv_heads, call.keys, call.value_dim);
+    add(gradients.attn_mask.data, gradients.attn_mask.size * 8);
+    add(gradients.alibi_slopes.data, gradients.alibi_slopes.size * 8);
+    for (const attend::SummedGradient& sum : gradients.score_tensors) add(sum.data, sum.size * 8);
+    GlobalMemory memory = everything_else_is_read();
+    attend::cuda::launch_backward<Score, Mask, Kernels>(
+        call, gradients, marked, workspace, bytes,
+        [&](auto kernel, const auto& launched) { run(kernel, launched, score_mod, mask_mod, memory); });
+  }
+
+ private:
+  static std::int64_t number(const attend::cuda::Call& call) {
+    return call.dtype == attend::NumberType::kFloat64 ? 8 : 4;
+  }
+
+  template <class Kernel, class Call, class Score, class Mask>
+  static void run(Kernel, const Call& call, const Score& score_mod, const Mask& mask_mod, GlobalMemory& memory) {
+    const std::int64_t blocks = Kernel::blocks(call);
+    if (blocks == 0) return;
+    const attend::test::CudaReport report =
+        attend::test::run_on_host({.grid = {static_cast<int>(blocks), 1, 1},
+                                   .threads = Kernel::kThreads,
+                                   .shared_bytes = Kernel::kSharedBytes,
+                                   .seed = 0},
+                                  memory, [&] { Kernel::run(call, score_mod, mask_mod); });
+    if (!report.faults.empty()) throw std::runtime_error(report.text());
+  }
+
+  void add(void* data, std::int64_t bytes) {
+    if (data != nullptr && bytes > 0) written_.push_back({static_cast<char*>(data), bytes});
+  }
+  void add(const attend::TensorView4d& tensor, const attend::cuda::Call& call, std::int64_t heads, std::int64_t rows,
+           std::int64_t columns) {
+    const std::int64_t sizes[4] = {call.batch_size, heads, rows, columns};
+    std::int64_t last = 0;
+    for (int i = 0; i < 4; ++i) last += (sizes[i] - 1) * tensor.strides[i];
+    const bool is_half = call.dtype == attend::NumberType::kBFloat16 || call.dtype == attend::NumberType::kFloat16;
+    add(tensor.data, (last + 1) * (is_half ? 2 : number(call)));
+  }
+
+  GlobalMemory everything_else_is_read() {
+    GlobalMemory memory;
+    std::sort(written_.begin(), written_.end());
+    std::uintptr_t begin = 4096;
+    for (const auto& [data, bytes] : written_) {
+      const auto place = reinterpret_cast<std::uintptr_t>(data);
+      memory.add_input(reinterpret_cast<void*>(begin), static_cast<std::int64_t>(place - begin), "an input");
+      memory.add_output(data, bytes, "a result");
+      begin = place + static_cast<std::uintptr_t>(bytes);
+    }
+    memory.add_input(reinterpret_cast<void*>(begin),
+                     std::numeric_limits<std::int64_t>::max() - static_cast<std::int64_t>(begin), "an input");
+    return memory;
+  }
+
+  std::vector<std::pair<char*, std::int64_t>> written_;
+};
+
+template <class Score = attend::Unchanged, class Mask = attend::EveryKey>
+BackendChoice kernels() {
+  return std::shared_ptr<const attend::detail::AttentionBackend>(
+      std::make_shared<const DeviceBackend<Score, Mask, HostDevice>>());
+}
+
+}  // namespace
+
+TEST_CASE("attend::cuda::backend: every option of attention(), with gradients, by the kernels on the host") {
+  attend::test::check_every_option(torch::kCPU, kernels());
+}
+
+TEST_CASE("attend::cuda::backend: structs that hold tensors, with gradients, by the kernels on the host") {
+  attend::test::check_structs(torch::kCPU, kernels<attend::test::DeviceScore, attend::test::DeviceMask>());
+}
+
+TEST_CASE("attend::cuda::backend: a layer under a BackendGuard uses the kernels") {
+  attend::MultiheadAttention layer(attend::MultiheadAttentionOptions(32, 2).is_causal(true));
+  const torch::Tensor x = torch::randn({9, 2, 32}), expected = std::get<0>(layer(x, x, x));
+  const attend::BackendGuard guard(kernels());
+  CHECK(layer->explain(x, x, x).text() ==
+        std::string() + "attend::cuda::backend runs attend's own CUDA kernels, compiled for " +
+            c10::demangle_type<attend::Unchanged>() + " and " + c10::demangle_type<attend::EveryKey>() + ".");
+  CHECK(max_difference(std::get<0>(layer(x, x, x)), expected) < 1e-5);
+}
+
+TEST_CASE("attend::cuda::backend: it says why it cannot compute a call") {
+  const auto refused = [](const BackendChoice& backend, const auto& call) {
+    const std::string text = message_of<c10::NotImplementedError>([&] { call(AttentionOptions().backend(backend)); });
+    const std::string begin = "attend::attention: the requested backend cannot run. attend::cuda::backend ";
+    CHECK(text.substr(0, begin.size()) == begin);
+    return text.substr(std::min(begin.size(), text.size()));
+  };
+  const torch::Tensor x = torch::randn({1, 2, 5, 4});
+  const auto name = [](auto type) { return std::string(c10::demangle_type<decltype(type)>()); };
+  const std::string softcap = name(attend::Softcap{}) + " and " + name(attend::Causal{});
+  CHECK(refused(kernels<attend::Softcap, attend::Causal>(), [&](const AttentionOptions& options) {
+          attend::attention(x, x, x, options);
+        }) == "was compiled for " + softcap + ", but attention() passes no structs.");
+  CHECK(refused(kernels<attend::Softcap, attend::Causal>(), [&](const AttentionOptions& options) {
+          attend::flex_attention(x, x, x, attend::Softcap{2}, attend::EveryKey{}, options);
+        }) == "was compiled for " + softcap + ", but the call has other structs.");
+  CHECK(refused(kernels(), [&](const AttentionOptions& options) {
+          attend::flex_attention(x, x, x, attend::Softcap{2}, attend::EveryKey{}, options);
+        }).find("but the call has other structs.") != std::string::npos);
+  CHECK(refused(kernels(), [&](const AttentionOptions& options) {
+          attend::attention(x, x.narrow(2, 0, 0), x.narrow(2, 0, 0), options);
+        }) == "needs at least one batch entry, one query and one key.");
+  const auto page = torch::zeros({1, 1}, torch::kInt), lengths = torch::tensor({5}, torch::kInt);
+  CHECK(refused(kernels(),
+                [&](AttentionOptions options) {
+                  const torch::Tensor q = x.clone().requires_grad_();
+                  attend::attention(q, x, x, options.block_table(page).key_lengths(lengths));
+                }) ==
+        "has no backward pass with block_table; use key_lengths without pages, or torch::NoGradGuard if no "
+        "gradient is needed.");
+}
+
+}  // namespace device_backend_test

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: MIT
+
+#include "gpu/kernels.h"
+
+#include <attend/attention/bias.h>
+#include <attend/attention/sequence_masks.h>
+#include <attend/score/mask_operators.h>
+#include <attend/cuda.cuh>
+
+namespace attend::test {
+namespace {
+
+/// The widths that the tests use.
+struct FewWidths {
+  using BFloat16 = cuda::Widths<32, 64>;
+  using Float16 = cuda::Widths<32>;
+};
+
+}  // namespace
+
+std::shared_ptr<const attend::detail::AttentionBackend> plain_kernels() { return cuda::backend(); }
+
+std::shared_ptr<const attend::detail::AttentionBackend> kernels_of_structs() {
+  return cuda::backend<Then<Softcap, RelativeBias>, And<Document, Causal>, FewWidths>();
+}
+
+}  // namespace attend::test
