@@ -14,7 +14,8 @@ def is_compiled(block, page):
     def lines(text):
         return "\n".join(line.strip() for line in text.splitlines())
 
-    sources = [PROJECT / "tests" / "docs" / f"{page}_test.cpp", *(PROJECT / "examples" / page).glob("*.h")]
+    example = [path for path in (PROJECT / "examples" / page).glob("*") if path.suffix in (".h", ".cpp", ".cu")]
+    sources = [path for path in (PROJECT / "tests" / "docs" / f"{page}_test.cpp", *example) if path.exists()]
     return any(lines(block) in lines(source.read_text()) for source in sources)
 
 

@@ -20,3 +20,5 @@ struct Tilted {
 std::shared_ptr<const attend::detail::AttentionBackend> plain_on_cuda();
 /// A backend for flex_attention() with Tilted and attend::Causal.
 std::shared_ptr<const attend::detail::AttentionBackend> tilted_on_cuda();
+/// A backend for flex_attention() with attend::Causal alone, which takes less time to compile.
+std::shared_ptr<const attend::detail::AttentionBackend> small_on_cuda();

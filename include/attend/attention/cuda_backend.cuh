@@ -17,8 +17,9 @@
 #include <attend/score/score_mod.h>
 #include <attend/version.h>
 #include <attend/kernels/cuda/call.cuh>
-#include <attend/kernels/cuda/launch.cuh>
+#include <attend/kernels/cuda/every_kernel.cuh>
 #include <attend/kernels/cuda/launch_backward.cuh>
+#include <attend/kernels/cuda/launch_forward.cuh>
 
 #include <c10/core/Device.h>
 #include <c10/cuda/CUDAException.h>
@@ -36,6 +37,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 namespace detail {
 
 /// Launches attend's kernels on the current stream of a GPU; see DeviceBackend.
+template <class Kernels>
 class CudaDevice {
  public:
   static bool can_use(c10::Device device, std::string* reason) {
@@ -52,11 +54,13 @@ class CudaDevice {
 
   explicit CudaDevice(c10::Device device) : guard_(device) {}
 
-  static std::int64_t forward_workspace_bytes(const cuda::Call& call) { return cuda::forward_workspace_bytes(call); }
+  static std::int64_t forward_workspace_bytes(const cuda::Call& call) {
+    return cuda::forward_workspace_bytes<Kernels>(call);
+  }
 
   template <class Score, class Mask>
   void forward(const cuda::Call& call, const Score& score_mod, const Mask& mask_mod, void* workspace) const {
-    C10_CUDA_CHECK(cuda::attention_forward(call, score_mod, mask_mod, workspace, stream()));
+    C10_CUDA_CHECK(cuda::attention_forward<Kernels>(call, score_mod, mask_mod, workspace, stream()));
   }
 
   static std::int64_t backward_workspace_bytes(const cuda::Call& call, const AttentionGradients& gradients) {
@@ -68,7 +72,8 @@ class CudaDevice {
   template <class Score, class Mask, class Marked>
   void backward(const cuda::Call& call, const AttentionGradients& gradients, const Score& score_mod,
                 const Mask& mask_mod, const Marked& marked, void* workspace) const {
-    C10_CUDA_CHECK(cuda::attention_backward(call, gradients, score_mod, mask_mod, marked, workspace, stream()));
+    C10_CUDA_CHECK(
+        cuda::attention_backward<Kernels>(call, gradients, score_mod, mask_mod, marked, workspace, stream()));
   }
 
  private:
@@ -105,6 +110,8 @@ namespace cuda {
 ///
 /// @tparam Score A struct as ScoreMod describes. Default: Unchanged.
 /// @tparam Mask A struct as MaskMod describes. Default: EveryKey.
+/// @tparam Kernels The kernels on tensor cores that are compiled, as cuda::EveryKernel, which is the default. A class
+/// with fewer widths compiles faster.
 /// @return The object. It holds no memory of a GPU, and threads may share it.
 ///
 /// @code
@@ -113,10 +120,10 @@ namespace cuda {
 ///   return attend::cuda::backend<Tilted, attend::Causal>();
 /// }
 /// @endcode
-template <class Score = Unchanged, class Mask = EveryKey>
+template <class Score = Unchanged, class Mask = EveryKey, class Kernels = EveryKernel>
 std::shared_ptr<const attend::detail::AttentionBackend> backend() {
   static_assert(attend::detail::check_variant<Score, Mask>());
-  return std::make_shared<const attend::detail::DeviceBackend<Score, Mask, attend::detail::CudaDevice>>();
+  return std::make_shared<const attend::detail::DeviceBackend<Score, Mask, attend::detail::CudaDevice<Kernels>>>();
 }
 
 }  // namespace cuda
