@@ -50,6 +50,7 @@ struct Wishes {
   std::optional<NumberType> dtype = {};
   std::vector<std::int64_t> widths = {};  ///< D and Dv; empty: any
   bool has_whole_rows = false;            ///< rows of neighbours, aligned to 16 bytes if the widths are multiples of 8
+  bool is_decoding = false;               ///< few queries, many keys, and no packed batch
 };
 
 /// A random call. Number n is the same call everywhere.
@@ -131,6 +132,10 @@ struct Configuration : CallMemory {
                         : random_.chance(25) ? random_.from_to(129, 460)
                         : random_.chance(30) ? params.query_length
                                              : length();
+    if (wishes_.is_decoding) {
+      params.query_length = random_.from_to(1, 8);
+      params.key_length = random_.from_to(130, 900);
+    }
     const auto width = [this]() -> std::int64_t {
       if (!wishes_.widths.empty())
         return wishes_
@@ -218,7 +223,7 @@ struct Configuration : CallMemory {
   }
 
   void choose_packed() {
-    if (!random_.chance(20)) return;
+    if (!random_.chance(20) || wishes_.is_decoding) return;
     params.num_sequences = random_.from_to(1, 4);
     const auto offsets = [this](std::int64_t end) {
       std::vector<std::int32_t> cuts{0, static_cast<std::int32_t>(end)};

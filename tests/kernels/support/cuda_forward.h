@@ -5,6 +5,7 @@
 #include "cuda_memory.h"
 #include "house_rule.h"
 #include "naive.h"
+#include "pages.h"
 #include "results.h"
 #include "support/cuda_block.h"
 #include "support/environment.h"
@@ -13,14 +14,18 @@
 #include <attend/score/mask_mod.h>
 #include <attend/score/score_mod.h>
 #include <attend/kernels/cuda/call.cuh>
+#include <attend/kernels/cuda/forward_plan.cuh>
+#include <attend/kernels/cuda/number.cuh>
 
 #include <doctest/doctest.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <sstream>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -43,7 +48,7 @@ class CudaForwardRun {
   }
 
   const std::string& description() const { return description_; }
-  Configuration& configuration() { return c_; }
+  const Configuration& configuration() const { return c_; }
 
   Results exact() const { return forward_only(Naive<double>(c_, structs_).results()); }
   Results dense() const {
@@ -67,8 +72,8 @@ class CudaForwardRun {
     add_input(memory, c_.key_lengths, "key_lengths");
   }
 
-  /// What launch_all(call, launch) computes. Threads take turns in an order that depends on `seed`. The results have
-  /// the log-sum-exp twice, and the output with its rest.
+  /// What launch_all(call, workspace, launch) computes. Threads take turns in an order that depends on `seed`. The
+  /// results have the log-sum-exp twice, and the output with its rest.
   template <class LaunchAll>
   Results computed(const AttentionParams& p, GlobalMemory& memory, std::uint64_t seed, const LaunchAll& launch_all) {
     const std::int64_t N = p.batch_size, H = p.num_heads, L = p.query_length, rows = N * H * L;
@@ -76,11 +81,14 @@ class CudaForwardRun {
     std::vector<double> saved(static_cast<std::size_t>(cuda::saved_bytes(p)) / sizeof(double) + 1);
     const cuda::Call call =
         cuda::call_of(p, {output.view(), log_sum_exp.view().data, saved.data(), cuda::saved_bytes(p)});
+    const std::int64_t bytes = cuda::forward_workspace_bytes(call);
+    std::vector<double> workspace(static_cast<std::size_t>(bytes + 7) / sizeof(double) + 1, -77);
+    memory.add_output(workspace.data(), bytes, "workspace");
     add_tensor(memory, output, /*is_output=*/true, "output");
     add_tensor(memory, log_sum_exp, /*is_output=*/true, "log_sum_exp");
     memory.add_output(saved.data(), cuda::saved_bytes(p), "saved");
     const auto run = [&](const auto& score, const auto& mask) {
-      launch_all(call, [&](auto kernel, const cuda::Call& launched) {
+      launch_all(call, workspace.data(), [&](auto kernel, const cuda::Call& launched) {
         using Kernel = decltype(kernel);
         const CudaReport report = run_on_host({.grid = {static_cast<int>(Kernel::blocks(launched)), 1, 1},
                                                .threads = Kernel::kThreads,
@@ -96,6 +104,7 @@ class CudaForwardRun {
     else if constexpr (kHasStructs)
       structs_.visit(run);
     CHECK(output.is_kept_around());
+    CHECK(workspace.back() == -77);
 
     Results results{{"output", output.values()}, {"log_sum_exp", log_sum_exp.values()}};
     const auto* const saved_log_sum_exp = static_cast<const T*>(call.saved_log_sum_exp);
@@ -120,5 +129,43 @@ class CudaForwardRun {
   UserStructs<T> structs_;
   std::string description_;
 };
+
+/// Compares random calls with the loop. float64: 1e-12; otherwise by the house rule. has_pages: keys and values are in
+/// pages, but in packed batches.
+template <NumberType kType, bool kHasStructs, class LaunchAll>
+void check_cuda_forward(std::uint32_t count, const Wishes& wishes, bool has_pages, const LaunchAll& launch_all) {
+  using T = cuda::detail::Computed<kType>;
+  const auto [begin, end, are_all] = wanted_calls(count);
+  Accuracy accuracy;
+  for (std::uint32_t n = begin; n < end; ++n) {
+    CudaForwardRun<T, kHasStructs> run(n, wishes);
+    CAPTURE(run.description());
+    GlobalMemory memory;
+    run.add_inputs(memory);
+    const Configuration& c = run.configuration();
+    Random random(n);
+    std::optional<Pages> pages;
+    if (has_pages && c.params.num_sequences == 0) {
+      pages.emplace(c, random, wishes.has_whole_rows);
+      add_tensor(memory, pages->key(), /*is_output=*/false, "key pages");
+      add_tensor(memory, pages->value(), /*is_output=*/false, "value pages");
+      add_input(memory, pages->table(), "block_table");
+      add_input(memory, pages->lengths(), "key_lengths");
+    }
+    const Results results = run.computed(pages ? pages->params() : c.params, memory, /*seed=*/n % 3, launch_all);
+    const Results exact = run.exact(), dense = std::is_same_v<T, double> ? Results{} : run.dense();
+    const bool has_few_errors =
+        c.has_large_scores || c.params.batch_size * c.params.num_heads * c.params.query_length < 64;
+    for (const auto& [full_name, numbers] : results) {
+      CAPTURE(full_name);
+      const std::string name = full_name.substr(0, full_name.find(','));
+      if (std::is_same_v<T, double>)
+        CHECK(max_difference(numbers, exact.at(name)) <= 1e-12 * size_of(exact.at(name)));
+      else
+        accuracy.check(full_name, has_few_errors, dense.at(name), numbers, exact.at(name));
+    }
+  }
+  if (are_all) accuracy.check_results_of_few_numbers();
+}
 
 }  // namespace attend::test

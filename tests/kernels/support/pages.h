@@ -19,7 +19,8 @@ namespace attend::test {
 /// NaN.
 class Pages {
  public:
-  Pages(const CallMemory& call, Random& random) : params_(call.params) {
+  /// has_whole_rows: each row is made of neighbours.
+  Pages(const CallMemory& call, Random& random, bool has_whole_rows = false) : params_(call.params) {
     AttentionParams& p = params_;
     p.page_size = random.one_of({1, 3, 16, 64, 100});
     const std::int64_t columns = (p.key_length + p.page_size - 1) / p.page_size;
@@ -27,7 +28,8 @@ class Pages {
     for (std::int64_t page = 0; page < p.num_pages; ++page) pages_.push_back(static_cast<std::int32_t>(page));
     for (std::size_t i = pages_.size() - 1; i > 0; --i)
       std::swap(pages_[i], pages_[static_cast<std::size_t>(random.from_to(0, static_cast<std::int64_t>(i)))]);
-    const auto order = random.one_of<std::array<int, 4>>({{0, 1, 2, 3}, {0, 2, 1, 3}, {0, 1, 3, 2}});
+    const std::array<int, 4> last = has_whole_rows ? std::array<int, 4>{0, 2, 1, 3} : std::array<int, 4>{0, 1, 3, 2};
+    const auto order = random.one_of<std::array<int, 4>>({{0, 1, 2, 3}, {0, 2, 1, 3}, last});
     const auto in_pages = [&](const Tensor& from, std::int64_t width) {
       Tensor to(call.number(), {p.num_pages, p.num_kv_heads, p.page_size, width}, order, {0, 0, 0, 0}, 1);
       Tensor::for_each({p.batch_size, p.num_kv_heads, p.key_length, width}, [&](auto n, auto g, auto j, auto d) {
@@ -56,6 +58,11 @@ class Pages {
 
   /// The call with pages.
   const AttentionParams& params() const { return params_; }
+
+  Tensor& key() { return key_; }
+  Tensor& value() { return value_; }
+  const std::vector<std::int32_t>& table() const { return pages_; }
+  const std::vector<std::int32_t>& lengths() const { return lengths_; }
 
  private:
   std::int64_t length_of(std::int64_t n) const { return given_ == nullptr ? params_.key_length : given_[n]; }

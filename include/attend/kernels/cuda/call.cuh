@@ -67,6 +67,9 @@ struct Call {
   /// has none.
   void* output_rest;
 
+  float* partials;      ///< the workspace of decode_block(); null without it
+  std::int32_t splits;  ///< into how many parts decode_block() splits the keys
+
   /// Whether dropout changes the weights.
   ATTEND_HOST_DEVICE bool has_dropout() const { return dropout_threshold > 0; }
   /// The index of row (n, h, i) in a contiguous tensor (N, H, L).

@@ -6,6 +6,8 @@
 #include <attend/macros.h>
 #include <attend/version.h>
 #include <attend/kernels/cuda/call.cuh>
+#include <attend/kernels/cuda/decode.cuh>
+#include <attend/kernels/cuda/every_kernel.cuh>
 #include <attend/kernels/cuda/forward.cuh>
 #include <attend/kernels/cuda/plain_forward.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
@@ -13,7 +15,7 @@
 #include <algorithm>
 #include <cinttypes>
 #include <cstdint>
-#include <cstdlib>
+#include <initializer_list>
 #include <limits>
 
 // Which kernels a forward pass consists of. The host decides; nothing here needs nvcc.
@@ -24,6 +26,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 enum class ForwardKernel {
   kPlain,        ///< plain_forward_block(): without tensor cores
   kTensorCores,  ///< forward_block()
+  kDecode,       ///< decode_block(), then combine_block(): few queries and many keys
 };
 
 /// A kernel, and why it is used.
@@ -33,14 +36,6 @@ struct ForwardChoice {
 };
 
 namespace detail {
-
-/// Whether each row of a tensor is made of neighbours, and aligned to 16 bytes, for tensors of 16-bit numbers.
-inline bool has_aligned_rows(const ConstTensorView4d& tensor) {
-  bool is_aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0 && tensor.strides[3] == 1 &&
-                    std::abs(tensor.strides[2]) <= std::numeric_limits<std::int32_t>::max();
-  for (int i = 0; i < 3; ++i) is_aligned = is_aligned && tensor.strides[i] % 8 == 0;
-  return is_aligned;
-}
 
 /// Whether a call uses an option that forward_block() compiles only with kHasOptions.
 inline bool has_options(const Call& call) {
@@ -73,9 +68,34 @@ struct TensorCoreForward {
   }
 };
 
+/// The forward pass of few queries as two kernels.
+template <NumberType kType, int kWidth, bool kHasOptions>
+struct Decode {
+  using Shape = DecodeShape<kWidth>;
+  static constexpr int kThreads = Shape::kThreads, kSharedBytes = Shape::kSharedBytes;
+  static const char* name() { return "decode"; }
+  static std::int64_t blocks(const Call& call) { return decode_blocks<kWidth>(call); }
+  template <class Score, class Mask>
+  ATTEND_HOST_DEVICE static void run(const Call& call, const Score& score, const Mask& mask) {
+    decode_block<kType, kWidth, kHasOptions>(call, score, mask);
+  }
+};
+template <NumberType kType>
+struct Combine {
+  static constexpr int kThreads = kCombineThreads, kSharedBytes = 0;
+  static const char* name() { return "combine"; }
+  static std::int64_t blocks(const Call& call) {
+    return (call.row(call.batch_size, 0, 0) + kCombineRows - 1) / kCombineRows;
+  }
+  template <class Score, class Mask>
+  ATTEND_HOST_DEVICE static void run(const Call& call, const Score& score, const Mask& mask) {
+    combine_block<kType>(call, score, mask);
+  }
+};
+
 /// launch(kernel, call), if the grid is not empty.
 ///
-/// @throws std::invalid_argument if a grid cannot be as large.
+/// @throws std::invalid_argument if the grid would be larger than a GPU allows.
 template <class Kernel, class Launch>
 void launch_checked(const Kernel& kernel, const Call& call, const Launch& launch) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
@@ -86,60 +106,94 @@ void launch_checked(const Kernel& kernel, const Call& call, const Launch& launch
   if (blocks > 0) launch(kernel, call);
 }
 
+/// The kernels on tensor cores of one width.
 template <NumberType kType, int kWidth, class Launch>
-void launch_tensor_cores(const Call& call, const Launch& launch) {
-  if (has_options(call))
-    launch_checked(TensorCoreForward<kType, kWidth, true>(), call, launch);
-  else
-    launch_checked(TensorCoreForward<kType, kWidth, false>(), call, launch);
+void launch_tensor_cores(const Call& call, ForwardKernel kernel, const Launch& launch) {
+  const bool may_have_options = has_options(call);
+  if (kernel == ForwardKernel::kDecode) {
+    may_have_options ? launch_checked(Decode<kType, kWidth, true>(), call, launch)
+                     : launch_checked(Decode<kType, kWidth, false>(), call, launch);
+    launch_checked(Combine<kType>(), call, launch);
+  } else {
+    may_have_options ? launch_checked(TensorCoreForward<kType, kWidth, true>(), call, launch)
+                     : launch_checked(TensorCoreForward<kType, kWidth, false>(), call, launch);
+  }
 }
 
-/// The kernel for the smallest of the widths that is large enough.
-template <NumberType kType, int kWidth, int... kWider, class Launch>
-void launch_width(const Call& call, const Launch& launch) {
-  if constexpr (sizeof...(kWider) > 0)
-    if (std::max(call.head_dim, call.value_dim) > kWidth) return launch_width<kType, kWider...>(call, launch);
-  launch_tensor_cores<kType, kWidth>(call, launch);
+/// The kernels of a call of 16-bit numbers.
+template <NumberType kType, int... kWidths, class Launch>
+void launch_rounded(const Call& call, ForwardKernel kernel, Widths<kWidths...>, const Launch& launch) {
+  if (kernel == ForwardKernel::kPlain) return launch_checked(PlainForward<kType>(), call, launch);
+  const int width = kernel_width(std::max(call.head_dim, call.value_dim));
+  ((width == kWidths ? launch_tensor_cores<kType, kWidths>(call, kernel, launch) : void()), ...);
+}
+
+/// Into how many parts decode_block() splits the keys: at least 128 keys each, and about 2,048 warps in all.
+inline std::int32_t decode_splits(const Call& call) {
+  constexpr std::int64_t kLeastKeys = 128, kWarps = 2048;
+  const std::int64_t warps =
+      std::max<std::int64_t>(1, std::int64_t{call.batch_size} * call.kv_heads * decode_row_tiles(call));
+  return static_cast<std::int32_t>(std::clamp<std::int64_t>(kWarps / warps, 1, 1 + call.keys / kLeastKeys));
 }
 
 }  // namespace detail
 
 /// The kernel that computes the forward pass of a call.
 ///
+/// @tparam Kernels The kernels that are compiled.
 /// @param call The call.
 /// @return The kernel, and the reason for it.
-inline ForwardChoice forward_kernel_of(const Call& call) {
+template <class Kernels = EveryKernel>
+ForwardChoice forward_kernel_of(const Call& call) {
+  constexpr std::int32_t kFewQueries = 8, kManyKeys = 128;
+  const auto plain = [](const char* reason) { return ForwardChoice{ForwardKernel::kPlain, reason}; };
   if (call.dtype != NumberType::kBFloat16 && call.dtype != NumberType::kFloat16)
-    return {ForwardKernel::kPlain, "the tensors are float32 or float64"};
-  if (call.head_dim > 256 || call.value_dim > 256) return {ForwardKernel::kPlain, "head_dim or value_dim is above 256"};
-  if (call.head_dim % 8 != 0 || call.value_dim % 8 != 0)
-    return {ForwardKernel::kPlain, "head_dim or value_dim is not a multiple of 8"};
+    return plain("the tensors are float32 or float64");
+  const int width = detail::kernel_width(std::max(call.head_dim, call.value_dim));
+  if (width == 0) return plain("head_dim or value_dim is above 256");
+  if (call.head_dim % 8 != 0 || call.value_dim % 8 != 0) return plain("head_dim or value_dim is not a multiple of 8");
+  if (!(call.dtype == NumberType::kBFloat16 ? Kernels::BFloat16::has(width) : Kernels::Float16::has(width)))
+    return plain("the kernels on tensor cores of this type and width are not compiled");
   for (const ConstTensorView4d& tensor : {call.query, call.key, call.value, ConstTensorView4d(call.output)})
     if (!detail::has_aligned_rows(tensor))
-      return {ForwardKernel::kPlain,
-              "a tensor has columns that are not neighbours, or rows that are not aligned to 16 bytes"};
+      return plain("a tensor has columns that are not neighbours, or rows that are not aligned to 16 bytes");
+  if (call.queries <= kFewQueries && call.keys >= kManyKeys && call.num_sequences == 0)
+    return {ForwardKernel::kDecode, "there are at most 8 queries, and at least 128 keys"};
   return {ForwardKernel::kTensorCores, "the tensors are of 16-bit numbers with aligned rows"};
+}
+
+/// The size of the workspace of launch_forward(), in bytes.
+template <class Kernels = EveryKernel>
+std::int64_t forward_workspace_bytes(const Call& call) {
+  if (forward_kernel_of<Kernels>(call).kernel != ForwardKernel::kDecode) return 0;
+  return call.row(call.batch_size, 0, 0) * detail::decode_splits(call) * (call.value_dim + 2) *
+         static_cast<std::int64_t>(sizeof(float));
 }
 
 /// Calls launch(kernel, call) for each kernel of a forward pass, in the order in which they run. A kernel is an object
 /// whose class has kThreads, kSharedBytes, blocks(call) (the size of the grid), and run(call, score_mod, mask_mod).
 ///
-/// @tparam kWidths The head widths that kernels on tensor cores are compiled for, in ascending order; the last is 256.
+/// @tparam Kernels The kernels that are compiled.
 /// @param call The call.
+/// @param workspace forward_workspace_bytes() bytes of the GPU, aligned to 16 bytes. It need not be cleared.
 /// @param launch A function that starts a kernel.
-/// @throws std::invalid_argument if the call needs a larger grid than a GPU has.
-template <int... kWidths, class Launch>
-void launch_forward(const Call& call, const Launch& launch) {
-  using enum NumberType;
-  const bool is_plain = forward_kernel_of(call).kernel == ForwardKernel::kPlain;
-  if (call.dtype == kFloat32) detail::launch_checked(detail::PlainForward<kFloat32>(), call, launch);
-  if (call.dtype == kFloat64) detail::launch_checked(detail::PlainForward<kFloat64>(), call, launch);
-  if (call.dtype == kFloat16)
-    is_plain ? detail::launch_checked(detail::PlainForward<kFloat16>(), call, launch)
-             : detail::launch_width<kFloat16, kWidths...>(call, launch);
-  if (call.dtype == kBFloat16)
-    is_plain ? detail::launch_checked(detail::PlainForward<kBFloat16>(), call, launch)
-             : detail::launch_width<kBFloat16, kWidths...>(call, launch);
+/// @throws std::invalid_argument if a grid would be larger than a GPU allows.
+template <class Kernels = EveryKernel, class Launch>
+void launch_forward(const Call& call, void* workspace, const Launch& launch) {
+  const ForwardKernel kernel = forward_kernel_of<Kernels>(call).kernel;
+  Call own = call;
+  own.partials = static_cast<float*>(workspace);
+  own.splits = kernel == ForwardKernel::kDecode ? detail::decode_splits(call) : 0;
+  switch (call.dtype) {
+    case NumberType::kFloat32:
+      return detail::launch_checked(detail::PlainForward<NumberType::kFloat32>(), own, launch);
+    case NumberType::kFloat64:
+      return detail::launch_checked(detail::PlainForward<NumberType::kFloat64>(), own, launch);
+    case NumberType::kFloat16:
+      return detail::launch_rounded<NumberType::kFloat16>(own, kernel, typename Kernels::Float16(), launch);
+    case NumberType::kBFloat16:
+      return detail::launch_rounded<NumberType::kBFloat16>(own, kernel, typename Kernels::BFloat16(), launch);
+  }
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda

@@ -52,6 +52,12 @@ ATTEND_HOST_DEVICE inline Sequence packed_sequence(const Call& call, std::int32_
           call.keys};
 }
 
+/// The queries and keys of a batch entry.
+ATTEND_HOST_DEVICE inline Sequence whole_sequence(const Call& call, std::int32_t batch) {
+  const std::int32_t keys = call.key_lengths == nullptr ? call.keys : load_global(call.key_lengths + batch);
+  return {batch, {0, call.queries}, {0, keys}, keys};
+}
+
 /// Tile number `index` of all tiles of `rows` rows and `heads` heads: batch entry by batch entry, head by head.
 ///
 /// In a packed batch sequence b has the tiles from ⌊begin / tile_rows⌋ + b on, where `begin` is its first row. So a
@@ -75,8 +81,7 @@ ATTEND_HOST_DEVICE inline Tile tile_at(const Call& call, std::int64_t index, std
     tile.sequence = packed_sequence(call, batch, b);
     begin = (tile.sequence.*own_rows).begin + (number - first_tile(b)) * tile_rows;
   } else {
-    const std::int32_t keys = call.key_lengths == nullptr ? call.keys : load_global(call.key_lengths + batch);
-    tile.sequence = {batch, {0, call.queries}, {0, keys}, keys};
+    tile.sequence = whole_sequence(call, batch);
   }
   const std::int32_t last = (tile.sequence.*own_rows).end;
   tile.rows = {begin, last - begin < tile_rows ? last : begin + tile_rows};

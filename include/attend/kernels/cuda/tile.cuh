@@ -41,15 +41,16 @@ class SharedTile {
   /// @param offset The first byte in the block's shared memory, a multiple of 128.
   ATTEND_HOST_DEVICE explicit SharedTile(int offset) : view_(shared_memory<std::uint16_t>(offset, kRows * kWidth)) {}
 
-  /// Starts to copy kRows rows from global memory, by all kThreads threads of a block. `address(r)` is the address of
-  /// row r, aligned to 16 bytes, or null. Rows without an address and columns from `columns` on become 0. `columns` is
-  /// a multiple of 8.
+  /// Starts to copy kRows rows from global memory, by kThreads threads: those of a block, or of a warp. `address(r)` is
+  /// the address of row r, aligned to 16 bytes, or null. Rows without an address and columns from `columns` on become
+  /// 0. `columns` is a multiple of 8.
   template <int kThreads, class Address>
   ATTEND_HOST_DEVICE void copy_from(const Address& address, int columns) const {
-    constexpr int kThreadsPerRow = kChunks % 16 == 0 ? 16 : kChunks % 8 == 0 ? 8 : 4;
+    constexpr int kMost = kThreads / 8;  // at least 8 rows are copied at once
+    constexpr int kThreadsPerRow = kChunks % 16 == 0 && kMost >= 16 ? 16 : kChunks % 8 == 0 && kMost >= 8 ? 8 : 4;
     constexpr int kStep = kThreads / kThreadsPerRow;  // rows that are copied at once
     static_assert(kRows % kStep == 0 && kStep % 8 == 0);
-    const int thread = thread_index(), row = thread / kThreadsPerRow, first = thread % kThreadsPerRow;
+    const int thread = thread_index() % kThreads, row = thread / kThreadsPerRow, first = thread % kThreadsPerRow;
     const int origin = place(row, first);
     ATTEND_UNROLL
     for (int i = 0; i < kRows; i += kStep) {
