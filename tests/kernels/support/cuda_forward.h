@@ -152,7 +152,14 @@ void check_cuda_forward(std::uint32_t count, const Wishes& wishes, bool has_page
       add_input(memory, pages->table(), "block_table");
       add_input(memory, pages->lengths(), "key_lengths");
     }
-    const Results results = run.computed(pages ? pages->params() : c.params, memory, /*seed=*/n % 3, launch_all);
+    AttentionParams params = pages ? pages->params() : c.params;
+    const auto seed = static_cast<std::int64_t>(params.dropout_seed);
+    if (n % 2 == 0) {
+      params.dropout_seed = 0;
+      params.dropout_seed_data = &seed;
+      memory.add_input(&seed, sizeof seed, "dropout_seed_data");
+    }
+    const Results results = run.computed(params, memory, /*seed=*/n % 3, launch_all);
     const Results exact = run.exact(), dense = std::is_same_v<T, double> ? Results{} : run.dense();
     const bool has_few_errors =
         c.has_large_scores || c.params.batch_size * c.params.num_heads * c.params.query_length < 64;

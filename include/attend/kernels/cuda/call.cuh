@@ -52,6 +52,7 @@ struct Call {
   std::int32_t page_size;
 
   std::uint64_t dropout_seed, dropout_threshold;  ///< a weight is kept if its word is at least the threshold
+  const std::int64_t* dropout_seed_data;          ///< the seed in memory of the GPU; null: dropout_seed
   double dropout_scale;                           ///< a kept weight is multiplied by it; 0 if none is kept
 
   TensorView4d output;
@@ -149,6 +150,7 @@ inline Call call_of(const AttentionParams& params, const AttentionOutputs& outpu
   call.block_table_stride = p.block_table_stride;
   call.page_size = narrow(p.page_size);
   call.dropout_seed = p.dropout_seed;
+  call.dropout_seed_data = p.dropout_seed_data;
   call.dropout_threshold = attend::detail::dropout_threshold(p.dropout);
   call.dropout_scale = p.dropout < 1 ? 1 / (1 - p.dropout) : 0;
   call.output = outputs.output;

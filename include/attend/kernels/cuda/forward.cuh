@@ -34,8 +34,6 @@ struct ForwardShape {
   static constexpr int kRowTiles = kWidth <= 64 && !kHasOptions ? 2 : 1;
   static constexpr int kQueries = kWarps * kRowTiles * 16;
   static constexpr int kKeys = kWidth <= 128 ? 64 : 32;
-  /// Whether the operand of the queries stays in registers. It does not if there are too few.
-  static constexpr bool kKeepsQueries = kWidth < 256;
 
   using QueryTile = detail::SharedTile<kQueries, kWidth>;
   using KeyTile = detail::SharedTile<kKeys, kWidth>;
@@ -72,12 +70,9 @@ class ForwardTile {
     copy_queries();
     if (tile.key < range_.end) copy_keys_and_values(tile.key, 0);
     copy_async_commit();
-    bool is_first = true;
     for (int buffer = 0; tile.key < range_.end; buffer ^= 1) {
       copy_async_wait<0>();
       barrier();  // the tile is there, and nobody reads the other buffer any more
-      if (is_first) load_queries();
-      is_first = false;
       const KeyTile next = next_tile(tile.key + kKeys);
       if (next.key < range_.end) copy_keys_and_values(next.key, buffer ^ 1);
       copy_async_commit();
@@ -163,16 +158,6 @@ class ForwardTile {
     return first_query_ + row_of(m) + r * 8 + lane_index() / 4;
   }
 
-  ATTEND_HOST_DEVICE void load_queries() {
-    if constexpr (Shape::kKeepsQueries) {
-      ATTEND_UNROLL
-      for (int m = 0; m < kRowTiles; ++m) {
-        ATTEND_UNROLL
-        for (int step = 0; step < kSteps; ++step) queries().load_a(row_of(m), step * 16, queries_[m][step]);
-      }
-    }
-  }
-
   ATTEND_HOST_DEVICE void add_tile(const KeyTile& tile, int buffer) {
     float scores[kRowTiles][kScores] = {};
     multiply_queries(keys(buffer), scores);
@@ -188,15 +173,6 @@ class ForwardTile {
     add_values(values(buffer), scores);
   }
 
-  ATTEND_HOST_DEVICE void load_query(int m, int step, std::uint32_t (&a)[4]) const {
-    if constexpr (Shape::kKeepsQueries) {
-      ATTEND_UNROLL
-      for (int i = 0; i < 4; ++i) a[i] = queries_[m][step][i];
-    } else {
-      queries().load_a(row_of(m), step * 16, a);
-    }
-  }
-
   /// scores += queries · keysᵀ
   ATTEND_HOST_DEVICE void multiply_queries(const typename Shape::KeyTile& keys,
                                            float (&scores)[kRowTiles][kScores]) const {
@@ -204,7 +180,7 @@ class ForwardTile {
     for (int step = 0; step < kSteps; ++step) {
       std::uint32_t own[kRowTiles][4];
       ATTEND_UNROLL
-      for (int m = 0; m < kRowTiles; ++m) load_query(m, step, own[m]);
+      for (int m = 0; m < kRowTiles; ++m) queries().load_a(row_of(m), step * 16, own[m]);
       ATTEND_UNROLL
       for (int n = 0; n < kKeys / 16; ++n) {
         std::uint32_t b[2][2];
@@ -329,7 +305,6 @@ class ForwardTile {
   float unit_;               // a score is unit_ times the number that the softmax is given
   KeyRange range_;           // all keys that a query of the tile may attend to
   OnlineSoftmax softmax_[kRowTiles];
-  std::uint32_t queries_[kRowTiles][Shape::kKeepsQueries ? kSteps : 1][4];
   float output_[kRowTiles][kOutputs] = {};  // before the division by the sum of the weights
 };
 

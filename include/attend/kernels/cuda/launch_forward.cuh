@@ -16,8 +16,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 
 namespace detail {
 
+// Two blocks on a multiprocessor allow each thread 255 registers.
 template <class Kernel, class Score, class Mask>
-__global__ void __launch_bounds__(Kernel::kThreads)
+__global__ void __launch_bounds__(Kernel::kThreads, 2)
     forward_kernel(const __grid_constant__ Call call, const __grid_constant__ Score score,
                    const __grid_constant__ Mask mask) {
   Kernel::run(call, score, mask);

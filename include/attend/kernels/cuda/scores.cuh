@@ -62,6 +62,9 @@ class HeadScores {
     if (has_alibi())
       slope_ = load_global(static_cast<const T*>(call.alibi_slopes) + batch * call.alibi_strides[0] +
                            head * call.alibi_strides[1]);
+    if (has_dropout())
+      seed_ = call.dropout_seed_data == nullptr ? call.dropout_seed
+                                                : static_cast<std::uint64_t>(load_global(call.dropout_seed_data));
     mask_offset_ = batch * call.attn_mask.strides[0] + head * call.attn_mask.strides[1];
   }
 
@@ -202,7 +205,7 @@ class HeadScores {
     const auto pair = [](std::int32_t high, std::int32_t low) {
       return static_cast<std::uint64_t>(static_cast<std::uint32_t>(high)) << 32 | static_cast<std::uint32_t>(low);
     };
-    return attend::detail::philox(call_.dropout_seed, pair(place.query, place.key >> 2), pair(sequence_.batch, head_));
+    return attend::detail::philox(seed_, pair(place.query, place.key >> 2), pair(sequence_.batch, head_));
   }
 
   /// The distance that ALiBi multiplies by the slope.
@@ -274,6 +277,7 @@ class HeadScores {
   Sequence sequence_;
   std::int32_t head_;
   T scale_, softcap_ = T(0), inverse_softcap_ = T(0), slope_ = T(0);
+  std::uint64_t seed_ = 0;
   std::int64_t mask_offset_ = 0;
 };
 
