@@ -2,6 +2,8 @@
 
 // The forward pass of few queries of the CUDA kernels, run on the host by the harness (tests/support/cuda_block.h),
 // against a loop in float64.
+//
+// A failure names its configuration n. ATTEND_TEST_CONFIGURATION=n runs it alone (tests/support/environment.h).
 
 #include "kernels/support/configuration.h"
 #include "kernels/support/cuda_forward.h"
@@ -23,10 +25,7 @@ void check(std::uint32_t count, const std::vector<std::int64_t>& widths, bool ha
   check_cuda_forward<kType, kHasStructs>(
       count, wishes, has_pages, [](const cuda::Call& call, void* workspace, const auto& launch) {
         REQUIRE(cuda::forward_kernel_of(call).kernel == cuda::ForwardKernel::kDecode);
-        cuda::Call own = call;
-        own.partials = static_cast<float*>(workspace);
-        own.splits = cuda::detail::decode_splits(call);
-        cuda::detail::launch_tensor_cores<kType, kWidth>(own, cuda::ForwardKernel::kDecode, launch);
+        cuda::detail::launch_decode<kType, kWidth>(call, workspace, launch);
       });
 }
 
@@ -44,6 +43,17 @@ TEST_CASE("cuda decode: random calls of few queries in float16 are as exact as t
   check<kFloat16, 64, false>(20, {16, 64}, /*has_pages=*/false);
 }
 TEST_CASE("cuda decode: keys and values in pages") { check<kBFloat16, 64, false>(30, {8, 64}, /*has_pages=*/true); }
+TEST_CASE("cuda decode: the parts of the keys have at least 128 keys, and are fewer the more heads there are") {
+  attend::cuda::Call call{};
+  call.batch_size = call.kv_heads = call.group = call.queries = 1;
+  call.keys = 100;
+  CHECK(attend::cuda::detail::decode_splits(call) == 1);
+  call.keys = 16384;
+  CHECK(attend::cuda::detail::decode_splits(call) == 129);
+  call.batch_size = 64;
+  call.kv_heads = 8;
+  CHECK(attend::cuda::detail::decode_splits(call) == 4);
+}
 TEST_CASE("cuda decode: every head width") {
   check<kFloat16, 32, false>(10, {8, 32}, /*has_pages=*/false);
   check<kBFloat16, 96, false>(10, {72, 96}, /*has_pages=*/false);

@@ -17,22 +17,13 @@
 
 namespace attend::test::cuda_forward_test {
 
-template <NumberType kType>
-void check_plain(std::uint32_t count) {
-  check_cuda_forward<kType, /*kHasStructs=*/true>(count, {.most_products = 400'000, .dtype = kType},
-                                                  /*has_pages=*/count % 2 == 1,
-                                                  [](const cuda::Call& call, void*, const auto& launch) {
-                                                    launch_checked(cuda::detail::PlainForward<kType>(), call, launch);
-                                                  });
-}
-
 template <NumberType kType, int kWidth, bool kHasStructs>
 void check_tensor_cores(std::uint32_t count, const std::vector<std::int64_t>& widths, bool has_pages = false) {
   check_cuda_forward<kType, kHasStructs>(
       count, {.most_products = 1'500'000, .dtype = kType, .widths = widths, .has_whole_rows = true}, has_pages,
       [](const cuda::Call& call, void*, const auto& launch) {
         REQUIRE(cuda::forward_kernel_of(call).kernel != cuda::ForwardKernel::kPlain);
-        cuda::detail::launch_tensor_cores<kType, kWidth>(call, cuda::ForwardKernel::kTensorCores, launch);
+        cuda::detail::launch_tiles<kType, kWidth>(call, launch);
       });
 }
 
@@ -40,22 +31,9 @@ void check_tensor_cores(std::uint32_t count, const std::vector<std::int64_t>& wi
 
 namespace {
 using enum attend::NumberType;
-using attend::test::cuda_forward_test::check_plain;
 using attend::test::cuda_forward_test::check_tensor_cores;
 }  // namespace
 
-TEST_CASE("cuda forward without tensor cores: random calls in float32 are as exact as the dense formula") {
-  check_plain<kFloat32>(61);
-}
-TEST_CASE("cuda forward without tensor cores: random calls in float64 are exact to 1e-12") {
-  check_plain<kFloat64>(60);
-}
-TEST_CASE("cuda forward without tensor cores: random calls in bfloat16 are as exact as the dense formula") {
-  check_plain<kBFloat16>(30);
-}
-TEST_CASE("cuda forward without tensor cores: random calls in float16 are as exact as the dense formula") {
-  check_plain<kFloat16>(30);
-}
 TEST_CASE("cuda forward on tensor cores: random calls in bfloat16 are as exact as the dense formula") {
   check_tensor_cores<kBFloat16, 64, true>(60, {8, 16, 48, 64, 64});
 }

@@ -39,7 +39,7 @@ FORWARD = [
            "load_matrix_x4(a, view_.sub(moved(place(lane % 16, lane / 16)",
            "load_matrix_x4(a, view_.sub(moved(place(lane / 16 * 8 + lane % 8, lane / 8 % 2)", OUTPUT),
     Mutant("registers of operand B in another order", "tile", "b[i / 2][i % 2]", "b[i % 2][i / 2]", OUTPUT),
-    Mutant("a row too far is copied", "forward", "i >= rows.begin && i < rows.end", "i >= rows.begin && i <= rows.end",
+    Mutant("a row too far is copied", "copy_rows", "i >= rows.begin && i < rows.end", "i >= rows.begin && i <= rows.end",
            GLOBAL),
     Mutant("the condition of a copy is missing", "tile", "from != nullptr && column < columns", "column < columns",
            GLOBAL),

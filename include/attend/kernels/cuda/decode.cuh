@@ -22,6 +22,7 @@
 #include <attend/simd/math.h>
 #include <attend/version.h>
 #include <attend/kernels/cuda/call.cuh>
+#include <attend/kernels/cuda/copy_rows.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/number.cuh>
 #include <attend/kernels/cuda/plain_forward.cuh>
@@ -176,19 +177,14 @@ class DecodeWarp {
   }
 
   ATTEND_HOST_DEVICE void copy_keys_and_values(std::int32_t first, int buffer) const {
-    copy_rows(call_.key, call_.head_dim, first, keys(buffer));
-    copy_rows(call_.value, call_.value_dim, first, values(buffer));
+    copy_key_rows(call_.key, call_.head_dim, first, keys(buffer));
+    copy_key_rows(call_.value, call_.value_dim, first, values(buffer));
   }
 
-  ATTEND_HOST_DEVICE void copy_rows(const ConstTensorView4d& tensor, std::int32_t columns, std::int32_t first,
-                                    const Tile& to) const {
-    const auto* const data = static_cast<const std::uint16_t*>(tensor.data);
-    to.template copy_from<kWarpSize>(
-        [&](int r) {
-          const std::int32_t j = first + r;
-          return j < sequence_.keys.end ? data + key_place(call_, tensor, sequence_.batch, kv_head_, j) : nullptr;
-        },
-        columns);
+  ATTEND_HOST_DEVICE void copy_key_rows(const ConstTensorView4d& tensor, std::int32_t columns, std::int32_t first,
+                                        const Tile& to) const {
+    detail::copy_key_rows<kWarpSize, kHasOptions>(call_, tensor, sequence_.batch, kv_head_, first, sequence_.keys,
+                                                  columns, to);
   }
 
   ATTEND_HOST_DEVICE void load_queries() {

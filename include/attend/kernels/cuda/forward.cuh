@@ -9,8 +9,10 @@
 #include <attend/macros.h>
 #include <attend/score/coordinate.h>
 #include <attend/score/mask_cover.h>
+#include <attend/simd/math.h>
 #include <attend/version.h>
 #include <attend/kernels/cuda/call.cuh>
+#include <attend/kernels/cuda/copy_rows.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/number.cuh>
 #include <attend/kernels/cuda/plain_forward.cuh>
@@ -33,7 +35,7 @@ struct ForwardShape {
   /// Each warp computes this many tiles of 16 queries. Each part of a key or value that it loads serves all of them.
   static constexpr int kRowTiles = kWidth <= 64 && !kHasOptions ? 2 : 1;
   static constexpr int kQueries = kWarps * kRowTiles * 16;
-  static constexpr int kKeys = kWidth <= 128 ? 64 : 32;
+  static constexpr int kKeys = kWidth <= (kHasOptions ? 96 : 128) ? 64 : 32;
 
   using QueryTile = detail::SharedTile<kQueries, kWidth>;
   using KeyTile = detail::SharedTile<kKeys, kWidth>;
@@ -52,13 +54,14 @@ class ForwardTile {
   // Of a row tile, for each thread.
   static constexpr int kScores = kKeys / 2, kOutputs = kWidth / 2;
   static constexpr float kLog2e = 1.44269504088896340736f;
+  static constexpr float kLeastScale = simd::FloatFormat<float>::kSmallestNormal;  // −∞ · 0 would be NaN
 
  public:
   ATTEND_HOST_DEVICE ForwardTile(const Call& call, const Scores& scores, std::int32_t first_query)
       : call_(call),
         scores_(scores),
         first_query_(first_query),
-        folds_scale_(scores.only_scales() && call.scale > 0),
+        folds_scale_(scores.only_scales() && static_cast<float>(call.scale) >= kLeastScale),
         unit_(folds_scale_ ? static_cast<float>(call.scale) : 1.0f) {}
 
   ATTEND_HOST_DEVICE void run() {
@@ -108,7 +111,9 @@ class ForwardTile {
   }
 
   ATTEND_HOST_DEVICE void copy_queries() const {
-    copy_rows(call_.query, call_.head_dim, scores_.head(), first_query_, scores_.sequence().queries, queries());
+    const Sequence& sequence = scores_.sequence();
+    copy_rows<Shape::kThreads>(call_.query, sequence.batch, scores_.head(), first_query_, sequence.queries,
+                               call_.head_dim, queries());
   }
 
   ATTEND_HOST_DEVICE void copy_keys_and_values(std::int32_t first, int buffer) const {
@@ -118,36 +123,9 @@ class ForwardTile {
 
   ATTEND_HOST_DEVICE void copy_key_rows(const ConstTensorView4d& tensor, std::int32_t columns, std::int32_t first,
                                         const typename Shape::KeyTile& to) const {
-    const std::int32_t kv_head = scores_.head() / call_.group;
     const Sequence& sequence = scores_.sequence();
-    if (!kHasOptions || call_.block_table == nullptr) {
-      copy_rows(tensor, columns, kv_head, first, sequence.keys, to);
-      return;
-    }
-    const auto* const data = static_cast<const std::uint16_t*>(tensor.data);
-    to.template copy_from<Shape::kThreads>(
-        [&](int row) {
-          const std::int32_t j = first + row;
-          return j >= sequence.keys.begin && j < sequence.keys.end
-                     ? data + key_place(call_, tensor, sequence.batch, kv_head, j)
-                     : nullptr;
-        },
-        columns);
-  }
-
-  /// Starts to copy rows `first` and on of a head. Rows outside of `rows` become 0.
-  template <class SharedTile>
-  ATTEND_HOST_DEVICE void copy_rows(const ConstTensorView4d& tensor, std::int32_t columns, std::int32_t head,
-                                    std::int32_t first, const KeyRange& rows, const SharedTile& to) const {
-    const auto* const data =
-        static_cast<const std::uint16_t*>(tensor.data) + row_place(tensor.strides, scores_.sequence().batch, head, 0);
-    const auto stride = static_cast<std::int32_t>(tensor.strides[2]);  // forward_kernel_of() checks that it fits
-    to.template copy_from<Shape::kThreads>(
-        [&](int row) {
-          const std::int32_t i = first + row;
-          return i >= rows.begin && i < rows.end ? data + std::int64_t{i} * stride : nullptr;
-        },
-        columns);
+    detail::copy_key_rows<Shape::kThreads, kHasOptions>(call_, tensor, sequence.batch, scores_.head() / call_.group,
+                                                        first, sequence.keys, columns, to);
   }
 
   /// The first row of row tile m of this warp, in the tile of the block.

@@ -106,26 +106,11 @@ void launch_checked(const Kernel& kernel, const Call& call, const Launch& launch
   if (blocks > 0) launch(kernel, call);
 }
 
-/// The kernels on tensor cores of one width.
+/// The kernel of ForwardKernel::kTensorCores.
 template <NumberType kType, int kWidth, class Launch>
-void launch_tensor_cores(const Call& call, ForwardKernel kernel, const Launch& launch) {
-  const bool may_have_options = has_options(call);
-  if (kernel == ForwardKernel::kDecode) {
-    may_have_options ? launch_checked(Decode<kType, kWidth, true>(), call, launch)
-                     : launch_checked(Decode<kType, kWidth, false>(), call, launch);
-    launch_checked(Combine<kType>(), call, launch);
-  } else {
-    may_have_options ? launch_checked(TensorCoreForward<kType, kWidth, true>(), call, launch)
-                     : launch_checked(TensorCoreForward<kType, kWidth, false>(), call, launch);
-  }
-}
-
-/// The kernels of a call of 16-bit numbers.
-template <NumberType kType, int... kWidths, class Launch>
-void launch_rounded(const Call& call, ForwardKernel kernel, Widths<kWidths...>, const Launch& launch) {
-  if (kernel == ForwardKernel::kPlain) return launch_checked(PlainForward<kType>(), call, launch);
-  const int width = kernel_width(std::max(call.head_dim, call.value_dim));
-  ((width == kWidths ? launch_tensor_cores<kType, kWidths>(call, kernel, launch) : void()), ...);
+void launch_tiles(const Call& call, const Launch& launch) {
+  has_options(call) ? launch_checked(TensorCoreForward<kType, kWidth, true>(), call, launch)
+                    : launch_checked(TensorCoreForward<kType, kWidth, false>(), call, launch);
 }
 
 /// Into how many parts decode_block() splits the keys: at least 128 keys each, and about 2,048 warps in all.
@@ -134,6 +119,31 @@ inline std::int32_t decode_splits(const Call& call) {
   const std::int64_t warps =
       std::max<std::int64_t>(1, std::int64_t{call.batch_size} * call.kv_heads * decode_row_tiles(call));
   return static_cast<std::int32_t>(std::clamp<std::int64_t>(kWarps / warps, 1, 1 + call.keys / kLeastKeys));
+}
+
+/// The kernels of ForwardKernel::kDecode.
+template <NumberType kType, int kWidth, class Launch>
+void launch_decode(const Call& call, void* workspace, const Launch& launch) {
+  Call own = call;
+  own.partials = static_cast<float*>(workspace);
+  own.splits = decode_splits(call);
+  has_options(call) ? launch_checked(Decode<kType, kWidth, true>(), own, launch)
+                    : launch_checked(Decode<kType, kWidth, false>(), own, launch);
+  launch_checked(Combine<kType>(), own, launch);
+}
+
+template <NumberType kType, int kWidth, class Launch>
+void launch_forward_width(const Call& call, ForwardKernel kernel, void* workspace, const Launch& launch) {
+  kernel == ForwardKernel::kDecode ? launch_decode<kType, kWidth>(call, workspace, launch)
+                                   : launch_tiles<kType, kWidth>(call, launch);
+}
+
+/// The kernels of a call of 16-bit numbers.
+template <NumberType kType, int... kWidths, class Launch>
+void launch_rounded(const Call& call, ForwardKernel kernel, Widths<kWidths...>, void* workspace, const Launch& launch) {
+  if (kernel == ForwardKernel::kPlain) return launch_checked(PlainForward<kType>(), call, launch);
+  const int width = kernel_width(std::max(call.head_dim, call.value_dim));
+  ((width == kWidths ? detail::launch_forward_width<kType, kWidths>(call, kernel, workspace, launch) : void()), ...);
 }
 
 }  // namespace detail
@@ -181,18 +191,16 @@ std::int64_t forward_workspace_bytes(const Call& call) {
 template <class Kernels = EveryKernel, class Launch>
 void launch_forward(const Call& call, void* workspace, const Launch& launch) {
   const ForwardKernel kernel = forward_kernel_of<Kernels>(call).kernel;
-  Call own = call;
-  own.partials = static_cast<float*>(workspace);
-  own.splits = kernel == ForwardKernel::kDecode ? detail::decode_splits(call) : 0;
   switch (call.dtype) {
     case NumberType::kFloat32:
-      return detail::launch_checked(detail::PlainForward<NumberType::kFloat32>(), own, launch);
+      return detail::launch_checked(detail::PlainForward<NumberType::kFloat32>(), call, launch);
     case NumberType::kFloat64:
-      return detail::launch_checked(detail::PlainForward<NumberType::kFloat64>(), own, launch);
+      return detail::launch_checked(detail::PlainForward<NumberType::kFloat64>(), call, launch);
     case NumberType::kFloat16:
-      return detail::launch_rounded<NumberType::kFloat16>(own, kernel, typename Kernels::Float16(), launch);
+      return detail::launch_rounded<NumberType::kFloat16>(call, kernel, typename Kernels::Float16(), workspace, launch);
     case NumberType::kBFloat16:
-      return detail::launch_rounded<NumberType::kBFloat16>(own, kernel, typename Kernels::BFloat16(), launch);
+      return detail::launch_rounded<NumberType::kBFloat16>(call, kernel, typename Kernels::BFloat16(), workspace,
+                                                           launch);
   }
 }
 

@@ -28,7 +28,8 @@ class OnlineSoftmax {
         largest = larger_number(scores[n + 2 * r + 1], larger_number(scores[n + 2 * r], largest));
       largest = larger_number(largest_of_lanes<4>(largest), largest_[r]);
       const float shift = largest == kMasked ? 0.0f : largest * factor;  // −∞ less −∞ would be NaN
-      rescale[r] = exp2_fast(largest_[r] * factor - shift);
+      // 1 exactly if the largest score is the old one: not a difference of two products, one of which would be rounded.
+      rescale[r] = exp2_fast(largest == kMasked ? 0.0f : (largest_[r] - largest) * factor);
       largest_[r] = largest;
       float sum = 0;
       ATTEND_UNROLL

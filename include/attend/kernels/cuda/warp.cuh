@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/kernels/cuda/instructions.cuh>
 #include <attend/macros.h>
 #include <attend/version.h>
-#include <attend/kernels/cuda/instructions.cuh>
+
+#include <cmath>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda::detail {
 
-/// The larger number; b if a is NaN.
-template <class T>
-ATTEND_HOST_DEVICE T larger_number(T a, T b) {
-  return a > b ? a : b;
-}
+/// The larger number, or the other one if one is NaN.
+ATTEND_HOST_DEVICE inline float larger_number(float a, float b) { return std::fmax(a, b); }
+ATTEND_HOST_DEVICE inline double larger_number(double a, double b) { return std::fmax(a, b); }
 
 /// The largest number of kLanes neighbouring lanes, a power of 2.
 template <int kLanes, class T>
