@@ -14,6 +14,18 @@
 //
 // A warp has two buffers of keys and values, and copies the next tile (cp.async) while it computes. Warps wait for
 // nothing of each other.
+//
+// Registers (sm_80, without options) and shared memory of a block. No kernel spills.
+//
+// | width              |  32 |  64 |  96 | 128 | 192 | 256 |
+// | ------------------ | --- | --- | --- | --- | --- | --- |
+// | warps              |   4 |   4 |   4 |   4 |   2 |   2 |
+// | shared memory, KiB |  20 |  40 |  60 |  80 |  60 |  80 |
+// | registers          | 107 | 119 | 137 | 176 | 221 | 210 |
+//
+// For width 128 the loop has 32 mma, 24 ldmatrix and 16 cp.async for 8 KiB of keys and values, in about 700
+// instructions. Four schedulers start 4 of them in a cycle, so a multiprocessor of an H100 could read 47 bytes a cycle;
+// its share of the memory is about 15. The products are not the limit.
 
 #include <attend/kernels/attention_params.h>
 #include <attend/macros.h>
