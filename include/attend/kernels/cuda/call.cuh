@@ -19,9 +19,6 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 /// All pointers are to memory of the GPU. Make a Call by call_of().
 struct Call {
   NumberType dtype;  ///< of query, key, value and output
-  /// Whether a product of float32 numbers may round them to tf32 (10 bits). Without it, float32 calls use no tensor
-  /// cores.
-  bool allows_tf32;
 
   std::int32_t batch_size,  ///< N
       heads,                ///< H
@@ -110,17 +107,15 @@ inline std::int64_t saved_bytes(const AttentionParams& params) {
 ///
 /// @param params The call. All pointers are to memory of the GPU.
 /// @param outputs The memory that is written, of the GPU.
-/// @param allows_tf32 Whether products of float32 numbers may round them to tf32. Default: false.
 /// @return The Call.
 /// @throws std::invalid_argument if a member breaks its rule. Numbers in memory (query_offsets, key_offsets,
 /// key_lengths, block_table) are not checked, because the host cannot read them.
-inline Call call_of(const AttentionParams& params, const AttentionOutputs& outputs, bool allows_tf32 = false) {
+inline Call call_of(const AttentionParams& params, const AttentionOutputs& outputs) {
   const AttentionParams p = attend::detail::checked_sizes(params);
   attend::detail::check_outputs(p, outputs, /*saved_bytes=*/0);
   const auto narrow = [](std::int64_t number) { return static_cast<std::int32_t>(number); };
   Call call{};
   call.dtype = p.dtype;
-  call.allows_tf32 = allows_tf32;
   call.batch_size = narrow(p.batch_size);
   call.heads = narrow(p.num_heads);
   call.kv_heads = narrow(p.num_kv_heads);

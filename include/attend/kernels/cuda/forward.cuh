@@ -3,14 +3,15 @@
 
 // The forward pass on tensor cores, for float16 and bfloat16.
 //
-// A block has 4 warps and computes a tile of queries of one head. It visits the tiles of keys in which a query may attend
-// to any key. For each tile and each 16 queries of a warp:
+// A block has 4 warps and computes a tile of queries of one head. It visits the tiles of keys in which a query may
+// attend to any key. For each tile and each 16 queries of a warp:
 //   scores (16, keys) = queries (16, D) · keysᵀ, by mma m16n8k16 with sums in float32
 //   scale, options and score_mod; masks, unless all of them allow the whole tile
 //   an online softmax in powers of 2; dropout
 //   output (16, Dv) += weights (16, keys) · values, with weights rounded to the type of the tensors
-// There are two buffers of keys and values. The next tile is copied (cp.async) while this one is computed, and each tile
-// takes one barrier. A weight is rounded before it is divided by the sum; log-sum-exp and sums are of float32 weights.
+// There are two buffers of keys and values. The next tile is copied (cp.async) while this one is computed, and each
+// tile takes one barrier. A weight is rounded before it is divided by the sum; log-sum-exp and sums are of float32
+// weights.
 //
 // Registers (sm_80, without a struct; 255 is the limit) and shared memory of a block. No kernel spills with the structs
 // of score/. "Options" are those of forward_block().
@@ -24,8 +25,8 @@
 // | with options: KiB        |    20 |    40 |    60 |    48 |    72 |    96 |
 //
 // The loop for width 64 has, for each warp and tile: 128 mma, 40 ldmatrix, 8 cp.async, 68 ex2, and about 64 each of
-// fma, add, max and the product of the rescaling, besides 32 packs. On an A100 a scheduler gives the mma 128 · 8 = 1,024
-// cycles, ex2 68 · 8 = 544, the float32 operations 256 · 2 = 512 and everything else about 200. Two warps share a
+// fma, add, max and the product of the rescaling, besides 32 packs. On an A100 a scheduler gives the mma 128 · 8 =
+// 1,024 cycles, ex2 68 · 8 = 544, the float32 operations 256 · 2 = 512 and everything else about 200. Two warps share a
 // scheduler, so mma can hide the rest: the paper limit is near the peak if the two alternate, and 1,024 / 2,280 = 45 %
 // if they do not. On an H100 mma.sync takes half as many cycles: 512 / 1,770 = 29 % of the peak of mma.sync if nothing
 // overlaps, and ex2 then limits it to 512 / 544.
