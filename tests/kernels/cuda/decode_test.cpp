@@ -43,17 +43,6 @@ TEST_CASE("cuda decode: random calls of few queries in float16 are as exact as t
   check<kFloat16, 64, false>(20, {16, 64}, /*has_pages=*/false);
 }
 TEST_CASE("cuda decode: keys and values in pages") { check<kBFloat16, 64, false>(30, {8, 64}, /*has_pages=*/true); }
-TEST_CASE("cuda decode: the parts of the keys have at least 128 keys, and are fewer the more heads there are") {
-  attend::cuda::Call call{};
-  call.batch_size = call.kv_heads = call.group = call.queries = 1;
-  call.keys = 100;
-  CHECK(attend::cuda::detail::decode_splits(call) == 1);
-  call.keys = 16384;
-  CHECK(attend::cuda::detail::decode_splits(call) == 129);
-  call.batch_size = 64;
-  call.kv_heads = 8;
-  CHECK(attend::cuda::detail::decode_splits(call) == 4);
-}
 TEST_CASE("cuda decode: every head width") {
   check<kFloat16, 32, false>(10, {8, 32}, /*has_pages=*/false);
   check<kBFloat16, 96, false>(10, {72, 96}, /*has_pages=*/false);

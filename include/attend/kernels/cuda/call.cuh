@@ -34,10 +34,10 @@ struct Call {
   double scale;    ///< the factor of q·k
   double softcap;  ///< 0: none
 
-  const void* alibi_slopes;  ///< in the type that is computed in; null: none
-  std::int64_t alibi_strides[2];
-  MaskType mask_type;
-  ConstTensorView4d attn_mask;
+  const void* alibi_slopes;       ///< in the type that is computed in; null: none
+  std::int64_t alibi_strides[2];  ///< of batch entries and heads
+  MaskType mask_type;             ///< what attn_mask holds
+  ConstTensorView4d attn_mask;    ///< as in AttentionParams
 
   std::int32_t window_left, window_right;  ///< −1: unlimited
 
@@ -45,14 +45,14 @@ struct Call {
   std::int32_t num_sequences;                       ///< 0: no packed batch
   const std::int32_t* key_lengths;                  ///< null: `keys` for every batch entry
   const std::int32_t* block_table;                  ///< null: no pages
-  std::int64_t block_table_stride;
-  std::int32_t page_size;
+  std::int64_t block_table_stride;                  ///< the distance between two rows of block_table
+  std::int32_t page_size;                           ///< the number of rows in a page
 
   std::uint64_t dropout_seed, dropout_threshold;  ///< a weight is kept if its word is at least the threshold
   const std::int64_t* dropout_seed_data;          ///< the seed in memory of the GPU; null: dropout_seed
   double dropout_scale;                           ///< a kept weight is multiplied by it; 0 if none is kept
 
-  TensorView4d output;
+  TensorView4d output;  ///< as in AttentionOutputs
   /// (N, H, L), natural logarithm: float32, or float64 in a float64 call. Null: not wanted.
   void* log_sum_exp;
   /// The same numbers, for the backward pass. Null: there is no backward pass.

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+
+// Which kernels of the forward pass a call on a GPU uses, and how many blocks they have.
+
+#include <attend/kernels/cuda/forward_plan.cuh>
+
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+using attend::NumberType;
+using attend::cuda::Call;
+using attend::cuda::ForwardKernel;
+
+namespace {
+
+alignas(16) unsigned char memory[16];
+
+attend::AttentionParams params_of(NumberType dtype, std::int64_t queries, std::int64_t keys, std::int64_t width) {
+  attend::AttentionParams params;
+  params.dtype = dtype;
+  params.query_length = queries;
+  params.key_length = keys;
+  params.head_dim = params.value_dim = width;
+  const auto view = [&](std::int64_t rows) {
+    return attend::contiguous(static_cast<const void*>(memory), 1, rows, width);
+  };
+  params.query = view(queries);
+  params.key = params.value = view(keys);
+  return params;
+}
+
+/// Nothing is read through the pointers.
+Call call_of(const attend::AttentionParams& params) {
+  return attend::cuda::call_of(
+      params, {attend::contiguous(static_cast<void*>(memory), 1, params.query_length, params.value_dim)});
+}
+
+struct OnlyWidth64 {
+  using BFloat16 = attend::cuda::Widths<64>;
+  using Float16 = attend::cuda::Widths<>;
+};
+
+}  // namespace
+
+TEST_CASE("cuda forward_kernel_of: the kernel and its reason") {
+  struct Case {
+    const char* reason;
+    ForwardKernel kernel;
+    attend::AttentionParams params;
+  };
+  attend::AttentionParams columns = params_of(NumberType::kBFloat16, 64, 64, 64), offset = columns, row = columns;
+  columns.key.strides[3] = 2;
+  offset.value.data = memory + 2;
+  row.query.strides[2] = 68;
+  const char* const kAligned = "a tensor has columns that are not neighbours, or rows that are not aligned to 16 bytes";
+  const Case cases[] = {
+      {"the tensors are of 16-bit numbers with aligned rows", ForwardKernel::kTensorCores,
+       params_of(NumberType::kBFloat16, 64, 64, 64)},
+      {"there are at most 8 queries, and at least 128 keys", ForwardKernel::kDecode,
+       params_of(NumberType::kFloat16, 8, 128, 256)},
+      {"the tensors are float32 or float64", ForwardKernel::kPlain, params_of(NumberType::kFloat32, 64, 64, 64)},
+      {"head_dim or value_dim is above 256", ForwardKernel::kPlain, params_of(NumberType::kFloat16, 64, 64, 264)},
+      {"head_dim or value_dim is not a multiple of 8", ForwardKernel::kPlain,
+       params_of(NumberType::kFloat16, 64, 64, 60)},
+      {kAligned, ForwardKernel::kPlain, columns},
+      {kAligned, ForwardKernel::kPlain, offset},
+      {kAligned, ForwardKernel::kPlain, row},
+  };
+  for (const Case& each : cases) {
+    CAPTURE(each.reason);
+    const attend::cuda::ForwardChoice choice = attend::cuda::forward_kernel_of(call_of(each.params));
+    CHECK(choice.kernel == each.kernel);
+    CHECK(std::string(choice.reason) == each.reason);
+  }
+}
+
+TEST_CASE("cuda forward_kernel_of: a type or width that is not compiled uses the kernel without tensor cores") {
+  const auto kernel_of = [](NumberType dtype, std::int64_t width) {
+    return attend::cuda::forward_kernel_of<OnlyWidth64>(call_of(params_of(dtype, 64, 64, width)));
+  };
+  CHECK(kernel_of(NumberType::kBFloat16, 40).kernel == ForwardKernel::kTensorCores);
+  for (const auto& choice : {kernel_of(NumberType::kBFloat16, 32), kernel_of(NumberType::kFloat16, 64)}) {
+    CHECK(choice.kernel == ForwardKernel::kPlain);
+    CHECK(std::string(choice.reason) == "the kernels on tensor cores of this type and width are not compiled");
+  }
+}
+
+TEST_CASE("cuda decode: the parts of the keys have at least 128 keys, and are fewer the more heads there are") {
+  Call call = call_of(params_of(NumberType::kBFloat16, 1, 100, 64));
+  CHECK(attend::cuda::detail::decode_splits(call) == 1);
+  CHECK(attend::cuda::forward_workspace_bytes(call) == 0);
+  call.keys = 16384;
+  CHECK(attend::cuda::detail::decode_splits(call) == 129);
+  CHECK(attend::cuda::forward_workspace_bytes(call) == 129 * (64 + 2) * 4);
+  call.batch_size = 64;
+  call.kv_heads = call.heads = 8;
+  CHECK(attend::cuda::detail::decode_splits(call) == 4);
+}
+
+TEST_CASE("cuda forward: a grid may have more than 65,535 heads, and at most 2^31 - 1 blocks") {
+  using attend::cuda::detail::launch_checked;
+  using Kernel = attend::cuda::detail::TensorCoreForward<NumberType::kBFloat16, 64, false>;
+  Call call = call_of(params_of(NumberType::kBFloat16, 1024, 1024, 64));
+  call.batch_size = 1000;
+  call.heads = 100;
+  std::int64_t blocks = 0;
+  launch_checked(Kernel(), call, [&](auto kernel, const Call& launched) { blocks = kernel.blocks(launched); });
+  CHECK(blocks == 1000 * 100 * 1024 / 128);
+  call.batch_size = 1 << 20;
+  call.heads = 1 << 10;
+  CHECK_THROWS_WITH_AS(
+      launch_checked(Kernel(), call, [](auto, const Call&) {}),
+      "attend::kernels: N · H · L must be such that a grid has at most 2147483647 blocks, got 8589934592",
+      std::invalid_argument);
+  call.batch_size = 0;
+  launch_checked(Kernel(), call, [](auto, const Call&) { FAIL("an empty grid was launched"); });
+}
+
+TEST_CASE("cuda call_of: numbers in memory are not read, and a small `saved` is an error") {
+  attend::AttentionParams params = params_of(NumberType::kBFloat16, 3, 5, 8);
+  CHECK(attend::cuda::saved_bytes(params) == 16 + 3 * 8 * 2);  // 3 float32, aligned to 16, and output_rest
+  params.dtype = NumberType::kFloat64;
+  CHECK(attend::cuda::saved_bytes(params) == 32 + 3 * 8);                            // and log_sum_exp_rest
+  params.key_lengths = reinterpret_cast<const std::int32_t*>(std::uintptr_t{4096});  // memory of a GPU
+  attend::AttentionOutputs outputs{attend::contiguous(static_cast<void*>(memory), 1, 3, 8)};
+  CHECK(attend::cuda::call_of(params, outputs).key_lengths == params.key_lengths);
+  outputs.saved = memory;
+  outputs.saved_bytes = 8;
+  CHECK_THROWS_WITH_AS(attend::cuda::call_of(params, outputs),
+                       "attend::kernels: AttentionOutputs::saved_bytes must be at least 56, got 8",
+                       std::invalid_argument);
+}
