@@ -32,10 +32,6 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
   throw std::invalid_argument(std::string("attend::kernels: ") + text);
 }
 
-inline bool is_packed(const AttentionParams& params) {
-  return params.num_sequences > 0 || params.query_offsets != nullptr || params.key_offsets != nullptr;
-}
-
 inline bool is_float64(const AttentionParams& params) { return params.dtype == NumberType::kFloat64; }
 
 /// The size of a number of query, key, value and output, in bytes.
@@ -82,7 +78,9 @@ inline void check_no_overlap(const char* member, const std::int64_t (&strides)[4
 }
 
 inline void check_offsets(const char* member, const std::int32_t* offsets, std::int64_t sequences, const char* end_name,
-                          std::int64_t end) {
+                          std::int64_t end, bool is_on_host) {
+  check_memory(member, offsets, /*has_numbers=*/true, alignof(std::int32_t));
+  if (!is_on_host) return;
   if (offsets[0] != 0) throw_invalid("%s must begin with 0, got %d", member, offsets[0]);
   for (std::int64_t i = 0; i < sequences; ++i)
     if (offsets[i + 1] < offsets[i])
@@ -93,14 +91,29 @@ inline void check_offsets(const char* member, const std::int32_t* offsets, std::
                   offsets[sequences], sequences);
 }
 
-inline void check_key_lengths(const AttentionParams& params) {
+inline void check_key_lengths(const AttentionParams& params, bool is_on_host) {
+  if (params.key_lengths == nullptr) {
+    if (params.block_table != nullptr)
+      throw_invalid("AttentionParams::key_lengths must be set with block_table, got a null pointer");
+    return;
+  }
+  check_memory("AttentionParams::key_lengths", params.key_lengths, /*has_numbers=*/true, alignof(std::int32_t));
+  if (params.num_sequences > 0)
+    throw_invalid("AttentionParams::key_lengths must be null in a packed batch, got a pointer");
+  if (!is_on_host) return;
   for (std::int64_t n = 0; n < params.batch_size; ++n)
     if (params.key_lengths[n] < 0 || params.key_lengths[n] > params.key_length)
       throw_invalid("AttentionParams::key_lengths must be from 0 to key_length (%" PRId64 "), got %d at index %" PRId64,
                     params.key_length, params.key_lengths[n], n);
 }
 
-inline void check_block_table(const AttentionParams& params) {
+inline void check_block_table(const AttentionParams& params, bool is_on_host) {
+  if (params.block_table == nullptr) return;
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  check_memory("AttentionParams::block_table", params.block_table, /*has_numbers=*/true, alignof(std::int32_t));
+  check_range("page_size", params.page_size, 1, kMost);
+  check_range("num_pages", params.num_pages, 0, kMost);
+  if (!is_on_host) return;
   for (std::int64_t n = 0; n < params.batch_size; ++n)
     for (std::int64_t i = 0; i * params.page_size < params.key_lengths[n]; ++i) {
       const std::int32_t page = params.block_table[n * params.block_table_stride + i];
@@ -111,11 +124,15 @@ inline void check_block_table(const AttentionParams& params) {
     }
 }
 
-/// Checks all of a call but the numbers in memory, and returns it. A window that masks nothing is returned as an
-/// unlimited window.
-inline AttentionParams checked_sizes(AttentionParams params) {
+/// Checks a call, and returns it. A window that masks nothing is returned as an unlimited window.
+///
+/// is_on_host: the call is for the CPU, which can read all memory. Otherwise the offsets, lengths and pages are not
+/// checked.
+inline AttentionParams checked(AttentionParams params, bool is_on_host = true) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2, kWidest = 1 << 20;
   check_range("dtype", static_cast<std::int64_t>(params.dtype), 0, 3);
+  if (is_on_host && params.dtype == NumberType::kFloat16)
+    throw_invalid("AttentionParams::dtype must be kFloat32, kBFloat16 or kFloat64 on a CPU, got kFloat16");
   check_range("mask_type", static_cast<std::int64_t>(params.mask_type), 0, 3);
   check_range("batch_size", params.batch_size, 0, kMost);
   check_range("num_heads", params.num_heads, 1, kMost);
@@ -173,37 +190,14 @@ inline AttentionParams checked_sizes(AttentionParams params) {
   if (params.window_right >= params.query_length - 1) params.window_right = -1;
 
   check_range("num_sequences", params.num_sequences, 0, kMost);
-  constexpr std::size_t kIndex = alignof(std::int32_t);
-  if (is_packed(params)) {
-    check_memory("AttentionParams::query_offsets", params.query_offsets, /*has_numbers=*/true, kIndex);
-    check_memory("AttentionParams::key_offsets", params.key_offsets, /*has_numbers=*/true, kIndex);
-  }
-  if (params.block_table != nullptr && params.key_lengths == nullptr)
-    throw_invalid("AttentionParams::key_lengths must be set with block_table, got a null pointer");
-  check_memory("AttentionParams::key_lengths", params.key_lengths, /*has_numbers=*/false, kIndex);
-  if (params.key_lengths != nullptr && params.num_sequences > 0)
-    throw_invalid("AttentionParams::key_lengths must be null in a packed batch, got a pointer");
-  if (params.block_table != nullptr) {
-    check_memory("AttentionParams::block_table", params.block_table, /*has_numbers=*/true, kIndex);
-    check_range("page_size", params.page_size, 1, std::numeric_limits<std::int32_t>::max());
-    check_range("num_pages", params.num_pages, 0, std::numeric_limits<std::int32_t>::max());
-  }
-  return params;
-}
-
-/// Checks a call of the CPU kernels, and returns it as checked_sizes().
-inline AttentionParams checked(const AttentionParams& given) {
-  const AttentionParams params = checked_sizes(given);
-  if (params.dtype == NumberType::kFloat16)
-    throw_invalid("AttentionParams::dtype must be kFloat32, kBFloat16 or kFloat64 on a CPU, got kFloat16");
-  if (is_packed(params)) {
+  if (params.num_sequences > 0 || params.query_offsets != nullptr || params.key_offsets != nullptr) {
     check_offsets("AttentionParams::query_offsets", params.query_offsets, params.num_sequences, "query_length",
-                  params.query_length);
+                  params.query_length, is_on_host);
     check_offsets("AttentionParams::key_offsets", params.key_offsets, params.num_sequences, "key_length",
-                  params.key_length);
+                  params.key_length, is_on_host);
   }
-  if (params.key_lengths != nullptr) check_key_lengths(params);
-  if (params.block_table != nullptr) check_block_table(params);
+  check_key_lengths(params, is_on_host);
+  check_block_table(params, is_on_host);
   return params;
 }
 

@@ -100,7 +100,7 @@ struct SavedLayout {
 /// @param params The call.
 /// @throws std::invalid_argument if a member breaks its rule.
 inline std::int64_t saved_bytes(const AttentionParams& params) {
-  return detail::SavedLayout(attend::detail::checked_sizes(params)).end;
+  return detail::SavedLayout(attend::detail::checked(params, /*is_on_host=*/false)).end;
 }
 
 /// Makes the Call of a call.
@@ -111,7 +111,7 @@ inline std::int64_t saved_bytes(const AttentionParams& params) {
 /// @throws std::invalid_argument if a member breaks its rule. Numbers in memory (query_offsets, key_offsets,
 /// key_lengths, block_table) are not checked, because the host cannot read them.
 inline Call call_of(const AttentionParams& params, const AttentionOutputs& outputs) {
-  const AttentionParams p = attend::detail::checked_sizes(params);
+  const AttentionParams p = attend::detail::checked(params, /*is_on_host=*/false);
   attend::detail::check_outputs(p, outputs, /*saved_bytes=*/0);
   const auto narrow = [](std::int64_t number) { return static_cast<std::int32_t>(number); };
   Call call{};
