@@ -10,6 +10,7 @@
 #include <attend/kernels/cuda/backward_keys.cuh>
 #include <attend/kernels/cuda/backward_queries.cuh>
 #include <attend/kernels/cuda/call.cuh>
+#include <attend/kernels/cuda/every_kernel.cuh>
 #include <attend/kernels/cuda/plain_backward.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
 #include <attend/kernels/cuda/sums.cuh>
@@ -23,20 +24,6 @@
 #include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
-
-/// Numbers of columns for which tensor-core kernels are compiled.
-template <int... kWidths>
-struct Widths {
-  /// Whether there are kernels for heads of this width.
-  static constexpr bool has(int width) { return ((width == kWidths) || ...); }
-};
-
-/// The tensor-core kernels that are compiled. A call of another type or width uses the plain kernels. Each width takes
-/// time to compile, so a program may derive from this class and name fewer.
-struct EveryKernel {
-  using BFloat16 = Widths<32, 64, 96, 128, 192, 256>;  ///< of bfloat16
-  using Float16 = BFloat16;                            ///< of float16
-};
 
 namespace detail {
 
@@ -115,22 +102,6 @@ inline std::int64_t backward_workspace_bytes(const Call& call, const AttentionGr
   return detail::BackwardLayout(call, gradients).end;
 }
 
-namespace detail {
-
-/// The number of columns of the kernels that take a call whose wider head has `width` columns.
-constexpr int kernel_width(std::int64_t width) {
-  return width <= 32 ? 32 : width <= 64 ? 64 : width <= 96 ? 96 : width <= 128 ? 128 : width <= 192 ? 192 : 256;
-}
-
-/// Whether 16 bytes at a time can be copied from, or to, the rows of a tensor.
-inline bool has_whole_rows(const ConstTensorView4d& tensor) {
-  bool is_aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0 && tensor.strides[3] == 1;
-  for (int i = 0; i < 3; ++i) is_aligned = is_aligned && tensor.strides[i] % 8 == 0;
-  return is_aligned;
-}
-
-}  // namespace detail
-
 /// Why the backward pass of a call uses no tensor cores.
 ///
 /// @param call The call of the forward pass.
@@ -150,7 +121,7 @@ const char* why_plain_backward(const Call& call, const AttentionGradients& gradi
   for (const ConstTensorView4d& tensor :
        {call.query, call.key, call.value, gradients.output, ConstTensorView4d(gradients.query),
         ConstTensorView4d(gradients.key), ConstTensorView4d(gradients.value)})
-    if (!detail::has_whole_rows(tensor))
+    if (!detail::has_aligned_rows(tensor))
       return "a tensor has columns that are not neighbours, or rows that are not aligned to 16 bytes";
   if (call.saved_log_sum_exp == nullptr || call.output_rest == nullptr) return "the forward pass has saved nothing";
   return nullptr;

@@ -26,7 +26,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda::detail {
 template <int kWidth>
 struct BackwardShape {
   static constexpr int kWarps = 4, kThreads = kWarps * kWarpSize, kRows = kWarps * 16;
-  static constexpr int kStep = kWidth <= 64 ? 64 : kWidth <= 192 ? 32 : 16;
+  static constexpr int kStep = kWidth <= 192 ? 32 : 16;
   static constexpr int kTiles = kStep / 8;     // of scores: a warp has kTiles tiles of 16 × 8
   static constexpr int kOutputs = kWidth / 8;  // the same for the sums
 
@@ -54,23 +54,45 @@ ATTEND_HOST_DEVICE void copy_rows(const ConstTensorView4d& tensor, std::int32_t 
       columns);
 }
 
-/// products[n] += own rows of this warp · step rows, over all columns.
-template <NumberType kType, class Shape, int kWidth>
-ATTEND_HOST_DEVICE void multiply_rows(const typename Shape::OwnTile& own, const typename Shape::StepTile& step,
-                                      float (&products)[Shape::kTiles][4]) {
-  ATTEND_UNROLL
-  for (int column = 0; column < kWidth; column += 16) {
-    std::uint32_t a[4];
-    own.load_a(warp_index() * 16, column, a);
-    ATTEND_UNROLL
-    for (int n = 0; n < Shape::kTiles; n += 2) {
-      std::uint32_t b[2][2];
-      step.load_b_of_rows(n * 8, column, b);
-      multiply_add_16x8x16<kType>(products[n], a, b[0]);
-      multiply_add_16x8x16<kType>(products[n + 1], a, b[1]);
+/// The rows of a warp as operand A of mma. kIsKept: they stay in registers, which saves a third of the loads of
+/// multiply() from shared memory.
+template <class Shape, int kWidth, bool kIsKept>
+class OwnRows {
+ public:
+  /// Must be called once, after the tile has been copied.
+  ATTEND_HOST_DEVICE void keep(const typename Shape::OwnTile& tile) {
+    if constexpr (kIsKept) {
+      ATTEND_UNROLL
+      for (int i = 0; i < kWidth / 16; ++i) tile.load_a(warp_index() * 16, i * 16, kept_[i]);
     }
   }
-}
+
+  /// products[n] += own rows of this warp · step rows, over all columns.
+  template <NumberType kType>
+  ATTEND_HOST_DEVICE void multiply(const typename Shape::OwnTile& tile, const typename Shape::StepTile& step,
+                                   float (&products)[Shape::kTiles][4]) const {
+    ATTEND_UNROLL
+    for (int i = 0; i < kWidth / 16; ++i) {
+      std::uint32_t a[4];
+      if constexpr (kIsKept) {
+        ATTEND_UNROLL
+        for (int k = 0; k < 4; ++k) a[k] = kept_[i][k];
+      } else {
+        tile.load_a(warp_index() * 16, i * 16, a);
+      }
+      ATTEND_UNROLL
+      for (int n = 0; n < Shape::kTiles; n += 2) {
+        std::uint32_t b[2][2];
+        step.load_b_of_rows(n * 8, i * 16, b);
+        multiply_add_16x8x16<kType>(products[n], a, b[0]);
+        multiply_add_16x8x16<kType>(products[n + 1], a, b[1]);
+      }
+    }
+  }
+
+ private:
+  std::uint32_t kept_[kIsKept ? kWidth / 16 : 1][4];
+};
 
 /// Both numbers of a register; 0 for one that is not finite.
 template <NumberType kType>
@@ -81,8 +103,8 @@ ATTEND_HOST_DEVICE std::uint32_t finite_or_zero(std::uint32_t packed) {
   return low | high;
 }
 
-/// sums[n] += factors · step rows. The factors are those of multiply_rows(). kIsFinite: numbers that are not finite
-/// count as 0, because they may be those of a masked row, and 0 · NaN is NaN.
+/// sums[n] += factors · step rows. The factors are in the order of OwnRows::multiply(). kIsFinite: numbers that are not
+/// finite count as 0, because they may be those of a masked row, and 0 · NaN is NaN.
 template <NumberType kType, class Shape, bool kIsFinite>
 ATTEND_HOST_DEVICE void add_rows(const float (&factors)[Shape::kTiles][4], const typename Shape::StepTile& step,
                                  float (&sums)[Shape::kOutputs][4]) {

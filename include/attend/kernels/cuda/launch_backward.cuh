@@ -16,7 +16,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 namespace detail {
 
 template <class Kernel, class Score, class Mask>
-__global__ void __launch_bounds__(Kernel::kThreads)
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kThreads == 64 ? 6 : 1)
     backward_kernel(const __grid_constant__ BackwardCall call, const __grid_constant__ Score score,
                     const __grid_constant__ Mask mask) {
   Kernel::run(call, score, mask);
@@ -56,7 +56,8 @@ cudaError_t attention_backward(const Call& call, const AttentionGradients& gradi
                                                                                                 mask_mod);
     error = cudaGetLastError();
   };
-  launch_backward<Score, Mask, Kernels>(call, gradients, marked, workspace, backward_workspace_bytes(call, gradients), launch);
+  launch_backward<Score, Mask, Kernels>(call, gradients, marked, workspace, backward_workspace_bytes(call, gradients),
+                                        launch);
   return error;
 }
 
