@@ -31,6 +31,7 @@ void check(NumberType dtype, std::uint32_t count, std::vector<std::int64_t> widt
       dtype, count, {.most_products = 400'000, .widths = widths, .has_whole_rows = true});
   if (launches.empty()) return;
   CHECK(launches.at("backward_queries") > static_cast<int>(count) / 2);
+  CHECK(launches.at("tensor_core_entry_sums") > 5);
 }
 
 }  // namespace

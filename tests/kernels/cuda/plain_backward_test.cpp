@@ -18,17 +18,13 @@
 #include <vector>
 
 using attend::NumberType;
+using attend::test::NoTensorCores;
 
 namespace {
 
-struct NoKernel {
-  using BFloat16 = attend::cuda::Widths<>;
-  using Float16 = BFloat16;
-};
-
 void check(NumberType dtype, std::uint32_t count) {
   const std::map<std::string, int> launches =
-      attend::test::check_backward<NoKernel>(dtype, count, {.most_products = 200'000});
+      attend::test::check_backward<NoTensorCores>(dtype, count, {.most_products = 200'000});
   if (launches.empty()) return;
   for (const char* kernel : {"plain_backward_rows", "plain_backward_keys", "plain_backward_queries"})
     CHECK(launches.at(kernel) == static_cast<int>(count));
@@ -106,7 +102,8 @@ TEST_CASE("cuda: why_plain_backward names the reason for kernels without tensor 
   CHECK(c.why_plain(call) == reason);
   c.gradients.query.strides[3] = 2;
   CHECK(c.why_plain(c.call()) == reason);
-  CHECK(std::string(attend::cuda::why_plain_backward<NoKernel>(TensorCoreCall().call(), TensorCoreCall().gradients)) ==
+  CHECK(std::string(
+            attend::cuda::why_plain_backward<NoTensorCores>(TensorCoreCall().call(), TensorCoreCall().gradients)) ==
         "the tensor-core kernels of this type and width are not compiled");
 }
 
@@ -117,9 +114,21 @@ TEST_CASE("cuda: backward_why_not names what the backward kernels cannot do") {
   const std::int32_t pages[1] = {};
   call.block_table = pages;
   CHECK(std::string(attend::cuda::backward_why_not(call, c.gradients)) == "keys and values are in pages");
-  call = c.call();
-  call.keys = 1 << 25;
-  CHECK(std::string(attend::cuda::backward_why_not(call, c.gradients)) == "N · H · L or N · H · S is above 2^25");
+}
+
+TEST_CASE("cuda: launch_backward refuses a call whose grid is too large") {
+  TensorCoreCall c;
+  Call call = c.call();
+  call.batch_size = 1 << 30;
+  const auto run = [&] {
+    attend::cuda::launch_backward<attend::Unchanged, attend::EveryKey, NoTensorCores>(
+        call, c.gradients, [](int, attend::detail::TensorReads*) { return attend::Unchanged(); }, c.saved.data(),
+        attend::cuda::backward_workspace_bytes(call, c.gradients), [](auto, const attend::cuda::BackwardCall&) {});
+  };
+  CHECK_THROWS_WITH_AS(run(),
+                       "attend::kernels: a kernel of a backward pass must have at most 2147483647 blocks, got "
+                       "2147483648",
+                       std::invalid_argument);
 }
 
 TEST_CASE("cuda: launch_backward refuses a workspace that is too small") {
@@ -128,7 +137,7 @@ TEST_CASE("cuda: launch_backward refuses a workspace that is too small") {
   const std::int64_t bytes = attend::cuda::backward_workspace_bytes(call, c.gradients);
   std::vector<double> workspace(static_cast<std::size_t>(bytes / 8 + 1));
   const auto run = [&](std::int64_t size) {
-    attend::cuda::launch_backward<attend::Unchanged, attend::EveryKey, NoKernel>(
+    attend::cuda::launch_backward<attend::Unchanged, attend::EveryKey, NoTensorCores>(
         call, c.gradients, [](int, attend::detail::TensorReads*) { return attend::Unchanged(); }, workspace.data(),
         size, [](auto, const attend::cuda::BackwardCall&) {});
   };

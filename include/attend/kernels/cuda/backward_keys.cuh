@@ -165,7 +165,7 @@ class KeyGradients {
     const std::int32_t key = tile_.rows.begin + warp_index() * 16 + lane_index() / 4;
     const int column = lane_index() % 4 * 2;
     const Shared<TensorRow> sums = rows(buffer).sub(static_cast<int>(first_row(step) & 1), Shape::kStep);
-    differentiate(
+    differentiate</*kByProduct=*/true>(
         forward_, scores(step.head), step.is_full,
         [&](int n, int i) {
           return ScorePlace{step.query + n * 8 + column + i % 2, key + i / 2 * 8};

@@ -14,6 +14,7 @@
 #include <attend/kernels/cuda/plain_backward.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
 #include <attend/kernels/cuda/sums.cuh>
+#include <attend/kernels/cuda/tensor_core_sums.cuh>
 
 #include <algorithm>
 #include <cinttypes>
@@ -130,16 +131,9 @@ const char* why_plain_backward(const Call& call, const AttentionGradients& gradi
 /// Why a call has no backward pass.
 ///
 /// @param call The call of the forward pass.
-/// @param gradients As in attention_backward().
 /// @return The reason, or null if it has one.
-inline const char* backward_why_not(const Call& call, const AttentionGradients& gradients) {
-  if (call.block_table != nullptr) return "keys and values are in pages";
-  const std::int64_t rows = std::int64_t{call.batch_size} * call.heads * std::max(call.queries, call.keys);
-  constexpr std::int64_t kMostBlocks = std::numeric_limits<std::int32_t>::max();
-  if (rows > kMostBlocks / 64) return "N · H · L or N · H · S is above 2^25";
-  for (const detail::WantedSum& sum : detail::wanted_sums(call, gradients))
-    if (sum.job.size > kMostBlocks) return "a tensor whose gradient is wanted has more than 2^31 numbers";
-  return nullptr;
+inline const char* backward_why_not(const Call& call, const AttentionGradients&) {
+  return call.block_table != nullptr ? "keys and values are in pages" : nullptr;
 }
 
 namespace detail {
@@ -165,21 +159,36 @@ inline BackwardCall backward_call_of(const Call& call, const AttentionGradients&
   return backward;
 }
 
-/// Calls launch(kernel, call) for each kernel of the sums over many scores.
-template <class T, class Score, class Mask, class Marked, class Launch>
-void launch_sums(BackwardCall call, const AttentionGradients& gradients, const Marked& marked, const Launch& launch) {
+/// Launches the sums of the mask and the slopes by `kernel`, each with the kernel that adds up its partial sums.
+template <class Kernel, class Launch>
+void launch_entry_sums(BackwardCall call, const AttentionGradients& gradients, const Kernel& kernel,
+                       const Launch& launch) {
   double* const partials = call.sum.partials;
   for (const WantedSum& wanted : wanted_sums(call.forward, gradients)) {
+    if (wanted.tensor >= 0) continue;
     call.sum = wanted.job;
     call.sum.partials = partials;
-    if (wanted.tensor < 0) {
-      launch(EntrySums<T, Score, Mask>(), call);
-    } else if constexpr (sizeof(Score) >= sizeof(void*)) {  // it can hold a view
+    call.sum.rows = static_cast<std::int32_t>(Kernel::rows(call));
+    launch(kernel, call);
+    if (!call.sum.has_queries) launch(AddPartials(), call);
+  }
+}
+
+/// The same for the tensors of the score_mod.
+template <class T, class Score, class Mask, class Marked, class Launch>
+void launch_tensor_sums(BackwardCall call, const AttentionGradients& gradients, const Marked& marked,
+                        const Launch& launch) {
+  double* const partials = call.sum.partials;
+  for (const WantedSum& wanted : wanted_sums(call.forward, gradients)) {
+    if (wanted.tensor < 0) continue;
+    call.sum = wanted.job;
+    call.sum.partials = partials;
+    if constexpr (sizeof(Score) >= sizeof(void*)) {  // it can hold a view
       attend::detail::TensorReads reads;
       call.sum.reads = reads_places(marked(wanted.tensor, &reads), &reads);
       launch(TensorSums<T, Score, Mask>(), call);
     }
-    if (!call.sum.has_queries) launch(AddPartials(), call);
+    launch(AddPartials(), call);
   }
 }
 
@@ -190,12 +199,13 @@ void launch_plain_backward(const BackwardCall& call, const AttentionGradients& g
   launch(PlainRowSums<T, Score, Mask>(), call);
   launch(PlainKeys<T, Score, Mask>(), call);
   launch(PlainQueries<T, Score, Mask>(), call);
-  launch_sums<T, Score, Mask>(call, gradients, marked, launch);
+  launch_entry_sums(call, gradients, EntrySums<T, Score, Mask>(), launch);
+  launch_tensor_sums<T, Score, Mask>(call, gradients, marked, launch);
 }
 
 /// Calls launch(kernel, call) for each kernel of a call with rows of at most kWidth columns.
 template <NumberType kType, int kWidth, class Score, class Mask, class Launch>
-void launch_width(const BackwardCall& call, const Launch& launch) {
+void launch_width(const BackwardCall& call, const AttentionGradients& gradients, const Launch& launch) {
   if constexpr (kWidth <= 128) {
     launch(TensorKeys<kType, kWidth, KeyPart::kBoth, Score, Mask>(), call);
   } else {
@@ -203,15 +213,17 @@ void launch_width(const BackwardCall& call, const Launch& launch) {
     launch(TensorKeys<kType, kWidth, KeyPart::kValues, Score, Mask>(), call);
   }
   launch(TensorQueries<kType, kWidth, Score, Mask>(), call);
+  launch_entry_sums(call, gradients, TensorCoreEntrySums<kType, kWidth, Score, Mask>(), launch);
 }
 
 /// Calls launch(kernel, call) for each kernel with tensor cores. kWidth and the following are the numbers of columns
 /// that are compiled.
 template <NumberType kType, class Score, class Mask, int... kWidths, class Launch>
-void launch_tensor_backward(const BackwardCall& call, Widths<kWidths...>, const Launch& launch) {
+void launch_tensor_backward(const BackwardCall& call, const AttentionGradients& gradients, Widths<kWidths...>,
+                            const Launch& launch) {
   launch(TensorRowSums<kType>(), call);
   const int width = kernel_width(std::max(call.forward.head_dim, call.forward.value_dim));
-  ((kWidths == width ? launch_width<kType, kWidths, Score, Mask>(call, launch) : void()), ...);
+  ((kWidths == width ? launch_width<kType, kWidths, Score, Mask>(call, gradients, launch) : void()), ...);
 }
 
 }  // namespace detail
@@ -224,23 +236,33 @@ void launch_tensor_backward(const BackwardCall& call, Widths<kWidths...>, const 
 /// @param marked marked(k, reads) is the score_mod whose tensor k reads through `reads`.
 /// @param workspace Memory of the GPU, aligned to 16 bytes.
 /// @param workspace_bytes Its size, at least backward_workspace_bytes().
-/// @param launch A function that starts a kernel.
-/// @throws std::invalid_argument if the workspace is too small.
+/// @param launch_kernel A function that starts a kernel, which has at least one block.
+/// @throws std::invalid_argument if the workspace is too small, or if a kernel has more blocks than a GPU allows.
 template <class Score, class Mask, class Kernels = EveryKernel, class Marked, class Launch>
 void launch_backward(const Call& call, const AttentionGradients& gradients, const Marked& marked, void* workspace,
-                     std::int64_t workspace_bytes, const Launch& launch) {
+                     std::int64_t workspace_bytes, const Launch& launch_kernel) {
   using detail::launch_tensor_backward;
+  const auto launch = [&](const auto& kernel, const BackwardCall& own) {
+    const std::int64_t blocks = kernel.blocks(own), most = std::numeric_limits<std::int32_t>::max();
+    if (blocks > most)
+      attend::detail::throw_invalid("a kernel of a backward pass must have at most %" PRId64 " blocks, got %" PRId64,
+                                    most, blocks);
+    if (blocks > 0) launch_kernel(kernel, own);
+  };
   BackwardCall backward = detail::backward_call_of(call, gradients, workspace, workspace_bytes);
   if (call.dtype == NumberType::kFloat64)
     return detail::launch_plain_backward<double, Score, Mask>(backward, gradients, marked, launch);
   if (why_plain_backward<Kernels>(call, gradients) != nullptr)
     return detail::launch_plain_backward<float, Score, Mask>(backward, gradients, marked, launch);
-  if (detail::wanted_sums(call, gradients).empty()) backward.plain_rows = nullptr;
+  const std::vector<detail::WantedSum> sums = detail::wanted_sums(call, gradients);
+  const auto needs_plain_rows = [](const detail::WantedSum& sum) { return sum.tensor >= 0; };
+  if (std::none_of(sums.begin(), sums.end(), needs_plain_rows)) backward.plain_rows = nullptr;
   if (call.dtype == NumberType::kBFloat16)
-    launch_tensor_backward<NumberType::kBFloat16, Score, Mask>(backward, typename Kernels::BFloat16(), launch);
+    launch_tensor_backward<NumberType::kBFloat16, Score, Mask>(backward, gradients, typename Kernels::BFloat16(),
+                                                               launch);
   else
-    launch_tensor_backward<NumberType::kFloat16, Score, Mask>(backward, typename Kernels::Float16(), launch);
-  detail::launch_sums<float, Score, Mask>(backward, gradients, marked, launch);
+    launch_tensor_backward<NumberType::kFloat16, Score, Mask>(backward, gradients, typename Kernels::Float16(), launch);
+  detail::launch_tensor_sums<float, Score, Mask>(backward, gradients, marked, launch);
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda

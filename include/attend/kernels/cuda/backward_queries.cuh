@@ -127,7 +127,7 @@ class QueryGradients {
     queries_.template multiply<kType>(Shape::own(0), keys, weights);
     output_gradients_.template multiply<kType>(Shape::own(1), values, gradients);
     const int column = lane_index() % 4 * 2;
-    differentiate(
+    differentiate</*kByProduct=*/true>(
         forward_, scores_, step.is_full,
         [&](int n, int i) {
           return ScorePlace{query(i / 2), step.key + n * 8 + column + i % 2};

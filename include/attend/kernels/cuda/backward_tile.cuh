@@ -148,9 +148,10 @@ ATTEND_HOST_DEVICE void store_rows(const TensorView4d& tensor, std::int32_t batc
   }
 }
 
-/// Turns q·k into weights after dropout, and dO·v into the gradients of scale · q·k. place(n, i) and row(n, i) are
-/// those of products[n][i]. is_full: no score of the tile is masked.
-template <int kTiles, class Scores, class Places, class Rows>
+/// Turns q·k into weights after dropout, and dO·v into the gradients of scale · q·k, or, without kByProduct, of the
+/// score that the score_mod gets. place(n, i) and row(n, i) are those of products[n][i]. is_full: no score of the tile
+/// is masked.
+template <bool kByProduct, int kTiles, class Scores, class Places, class Rows>
 ATTEND_HOST_DEVICE void differentiate(const Call& call, const Scores& scores, bool is_full, const Places& place,
                                       const Rows& row, float (&products)[kTiles][4], float (&gradients)[kTiles][4]) {
   if (is_full && scores.only_scales() && !call.has_dropout()) {
@@ -177,8 +178,8 @@ ATTEND_HOST_DEVICE void differentiate(const Call& call, const Scores& scores, bo
       const float kept = scores.dropout_factor(at);
       const float weight_gradient = kept == 0.0f ? 0.0f : kept * gradients[n][i];
       products[n][i] = weight * kept;
-      gradients[n][i] =
-          weight == 0.0f ? 0.0f : weight * (weight_gradient - sums.delta) * score.mod_slope * score.option_slope;
+      const float slope = kByProduct ? score.mod_slope * score.option_slope : score.mod_slope;
+      gradients[n][i] = weight == 0.0f ? 0.0f : weight * (weight_gradient - sums.delta) * slope;
     }
   }
 }

@@ -38,6 +38,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kThreads == 64 ? 6 :
 /// @param workspace backward_workspace_bytes() bytes of the GPU, aligned to 16 bytes. It need not be cleared.
 /// @param stream The stream.
 /// @return The first error of a launch.
+/// @throws std::invalid_argument if a kernel would have more blocks than a GPU allows.
 ///
 /// backward_why_not() must be null for the call.
 template <class Kernels = EveryKernel, class Score, class Mask, class Marked>
@@ -46,14 +47,13 @@ cudaError_t attention_backward(const Call& call, const AttentionGradients& gradi
   cudaError_t error = cudaSuccess;
   const auto launch = [&](auto kernel, const BackwardCall& backward) {
     using Kernel = decltype(kernel);
-    const std::int64_t blocks = Kernel::blocks(backward);
-    if (blocks == 0 || error != cudaSuccess) return;
+    if (error != cudaSuccess) return;
+    const auto blocks = static_cast<unsigned>(Kernel::blocks(backward));
     const auto function = &detail::backward_kernel<Kernel, Score, Mask>;
     if constexpr (Kernel::kSharedBytes > 48 * 1024)
       error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::kSharedBytes);
     if (error != cudaSuccess) return;
-    function<<<static_cast<unsigned>(blocks), Kernel::kThreads, Kernel::kSharedBytes, stream>>>(backward, score_mod,
-                                                                                                mask_mod);
+    function<<<blocks, Kernel::kThreads, Kernel::kSharedBytes, stream>>>(backward, score_mod, mask_mod);
     error = cudaGetLastError();
   };
   launch_backward<Score, Mask, Kernels>(call, gradients, marked, workspace, backward_workspace_bytes(call, gradients),

@@ -11,7 +11,8 @@
 //   tensors:       Where a score_mod reads is known only to it. Each warp has a row of partial sums as large as the
 //                  tensor. Lanes that read the same number in the same step are added up by the first of them.
 //
-// The scores are computed again, with plain products (plain_tile.cuh).
+// The scores are computed again, with plain products (plain_tile.cuh). tensor_core_sums.cuh has the first kernel on
+// tensor cores.
 
 #include <attend/macros.h>
 #include <attend/score/coordinate.h>
@@ -30,27 +31,35 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 
-/// One thread of the kernel that adds up the gradient of an added mask or of slopes.
-template <class T, class Score, class Mask>
-struct EntrySums {
-  using Tile = detail::PlainTile<T>;
-  static constexpr const char* name() { return "entry_sums"; }
-  static constexpr int kThreads = Tile::kThreads;
-  static constexpr int kStride = Tile::kStride;
-  static constexpr int kSharedBytes = Tile::kSharedBytes + Tile::kRows * kStride * static_cast<int>(sizeof(double));
+namespace detail {
+
+/// Blocks of kRows queries and kColumns keys for the gradient of an added mask or of slopes.
+template <int kRows, int kColumns, int kThreads>
+struct EntryTiles {
+  static constexpr int kStride = kColumns + 1, kBytes = kRows * kStride * static_cast<int>(sizeof(double));
+
+  /// What a block adds up: for the batch entries and heads that have the gradient of these, or all.
+  struct Work {
+    std::int32_t query_tile, head, batch;
+    KeyRange queries, keys;
+  };
+
+  ATTEND_HOST_DEVICE static std::int64_t query_tiles(const BackwardCall& call) {
+    return tiles(call.forward.queries, kRows);
+  }
 
   static std::int64_t blocks(const BackwardCall& call) {
-    const detail::SumJob& sum = call.sum;
-    return query_tiles(call) * (sum.has_keys ? tiles(call.forward.keys) : 1) *
+    const SumJob& sum = call.sum;
+    return query_tiles(call) * (sum.has_keys ? tiles(call.forward.keys, kColumns) : 1) *
            (sum.has_heads ? call.forward.heads : 1) * (sum.has_batch ? call.forward.batch_size : 1);
   }
 
   /// How many rows of partial sums there are: 0 if the blocks write the gradient.
   static std::int64_t rows(const BackwardCall& call) { return call.sum.has_queries ? 0 : query_tiles(call); }
 
-  ATTEND_HOST_DEVICE static void run(const BackwardCall& call, const Score& score, const Mask& mask) {
+  ATTEND_HOST_DEVICE static Work work(const BackwardCall& call) {
     const Call& forward = call.forward;
-    const detail::SumJob& sum = call.sum;
+    const SumJob& sum = call.sum;
     std::int64_t block = block_index().x;
     const auto next = [&](bool is_counted, std::int64_t count) {
       if (!is_counted) return std::int32_t{0};
@@ -58,75 +67,96 @@ struct EntrySums {
       block /= count;
       return static_cast<std::int32_t>(index);
     };
-    const std::int32_t key_tile = next(sum.has_keys, tiles(forward.keys)), query_tile = next(true, query_tiles(call)),
-                       head = next(sum.has_heads, forward.heads), batch = next(sum.has_batch, forward.batch_size);
-    const KeyRange queries = tile_range(query_tile, forward.queries);
-    const KeyRange keys = sum.has_keys ? tile_range(key_tile, forward.keys) : KeyRange{0, forward.keys};
-
-    const Tile tile;
-    const Shared<double> sums = shared_memory<double>(Tile::kSharedBytes, Tile::kRows * kStride);
-    for (int k = 0; k < Tile::kScores; ++k) sums.store(tile.place(k), 0);
-    for (std::int32_t n = batch; n < (sum.has_batch ? batch + 1 : forward.batch_size); ++n)
-      for (std::int32_t s = 0; s < (forward.num_sequences > 0 ? forward.num_sequences : 1); ++s) {
-        const detail::Sequence sequence = sequence_of(forward, n, s);
-        for (std::int32_t h = head; h < (sum.has_heads ? head + 1 : forward.heads); ++h)
-          add_head(call, tile, {forward, score, mask, sequence, h}, queries, keys, sums);
-      }
-    write(call, sums, queries, keys, head, batch, query_tile);
+    const std::int32_t key_tile = next(sum.has_keys, tiles(forward.keys, kColumns)),
+                       query_tile = next(true, query_tiles(call)), head = next(sum.has_heads, forward.heads),
+                       batch = next(sum.has_batch, forward.batch_size);
+    const std::int32_t query = query_tile * kRows, key = key_tile * kColumns;
+    return {query_tile, head, batch, KeyRange{query, smaller(forward.queries, query + kRows)},
+            sum.has_keys ? KeyRange{key, smaller(forward.keys, key + kColumns)} : KeyRange{0, forward.keys}};
   }
 
- private:
-  ATTEND_HOST_DEVICE static std::int64_t tiles(std::int32_t rows) {
-    return (std::int64_t{rows} + Tile::kRows - 1) / Tile::kRows;
-  }
-  ATTEND_HOST_DEVICE static std::int64_t query_tiles(const BackwardCall& call) { return tiles(call.forward.queries); }
-  ATTEND_HOST_DEVICE static KeyRange tile_range(std::int32_t tile, std::int32_t rows) {
-    return {tile * Tile::kRows, detail::smaller(rows, (tile + 1) * Tile::kRows)};
-  }
-  ATTEND_HOST_DEVICE static detail::Sequence sequence_of(const Call& call, std::int32_t batch, std::int32_t s) {
-    if (call.num_sequences > 0) return detail::packed_sequence(call, batch, s);
-    const std::int32_t keys = call.key_lengths == nullptr ? call.keys : load_global(call.key_lengths + batch);
-    return {batch, {0, call.queries}, {0, keys}, keys};
-  }
-
-  ATTEND_HOST_DEVICE static void add_head(const BackwardCall& call, const Tile& tile,
-                                          const detail::HeadScores<T, Score, Mask>& scores, const KeyRange& queries,
-                                          const KeyRange& keys, const Shared<double>& sums) {
-    detail::for_each_tile(keys, Tile::kRows, [&](const KeyRange& some_keys) {
-      if (scores.cover(queries, some_keys) == MaskCover::kEmpty) return;
-      const detail::PlainScores<T, Score, Mask> tile_scores(tile, call, scores, queries, some_keys);
-      for (int k = 0; k < Tile::kScores; ++k) {
-        const detail::PlainScore<T> one = tile_scores.score(k);
-        const T factor = call.sum.is_of_slopes ? -static_cast<T>(scores.distance(tile_scores.place(k))) : T(1);
-        const double gradient = static_cast<double>(one.gradient * one.derived.mod_slope) * static_cast<double>(factor);
-        sums.store(tile.place(k), sums.load(tile.place(k)) + gradient);
-      }
-    });
-  }
-
-  /// Stores the sums of the block, after those over queries or keys that the gradient has not.
-  ATTEND_HOST_DEVICE static void write(const BackwardCall& call, const Shared<double>& sums, const KeyRange& queries,
-                                       const KeyRange& keys, std::int32_t head, std::int32_t batch,
-                                       std::int32_t query_tile) {
+  /// Calls action(sequence, head) for each head whose scores the block adds up.
+  template <class Action>
+  ATTEND_HOST_DEVICE static void for_each_head(const BackwardCall& call, const Work& work, const Action& action) {
     const Call& forward = call.forward;
-    const detail::SumJob& sum = call.sum;
+    const SumJob& sum = call.sum;
+    for (std::int32_t n = work.batch; n < (sum.has_batch ? work.batch + 1 : forward.batch_size); ++n)
+      for (std::int32_t s = 0; s < (forward.num_sequences > 0 ? forward.num_sequences : 1); ++s) {
+        const Sequence sequence = sequence_of(forward, n, s);
+        for (std::int32_t h = work.head; h < (sum.has_heads ? work.head + 1 : forward.heads); ++h) action(sequence, h);
+      }
+  }
+
+  /// Stores the sums of the block, (kRows, kColumns) in rows of kStride, after those over queries or keys that the
+  /// gradient has not.
+  ATTEND_HOST_DEVICE static void write(const BackwardCall& call, const Work& work, const Shared<double>& sums) {
+    const Call& forward = call.forward;
+    const SumJob& sum = call.sum;
     barrier();
-    const int rows = sum.has_queries ? queries.end - queries.begin : 1;
-    const int columns = sum.has_keys ? keys.end - keys.begin : 1;
-    double* const to = sum.has_queries ? sum.gradient : sum.partials + query_tile * sum.size;
-    std::int64_t first = (sum.has_batch ? batch : 0);
-    first = first * (sum.has_heads ? forward.heads : 1) + head;
-    first = first * (sum.has_queries ? forward.queries : 1) + (sum.has_queries ? queries.begin : 0);
+    const int rows = sum.has_queries ? work.queries.end - work.queries.begin : 1;
+    const int columns = sum.has_keys ? work.keys.end - work.keys.begin : 1;
+    double* const to = sum.has_queries ? sum.gradient : sum.partials + work.query_tile * sum.size;
+    std::int64_t first = sum.has_batch ? work.batch : 0;
+    first = first * (sum.has_heads ? forward.heads : 1) + work.head;
+    first = first * (sum.has_queries ? forward.queries : 1) + (sum.has_queries ? work.queries.begin : 0);
     for (int entry = thread_index(); entry < rows * columns; entry += kThreads) {
       const int row = entry / columns, column = entry % columns;
       double total = 0;
-      for (int i = sum.has_queries ? row : 0; i < (sum.has_queries ? row + 1 : Tile::kRows); ++i)
-        for (int j = sum.has_keys ? column : 0; j < (sum.has_keys ? column + 1 : Tile::kRows); ++j)
+      for (int i = sum.has_queries ? row : 0; i < (sum.has_queries ? row + 1 : kRows); ++i)
+        for (int j = sum.has_keys ? column : 0; j < (sum.has_keys ? column + 1 : kColumns); ++j)
           total += sums.load(i * kStride + j);
       const std::int64_t place =
-          (first + row) * (sum.has_keys ? forward.keys : 1) + (sum.has_keys ? keys.begin + column : 0);
+          (first + row) * (sum.has_keys ? forward.keys : 1) + (sum.has_keys ? work.keys.begin + column : 0);
       store_global(to + place, total);
     }
+  }
+
+ private:
+  ATTEND_HOST_DEVICE static std::int64_t tiles(std::int32_t rows, std::int32_t tile_rows) {
+    return (std::int64_t{rows} + tile_rows - 1) / tile_rows;
+  }
+  ATTEND_HOST_DEVICE static Sequence sequence_of(const Call& call, std::int32_t batch, std::int32_t s) {
+    if (call.num_sequences > 0) return packed_sequence(call, batch, s);
+    const std::int32_t keys = call.key_lengths == nullptr ? call.keys : load_global(call.key_lengths + batch);
+    return {batch, {0, call.queries}, {0, keys}, keys};
+  }
+};
+
+}  // namespace detail
+
+/// One thread of the kernel that adds up the gradient of an added mask or of slopes.
+template <class T, class Score, class Mask>
+struct EntrySums {
+  using Tile = detail::PlainTile<T>;
+  static constexpr const char* name() { return "entry_sums"; }
+  static constexpr int kThreads = Tile::kThreads;
+  using Tiles = detail::EntryTiles<Tile::kRows, Tile::kRows, kThreads>;
+  static constexpr int kSharedBytes = Tile::kSharedBytes + Tiles::kBytes;
+
+  static std::int64_t blocks(const BackwardCall& call) { return Tiles::blocks(call); }
+  static std::int64_t rows(const BackwardCall& call) { return Tiles::rows(call); }
+
+  ATTEND_HOST_DEVICE static void run(const BackwardCall& call, const Score& score, const Mask& mask) {
+    const typename Tiles::Work work = Tiles::work(call);
+    const Tile tile;
+    const Shared<double> sums = shared_memory<double>(Tile::kSharedBytes, Tile::kRows * Tiles::kStride);
+    static_assert(Tiles::kStride == Tile::kStride);
+    for (int k = 0; k < Tile::kScores; ++k) sums.store(tile.place(k), 0);
+    Tiles::for_each_head(call, work, [&](const detail::Sequence& sequence, std::int32_t head) {
+      const detail::HeadScores<T, Score, Mask> scores(call.forward, score, mask, sequence, head);
+      detail::for_each_tile(work.keys, Tile::kRows, [&](const KeyRange& keys) {
+        if (scores.cover(work.queries, keys) == MaskCover::kEmpty) return;
+        const detail::PlainScores<T, Score, Mask> tile_scores(tile, call, scores, work.queries, keys);
+        for (int k = 0; k < Tile::kScores; ++k) {
+          const detail::PlainScore<T> one = tile_scores.score(k);
+          const T factor = call.sum.is_of_slopes ? -static_cast<T>(scores.distance(tile_scores.place(k))) : T(1);
+          const double gradient =
+              static_cast<double>(one.gradient * one.derived.mod_slope) * static_cast<double>(factor);
+          sums.store(tile.place(k), sums.load(tile.place(k)) + gradient);
+        }
+      });
+    });
+    Tiles::write(call, work, sums);
   }
 };
 
