@@ -5,9 +5,14 @@
 // computes the scores of 32 queries × 32 keys at a time (plain_tile.cuh) and writes every result once, in a fixed
 // order:
 //
-//   rows:     for a tile of queries, over the keys:   largest score, 1 / Σ exp(score − largest), δ = Σ P · dP −
-//   d(log-sum-exp) keys:     for a tile of keys, over the query heads of the key head and their queries:   dV = Pᵀ dO,
-//   dK = dSᵀ Q queries:  for a tile of queries, over the keys:   dQ = dS K
+// rows: for a tile of queries, over the keys
+//     largest score,  1 / Σ exp(score − largest),  δ = Σ P · dP − d(log-sum-exp)
+//
+// keys: for a tile of keys, over the query heads of the key head and their queries
+//     dV = Pᵀ dO,  dK = dSᵀ Q
+//
+// queries: for a tile of queries, over the keys
+//     dQ = dS K
 //
 //   P = exp(score − largest) / Σ,   dP = dO Vᵀ · dropout,   dS = P (dP − δ) · score′
 //
@@ -71,7 +76,7 @@ struct PlainRowSums {
   static constexpr const char* name() { return "plain_backward_rows"; }
   static constexpr int kThreads = Tile::kThreads, kSharedBytes = Tile::kSharedBytes;
 
-  /// How many blocks there are in x, y and z.
+  /// The number of blocks.
   static std::int64_t blocks(const BackwardCall& call) { return detail::query_tiles(call.forward, Tile::kRows); }
 
   ATTEND_HOST_DEVICE static void run(const BackwardCall& call, const Score& score, const Mask& mask) {

@@ -8,8 +8,7 @@
 // products read rows in chunks of 32 columns from shared memory, whose rows are padded by one number so that no two
 // lanes of a load use the same bank: 8 loads for 16 multiply-adds.
 //
-//   shared memory, in numbers:  two chunks of 32 × 33, or one of 32 × (kColumns + 1);  weights and gradients, 32 × 33
-//   each
+// Shared memory, in numbers: two chunks of 32 × 33, or one of 32 × (kColumns + 1); weights and gradients, 32 × 33 each.
 
 #include <attend/kernels/attention_params.h>
 #include <attend/macros.h>
@@ -76,6 +75,7 @@ struct HeadRows {
   }
 };
 
+/// The shared memory of a block, and the products of its tile.
 template <class T>
 class PlainTile {
  public:

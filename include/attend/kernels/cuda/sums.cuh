@@ -70,9 +70,15 @@ struct EntryTiles {
     const std::int32_t key_tile = next(sum.has_keys, tiles(forward.keys, kColumns)),
                        query_tile = next(true, query_tiles(call)), head = next(sum.has_heads, forward.heads),
                        batch = next(sum.has_batch, forward.batch_size);
-    const std::int32_t query = query_tile * kRows, key = key_tile * kColumns;
-    return {query_tile, head, batch, KeyRange{query, smaller(forward.queries, query + kRows)},
-            sum.has_keys ? KeyRange{key, smaller(forward.keys, key + kColumns)} : KeyRange{0, forward.keys}};
+    Work own;  // set one by one: nvcc 13.0 crashes at a nested list of initializers
+    own.query_tile = query_tile;
+    own.head = head;
+    own.batch = batch;
+    own.queries.begin = query_tile * kRows;
+    own.queries.end = smaller(forward.queries, own.queries.begin + kRows);
+    own.keys.begin = key_tile * kColumns;
+    own.keys.end = sum.has_keys ? smaller(forward.keys, own.keys.begin + kColumns) : forward.keys;
+    return own;
   }
 
   /// Calls action(sequence, head) for each head whose scores the block adds up.
@@ -82,7 +88,8 @@ struct EntryTiles {
     const SumJob& sum = call.sum;
     for (std::int32_t n = work.batch; n < (sum.has_batch ? work.batch + 1 : forward.batch_size); ++n)
       for (std::int32_t s = 0; s < (forward.num_sequences > 0 ? forward.num_sequences : 1); ++s) {
-        const Sequence sequence = sequence_of(forward, n, s);
+        const Sequence sequence =
+            forward.num_sequences > 0 ? packed_sequence(forward, n, s) : whole_sequence(forward, n);
         for (std::int32_t h = work.head; h < (sum.has_heads ? work.head + 1 : forward.heads); ++h) action(sequence, h);
       }
   }
@@ -114,11 +121,6 @@ struct EntryTiles {
  private:
   ATTEND_HOST_DEVICE static std::int64_t tiles(std::int32_t rows, std::int32_t tile_rows) {
     return (std::int64_t{rows} + tile_rows - 1) / tile_rows;
-  }
-  ATTEND_HOST_DEVICE static Sequence sequence_of(const Call& call, std::int32_t batch, std::int32_t s) {
-    if (call.num_sequences > 0) return packed_sequence(call, batch, s);
-    const std::int32_t keys = call.key_lengths == nullptr ? call.keys : load_global(call.key_lengths + batch);
-    return {batch, {0, call.queries}, {0, keys}, keys};
   }
 };
 
