@@ -6,6 +6,7 @@
 #include <attend/version.h>
 #include <attend/kernels/cuda/backward_call.cuh>
 #include <attend/kernels/cuda/call.cuh>
+#include <attend/kernels/cuda/copy_rows.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
 #include <attend/kernels/cuda/scores.cuh>
@@ -40,19 +41,6 @@ struct BackwardShape {
     return StepTile(2 * OwnTile::kBytes + (2 * buffer + i) * StepTile::kBytes);
   }
 };
-
-/// Starts to copy the rows from `first` on of a head of a tensor. Rows outside of `range` become 0.
-template <int kThreads, class To>
-ATTEND_HOST_DEVICE void copy_rows(const ConstTensorView4d& tensor, std::int32_t batch, std::int32_t head,
-                                  std::int32_t first, const KeyRange& range, std::int32_t columns, const To& to) {
-  const auto* const data = static_cast<const std::uint16_t*>(tensor.data);
-  to.template copy_from<kThreads>(
-      [&](int row) {
-        const std::int32_t i = first + row;
-        return i >= range.begin && i < range.end ? data + row_place(tensor.strides, batch, head, i) : nullptr;
-      },
-      columns);
-}
 
 /// The rows of a warp as operand A of mma. kIsKept: they stay in registers, which saves a third of the loads of
 /// multiply() from shared memory.
