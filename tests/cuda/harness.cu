@@ -4,6 +4,7 @@
 // runs them, and for a GPU. Both must be right and nearly equal. Without a GPU only the harness runs.
 
 #include "kernels/cuda/small_backward.h"
+#include "kernels/cuda/small_decode.h"
 #include "kernels/cuda/small_forward.h"
 
 #include <cuda_runtime.h>
@@ -19,6 +20,7 @@ using attend::EveryKey;
 using attend::Unchanged;
 using attend::test::Bfloat16Rows;
 using attend::test::SmallBackward;
+using attend::test::SmallDecode;
 using attend::test::SmallForward;
 
 constexpr int kSkipped = 77;  // counts as "skipped" for ctest
@@ -58,6 +60,9 @@ class Registered {
 bool register_all(Registered& memory, SmallForward& pass) {
   return memory.add(pass.query.numbers) && memory.add(pass.key.numbers) && memory.add(pass.value.numbers) &&
          memory.add(pass.computed_output.numbers) && memory.add(pass.computed_log_sum_exp);
+}
+bool register_all(Registered& memory, SmallDecode& pass) {
+  return register_all(memory, static_cast<SmallForward&>(pass)) && memory.add(pass.partials);
 }
 bool register_all(Registered& memory, SmallBackward& pass) {
   return memory.add(pass.query.numbers) && memory.add(pass.key.numbers) && memory.add(pass.value.numbers) &&
@@ -106,7 +111,7 @@ bool check(int L, int S, bool is_causal, double dropout, bool has_gpu) {
     const Bfloat16Rows& expected = of_host[i++];
     std::vector<double> exact;
     for (std::size_t k = 0; k < expected.numbers.size(); ++k) exact.push_back(expected(k));
-    if (!attend::test::check_and_print("result of the GPU, compared with the harness,", exact, *rows, 0.02))
+    if (!attend::test::check_and_print("result of the GPU, compared with the harness,", exact, *rows, 0.01))
       return false;
   }
   return true;
@@ -120,6 +125,7 @@ int main() {
   for (const bool is_causal : {false, true})
     for (const double dropout : {0.0, 0.3})
       if (!check<SmallForward>(70, 215, is_causal, dropout, has_gpu) ||
+          !check<SmallDecode>(3, 289, is_causal, dropout, has_gpu) ||
           !check<SmallBackward>(71, 215, is_causal, dropout, has_gpu))
         return 1;
   std::printf("the harness is right%s\n", has_gpu ? ", and the GPU" : "; skipped: this machine has no GPU");

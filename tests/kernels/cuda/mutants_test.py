@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Plants faults in the tensor-core kernels, one at a time, and tests that the harness or a wrong result shows each.
 
-A fault is a replacement in a copy of one header, with which forward_mutant.cpp or backward_mutant.cpp is compiled. A
-replacement that no longer fits the header is an error.
+A fault is a replacement in a copy of one header, with which one of the programs is compiled: forward_mutant.cpp,
+decode_mutant.cpp or backward_mutant.cpp. A replacement that no longer fits the header is an error.
 
-    mutants_test.py [--include FOLDER] [name …]    with the headers in FOLDER; only the faults with these names
+    mutants_test.py [--include FOLDER] [--program NAME] [name …]    only one program; only the faults with these names
 """
 
 import argparse
@@ -72,6 +72,23 @@ FORWARD = [
     Mutant("dropout words of another lane", "forward", "words[2 + e], 1)", "words[2 + e], 2)", OUTPUT),
 ]
 
+DECODE = [
+    Mutant("no warp_barrier after the wait", "decode", "      warp_barrier();", "      ", "race between lanes"),
+    Mutant("no wait", "decode", "      copy_async_wait<0>();\n      warp_barrier();", "      warp_barrier();", READ),
+    Mutant("the next tile into the same buffer", "decode", "copy_keys_and_values(next, buffer ^ 1)",
+           "copy_keys_and_values(next, buffer)", READ),
+    Mutant("warps with the same shared memory", "decode", "warp_index() * Shape::kWarpBytes + index", "index", RACE),
+    Mutant("a warp that some lanes leave", "decode", "if (any_in_warp(!is_empty)) return key;",
+           "if (!is_empty) return key;", DIVERGED + "collective"),
+    Mutant("keys of no part", "decode", "(tiles + call_.splits - 1) / call_.splits", "tiles / call_.splits", OUTPUT),
+    Mutant("parts in the place of others", "decode", "(row * call.splits + split)", "(row + split)",
+           "race in global memory"),
+    Mutant("rows that do not exist", "decode", "if (!rows_[r].exists) continue;", "", "race in global memory"),
+    Mutant("rows of other lanes", "decode", "first_row_ + lane_index() / 4 + 8 * r",
+           "first_row_ + lane_index() % 8 + 8 * r", "race in global memory"),
+    Mutant("parts without their weights", "decode", "exp2_fast((load_global(part) - shift) * kLog2e)", "1", OUTPUT),
+]
+
 BACKWARD = [
     Mutant("keys: no barrier after the wait", "backward_keys", "      barrier();", "      ", RACE),
     Mutant("keys: no wait", "backward_keys", "      copy_async_wait<0>();\n      barrier();", "      barrier();", READ),
@@ -107,7 +124,7 @@ class Programs:
 
     def __init__(self, include, folder):
         self.include, self.folder = include, folder
-        self.flags = [COMPILER, "-std=c++20", "-O1", "-w"]
+        self.flags = [COMPILER, "-std=c++20", "-O0", "-w"]  # -O0, because compiling takes most of the time
         # What no fault touches is compiled once. g++ finds the file by its name.
         (folder / "support").mkdir()
         self.compile(TESTS / "support/cuda_block.h", folder / "support/cuda_block.h.gch", [], ["-x", "c++-header"])
@@ -155,10 +172,10 @@ def failure(programs, program, mutant):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--include", type=pathlib.Path, default=TESTS.parent / "include")
-    parser.add_argument("--program", help="forward_mutant or backward_mutant")
+    parser.add_argument("--program", help="forward_mutant, decode_mutant or backward_mutant")
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
-    jobs = [(program, mutant) for program, mutants in (("forward_mutant", FORWARD), ("backward_mutant", BACKWARD))
+    jobs = [(program, mutant) for program, mutants in (("forward_mutant", FORWARD), ("decode_mutant", DECODE), ("backward_mutant", BACKWARD))
             for mutant in (None, *mutants)
             if options.program in (None, program) and (mutant is None or not options.names or mutant.name in options.names)]
     with tempfile.TemporaryDirectory() as folder:

@@ -357,6 +357,11 @@ const PlantedFault kPlantedFaults[] = {
        else
          cuda::barrier(kHere);
      }},
+    {"a lane that skips a round", "diverged collective at here:1, thread 0",
+     [](bool has_fault, Numbers&) {
+       for (int round = 0; round < 4; ++round)
+         if (!has_fault || round != 1 || cuda::lane_index() != 5) cuda::shuffle_xor(1.0f, 1, kHere);
+     }},
     {"any_in_warp after a break", "diverged collective at here:1, thread 1",
      [](bool has_fault, Numbers&) {
        for (int round = 0; round < 4; ++round) {

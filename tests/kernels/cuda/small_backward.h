@@ -68,9 +68,9 @@ struct SmallBackward : SmallCall {
 
   /// Prints what is wrong. Returns whether nothing is.
   bool check() const {
-    const bool is_query_right = check_and_print("gradient of query", query_gradient, computed_query, 0.02);
-    const bool is_key_right = check_and_print("gradient of key", key_gradient, computed_key, 0.05);
-    return check_and_print("gradient of value", value_gradient, computed_value, 0.05) && is_query_right && is_key_right;
+    const bool is_query_right = check_and_print("gradient of query", query_gradient, computed_query, 0.01);
+    const bool is_key_right = check_and_print("gradient of key", key_gradient, computed_key, 0.01);
+    return check_and_print("gradient of value", value_gradient, computed_value, 0.01) && is_query_right && is_key_right;
   }
 
  private:

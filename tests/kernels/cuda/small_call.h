@@ -161,19 +161,20 @@ bool run_and_print(Pass& pass) {
   return report.faults.empty();
 }
 
-/// Prints the largest error of numbers, if it is above the limit.
+/// Prints the largest error of numbers, divided by the largest exact number, if it is above the limit.
 ///
 /// @return Whether it is not.
 template <class Numbers>
 bool check_and_print(const char* name, const std::vector<double>& exact, const Numbers& numbers, double limit) {
-  double largest = 0;
+  double largest = 0, largest_error = 0;
   for (std::size_t i = 0; i < exact.size(); ++i) {
     const double error = std::fabs(numbers(i) - exact[i]);
-    largest = error <= largest ? largest : error;  // also if it is NaN
+    largest = std::max(largest, std::fabs(exact[i]));
+    largest_error = error <= largest_error ? largest_error : error;  // also if it is NaN
     if (std::isnan(error)) break;
   }
-  if (largest <= limit) return true;
-  std::printf("wrong %s: error %.3g, limit %.3g\n", name, largest, limit);
+  if (largest_error <= limit * largest) return true;
+  std::printf("wrong %s: error %.3g, limit %.3g\n", name, largest_error, limit * largest);
   return false;
 }
 

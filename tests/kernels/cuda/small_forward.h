@@ -47,8 +47,8 @@ struct SmallForward : SmallCall {
   /// Prints what is wrong. Returns whether nothing is.
   bool check() const {
     const auto sum = [&](std::size_t i) { return static_cast<double>(computed_log_sum_exp[i]); };
-    const bool is_output_right = check_and_print("output", output, computed_output, params.dropout > 0 ? 0.03 : 0.015);
-    return check_and_print("log_sum_exp", log_sum_exp, sum, 1e-5) && is_output_right;
+    const bool is_output_right = check_and_print("output", output, computed_output, 0.006);
+    return check_and_print("log_sum_exp", log_sum_exp, sum, 1e-6) && is_output_right;
   }
 };
 

@@ -79,7 +79,7 @@ class Shared {
   /// The same memory as entries of type U.
   template <class U>
   ATTEND_HOST_DEVICE Shared<U> as() const {
-    return {reinterpret_cast<U*>(data_), static_cast<int>(size_ * static_cast<int>(sizeof(T)) / sizeof(U))};
+    return {reinterpret_cast<U*>(data_), size_ * static_cast<int>(sizeof(T)) / static_cast<int>(sizeof(U))};
   }
 
   /// Entry i.

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: MIT
+
+// Runs the forward pass of few queries on the host and prints what is wrong with it. mutants_test.py compiles it with
+// headers that have a planted fault.
+
+#include "kernels/cuda/small_decode.h"
+
+namespace {
+
+bool check(int L, int S, bool is_causal, double dropout) {
+  attend::test::SmallDecode pass(L, S, is_causal, dropout);
+  return attend::test::run_and_print(pass) && pass.check();
+}
+
+}  // namespace
+
+int main() {
+  const bool is_right = check(5, 289, /*is_causal=*/false, /*dropout=*/0) &&
+                        check(5, 289, /*is_causal=*/true, /*dropout=*/0) &&
+                        check(3, 289, /*is_causal=*/true, /*dropout=*/0.3);
+  return is_right ? 0 : 1;
+}
