@@ -6,17 +6,13 @@
 
 #include <attend/cuda.cuh>
 
-std::shared_ptr<const attend::detail::AttentionBackend> plain_on_cuda() { return attend::cuda::backend(); }
+attend::BackendChoice plain_on_cuda() { return attend::cuda::backend(); }
 
-std::shared_ptr<const attend::detail::AttentionBackend> tilted_on_cuda() {
-  return attend::cuda::backend<Tilted, attend::Causal>();
-}
+attend::BackendChoice tilted_on_cuda() { return attend::cuda::backend<Tilted, attend::Causal>(); }
 
 /// The kernels on tensor cores: bfloat16 with heads of up to 64 columns. All other calls run without tensor cores.
 struct Width64 {
   using BFloat16 = attend::cuda::Widths<64>;
   using Float16 = attend::cuda::Widths<>;
 };
-std::shared_ptr<const attend::detail::AttentionBackend> small_on_cuda() {
-  return attend::cuda::backend<attend::Unchanged, attend::Causal, Width64>();
-}
+attend::BackendChoice small_on_cuda() { return attend::cuda::backend<attend::Unchanged, attend::Causal, Width64>(); }

@@ -18,9 +18,9 @@ struct FewWidths {
 
 }  // namespace
 
-std::shared_ptr<const attend::detail::AttentionBackend> plain_kernels() { return cuda::backend(); }
+attend::BackendChoice plain_kernels() { return cuda::backend(); }
 
-std::shared_ptr<const attend::detail::AttentionBackend> kernels_of_structs() {
+attend::BackendChoice kernels_of_structs() {
   return cuda::backend<Then<Softcap, RelativeBias>, And<Document, Causal>, FewWidths>();
 }
 

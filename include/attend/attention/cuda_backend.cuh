@@ -9,6 +9,7 @@
 #endif
 
 #include <attend/attention/attention_backend.h>
+#include <attend/attention/backend.h>
 #include <attend/attention/detail/device_backend.h>
 #include <attend/detail/torch/refused.h>
 #include <attend/flex_attention.h>
@@ -112,18 +113,17 @@ namespace cuda {
 /// @tparam Mask A struct as MaskMod describes. Default: EveryKey.
 /// @tparam Kernels The kernels on tensor cores that are compiled, as cuda::EveryKernel, which is the default. A class
 /// with fewer widths compiles faster.
-/// @return The object. It holds no memory of a GPU, and threads may share it.
+/// @return The object, as the value of an option. It holds no memory of a GPU, and threads may share it.
 ///
 /// @code
 /// // kernels.cu
-/// std::shared_ptr<const attend::detail::AttentionBackend> tilted_on_cuda() {
-///   return attend::cuda::backend<Tilted, attend::Causal>();
-/// }
+/// attend::BackendChoice tilted_on_cuda() { return attend::cuda::backend<Tilted, attend::Causal>(); }
 /// @endcode
 template <class Score = Unchanged, class Mask = EveryKey, class Kernels = EveryKernel>
-std::shared_ptr<const attend::detail::AttentionBackend> backend() {
+BackendChoice backend() {
   static_assert(attend::detail::check_variant<Score, Mask>());
-  return std::make_shared<const attend::detail::DeviceBackend<Score, Mask, attend::detail::CudaDevice<Kernels>>>();
+  using Object = attend::detail::DeviceBackend<Score, Mask, attend::detail::CudaDevice<Kernels>>;
+  return std::shared_ptr<const attend::detail::AttentionBackend>(std::make_shared<const Object>());
 }
 
 }  // namespace cuda

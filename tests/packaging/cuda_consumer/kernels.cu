@@ -7,6 +7,6 @@ struct NoTensorCores {
   using Float16 = attend::cuda::Widths<>;
 };
 
-std::shared_ptr<const attend::detail::AttentionBackend> causal_on_cuda() {
+attend::BackendChoice causal_on_cuda() {
   return attend::cuda::backend<attend::Unchanged, attend::Causal, NoTensorCores>();
 }

@@ -5,9 +5,8 @@
 #include <torch/types.h>
 
 #include <cstdio>
-#include <memory>
 
-std::shared_ptr<const attend::detail::AttentionBackend> causal_on_cuda();  // kernels.cu
+attend::BackendChoice causal_on_cuda();  // kernels.cu
 
 int main() {
   const torch::Tensor x = torch::randn({1, 2, 16, 8});
