@@ -15,12 +15,12 @@
 //
 //   128 threads; nvcc 13.0, sm_80, Unchanged and Causal, no spills; a step of one warp:
 //   width   step  registers  shared memory   mma  ldmatrix  cp.async  ex2   share of sm_80's peak on paper
-//      32     32  150               16,384    24        12         2   16   0.86
-//      64     32  243               32,768    48        24         4   16   0.86
-//      96     32  245               49,152    72        36         6   16   0.86
-//     128     32  250               65,536    96        48         8   16   0.86
+//      32     32  149               16,384    24        12         2   16   0.86
+//      64     32  246               32,768    48        24         4   16   0.86
+//      96     32  246               49,152    72        36         6   16   0.86
+//     128     32  255               65,536    96        48         8   16   0.86
 //     192     32  253               98,304   144        96        12   16   0.67
-//     256     16  248               98,304    96        80         8    8   0.55
+//     256     16  250               98,304    96        80         8    8   0.55
 //
 // The share is computed as in backward_keys.cuh. Nothing here has run on a GPU.
 
