@@ -15,8 +15,8 @@
 // A warp has two buffers of keys and values, and copies the next tile (cp.async) while it computes. Warps wait for
 // nothing of each other.
 //
-// Registers (sm_80, without options) and shared memory of a block. With options, width 256
-// spills 8 bytes of each thread; no other kernel spills.
+// Registers (bfloat16, sm_80, without options, with Causal) and shared memory of a block. With options, width 256
+// spills 8 bytes of each thread on sm_80; no other of these kernels spills.
 //
 // | width              |  32 |  64 |  96 | 128 | 192 | 256 |
 // | ------------------ | --- | --- | --- | --- | --- | --- |
@@ -24,22 +24,19 @@
 // | shared memory, KiB |  20 |  40 |  60 |  80 |  60 |  80 |
 // | registers          | 106 | 123 | 142 | 175 | 178 | 214 |
 //
-// For width 128 the loop has 32 mma, 24 ldmatrix and 16 cp.async for 8 KiB of keys and values, in about 700
-// instructions. Four schedulers start 4 of them in a cycle, so a multiprocessor of an H100 could read 47 bytes a cycle;
-// its share of the memory is about 15. The products are not the limit.
+// For width 128 the loop has 32 mma, 24 ldmatrix and 16 cp.async for 8 KiB of keys and values, in fewer than 800
+// instructions. Four schedulers start 4 of them in a cycle, so on paper a multiprocessor can read 41 bytes a cycle. On
+// an H100 its share of the memory's rate is about 15. The instructions are not the limit.
 
 #include <attend/kernels/attention_params.h>
 #include <attend/macros.h>
 #include <attend/score/coordinate.h>
 #include <attend/score/mask_cover.h>
-#include <attend/simd/math.h>
 #include <attend/version.h>
 #include <attend/kernels/cuda/call.cuh>
+#include <attend/kernels/cuda/combine.cuh>
 #include <attend/kernels/cuda/copy_rows.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
-#include <attend/kernels/cuda/number.cuh>
-#include <attend/kernels/cuda/plain_forward.cuh>
-#include <attend/kernels/cuda/results.cuh>
 #include <attend/kernels/cuda/scores.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
 #include <attend/kernels/cuda/softmax.cuh>
@@ -69,11 +66,6 @@ namespace detail {
 /// How many rows a key head has, and how many row tiles.
 ATTEND_HOST_DEVICE inline std::int32_t decode_rows(const Call& call) { return call.group * call.queries; }
 ATTEND_HOST_DEVICE inline std::int32_t decode_row_tiles(const Call& call) { return (decode_rows(call) + 15) / 16; }
-
-/// The place of a part of row (n, h, i) in Call::partials: largest score, sum of the weights, then the output.
-ATTEND_HOST_DEVICE inline std::int64_t partial_place(const Call& call, std::int64_t row, std::int32_t split) {
-  return (row * call.splits + split) * (call.value_dim + 2);
-}
 
 /// The work of one warp.
 template <NumberType kType, int kWidth, class Score, class Mask, bool kHasOptions>
@@ -321,55 +313,6 @@ std::int64_t decode_blocks(const Call& call) {
   constexpr int kWarps = DecodeShape<kWidth>::kWarps;
   return std::int64_t{call.batch_size} * call.kv_heads * detail::decode_row_tiles(call) *
          ((call.splits + kWarps - 1) / kWarps);
-}
-
-/// How many threads a block of combine_block() has. Each warp computes one row of the output.
-inline constexpr int kCombineThreads = 128, kCombineRows = kCombineThreads / kWarpSize;
-
-/// One thread of the kernel that runs after decode_block(), and adds the parts of each row in the order of the keys.
-/// The grid has ⌈N · H · L / kCombineRows⌉ blocks.
-template <NumberType kType, class Score, class Mask>
-ATTEND_HOST_DEVICE void combine_block(const Call& call, const Score& score, const Mask& mask) {
-  using namespace detail;
-  constexpr int kColumns = 256 / kWarpSize;
-  constexpr float kMasked = -simd::FloatFormat<float>::kInfinity, kLog2e = 1.44269504088896340736f;
-  const std::int64_t row = std::int64_t{block_index().x} * kCombineRows + warp_index();
-  if (row >= call.row(call.batch_size, 0, 0)) return;
-  const float* const parts = call.partials + partial_place(call, row, 0);
-  const std::int32_t stride = call.value_dim + 2;
-  float largest = kMasked;
-  for (std::int32_t split = 0; split < call.splits; ++split)
-    largest = larger_number(load_global(parts + std::int64_t{split} * stride), largest);
-  const float shift = largest == kMasked ? 0.0f : largest;
-  float sum = 0, output[kColumns] = {};
-  for (std::int32_t split = 0; split < call.splits; ++split) {
-    const float* const part = parts + std::int64_t{split} * stride;
-    const float weight = exp2_fast((load_global(part) - shift) * kLog2e);
-    sum += weight * load_global(part + 1);
-    ATTEND_UNROLL
-    for (int c = 0; c < kColumns; ++c) {
-      const int column = c * kWarpSize + lane_index();
-      if (column < call.value_dim) output[c] += weight * load_global(part + 2 + column);
-    }
-  }
-  const auto i = static_cast<std::int32_t>(row % call.queries);
-  const auto h = static_cast<std::int32_t>(row / call.queries % call.heads);
-  const auto n = static_cast<std::int32_t>(row / call.queries / call.heads);
-  float sum_of_zeros = 0;
-  ATTEND_UNROLL
-  for (int c = 0; c < kColumns; ++c) sum_of_zeros += output[c] * 0.0f;
-  if (any_in_warp(sum_of_zeros != 0)) {  // as ForwardTile::compute_plainly()
-    using Scores = HeadScores<float, Score, Mask>;
-    const Scores scores(call, score, mask, whole_sequence(call, n), h);
-    PlainRows<kType, /*kRows=*/1, Scores>(call, scores, {i, i + 1}).run();
-    return;
-  }
-  ATTEND_UNROLL
-  for (int c = 0; c < kColumns; ++c) {
-    const int column = c * kWarpSize + lane_index();
-    if (column < call.value_dim) store_output<kType>(call, n, h, i, column, sum == 0 ? 0 : output[c] / sum);
-  }
-  if (lane_index() == 0) store_log_sum_exp(call, n, h, i, largest, sum);
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda

@@ -6,6 +6,7 @@
 #include <attend/macros.h>
 #include <attend/version.h>
 #include <attend/kernels/cuda/call.cuh>
+#include <attend/kernels/cuda/combine.cuh>
 #include <attend/kernels/cuda/decode.cuh>
 #include <attend/kernels/cuda/every_kernel.cuh>
 #include <attend/kernels/cuda/forward.cuh>

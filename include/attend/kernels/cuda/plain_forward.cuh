@@ -12,8 +12,9 @@
 //
 // A weight of 0 is not multiplied: a masked key may hold NaN.
 //
-// The block uses no shared memory. A thread has (sm_80) 200 registers for float32, 255 for float64 and 216 for the 16-bit
-// types. The inner loop has 4 products for 5 loads, so it reaches at most a fifth of the peak of the float32 units.
+// The block uses no shared memory. A thread has (sm_80) 200 registers for float32, 255 for float64 and 216 for the
+// 16-bit types. The inner loop has 4 products for 5 loads, so it reaches at most a fifth of the peak of the float32
+// units.
 
 #include <attend/kernels/attention_params.h>
 #include <attend/macros.h>
