@@ -66,9 +66,10 @@ class HostDevice {
     add(call.output_rest, rows * call.value_dim * 2);
     add(workspace, forward_workspace_bytes(call));
     GlobalMemory memory = everything_else_is_read();
-    attend::cuda::launch_forward<Kernels>(call, workspace, [&](auto kernel, const attend::cuda::Call& launched) {
-      run(kernel, launched, score_mod, mask_mod, memory);
-    });
+    const std::int64_t seed = static_cast<std::int64_t>(call.dropout_seed);
+    attend::cuda::launch_forward<Kernels>(
+        with_seed_in_memory(call, &seed), workspace,
+        [&](auto kernel, const attend::cuda::Call& launched) { run(kernel, launched, score_mod, mask_mod, memory); });
   }
 
   static std::int64_t backward_workspace_bytes(const attend::cuda::Call& call, const AttentionGradients& gradients) {
@@ -88,14 +89,21 @@ class HostDevice {
     add(gradients.alibi_slopes.data, gradients.alibi_slopes.size * 8);
     for (const attend::SummedGradient& sum : gradients.score_tensors) add(sum.data, sum.size * 8);
     GlobalMemory memory = everything_else_is_read();
+    const std::int64_t seed = static_cast<std::int64_t>(call.dropout_seed);
     attend::cuda::launch_backward<Score, Mask, Kernels>(
-        call, gradients, marked, workspace, bytes,
+        with_seed_in_memory(call, &seed), gradients, marked, workspace, bytes,
         [&](auto kernel, const auto& launched) { run(kernel, launched, score_mod, mask_mod, memory); });
   }
 
  private:
   static std::int64_t number(const attend::cuda::Call& call) {
     return call.dtype == attend::NumberType::kFloat64 ? 8 : 4;
+  }
+
+  static attend::cuda::Call with_seed_in_memory(attend::cuda::Call call, const std::int64_t* seed) {
+    call.dropout_seed = 0;
+    call.dropout_seed_data = seed;
+    return call;
   }
 
   template <class Kernel, class Call, class Score, class Mask>
