@@ -141,7 +141,8 @@ void launch_forward_width(const Call& call, ForwardKernel kernel, void* workspac
 
 /// The kernels of a call of 16-bit numbers.
 template <NumberType kType, int... kWidths, class Launch>
-void launch_rounded(const Call& call, ForwardKernel kernel, Widths<kWidths...>, void* workspace, const Launch& launch) {
+void launch_rounded(const Call& call, ForwardKernel kernel, Widths<kWidths...>, [[maybe_unused]] void* workspace,
+                    const Launch& launch) {
   if (kernel == ForwardKernel::kPlain) return launch_checked(PlainForward<kType>(), call, launch);
   const int width = kernel_width(std::max(call.head_dim, call.value_dim));
   ((width == kWidths ? detail::launch_forward_width<kType, kWidths>(call, kernel, workspace, launch) : void()), ...);
