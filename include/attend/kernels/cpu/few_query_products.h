@@ -116,7 +116,8 @@ struct FewQuerySoftmaxStep {
       const int padded = (keys + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
       for (int j = 0; j < keys; ++j) row[j] = scores[j * kTileQueries + i];
       for (int j = keys; j < padded; ++j) row[j] = kNegativeInfinity<T>;
-      Vector score, most = kNegativeInfinity<T> - Vector{}, total{};
+      Vector score, most{}, total{};
+      most += kNegativeInfinity<T>;  // nvcc 13.0 crashes at kNegativeInfinity<T> - Vector{}
       for (int j = 0; j < padded; j += Vec::kLanes) {
         Vec::load(score, row + j);
         most = score > most ? score : most;
