@@ -18,5 +18,3 @@ struct Tilted {
 attend::BackendChoice plain_on_cuda();
 /// A backend for flex_attention() with Tilted and attend::Causal.
 attend::BackendChoice tilted_on_cuda();
-/// A backend for flex_attention() with attend::Causal alone, which takes less time to compile.
-attend::BackendChoice small_on_cuda();

@@ -97,6 +97,24 @@ TEST_CASE("attention: key_lengths equals attention of each batch entry to its ow
     }
 }
 
+TEST_CASE("attention: key_lengths and offsets may have any strides") {
+  torch::manual_seed(5);
+  const torch::Tensor q = torch::randn({3, 2, 6, 8}), k = torch::randn({3, 2, 9, 8});
+  const auto with_lengths = [&](const torch::Tensor& lengths) {
+    return attend::attention(q, k, k, AttentionOptions().key_lengths(lengths));
+  };
+  const torch::Tensor five = torch::full({1}, 5, torch::kInt), two = torch::tensor({4, 0, 9, 0, 2, 0}, torch::kInt);
+  CHECK(with_lengths(five.expand({3})).equal(with_lengths(torch::tensor({5, 5, 5}, torch::kInt))));
+  CHECK(with_lengths(two.slice(0, 0, 6, 2)).equal(with_lengths(torch::tensor({4, 9, 2}, torch::kInt))));
+
+  const torch::Tensor x = torch::randn({1, 2, 12, 8});
+  const auto packed = [&](const torch::Tensor& offsets) {
+    return attend::attention(x, x, x, AttentionOptions().query_offsets(offsets).key_offsets(offsets));
+  };
+  const torch::Tensor offsets = torch::tensor({0, 9, 5, 9, 12, 9}, torch::kInt);
+  CHECK(packed(offsets.slice(0, 0, 6, 2)).equal(packed(torch::tensor({0, 5, 12}, torch::kInt))));
+}
+
 TEST_CASE("attention: key_lengths has second derivatives, which equal those of the dense formula") {
   Tensors ours = random_inputs(), theirs = random_inputs();
   const auto second = [](Tensors& inputs, const torch::Tensor& output) {

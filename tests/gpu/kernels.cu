@@ -10,7 +10,7 @@
 namespace attend::test {
 namespace {
 
-/// The widths that the tests use.
+/// Some widths: tests/cuda/harness.cu has the others.
 struct FewWidths {
   using BFloat16 = cuda::Widths<32, 64>;
   using Float16 = cuda::Widths<32>;
@@ -18,7 +18,7 @@ struct FewWidths {
 
 }  // namespace
 
-attend::BackendChoice plain_kernels() { return cuda::backend(); }
+attend::BackendChoice plain_kernels() { return cuda::backend<Unchanged, EveryKey, FewWidths>(); }
 
 attend::BackendChoice kernels_of_structs() {
   return cuda::backend<Then<Softcap, RelativeBias>, And<Document, Causal>, FewWidths>();

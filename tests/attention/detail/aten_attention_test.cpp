@@ -257,8 +257,11 @@ void efficient(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   }
   const auto [by_query, by_key, by_value, by_score] =
       one.backward(arguments.tensor("grad_out_"), arguments.tensor("out"), sums.narrow(2, 0, L));
+  // ATen does not write the scores above the diagonal.
+  const at::Tensor unwritten = at::full({L, S}, kInfinity - kInfinity, at::kDouble).triu(S - L + 1);
+  const at::Tensor by_bias = mask_type == 2 ? by_score + unwritten : by_score;
   arguments.give({by_query.to(dtype), by_key.to(dtype), by_value.to(dtype),
-                  arguments.value("bias_requires_grad").toBool() ? by_score.to(dtype) : at::Tensor()});
+                  arguments.value("bias_requires_grad").toBool() ? by_bias.to(dtype) : at::Tensor()});
 }
 
 TORCH_LIBRARY_IMPL(aten, CPU, library) {
@@ -476,6 +479,14 @@ TEST_CASE("kSdpa on a GPU: it says why an operator cannot compute a call") {
   check(problem,
         "kSdpa does not support a window of 18 keys to the right for L = 24 and S = 16, because ATen takes it "
         "as unlimited.");
+  problem = problem_on_gpu(half, 24, 16);
+  problem.window = {4, -1};
+  check(problem,
+        "kSdpa does not support a window without a limit to the right for L = 24 and S = 16, because ATen limits it to "
+        "S keys.");
+  problem = problem_on_gpu(half, 17, 16);
+  problem.window = {4, -1};
+  check(problem, "");
   problem = problem_on_gpu(torch::kDouble);
   problem.needs_log_sum_exp = true;
   check(problem, "kSdpa has no kernel for float64 on a GPU with these options.");

@@ -34,10 +34,10 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 ///
 /// | operator | dtypes | besides plain calls |
 /// | --- | --- | --- |
-/// | _flash_attention_forward | float16, bfloat16 | windows, is_causal for L ≠ S, packed batches, log-sum-exp, dropout
-/// | | _efficient_attention_forward | and float32 | attn_mask with is_causal and with a gradient, is_causal for L < S,
-/// log-sum-exp without attn_mask, dropout |
+/// | flash | float16, bfloat16 | windows, is_causal for L ≠ S, packed batches, log-sum-exp, dropout |
+/// | efficient | and float32 | attn_mask with is_causal or a gradient, is_causal for L < S, log-sum-exp, dropout |
 ///
+/// flash is _flash_attention_forward, efficient is _efficient_attention_forward, without log-sum-exp with attn_mask.
 /// The first one is taken where both can. None of this has ever run on a GPU (docs/cuda.md).
 ///
 /// Dropout draws from ATen's random numbers, so other weights are dropped than by the other backends.
@@ -58,6 +58,9 @@ struct AtenAttention {
   /// Whether an operator computes the problem as attention() promises. Sdpa::can_run() has checked the rest.
   static bool can_run(const Problem& problem, std::string* reason) {
     const std::int64_t D = problem.head_dim(), L = problem.query_length(), S = problem.key_length();
+    if (!problem.query.is_cuda())
+      return refused(reason, "kSdpa supports these options on the CPU and on CUDA only; the tensors are on ",
+                     problem.query.device().type(), ".");
     if (problem.query.scalar_type() == at::kDouble)
       return refused(reason, "kSdpa has no kernel for float64 on a GPU with these options.");
     if (problem.dropout >= 1.0) return refused(reason, "kSdpa needs a dropout below 1.");
@@ -72,6 +75,9 @@ struct AtenAttention {
       if (problem.window.right >= S)
         return refused(reason, "kSdpa does not support a window of ", problem.window.right,
                        " keys to the right for L = ", L, " and S = ", S, ", because ATen takes it as unlimited.");
+      if (problem.window.left >= 0 && problem.window.right < 0 && L > S + 1)
+        return refused(reason, "kSdpa does not support a window without a limit to the right for L = ", L,
+                       " and S = ", S, ", because ATen limits it to S keys.");
       if (!at::globalContext().userEnabledFlashSDP())
         return refused(reason, "kSdpa cannot run, because setSDPUseFlash(false) was called.");
       return true;
@@ -144,10 +150,18 @@ struct AtenAttention {
     return tensor.defined() ? std::make_optional(tensor) : std::nullopt;
   }
 
+  /// The tensor with rows that can be read 16 bytes at a time, which the operators do without a check.
+  static at::Tensor with_aligned_rows(const at::Tensor& tensor) {
+    const auto numbers = static_cast<std::int64_t>(16 / tensor.element_size());
+    bool is_aligned = tensor.stride(3) == 1 && reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+    for (int i = 0; i < 3; ++i) is_aligned &= tensor.size(i) == 1 || tensor.stride(i) % numbers == 0;
+    return is_aligned ? tensor : tensor.clone(at::MemoryFormat::Contiguous);
+  }
+
   // ---- _flash_attention_forward: (N, L, H, D), or (L, H, D) in a packed batch
 
   static at::Tensor to_flash(const at::Tensor& tensor, const Problem& problem) {
-    const at::Tensor rows = tensor.stride(3) == 1 ? tensor : tensor.contiguous();
+    const at::Tensor rows = with_aligned_rows(tensor);
     return problem.is_packed() ? rows.squeeze(0).transpose(0, 1) : rows.transpose(1, 2);
   }
 
@@ -191,7 +205,7 @@ struct AtenAttention {
   // ---- _efficient_attention_forward: (N, L, H, D), as many key heads as query heads
 
   static at::Tensor to_efficient(const at::Tensor& tensor, std::int64_t heads) {
-    const at::Tensor rows = tensor.stride(3) == 1 ? tensor : tensor.contiguous();
+    const at::Tensor rows = with_aligned_rows(tensor);
     return (rows.size(1) == heads ? rows : rows.repeat_interleave(heads / rows.size(1), 1)).transpose(1, 2);
   }
 
@@ -251,7 +265,11 @@ struct AtenAttention {
     results.query = query.transpose(1, 2);
     results.key = from_efficient(key, G);
     results.value = from_efficient(value, G);
-    if (needs_mask) results.attn_mask = at::sum_to(scores.to(at::kFloat), one_copy(mask).sizes());
+    if (needs_mask) {
+      // ATen leaves blocks of scores above the diagonal as they were in memory.
+      if (problem.is_causal()) scores = scores.tril(problem.key_length() - L);
+      results.attn_mask = at::sum_to(scores.to(at::kFloat), one_copy(mask).sizes());
+    }
     return results;
   }
 };

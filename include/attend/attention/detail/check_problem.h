@@ -141,7 +141,7 @@ inline at::Tensor checked_integers(const char* name, const at::Tensor& given, co
 
 inline at::Tensor checked_offsets(const char* name, const at::Tensor& given, const char* length_name,
                                   std::int64_t length, const at::Tensor& query) {
-  const at::Tensor offsets = checked_integers(name, given, query);
+  const at::Tensor offsets = checked_integers(name, given, query).contiguous();
   TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.size(0) >= 1, "attend::attention: ", name,
                     " must be 1-d with at least one element, got ", offsets.sizes());
   if (!offsets.is_cpu()) return offsets;
@@ -156,7 +156,7 @@ inline at::Tensor checked_offsets(const char* name, const at::Tensor& given, con
 }
 
 inline at::Tensor checked_key_lengths(const at::Tensor& given, const Problem& problem) {
-  const at::Tensor lengths = checked_integers("key_lengths", given, problem.query);
+  const at::Tensor lengths = checked_integers("key_lengths", given, problem.query).contiguous();
   TORCH_CHECK_VALUE(lengths.dim() == 1 && lengths.size(0) == problem.batch_size(),
                     "attend::attention: key_lengths must be (N), with N = ", problem.batch_size(), ", got ",
                     lengths.sizes());
@@ -166,7 +166,7 @@ inline at::Tensor checked_key_lengths(const at::Tensor& given, const Problem& pr
     TORCH_CHECK_VALUE(values[n] >= 0 && values[n] <= problem.key_length(),
                       "attend::attention: key_lengths must be from 0 to S = ", problem.key_length(), ", got ",
                       values[n], " at index ", n);
-  return lengths.contiguous();
+  return lengths;
 }
 
 /// Checks the shape of block_table. query, key and value have 4 dimensions.

@@ -41,9 +41,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// - static std::int64_t forward_workspace_bytes(call)
 /// - void forward(call, score_mod, mask_mod, void* workspace)
 /// - static std::int64_t backward_workspace_bytes(call, gradients)
-/// - void backward(call, gradients, score_mod, mask_mod, marked, void* workspace); marked(k, reads) is a score_mod
+/// - void backward(call, gradients, score_mod, mask_mod, marked, void* workspace). marked(k, reads) is a score_mod
 /// whose
-///   tensor k has these TensorReads
+///   tensor k has these TensorReads.
 template <class Score, class Mask, class Device>
 class DeviceBackend final : public KernelBackend {
  public:
@@ -91,7 +91,9 @@ class DeviceBackend final : public KernelBackend {
     Device device(problem.query.device());
     const ProblemParams params = attention_params(problem);
     const Structs structs(problem);
-    GradientTensors tensors(problem, params, result, given, structs.score_tensors());
+    AttentionResult read = given;  // the gradient of y.sum() is expanded, which the kernels on tensor cores cannot read
+    if (read.output.defined() && read.output.stride(3) != 1) read.output = read.output.contiguous();
+    GradientTensors tensors(problem, params, result, read, structs.score_tensors());
     const cuda::Call call = cuda::call_of(params.params, outputs_of(result));
     const AttentionGradients& gradients = tensors.gradients();
     const at::Tensor workspace = bytes(Device::backward_workspace_bytes(call, gradients), problem);
