@@ -30,7 +30,9 @@ EXCEPTIONS = {
 
 # The tables, by the names in the page's markers. Each selects its messages by their beginning or their file.
 TABLES = {
-    "reasons of attention": lambda file, text: file in ("attention/cpu.h", "attention/preference.h", "attention/sdpa.h"),
+    "reasons of attention": lambda file, text: file in (
+        "attention/cpu.h", "attention/preference.h", "attention/sdpa.h", "attention/detail/kernel_limits.h",
+        "attention/detail/aten_attention.h", "attention/detail/device_backend.h"),
     "reasons of ConvStack": lambda file, text: file == "layers/detail/cpu_convolution.h",
     "attention": lambda file, text: text.startswith("attend::attention:"),
     "flex_attention": lambda file, text: file.startswith(("attention/", "score/")),

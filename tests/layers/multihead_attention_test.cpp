@@ -223,7 +223,7 @@ TEST_CASE("MultiheadAttention: forward(is_causal) needs no (L, S) mask and uses 
   CHECK(layer->explain(x, x, x, {}, false, {}, true, /*is_causal=*/true).copies == "");
   CHECK(message_of<c10::NotImplementedError>([&] {
           layer->explain(x, x.slice(1, 0, 20), x.slice(1, 0, 20), {}, false, {}, true, /*is_causal=*/true);
-        }).find("is_causal for L = 30 and S = 20") != std::string::npos);
+        }).find("is_causal on the CPU for L = 30 and S = 20") != std::string::npos);
 }
 
 TEST_CASE("MultiheadAttention: dropout only in training mode, new in each call; weights are before dropout") {

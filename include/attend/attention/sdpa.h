@@ -77,6 +77,9 @@ class Sdpa final : public KernelBackend {
                      "kSdpa returns no log-sum-exp with attn_mask, because ATen's is wrong for a query that may attend "
                      "to nothing.");
     if (on_cpu && !can_run_on_cpu(problem, reason)) return false;
+    if (uses_operators(problem) && !problem.query.is_cuda())
+      return refused(reason, "kSdpa supports these options on the CPU and on CUDA only; the tensors are on ",
+                     problem.query.device().type(), ".");
     if (uses_operators(problem) && !AtenAttention::can_run(problem, reason)) return false;
     if (!has_fused_kernel(problem))
       return refused(reason, "kSdpa cannot run, because ATen has no fused kernel for this call (",

@@ -58,9 +58,6 @@ struct AtenAttention {
   /// Whether an operator computes the problem as attention() promises. Sdpa::can_run() has checked the rest.
   static bool can_run(const Problem& problem, std::string* reason) {
     const std::int64_t D = problem.head_dim(), L = problem.query_length(), S = problem.key_length();
-    if (!problem.query.is_cuda())
-      return refused(reason, "kSdpa supports these options on the CPU and on CUDA only; the tensors are on ",
-                     problem.query.device().type(), ".");
     if (problem.query.scalar_type() == at::kDouble)
       return refused(reason, "kSdpa has no kernel for float64 on a GPU with these options.");
     if (problem.dropout >= 1.0) return refused(reason, "kSdpa needs a dropout below 1.");

@@ -14,8 +14,9 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 // Long sums are sums of partial sums of kPart numbers, which halves their error.
 inline constexpr int kPart = 8;
 
-/// How far a score may exceed m in SoftmaxStep. P is at most exp(kSlack), which costs no accuracy.
-inline constexpr int kSlack = 8;
+/// How far a score may exceed m in SoftmaxStep. A larger number would cost accuracy: the difference score − m of the
+/// largest weights is rounded.
+inline constexpr int kSlack = 2;
 
 /// One step of the online softmax. m, in `largest`, is near the largest score of each query so far: if a score exceeds m
 /// by more than kSlack, m becomes the largest score. So the output is seldom rescaled. Scores become P = exp(score − m),
