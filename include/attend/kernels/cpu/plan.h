@@ -182,8 +182,9 @@ struct AttentionResults {
   }
 
  private:
+  using Pointer = T* AttentionResults::*;  // nvcc writes the type of a member with parentheses, of which g++ warns
   struct Piece {
-    T* AttentionResults::*pointer;
+    Pointer pointer;
     std::int64_t size;
   };
 
