@@ -81,12 +81,12 @@ DECODE = [
     Mutant("a warp that some lanes leave", "decode", "if (any_in_warp(!is_empty)) return key;",
            "if (!is_empty) return key;", DIVERGED + "collective"),
     Mutant("keys of no part", "decode", "(tiles + call_.splits - 1) / call_.splits", "tiles / call_.splits", OUTPUT),
-    Mutant("parts in the place of others", "decode", "(row * call.splits + split)", "(row + split)",
+    Mutant("parts in the place of others", "combine", "(row * call.splits + split)", "(row + split)",
            "race in global memory"),
     Mutant("rows that do not exist", "decode", "if (!rows_[r].exists) continue;", "", "race in global memory"),
     Mutant("rows of other lanes", "decode", "first_row_ + lane_index() / 4 + 8 * r",
            "first_row_ + lane_index() % 8 + 8 * r", "race in global memory"),
-    Mutant("parts without their weights", "decode", "exp2_fast((load_global(part) - shift) * kLog2e)", "1", OUTPUT),
+    Mutant("parts without their weights", "combine", "exp2_fast((load_global(part) - shift) * kLog2e)", "1", OUTPUT),
 ]
 
 BACKWARD = [
