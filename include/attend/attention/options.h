@@ -66,7 +66,7 @@ struct Window {
   }
 };
 
-/// Options of attention(). All of them can be combined.
+/// Options of attention(). All of them can be combined, except key_lengths and block_table with offsets.
 ///
 /// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
 ///

@@ -50,8 +50,8 @@ ATTEND_FORWARD(Unchanged, EveryKey, PlainForward<kBFloat16>);
 // ---- Backward -------------------------------------------------------------------------------------------------------
 
 #define ATTEND_TENSOR_BACKWARD(Score, Mask, kType, kWidth, kPart)              \
-  ATTEND_BACKWARD(Score, Mask, TensorKeys<kType, kWidth, kPart, Score, Mask>); \
-  ATTEND_BACKWARD(Score, Mask, TensorQueries<kType, kWidth, Score, Mask>)
+  ATTEND_BACKWARD(Score, Mask, TensorCoreKeys<kType, kWidth, kPart, Score, Mask>); \
+  ATTEND_BACKWARD(Score, Mask, TensorCoreQueries<kType, kWidth, Score, Mask>)
 #define ATTEND_PLAIN_BACKWARD(Score, Mask, T)                 \
   ATTEND_BACKWARD(Score, Mask, PlainRowSums<T, Score, Mask>); \
   ATTEND_BACKWARD(Score, Mask, PlainKeys<T, Score, Mask>);    \
@@ -63,11 +63,11 @@ ATTEND_TENSOR_BACKWARD(Unchanged, EveryKey, kBFloat16, 96, KeyPart::kBoth);
 ATTEND_TENSOR_BACKWARD(Unchanged, EveryKey, kBFloat16, 128, KeyPart::kBoth);
 ATTEND_TENSOR_BACKWARD(Unchanged, EveryKey, kBFloat16, 192, KeyPart::kKeys);
 ATTEND_TENSOR_BACKWARD(Unchanged, EveryKey, kBFloat16, 256, KeyPart::kKeys);
-ATTEND_BACKWARD(Unchanged, EveryKey, TensorKeys<kBFloat16, 256, KeyPart::kValues, Unchanged, EveryKey>);
+ATTEND_BACKWARD(Unchanged, EveryKey, TensorCoreKeys<kBFloat16, 256, KeyPart::kValues, Unchanged, EveryKey>);
 ATTEND_TENSOR_BACKWARD(Unchanged, EveryKey, kFloat16, 128, KeyPart::kBoth);
 ATTEND_TENSOR_BACKWARD(Unchanged, Causal, kBFloat16, 64, KeyPart::kBoth);
 ATTEND_TENSOR_BACKWARD(test::Gated, test::SameDocument, kBFloat16, 128, KeyPart::kBoth);
-ATTEND_BACKWARD(Unchanged, EveryKey, TensorRowSums<kBFloat16>);
+ATTEND_BACKWARD(Unchanged, EveryKey, TensorCoreRowSums<kBFloat16>);
 
 ATTEND_PLAIN_BACKWARD(Unchanged, EveryKey, float);
 ATTEND_PLAIN_BACKWARD(Unchanged, EveryKey, double);

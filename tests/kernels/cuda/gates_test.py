@@ -34,8 +34,8 @@ EXCEPTIONS = {
     r"<TensorSums<": (256, "the score_mod reads its tensors through a pointer to a list, which is in local memory"),
     r"<TensorCoreForward<kBFloat16, 64, false>, test::SoftSign": (24, "a score_mod, and two tiles of queries per warp"),
     r"<TensorCoreForward<kBFloat16, 128, true>": (16, "every option at once, at 255 registers"),
-    r"<TensorQueries<k\w+, 256": (24, "an output of 256 columns, at 255 registers"),
-    r"<TensorKeys<k\w+, 128, KeyPart 0": (24, "two outputs of 128 columns, at 255 registers"),
+    r"<TensorCoreQueries<k\w+, 256": (24, "an output of 256 columns, at 255 registers"),
+    r"<TensorCoreKeys<k\w+, 128, KeyPart 0": (24, "two outputs of 128 columns, at 255 registers"),
     r"<PlainKeys<double|<PlainForward<kFloat64": (24, "float64, at 255 registers"),
 }
 

@@ -61,9 +61,9 @@ struct SmallBackward : SmallCall {
   /// Calls launch(kernel, call) for each kernel, in order.
   template <class Launch>
   void launch_all(const Launch& launch) {
-    launch(cuda::TensorRowSums<kType>(), call);
-    launch(cuda::TensorKeys<kType, kColumns, cuda::KeyPart::kBoth, Unchanged, EveryKey>(), call);
-    launch(cuda::TensorQueries<kType, kColumns, Unchanged, EveryKey>(), call);
+    launch(cuda::TensorCoreRowSums<kType>(), call);
+    launch(cuda::TensorCoreKeys<kType, kColumns, cuda::KeyPart::kBoth, Unchanged, EveryKey>(), call);
+    launch(cuda::TensorCoreQueries<kType, kColumns, Unchanged, EveryKey>(), call);
   }
 
   /// Prints what is wrong. Returns whether nothing is.

@@ -188,7 +188,7 @@ class KeyGradients {
 
 /// One thread of the kernel that writes the gradients of the keys and values, or one of both.
 template <NumberType kType, int kWidth, KeyPart kPart, class Score, class Mask>
-struct TensorKeys {
+struct TensorCoreKeys {
   static constexpr const char* name() {
     return kPart == KeyPart::kBoth   ? "backward_keys"
            : kPart == KeyPart::kKeys ? "backward_keys_only"

@@ -207,12 +207,12 @@ void launch_plain_backward(const BackwardCall& call, const AttentionGradients& g
 template <NumberType kType, int kWidth, class Score, class Mask, class Launch>
 void launch_width(const BackwardCall& call, const AttentionGradients& gradients, const Launch& launch) {
   if constexpr (kWidth <= 128) {
-    launch(TensorKeys<kType, kWidth, KeyPart::kBoth, Score, Mask>(), call);
+    launch(TensorCoreKeys<kType, kWidth, KeyPart::kBoth, Score, Mask>(), call);
   } else {
-    launch(TensorKeys<kType, kWidth, KeyPart::kKeys, Score, Mask>(), call);
-    launch(TensorKeys<kType, kWidth, KeyPart::kValues, Score, Mask>(), call);
+    launch(TensorCoreKeys<kType, kWidth, KeyPart::kKeys, Score, Mask>(), call);
+    launch(TensorCoreKeys<kType, kWidth, KeyPart::kValues, Score, Mask>(), call);
   }
-  launch(TensorQueries<kType, kWidth, Score, Mask>(), call);
+  launch(TensorCoreQueries<kType, kWidth, Score, Mask>(), call);
   launch_entry_sums(call, gradients, TensorCoreEntrySums<kType, kWidth, Score, Mask>(), launch);
 }
 
@@ -221,7 +221,7 @@ void launch_width(const BackwardCall& call, const AttentionGradients& gradients,
 template <NumberType kType, class Score, class Mask, int... kWidths, class Launch>
 void launch_tensor_backward(const BackwardCall& call, const AttentionGradients& gradients, Widths<kWidths...>,
                             const Launch& launch) {
-  launch(TensorRowSums<kType>(), call);
+  launch(TensorCoreRowSums<kType>(), call);
   const int width = kernel_width(std::max(call.forward.head_dim, call.forward.value_dim));
   ((kWidths == width ? launch_width<kType, kWidths, Score, Mask>(call, gradients, launch) : void()), ...);
 }

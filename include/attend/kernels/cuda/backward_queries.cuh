@@ -152,7 +152,7 @@ class QueryGradients {
 
 /// One thread of the kernel that writes the gradient of the queries.
 template <NumberType kType, int kWidth, class Score, class Mask>
-struct TensorQueries {
+struct TensorCoreQueries {
   static constexpr const char* name() { return "backward_queries"; }
   using Gradients = detail::QueryGradients<kType, kWidth, Score, Mask>;
   static constexpr int kThreads = Gradients::Shape::kThreads, kSharedBytes = Gradients::Shape::kSharedBytes;

@@ -8,6 +8,7 @@
 #include <attend/kernels/cuda/call.cuh>
 #include <attend/kernels/cuda/copy_rows.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
+#include <attend/kernels/cuda/number.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
 #include <attend/kernels/cuda/scores.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
@@ -143,7 +144,7 @@ template <bool kByProduct, int kTiles, class Scores, class Places, class Rows>
 ATTEND_HOST_DEVICE void differentiate(const Call& call, const Scores& scores, bool is_full, const Places& place,
                                       const Rows& row, float (&products)[kTiles][4], float (&gradients)[kTiles][4]) {
   if (is_full && scores.only_scales() && !call.has_dropout()) {
-    const float unit = static_cast<float>(call.scale) * kLog2E;
+    const float unit = static_cast<float>(call.scale) * kLog2e;
     ATTEND_UNROLL
     for (int n = 0; n < kTiles; ++n) {
       ATTEND_UNROLL
@@ -162,7 +163,7 @@ ATTEND_HOST_DEVICE void differentiate(const Call& call, const Scores& scores, bo
       const TensorRow sums = row(n, i);
       const auto at = place(n, i);
       const auto score = scores.derived(products[n][i], at, is_full);
-      const float weight = score.value == Scores::kMasked ? 0.0f : exp2_fast(score.value * kLog2E - sums.log_sum_exp);
+      const float weight = score.value == Scores::kMasked ? 0.0f : exp2_fast(score.value * kLog2e - sums.log_sum_exp);
       const float kept = scores.dropout_factor(at);
       const float weight_gradient = kept == 0.0f ? 0.0f : kept * gradients[n][i];
       products[n][i] = weight * kept;

@@ -10,6 +10,7 @@
 #include <attend/version.h>
 #include <attend/kernels/cuda/call.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
+#include <attend/kernels/cuda/number.cuh>
 #include <attend/kernels/cuda/plain_forward.cuh>
 #include <attend/kernels/cuda/results.cuh>
 #include <attend/kernels/cuda/scores.cuh>
@@ -37,7 +38,7 @@ template <NumberType kType, class Score, class Mask>
 ATTEND_HOST_DEVICE void combine_block(const Call& call, const Score& score, const Mask& mask) {
   using namespace detail;
   constexpr int kColumns = 256 / kWarpSize;
-  constexpr float kMasked = -simd::FloatFormat<float>::kInfinity, kLog2e = 1.44269504088896340736f;
+  constexpr float kMasked = -simd::FloatFormat<float>::kInfinity;
   const std::int64_t row = std::int64_t{block_index().x} * kCombineRows + warp_index();
   if (row >= call.row(call.batch_size, 0, 0)) return;
   const float* const parts = call.partials + partial_place(call, row, 0);

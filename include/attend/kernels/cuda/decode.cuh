@@ -37,6 +37,7 @@
 #include <attend/kernels/cuda/combine.cuh>
 #include <attend/kernels/cuda/copy_rows.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
+#include <attend/kernels/cuda/number.cuh>
 #include <attend/kernels/cuda/scores.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
 #include <attend/kernels/cuda/softmax.cuh>
@@ -74,7 +75,6 @@ class DecodeWarp {
   using Scores = HeadScores<float, Score, Mask, kHasOptions>;
   using Tile = typename Shape::Tile;
   static constexpr int kKeys = Shape::kKeys, kSteps = kWidth / 16, kScores = kKeys / 2, kOutputs = kWidth / 2;
-  static constexpr float kLog2e = 1.44269504088896340736f;
 
  public:
   /// @param first_row The first row of the tile, among those of the key head.

@@ -81,7 +81,6 @@ class ForwardTile {
   static constexpr int kRowTiles = Shape::kRowTiles, kKeys = Shape::kKeys, kSteps = kWidth / 16;
   // Of a row tile, for each thread.
   static constexpr int kScores = kKeys / 2, kOutputs = kWidth / 2;
-  static constexpr float kLog2e = 1.44269504088896340736f;
   static constexpr float kLeastScale = simd::FloatFormat<float>::kSmallestNormal;  // −∞ · 0 would be NaN
 
  public:

@@ -20,6 +20,9 @@ template <NumberType kType>
 using Stored =
     std::conditional_t<kType == NumberType::kBFloat16 || kType == NumberType::kFloat16, std::uint16_t, Computed<kType>>;
 
+/// log₂ e: exp(x) is exp2_fast(x · kLog2e).
+inline constexpr float kLog2e = 1.44269504088896340736f;
+
 /// Whether numbers of type kType are rounded when they are stored.
 template <NumberType kType>
 inline constexpr bool kIsRounded = !std::is_same_v<Stored<kType>, Computed<kType>>;

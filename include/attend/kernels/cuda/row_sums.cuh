@@ -25,8 +25,6 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 
 namespace detail {
 
-inline constexpr float kLog2E = 1.4426950408889634f;
-
 /// What the kernels read for a query: log_sum_exp is in units of log 2, and +∞ if the query has no key.
 struct TensorRow {
   float log_sum_exp, delta;
@@ -36,7 +34,7 @@ struct TensorRow {
 
 /// One thread of the kernel that writes BackwardCall::rows, and plain_rows if it is not null.
 template <NumberType kType>
-struct TensorRowSums {
+struct TensorCoreRowSums {
   static constexpr const char* name() { return "row_sums"; }
   static constexpr int kThreads = 128, kSharedBytes = 0, kRows = kThreads / kWarpSize;
 
@@ -67,7 +65,7 @@ struct TensorRowSums {
     const float log_sum_exp = load_global(static_cast<const float*>(forward.saved_log_sum_exp) + row);
     constexpr float kInfinity = simd::FloatFormat<float>::kInfinity;
     store_global(static_cast<detail::TensorRow*>(call.rows) + row,
-                 {log_sum_exp == -kInfinity ? kInfinity : log_sum_exp * detail::kLog2E, sum});
+                 {log_sum_exp == -kInfinity ? kInfinity : log_sum_exp * detail::kLog2e, sum});
     if (call.plain_rows == nullptr) return;
     float* const plain = static_cast<float*>(call.plain_rows) + 3 * row;
     store_global(plain, log_sum_exp);
