@@ -4,6 +4,7 @@
 #include <attend/kernels/attention_params.h>
 #include <attend/version.h>
 #include <attend/kernels/cuda/backward_plan.cuh>
+#include <attend/kernels/cuda/launch.cuh>
 
 #include <cuda_runtime.h>
 
@@ -47,14 +48,9 @@ cudaError_t attention_backward(const Call& call, const AttentionGradients& gradi
   cudaError_t error = cudaSuccess;
   const auto launch = [&](auto kernel, const BackwardCall& backward) {
     using Kernel = decltype(kernel);
-    if (error != cudaSuccess) return;
-    const auto blocks = static_cast<unsigned>(Kernel::blocks(backward));
-    const auto function = &detail::backward_kernel<Kernel, Score, Mask>;
-    if constexpr (Kernel::kSharedBytes > 48 * 1024)
-      error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::kSharedBytes);
-    if (error != cudaSuccess) return;
-    function<<<blocks, Kernel::kThreads, Kernel::kSharedBytes, stream>>>(backward, score_mod, mask_mod);
-    error = cudaGetLastError();
+    if (error == cudaSuccess)
+      error = detail::launch<Kernel>(&detail::backward_kernel<Kernel, Score, Mask>, Kernel::blocks(backward), stream,
+                                     backward, score_mod, mask_mod);
   };
   launch_backward<Score, Mask, Kernels>(call, gradients, marked, workspace, backward_workspace_bytes(call, gradients),
                                         launch);

@@ -5,6 +5,7 @@
 #include <attend/kernels/cuda/call.cuh>
 #include <attend/kernels/cuda/every_kernel.cuh>
 #include <attend/kernels/cuda/forward_plan.cuh>
+#include <attend/kernels/cuda/launch.cuh>
 
 #include <cuda_runtime.h>
 
@@ -44,14 +45,9 @@ cudaError_t attention_forward(const Call& call, const Score& score_mod, const Ma
   cudaError_t error = cudaSuccess;
   launch_forward<Kernels>(call, workspace, [&](auto kernel, const Call& launched) {
     using Kernel = decltype(kernel);
-    if (error != cudaSuccess) return;
-    const auto function = &detail::forward_kernel<Kernel, Score, Mask>;
-    if constexpr (Kernel::kSharedBytes > 48 * 1024)
-      error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::kSharedBytes);
-    if (error != cudaSuccess) return;
-    function<<<static_cast<unsigned>(Kernel::blocks(launched)), Kernel::kThreads, Kernel::kSharedBytes, stream>>>(
-        launched, score_mod, mask_mod);
-    error = cudaGetLastError();
+    if (error == cudaSuccess)
+      error = detail::launch<Kernel>(&detail::forward_kernel<Kernel, Score, Mask>, Kernel::blocks(launched), stream,
+                                     launched, score_mod, mask_mod);
   });
   return error;
 }
