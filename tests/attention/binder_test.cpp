@@ -102,11 +102,11 @@ TEST_CASE("Binder: a struct that requests other tensors than in its first bind()
   const torch::Tensor numbers = torch::ones({2});
   Binder binder(kSizes, {numbers});
   CHECK(message_of<c10::ValueError>([&] { binder.integers(torch::ones({2}, torch::kInt)); }) ==
-        "attend::Binder: bind() must ask for the same tensors in the same order each time, got integers() for tensor 0 "
+        "attend::Binder: bind() must request the same tensors in the same order each time, got integers() for tensor 0 "
         "of 1");
   binder.values(numbers);
   CHECK(message_of<c10::ValueError>([&] { binder.values(numbers); }) ==
-        "attend::Binder: bind() must ask for the same tensors in the same order each time, got values() for tensor 1 "
+        "attend::Binder: bind() must request the same tensors in the same order each time, got values() for tensor 1 "
         "of 1");
 }
 

@@ -199,7 +199,7 @@ TEST_CASE("BlockMask, block_mask_of: type and text of errors") {
           BlockMask(counts, indices, {}, {}, {64, 100});
         }).find("both sizes of a block must be multiples of 64, got 64 × 100") != std::string::npos);
   CHECK(value_error([&] { BlockMask(counts, indices, {}, {}, {0, 64}); }).find("got 0 × 64") != std::string::npos);
-  const std::string outside = "kv_num_blocks must be 0 to 3, and listed kv_indices 0 to 2";
+  const std::string outside = "kv_num_blocks must be from 0 to 3, and the listed kv_indices from 0 to 2";
   for (const torch::Tensor& wrong : {counts * 4, counts * -1})
     CHECK(value_error([&] { BlockMask(wrong, indices); }).find(outside) != std::string::npos);
   for (const std::int64_t wrong : {std::int64_t{3}, std::int64_t{-1}, std::int64_t{1} << 32})

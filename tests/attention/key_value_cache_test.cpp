@@ -516,8 +516,8 @@ TEST_CASE("KeyValueCache: bad options, tokens and calls are refused") {
     }
     if (page_size > 0) {
       attend::test::check_throws<c10::ValueError>(
-          "attend::KeyValueCache: the new tokens need more pages than the 1 that are free of num_pages = 7; raise "
-          "num_pages, or truncate",
+          "attend::KeyValueCache: the new tokens need more pages than are free (1 of num_pages = 7); raise num_pages, "
+          "or call truncate()",
           [&] { cache.append(0, tokens(1), tokens(1)); });
       attend::test::check_throws<c10::ValueError>(
           "attend::KeyValueCache: attn_mask must have S = 12 columns, the largest of lengths(), got [1, 11]", [&] {

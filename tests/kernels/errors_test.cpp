@@ -392,7 +392,7 @@ TEST_CASE_TEMPLATE("TensorView, IntegerView: errors of the constructors from mem
   };
   CHECK(message(numbers, {1, 2, 3, 4, 5}) == name + ": sizes must be up to 4 numbers, each at least 0");
   CHECK(message(numbers, {2, -1}) == name + ": sizes must be up to 4 numbers, each at least 0");
-  CHECK(message(numbers, {1 << 30, 1 << 30, 1 << 30}) == name + ": sizes must be of at most 2^58 numbers");
+  CHECK(message(numbers, {1 << 30, 1 << 30, 1 << 30}) == name + ": sizes must have at most 2^58 numbers");
   CHECK(message(null, {2}) == name + ": data must not be null");
   CHECK(message(null, {2, 0}) == "");
   CHECK(message(numbers, {}) == "");

@@ -446,7 +446,7 @@ TEST_CASE("MultiheadAttention: calls that contradict the options or themselves a
       {plain(), call().cache(&cache).key_padding_mask(torch::zeros({1, 5}, torch::kBool)),
        "key_padding_mask cannot be combined with a cache; pass cache_valid"},
       {plain(), call().cache(&cache).query_offsets(offsets),
-       "query_offsets cannot be combined with a cache; a batch entry of the cache is a sequence"},
+       "query_offsets cannot be combined with a cache; each batch entry of a cache is one sequence"},
       {plain(), call().position_bias(of_three.get()), "position_bias must have num_heads (4), got one of 3 heads"},
       {plain().attention_function(attention), call().position_bias(bias.get()),
        "position_bias cannot be combined with attention_function, which computes all scores"},

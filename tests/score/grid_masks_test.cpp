@@ -193,7 +193,7 @@ TEST_CASE("NeighborhoodMask, ShiftedWindowMask: sizes out of range are refused")
        [] {
          NeighborhoodMask({4, 0}, {1, 1});
        }},
-      {"attend::NeighborhoodMask: sizes must be of at most 2^21 positions",
+      {"attend::NeighborhoodMask: sizes must have at most 2^21 positions",
        [] {
          NeighborhoodMask({4096, 4096}, {1, 1});
        }},

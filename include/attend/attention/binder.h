@@ -107,6 +107,7 @@ class Binder {
   /// @return The view, for a member of the struct that bind() returns.
   /// @throws c10::TypeError as values().
   /// @throws c10::ValueError as values(). After bind(), attention also throws it if an element does not fit into int32.
+  /// Exception: attend::cuda::backend() does not check this.
   IntegerView integers(const at::Tensor& tensor) {
     constexpr auto is_whole = [](at::ScalarType dtype) { return at::isIntegralType(dtype, /*includeBool=*/true); };
     const at::Tensor& bound = next(tensor, "integers()", is_whole, "an integer or bool");
@@ -168,7 +169,7 @@ class Binder {
     if (!is_collecting_) {
       TORCH_CHECK_VALUE(number_ < static_cast<int>(tensors_.size()) &&
                             is_wanted(tensors_[static_cast<std::size_t>(number_)].scalar_type()),
-                        "attend::Binder: bind() must ask for the same tensors in the same order each time, got ",
+                        "attend::Binder: bind() must request the same tensors in the same order each time, got ",
                         function, " for tensor ", number_, " of ", tensors_.size());
       return tensors_[static_cast<std::size_t>(number_++)];
     }

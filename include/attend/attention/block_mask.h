@@ -39,7 +39,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// All tensors hold integers. They are copied, so later changes in place have no effect. If N or H is 1, all batch
 /// entries or heads share the lists.
 ///
-/// @throws c10::ValueError for other shapes, and for indices of blocks that do not exist.
+/// @throws c10::ValueError for other shapes, for indices of blocks that do not exist, and for a block size that is not
+/// a multiple of 64.
 /// @throws c10::TypeError for tensors that are not integers.
 ///
 /// @code
@@ -52,11 +53,11 @@ template <class Mask = EveryKey>
 class BlockMask : public detail::MaskOperators {
  public:
   /// @param kv_num_blocks The number of partial blocks for each block of queries, (N, H, ⌈L / block⌉).
-  /// @param kv_indices The indices of the partial blocks of keys, from 0, (N, H, ⌈L / block⌉, ⌈S / block⌉). In each
-  /// row, only the first numbers are used, as many as kv_num_blocks says.
+  /// @param kv_indices The indices of the partial blocks of keys, from 0, (N, H, ⌈L / block⌉, ⌈S / block⌉). Of each
+  /// row, only the first kv_num_blocks numbers are used.
   /// @param full_kv_num_blocks The same for full blocks. Default: none.
   /// @param full_kv_indices The same for full blocks. Default: none.
-  /// @param block_size The number of queries and of keys in a block, multiples of 64. Default: 128 each.
+  /// @param block_size The number of queries and of keys in a block, both multiples of 64. Default: 128 each.
   /// @param mask_mod Decides in partial blocks. Default: every key.
   BlockMask(const at::Tensor& kv_num_blocks, const at::Tensor& kv_indices, const at::Tensor& full_kv_num_blocks = {},
             const at::Tensor& full_kv_indices = {}, std::array<std::int64_t, 2> block_size = {128, 128},
@@ -79,7 +80,7 @@ class BlockMask : public detail::MaskOperators {
     table_ = table_.to(kv_indices.device());
   }
 
-  /// The MaskCover of each block of 64 queries and 64 keys, as its number: int32 (N, H, rows, columns). The table
+  /// The MaskCover of each block of 64 queries and 64 keys, as int32 (N, H, rows, columns). The table
   /// consists of whole blocks of block_size, so it may reach beyond L and S.
   const at::Tensor& table() const { return table_; }
 
@@ -125,7 +126,7 @@ class BlockMask : public detail::MaskOperators {
                       "_indices (N, H, rows, columns), got ", text(num_blocks), " and ", text(indices));
     TORCH_CHECK_TYPE(at::isIntegralType(num_blocks.scalar_type(), /*includeBool=*/false) &&
                          at::isIntegralType(indices.scalar_type(), /*includeBool=*/false),
-                     "attend::BlockMask: ", name, "_num_blocks and ", name, "_indices must be whole numbers, got ",
+                     "attend::BlockMask: ", name, "_num_blocks and ", name, "_indices must be integers, got ",
                      num_blocks.scalar_type(), " and ", indices.scalar_type());
   }
 
@@ -134,7 +135,7 @@ class BlockMask : public detail::MaskOperators {
   }
 
   void mark(const char* name, const at::Tensor& given_num_blocks, const at::Tensor& given_indices, MaskCover cover) {
-    // −1 for every number that is not within int32: it is refused below.
+    // Numbers outside of int32 become −1 or the largest int32. Both are refused below.
     const auto on_cpu = [](const at::Tensor& given) {
       return given.to(at::kCPU, at::kLong)
           .clamp(-1, std::numeric_limits<std::int32_t>::max())
@@ -148,7 +149,7 @@ class BlockMask : public detail::MaskOperators {
                                 blocks_[1]};
       std::int32_t* const table = table_.mutable_data_ptr<std::int32_t>() + head * table_.size(2) * table_.size(3);
       TORCH_CHECK_VALUE(mark_blocks(lists, block_size_[0], block_size_[1], cover, table), "attend::BlockMask: ", name,
-                        "_num_blocks must be 0 to ", blocks_[1], ", and listed ", name, "_indices 0 to ",
+                        "_num_blocks must be from 0 to ", blocks_[1], ", and the listed ", name, "_indices from 0 to ",
                         blocks_[1] - 1);
     }
   }
@@ -166,7 +167,7 @@ class BlockMask : public detail::MaskOperators {
 ///
 /// @param mask_mod A struct as MaskMod describes. Its tensors must be on the CPU.
 /// @param sizes N, H, L and S. Pass N = 1 or H = 1 if all batch entries or heads have the same mask.
-/// @param block_size The number of queries and of keys in a block, multiples of 64. Default: 128 each.
+/// @param block_size The number of queries and of keys in a block, both multiples of 64. Default: 128 each.
 /// @return The mask.
 /// @throws c10::ValueError for a block size that is not a multiple of 64, for a negative size, and for tensors of the
 /// mask_mod that do not fit the sizes.

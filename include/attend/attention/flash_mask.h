@@ -59,7 +59,7 @@ class FlashMask : public detail::MaskOperators {
                       "attend::FlashMask: startend_row_indices must be (N, H, S, ", is_causal ? "1 or 2" : "2 or 4",
                       "), got ", given.defined() ? c10::str(given.sizes()) : "an undefined tensor");
     TORCH_CHECK_TYPE(at::isIntegralType(given.scalar_type(), /*includeBool=*/false),
-                     "attend::FlashMask: startend_row_indices must be whole numbers, got ", given.scalar_type());
+                     "attend::FlashMask: startend_row_indices must be integers, got ", given.scalar_type());
     constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
     const at::Tensor read = given.to(at::kCPU, at::kLong).clamp(0, kMost).to(at::kInt);
     const auto column = [&](std::int64_t k) { return read.narrow(3, k, 1); };

@@ -51,7 +51,7 @@ struct PositionGrid {
     for (std::size_t d = 0; d < given.size(); ++d) {
       if (given[d] < 1) throw std::invalid_argument(name + " must be at least 1, got " + std::to_string(given[d]));
       if (given[d] > kMostGridPositions / count)
-        throw std::invalid_argument(name + " must be of at most 2^21 positions");
+        throw std::invalid_argument(name + " must have at most 2^21 positions");
       count *= given[d];
       sizes[kAxes - given.size() + d] = static_cast<std::int32_t>(given[d]);
     }

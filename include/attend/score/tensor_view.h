@@ -60,7 +60,7 @@ inline ViewShape contiguous_shape(const char* name, const void* data, std::initi
   for (const std::int64_t* size = sizes.end(); d-- > 0; count *= *size) {
     --size;
     check(*size >= 0, "sizes must be up to 4 numbers, each at least 0");
-    check(*size == 0 || count <= kMost / *size, "sizes must be of at most 2^58 numbers");
+    check(*size == 0 || count <= kMost / *size, "sizes must have at most 2^58 numbers");
     shape.sizes[d] = *size;
     shape.strides[d] = *size == 1 ? 0 : count;
   }
@@ -157,8 +157,8 @@ class TensorView {
   /// The sizes. Missing dimensions have size 1.
   const std::int64_t (&sizes() const)[4] { return shape_.sizes; }
 
-  /// Called by the kernels: the size of a number in bytes. It is 0 for a view without memory and for a view of a
-  /// Binder.
+  /// Called by the kernels: the size of a number in bytes. It is 0 for a view without memory, and for a view that a
+  /// Binder has made.
   int number_size() const { return number_size_; }
   /// Called by the kernels: makes derivatives with respect to a value that is read through this view.
   void differentiate(detail::TensorReads* reads) { reads_[0] = reads; }

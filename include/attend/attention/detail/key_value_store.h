@@ -44,7 +44,7 @@ inline std::vector<std::int64_t> as_numbers(const char* name, const at::Tensor& 
   return {first, first + batch_size};
 }
 
-/// What KeyValueCache does. The functions are those of KeyValueCache.
+/// The implementation of KeyValueCache, with the same functions.
 class KeyValueStore {
  public:
   explicit KeyValueStore(const KeyValueCacheOptions& options);
@@ -176,8 +176,8 @@ inline void KeyValueStore::make_room(const Counts& begin, const Counts& added) {
   const std::int64_t free = pages_->free_pages();
   const std::optional<std::vector<PageTable::Copy>> copies = pages_->prepare(rows);
   if (!copies && before) pages_ = std::move(before);
-  TORCH_CHECK_VALUE(copies.has_value(), "attend::KeyValueCache: the new tokens need more pages than the ", free,
-                    " that are free of num_pages = ", options_.num_pages(), "; raise num_pages, or truncate");
+  TORCH_CHECK_VALUE(copies.has_value(), "attend::KeyValueCache: the new tokens need more pages than are free (", free,
+                    " of num_pages = ", options_.num_pages(), "); raise num_pages, or call truncate()");
   for (const auto& [from, to] : *copies)
     for (at::Tensor* const tensor : {&keys_, &values_}) tensor->select(1, to).copy_(tensor->select(1, from));
 }

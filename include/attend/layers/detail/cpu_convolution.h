@@ -38,7 +38,7 @@ struct CpuConvolution {
     if (available_instruction_set() == simd::InstructionSet::kPortable)
       return refused(reason, "kCpu needs AVX2 or AVX-512 for convolutions.");
     if (dtype == at::kBFloat16 && !simd::has_bf16_dot(available_instruction_set()))
-      return refused(reason, "kCpu needs AVX512_BF16 for convolutions in bfloat16.");
+      return refused(reason, "kCpu needs AVX512_BF16, or BF16 on ARM, for convolutions in bfloat16.");
     if (x.numel() == 0) return refused(reason, "kCpu needs a non-empty x.");
     if (x._fw_grad(/*level=*/0).defined()) return refused(reason, "kCpu computes no forward-mode derivatives.");
     // Sizes that do not fit together are left to torch, which reports the error.

@@ -66,7 +66,7 @@ inline void check_call(const MultiheadAttentionOptions& options, const Multihead
   TORCH_CHECK_VALUE(!has_cache || !call.key_padding_mask().defined(), kName,
                     ": key_padding_mask cannot be combined with a cache; pass cache_valid");
   TORCH_CHECK_VALUE(!has_cache || !call.query_offsets().defined(), kName,
-                    ": query_offsets cannot be combined with a cache; a batch entry of the cache is a sequence");
+                    ": query_offsets cannot be combined with a cache; each batch entry of a cache is one sequence");
   if (!has_bias) return;
   TORCH_CHECK_VALUE(call.position_bias()->num_heads() == options.num_heads(), kName,
                     ": position_bias must have num_heads (", options.num_heads(), "), got one of ",
