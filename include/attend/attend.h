@@ -8,6 +8,7 @@
 // - files of tensors: attend/io.h
 // - the data of the experiment: attend/data.h
 // - the kernels without LibTorch: attend/kernels.h
+// - the kernels for a GPU, compiled with a score_mod and mask_mod: attend/cuda.cuh
 
 // The version
 #include <attend/version.h>

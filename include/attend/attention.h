@@ -38,7 +38,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// attn_mask keeps its dtype.
 ///
 /// Gradients: for query, key and value, and for an attn_mask or alibi_slopes that requires one. On the CPU they can be
-/// differentiated any number of times. A fused call on a GPU has no second derivative.
+/// differentiated any number of times. On a GPU, Backend::kSdpa may have no second derivative.
 ///
 /// Memory layout: on the CPU the dimensions N, H and L of the output are in memory in the order that they have in
 /// query, with every backend. If the last dimension of query has a stride other than 1, or its rows overlap, the output

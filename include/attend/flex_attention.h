@@ -90,7 +90,8 @@ Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::T
 /// Gradients: for query, key, value, attn_mask, alibi_slopes, and the tensors that a score_mod reads. They can be
 /// differentiated once more. A mask_mod has no gradient.
 ///
-/// On a device other than the CPU the dense formula is computed, and the structs are called on the CPU.
+/// On a device other than the CPU the dense formula is computed, and the structs are called on the CPU. Exception: a
+/// backend object of attend::cuda::backend() runs kernels with these structs on the GPU.
 ///
 /// If a struct does not fit ScoreMod or MaskMod, the program does not compile. The error message says in one sentence
 /// what the struct lacks.

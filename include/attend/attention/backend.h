@@ -46,7 +46,7 @@ namespace detail {
 class AttentionBackend;  // attention/attention_backend.h
 }
 
-/// The value of the option backend: a Backend, or a backend object, which a function of another header makes. Each of
+/// The value of the option backend: a Backend, or a backend object, such as attend::cuda::backend() returns. Each of
 /// the two converts to a BackendChoice.
 class BackendChoice {
  public:
@@ -81,6 +81,7 @@ class BackendChoice {
 /// linear projections of layers compute as without a guard.
 ///
 /// The backward pass uses the backend of the forward pass. With create_graph = true it uses kReference instead.
+/// Exception: kSdpa on a GPU may have no second derivative.
 ///
 /// A guard applies to all code of its thread that is built with the same version of attend and exports its symbols. It
 /// does not apply to:

@@ -73,7 +73,7 @@ class Cpu final : public KernelBackend {
                        columns = std::max<std::int64_t>((longest + page_size - 1) / page_size, 1);
     const at::Tensor used = problem.block_table.narrow(1, 0, std::min(columns, problem.block_table.size(1)));
     if (used.numel() >= num_pages) return;
-    const at::Tensor pages = used.flatten().clamp(0, num_pages - 1);  // numbers of pages that do not exist are not read
+    const at::Tensor pages = used.flatten().clamp(0, num_pages - 1);  // an unneeded page may have any number
     problem.key = problem.key.index_select(0, pages);
     problem.value = problem.value.index_select(0, pages);
     problem.block_table = at::arange(used.numel(), used.options()).view(used.sizes());

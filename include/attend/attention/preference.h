@@ -59,7 +59,7 @@ inline bool has_few_queries(const Problem& problem) {
 /// `reason` gets a sentence unless it is null.
 ///
 /// The answer is true for kCpu in these cases (benchmarks/results/backends.md and backends_zen.md):
-/// - There are few queries, and few keys or a gradient is needed.
+/// - There are few queries: has_few_queries() has the limits.
 /// - The instruction set is kPortable.
 /// - The speed of the kernels was never measured with this instruction set.
 ///

@@ -27,8 +27,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Attention by its definition: the dense formula, in a few lines, differentiable any number of times. Tests compare
-/// every kernel with it. It computes the calls that no kernel can.
+/// Attention by its definition: the dense formula in a few lines. It can be differentiated any number of times, with a
+/// score_mod twice. Tests compare every kernel with it. It computes the calls that no kernel can.
 ///
 /// float64 is computed in float64, everything else in float32. The output and the weights have the query's dtype.
 class Reference final : public AttentionBackend {

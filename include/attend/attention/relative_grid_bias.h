@@ -24,7 +24,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// (k¹ … kⁿ) of a window of M¹ × … × Mⁿ positions, counted row by row.
 ///
 /// The table is (Π (2Mᵈ − 1), H), the relative_position_bias_table of the Swin Transformer. It has any floating-point
-/// dtype and may require a gradient. No (L, L) tensor is allocated.
+/// dtype and may require a gradient. On the CPU no (L, L) tensor is allocated.
 ///
 /// Differs from RelativeBias, which has one dimension, any lengths, and one value for all large distances.
 ///
@@ -66,7 +66,7 @@ class RelativeGridBias {
     ATTEND_HOST_DEVICE std::int32_t entry(const Coordinate& at) const {
       return centre + place(at.query) - place(at.key);
     }
-    /// Σ coordinate · step. A step along the last dimension is 1, and the others are larger than those of positions.
+    /// Σ coordinate · step. A row and a plane of the table have more entries than a row and a plane of the window.
     ATTEND_HOST_DEVICE std::int32_t place(std::int32_t position) const {
       return position + window.row.quotient(position) * more_per_row + window.plane.quotient(position) * more_per_plane;
     }

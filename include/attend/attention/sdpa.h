@@ -39,7 +39,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 ///
 /// On the CPU the kernel is called directly. It accepts a mask together with is_causal, returns the log-sum-exp, and
 /// can be differentiated any number of times. On other devices scaled_dot_product_attention() is called, whose backward
-/// pass has no second derivative. For a call that it does not compute, an operator is called directly: AtenAttention.
+/// pass has no second derivative. For the calls that it does not compute, AtenAttention calls an operator of ATen
+/// directly.
 ///
 /// Accuracy on the CPU: gradients in float32 may have about four times the largest error of the dense formula
 /// (benchmarks/results/accuracy.md). ATen computes the scores a second time with other rounding, unless the scale is a
@@ -126,7 +127,7 @@ class Sdpa final : public KernelBackend {
         at::Tensor()};
   }
 
-  /// ATen's kernels read some strides only; see is_readable().
+  /// ATen's kernels cannot read all strides; see is_readable().
   Problem readable(const Problem& given) const override {
     Problem problem = given;
     problem.query = readable(given.query);
@@ -141,7 +142,8 @@ class Sdpa final : public KernelBackend {
     auto [output, log_sum_exp] =
         at::_scaled_dot_product_flash_attention_for_cpu(problem.query, problem.key, problem.value, /*dropout_p=*/0.0,
                                                         aten_is_causal(problem), additive_mask(problem), problem.scale);
-    // ATen gives 0 as the log-sum-exp of a row of NaN, and of one without a key, which only a mask can make.
+    // ATen gives 0 as the log-sum-exp of a row of NaN, and of a query that may attend to no key. The latter needs a
+    // mask.
     const bool may_hide_nan = holds_zero(log_sum_exp) && (!problem.attn_mask.defined() || !is_finite(problem.key));
     if (is_finite(problem.query) && !may_hide_nan && (!problem.may_mask() || is_finite(output)))
       return {{output, log_sum_exp}, {}};
@@ -151,7 +153,8 @@ class Sdpa final : public KernelBackend {
     return {{result.output.to(output.scalar_type()), result.log_sum_exp}, {}};
   }
 
-  /// In float32 at least: ATen's kernel would round P, dS and, for grouped heads, every partial sum to half precision.
+  /// Half precision is computed in float32: ATen's kernel would round P, dS and, for grouped heads, every partial sum
+  /// to half precision.
   AttentionTensors backward(const Problem& given, const KernelResult& result,
                             const AttentionResult& gradients) const override {
     if (!given.query.is_cpu()) return AtenAttention::backward(given, result, gradients);
@@ -205,7 +208,9 @@ class Sdpa final : public KernelBackend {
 
   /// Whether ATen has a kernel for the device, the dtype and the width.
   static bool has_fused_kernel(const Problem& problem) {
-    if (uses_operators(problem)) {  // asks for a plain call; flash attention needs the GPUs that have bfloat16
+    if (uses_operators(problem)) {
+      // ATen is asked about a call without options. For flash attention it is asked about bfloat16, which needs the
+      // same GPUs.
       const at::ScalarType dtype = AtenAttention::is_flash(problem) ? at::kBFloat16 : problem.query.scalar_type();
       const auto of_length = [&](std::int64_t length) {
         return without_data({problem.batch_size(), problem.num_heads(), length, problem.head_dim()},
@@ -214,8 +219,8 @@ class Sdpa final : public KernelBackend {
       const at::Tensor keys = of_length(problem.key_length());
       return is_fused(at::_fused_sdp_choice(of_length(problem.query_length()), keys, keys));
     }
-    // ATen looks at the mask's requires_grad whether gradients are recorded or not; and on the CPU it is the kernel
-    // itself, not this question, that takes a mask together with is_causal.
+    // The mask is detached, because ATen reads its requires_grad even if no gradients are recorded. With is_causal the
+    // mask is left out: ATen says no to both together, but its CPU kernel takes them.
     const bool is_causal = aten_is_causal(problem);
     const at::Tensor mask = is_causal ? at::Tensor() : stand_in(detached(problem.attn_mask), kIsMask);
     return is_fused(at::_fused_sdp_choice(stand_in(problem.query), stand_in(problem.key), stand_in(problem.value),
@@ -267,9 +272,12 @@ class Sdpa final : public KernelBackend {
 
   static at::Tensor detached(const at::Tensor& tensor) { return tensor.defined() ? tensor.detach() : tensor; }
 
-  // Any other stride along the last dimension sends ATen to its dense path; and rows that overlap (windows of one
-  // signal, or one row expanded) are misread by its matrix products, though not by the addition of a mask. Where rows
-  // of several heads or batch entries of a query overlap, ATen lays the output out as it does not write it.
+  // ATen cannot read every tensor:
+  // - If the last dimension has a stride other than 1, it uses its dense path.
+  // - If rows overlap (windows of one signal, or one expanded row), its matrix products read wrong numbers. Only a mask
+  //   may have such rows.
+  // - If rows of several heads or batch entries of a query overlap, it writes the output in another order than the
+  //   strides of that output say.
   static constexpr bool kIsMask = true;
 
   static bool is_readable(const at::Tensor& tensor, bool is_mask = false) {
@@ -281,7 +289,7 @@ class Sdpa final : public KernelBackend {
     return is_readable(tensor, is_mask) ? tensor : tensor.clone(at::MemoryFormat::Contiguous);
   }
 
-  /// What readable() gives, without its contents: to ask ATen with.
+  /// A tensor with the sizes and strides of readable(tensor), to ask ATen about. It may have no data.
   static at::Tensor stand_in(const at::Tensor& tensor, bool is_mask = false) {
     if (is_readable(tensor, is_mask)) return tensor;
     return without_data(tensor.sizes(), tensor.options(), tensor.requires_grad());

@@ -114,7 +114,7 @@ class Document : public detail::MaskOperators {
     View view;
     view.query_documents = bind_one("query", query_documents_, sizes.query_length, "L", binder, view.query_row);
     view.key_documents = bind_one("key", key_documents_, sizes.key_length, "S", binder, view.key_row);
-    const bool is_cpu = key_documents_.is_cpu();  // on other devices no kernel asks for a range
+    const bool is_cpu = key_documents_.is_cpu();  // reading the order would wait for a GPU
     view.are_keys_sorted = is_cpu && never_decreases(key_documents_);
     view.are_queries_sorted = query_documents_.is_same(key_documents_)
                                   ? view.are_keys_sorted

@@ -49,7 +49,8 @@ inline at::Tensor with_sinks(const AttentionResult& result, const at::Tensor& si
   const at::Tensor& log_sum_exp = result.log_sum_exp;  // (N, H, L), float32 or float64
   const at::Tensor wide = sinks.to(log_sum_exp.scalar_type());
   const at::Tensor above = log_sum_exp - (log_sum_exp.dim() >= 2 ? wide.unsqueeze(1) : wide);
-  constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();  // also where −∞ − −∞ is NaN
+  constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
+  // A query without a key gets a share of 0, also if its sink is −∞: −∞ − (−∞) is NaN.
   const at::Tensor shares = at::sigmoid(above.masked_fill(log_sum_exp.eq(kNegativeInfinity), kNegativeInfinity));
   return (result.output * shares.unsqueeze(-1)).to(result.output.scalar_type());
 }

@@ -29,7 +29,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// The tensor in the form that a Binder takes: contiguous on `device`, in `dtype` if it is floating-point, otherwise in
 /// int32. An expanded tensor stays expanded unless its gradient is recorded. Throws c10::ValueError for integers that
-/// do not fit into int32. They are not checked from one GPU to a GPU, because the check would wait for it.
+/// do not fit into int32. They are not checked if `device` is a GPU, because the check would wait for the GPU.
 inline at::Tensor as_bound(const at::Tensor& tensor, at::ScalarType dtype, c10::Device device) {
   const bool is_recorded = tensor.requires_grad() && c10::GradMode::is_enabled();
   if (is_expanded(tensor) && !is_recorded) return as_bound(one_copy(tensor), dtype, device).expand(tensor.sizes());

@@ -14,7 +14,7 @@ enum class NumberType {
   kFloat32,   ///< float
   kBFloat16,  ///< the upper 16 bits of a float, as std::uint16_t; computed in float32
   kFloat64,   ///< double
-  kFloat16,   ///< IEEE 754 binary16, as std::uint16_t; computed in float32; only in kernels/cuda/
+  kFloat16,   ///< IEEE 754 binary16, as std::uint16_t; computed in float32; only on a GPU
 };
 
 /// A tensor (N, H, rows, columns) in memory that is read. Entry (n, h, i, d) is
@@ -166,7 +166,7 @@ struct AttentionGradients {
   TensorView4d query,  ///< written: the gradient of the query, (N, H, L, D)
       key,             ///< written: the gradient of the key, (N, G, S, D)
       value;           ///< written: the gradient of the value, (N, G, S, Dv)
-  /// Written: the gradient of an added mask, (N, H, L, S). A size whose stride in the mask is 0 is 1.
+  /// Written: the gradient of an added mask, (N, H, L, S). A size whose stride in the mask is 0 counts as 1.
   SummedGradient attn_mask;
   /// Written: the gradient of the slopes, (N, H), or (1, H) if the stride of batch entries is 0.
   SummedGradient alibi_slopes;

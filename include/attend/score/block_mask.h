@@ -43,8 +43,8 @@ struct BlockMaskView : detail::MaskOperators {
     const MaskCover first = block(queries.batch, queries.head, queries.query_begin / kBlock, keys.begin / kBlock);
     return is_uniform(queries, keys, first) ? first : MaskCover::kPartial;
   }
-  /// Called by attention: `mask` if all entries for these queries and keys are partial, else null. With `mask`, the
-  /// kernel calls it directly instead of reading the table for each score.
+  /// Called by attention: `mask` if all entries for these queries and keys are partial, else null. If it is not null,
+  /// the kernel calls `mask` directly instead of reading the table for each score.
   ATTEND_HOST_DEVICE const Mask* only_mask(QueryBlock queries, KeyRange keys) const {
     return is_uniform(queries, keys, MaskCover::kPartial) ? &mask : nullptr;
   }

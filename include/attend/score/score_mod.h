@@ -91,7 +91,7 @@ using Bound = std::remove_cvref_t<decltype(bound(std::declval<const Mod&>(), std
 /// `std::int64_t added_place(attend::Coordinate at) const { return tensor.place(i, j); }`. The backward pass is then
 /// faster: it needs no scores, and finds the gradient of the tensor without calling operator(). If it also has `bool
 /// is_same_for_batch() const` and that returns true, the numbers must not depend on at.batch. Calls of many short
-/// sequences then read them once for each head. The score_mods in attend/attention/bias.h have both.
+/// sequences then read them once for each head. RelativeBias and DenseBias in attend/attention/bias.h have both.
 ///
 /// Differs from a score_mod of PyTorch:
 /// - It is compiled with your program.

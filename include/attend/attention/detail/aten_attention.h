@@ -32,13 +32,13 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// ATen's attention operators for CUDA, called directly. They can do more than scaled_dot_product_attention():
 ///
-/// | operator | dtypes | besides plain calls |
+/// | Operator | Dtypes | Additional options |
 /// | --- | --- | --- |
 /// | flash | float16, bfloat16 | windows, is_causal for L ≠ S, packed batches, log-sum-exp, dropout |
-/// | efficient | and float32 | attn_mask with is_causal or a gradient, is_causal for L < S, log-sum-exp, dropout |
+/// | efficient | also float32 | attn_mask with is_causal or a gradient, is_causal for L < S, log-sum-exp, dropout |
 ///
-/// flash is _flash_attention_forward, efficient is _efficient_attention_forward, without log-sum-exp with attn_mask.
-/// The first one is taken where both can. None of this has ever run on a GPU (docs/cuda.md).
+/// flash is _flash_attention_forward, efficient is _efficient_attention_forward. With attn_mask, efficient has no
+/// log-sum-exp. If both can compute a call, flash does. None of this has ever run on a GPU (docs/cuda.md).
 ///
 /// Dropout draws from ATen's random numbers, so other weights are dropped than by the other backends.
 ///

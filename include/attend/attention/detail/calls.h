@@ -14,7 +14,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-// Of attention.h. They hide the Problem from its callers, whose files would compile its destructor.
+// Called by attention.h. They hide the Problem, so that the files that call attention() do not compile its destructor.
 
 ATTEND_INLINE AttentionResult attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                         const AttentionOptions& options, bool with_lse);
@@ -23,9 +23,9 @@ ATTEND_INLINE at::Tensor attention_weights(const at::Tensor& query, const at::Te
 ATTEND_INLINE Explanation explain(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                   const AttentionOptions& options, bool with_lse);
 
-// Of flex_attention.h, which adds a variant to the problem.
+// Called by flex_attention.h, which adds a variant to the problem.
 
-/// Checks a call and makes it a problem.
+/// Checks a call and makes a problem of it.
 ATTEND_INLINE Problem attention_problem(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                         const AttentionOptions& options, Purpose purpose = Purpose::kCompute);
 

@@ -198,7 +198,7 @@ inline void check_pages(const Problem& problem) {
                         table[n][i], " for page ", i, " of batch entry ", n);
 }
 
-/// The size of two tensors that are broadcast.
+/// The common size of two tensors that are broadcast against each other.
 inline std::int64_t common_size(const char* what, const char* name, std::int64_t size, const char* other_name,
                                 std::int64_t other_size) {
   TORCH_CHECK_VALUE(size == other_size || size == 1 || other_size == 1, "attend::attention: the ", what, " of ", name,
@@ -207,7 +207,7 @@ inline std::int64_t common_size(const char* what, const char* name, std::int64_t
 }
 
 /// Brings query, key and value to 4 dimensions and common batch sizes and heads, without a copy. `value` is undefined
-/// where there is none. `table` is the block_table, or undefined; with it key and value have no batch size.
+/// if the call has none. `table` is the block_table, or undefined; with it key and value have no batch size.
 inline void broadcast(at::Tensor& query, at::Tensor& key, at::Tensor& value, const at::Tensor& table) {
   const auto each = [&](const auto& change) {
     for (at::Tensor* tensor : {&query, &key, &value})
@@ -234,7 +234,7 @@ inline void broadcast(at::Tensor& query, at::Tensor& key, at::Tensor& value, con
   });
 }
 
-/// Checks a call, and fills a problem. `given_value` is null where there is none.
+/// Checks a call, and fills a problem. `given_value` is null if the call has none.
 inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& given_key,
                                const at::Tensor* given_value, const AttentionOptions& options,
                                Purpose purpose = Purpose::kCompute) {

@@ -42,8 +42,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// - void forward(call, score_mod, mask_mod, void* workspace)
 /// - static std::int64_t backward_workspace_bytes(call, gradients)
 /// - void backward(call, gradients, score_mod, mask_mod, marked, void* workspace). marked(k, reads) is a score_mod
-/// whose
-///   tensor k has these TensorReads.
+///   whose tensor k has these TensorReads.
 template <class Score, class Mask, class Device>
 class DeviceBackend final : public KernelBackend {
  public:

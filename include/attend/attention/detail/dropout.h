@@ -17,15 +17,16 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 // Dropout of attention weights. The random number of entry (n, h, i, j) is word j mod 4 of philox(seed; j / 4, i, h,
-// n), with four 32-bit counters. The entry is kept if its random number is at least dropout · 2³². So it depends only
-// on the seed of the call and on the coordinates, and is the same in every backend and for every number of threads.
+// n), with four 32-bit counters. The entry is kept if its random number is at least dropout · 2³². So the result
+// depends only on the seed of the call and on the coordinates. It is the same in every backend and for every number of
+// threads.
 
 /// One random number from the device's generator, left on the device: reading it would stall a GPU.
 inline at::Tensor draw_dropout_seed(const at::Tensor& query) {
   return at::empty({1}, query.options().dtype(at::kLong)).random_();
 }
 
-/// Philox on whole tensors, for devices whose memory we cannot touch: (N, H, L, S rounded up to 4) words as int64.
+/// Philox on whole tensors, for devices whose memory the CPU cannot read: (N, H, L, S rounded up to 4) words as int64.
 inline at::Tensor philox_words(const at::Tensor& seed, at::IntArrayRef sizes) {
   constexpr std::int64_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
   constexpr std::int64_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85, kWord = 0xFFFFFFFF;

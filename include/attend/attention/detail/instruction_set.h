@@ -12,7 +12,7 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// The instruction set that the kernels use: the one that LibTorch itself uses on this processor, so that its variable
-/// ATEN_CPU_CAPABILITY (default, avx2, avx512) holds for both.
+/// ATEN_CPU_CAPABILITY (default, avx2, avx512) applies to both.
 inline simd::InstructionSet available_instruction_set() {
   static const simd::InstructionSet available = [] {
     const simd::InstructionSet best = simd::best_instruction_set();

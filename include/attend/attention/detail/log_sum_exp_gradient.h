@@ -11,11 +11,11 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Adds the gradient of the log-sum-exp, for a kernel that has none. D = Dv.
 ///
-/// The derivative of the log-sum-exp by a score is the weight. So it gives the query scale · g times the average of the
-/// keys, and the key what a value would get from the gradient scale · g · query.
+/// The derivative of the log-sum-exp by a score is the weight P. So for a gradient g of the log-sum-exp, the query gets
+/// scale · g · Σ P · key: scale · g times the output of a call whose values are the keys. The key gets
+/// Σ P · scale · g · query: the gradient of the value in a call whose output gradient is scale · g · query.
 ///
-/// `output_of` computes the output for another problem, and `value_gradient` the gradient of the value from one of the
-/// output.
+/// `output_of(problem)` computes the output. `value_gradient(output_gradient)` computes the gradient of the value.
 template <class OutputOf, class ValueGradient>
 void add_log_sum_exp_gradient(const Problem& problem, const at::Tensor& given, AttentionTensors& results,
                               const OutputOf& output_of, const ValueGradient& value_gradient) {

@@ -14,8 +14,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// Which pages of a pool hold the rows of which batch entry. Entries may share pages. It knows no tensors.
 ///
-/// The pages of an entry are those of its neighbouring rows: those before may have been given back, and those after are
-/// not needed yet. All memory is allocated by the constructor.
+/// An entry has the pages of a range of its rows. The pages before the range may have been given back, and those after
+/// it are not needed yet. All memory is allocated by the constructor.
 class PageTable {
  public:
   PageTable(std::int64_t entries, std::int64_t columns, std::int64_t num_pages, std::int64_t page_size)
@@ -75,13 +75,13 @@ class PageTable {
     return copies;
   }
 
-  /// Gives back the pages of an entry whose rows are all before this one.
+  /// Gives back the pages of an entry whose rows are all before `row`.
   void release_before(std::int64_t entry, std::int64_t row) {
     for (Range& own = range(entry); own.begin < own.end && (own.begin + 1) * page_size_ <= row; ++own.begin)
       release(entry, own.begin);
   }
 
-  /// Gives back the pages of an entry whose rows are all from this one on. It must not be beyond the entry's rows.
+  /// Gives back the pages of an entry whose rows are all from `row` on. `row` must not be beyond the entry's rows.
   void release_from(std::int64_t entry, std::int64_t row) {
     Range& own = range(entry);
     while (own.end > own.begin && (own.end - 1) * page_size_ >= row) release(entry, --own.end);
