@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Files: tensors by name that travel between C++ and Python.
+// Reads and writes files of named tensors that Python also reads and writes.
 
 #include <attend/io/checkpoint.h>
 #include <attend/io/checkpoint_folder.h>

@@ -49,8 +49,8 @@ class Samples : public torch::data::datasets::Dataset<Samples<Data>> {
 /// The rule by which ShapeDataset draws shapes and noise. The comment of ShapeDataset explains both rules and names
 /// their sources.
 enum class ShapeGenerator {
-  kNotebook,  ///< the notebook's: shapes from left to right, integer heights and widths, Gaussian noise
-  kHandout,   ///< the handout's: two triangles and two rectangles, real heights and widths, uniform noise
+  kNotebook,  ///< as in the notebook: shapes from left to right, integer heights and widths, Gaussian noise
+  kHandout,   ///< as in the handout: two triangles and two rectangles, real heights and widths, uniform noise
 };
 
 /// The groups of shapes whose heights are averaged in the target.

@@ -242,7 +242,7 @@ class Rename {
     }
   }
 
-  /// std::regex needs more stack for longer names.
+  /// Longer names are refused, because std::regex would need too much stack for them.
   static void check_length(const std::string& name, const std::string& rule) {
     constexpr std::size_t kLongest = 1000;
     TORCH_CHECK_VALUE(name.size() <= kLongest, "attend::Rename::", rule, ": expected names of at most ", kLongest,

@@ -251,7 +251,7 @@ struct SafetensorsOptions {
   /// The largest number of bytes of tensors in one file, or 0 for no limit. A larger tensor has a file of its own.
   /// Default: 0.
   TORCH_ARG(std::int64_t, max_shard_size) = 0;
-  /// Whether to save only one of several tensors that are the same memory, as Python's `save_model` does. The name that
+  /// Whether to save only one of several tensors with the same memory, as Python's `save_model` does. The name that
   /// comes first in alphabetical order is kept, and the metadata gets an entry {other name, kept name}. Default: false;
   /// such tensors are an error.
   TORCH_ARG(bool, drop_tied) = false;

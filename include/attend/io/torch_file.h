@@ -76,7 +76,7 @@ inline StateDict load_torch_file(const std::string& path, const std::string& key
   const std::shared_ptr<char> memory = file.size() > 0 ? file.map(0, file.size()) : nullptr;
   StateDict tensors;
   std::unordered_map<const char*, torch::Tensor> storages;  // by their first byte
-  std::unordered_set<const char*> checked;                  // those of bools
+  std::unordered_set<const char*> checked;                  // storages of bools
   for (const detail::TorchEntry& entry : detail::TorchArchive::read({memory.get(), file.size()}, path, key)) {
     const torch::ScalarType dtype = detail::torch_dtype(entry, path);
     auto& storage = storages[entry.storage.data()];

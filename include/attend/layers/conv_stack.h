@@ -178,8 +178,8 @@ class ConvStackImpl : public torch::nn::Cloneable<ConvStackImpl> {
     return y;
   }
 
-  /// Says whether forward() uses kReference (torch) or kCpu, and if it does not use kCpu, why. Computes nothing and
-  /// allocates no tensor.
+  /// Says which backend forward() uses, kCpu or kReference (torch), and why not kCpu. Computes nothing and allocates no
+  /// tensor.
   ///
   /// If the activation is torch::kReLU, there is one choice for the whole stack. With another activation there is one
   /// choice for each convolution: the answer is kReference if torch computes at least one of them. explain() assumes

@@ -60,7 +60,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// | weights, averaged over the heads | (N, L, S) | (N, L, S) | (L, S) |
 /// | weights of each head | (N, H, L, S) | (N, H, L, S) | (H, L, S) |
 ///
-/// With add_bias_kv and add_zero_attn the weights have S + 1 or S + 2 columns.
+/// Each of the options add_bias_kv and add_zero_attn adds one column to the weights.
 ///
 /// Masks: in a bool or uint8 mask, true means ignore. A floating-point mask is added to the scores. Both masks,
 /// is_causal and window can be combined.
@@ -290,8 +290,8 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
   /// @param average_attn_weights As in forward(). It does not change the answer.
   /// @param is_causal As in forward().
   /// @return The backend and the reasons, as attend::explain() returns them.
-  /// @throws c10::Error of the same kinds as forward(). With the option attention_function it is
-  /// c10::NotImplementedError.
+  /// @throws c10::Error of the same kinds as forward().
+  /// @throws c10::NotImplementedError with the option attention_function.
   Explanation explain(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
                       const torch::Tensor& key_padding_mask = {}, bool need_weights = true,
                       const torch::Tensor& attn_mask = {}, bool average_attn_weights = true, bool is_causal = false) {

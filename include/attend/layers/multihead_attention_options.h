@@ -107,7 +107,7 @@ struct MultiheadAttentionOptions {
   /// Keeps scores within ±softcap; see AttentionOptions::softcap(). Default: 0, no softcap.
   TORCH_ARG(double, softcap) = 0.0;
   /// Whether to add linear biases to the scores; see AttentionOptions::alibi_slopes(). The slopes are those of the
-  /// paper, alibi_slopes(). The slopes are not parameters and are not saved. Default: false.
+  /// paper, alibi_slopes(). They are not parameters and are not saved. Default: false.
   TORCH_ARG(bool, alibi) = false;
   /// A learned bias that is added to the scores. The layer registers a copy of it as the submodule `position_bias`. It
   /// cannot be combined with attention_function. Default: none.

@@ -47,7 +47,8 @@ struct RelativePositionBiasOptions {
 /// The relative position bias of the Swin Transformer, in 1 to 3 dimensions: a learned number for each head and each
 /// offset from a key to a query of a window.
 ///
-/// The formula is that of RelativeGridBias. Attention computes it in the kernel: no (L, L) tensor is allocated.
+/// The formula is that of RelativeGridBias. On the CPU, the kernel of attention computes it: no (L, L) tensor is
+/// allocated.
 ///
 /// Parameter: `relative_position_bias_table` (Π (2Mᵈ − 1), H) for windows of M¹ × … × Mⁿ. The initial values are normal
 /// with mean 0 and standard deviation 0.02.

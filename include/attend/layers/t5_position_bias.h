@@ -78,9 +78,9 @@ inline torch::Tensor t5_buckets(const torch::Tensor& relative_position, const T5
 
 /// The relative position bias of T5: a learned number for each head and each bucket of distances.
 ///
-/// weight[t5_buckets(j − p)][h] for head h, key j and the query's position p = i + S − L. Attention computes it in the
-/// kernel: no (L, S) tensor is allocated. In a packed batch, p and j count through all sequences, so the bias fits
-/// self-attention only.
+/// weight[t5_buckets(j − p)][h] for head h, key j and the query's position p = i + S − L. On the CPU, the kernel of
+/// attention computes it: no (L, S) tensor is allocated. In a packed batch, p and j count through all sequences, so the
+/// bias fits self-attention only.
 ///
 /// Parameter: `weight` (num_buckets, H), as in Hugging Face's relative_attention_bias. The initial values are normal
 /// with mean 0 and standard deviation 0.02.

@@ -31,7 +31,8 @@ inline void check_windows(const char* name, torch::IntArrayRef sizes, torch::Int
                       sizes, " must be divisible by window_size ", window_size);
 }
 
-/// (…, s¹, …, sⁿ, C) as (…, s¹ / M¹, M¹, …, sⁿ / Mⁿ, Mⁿ, C), in this order or with all counts before all window sizes.
+/// The permutation between the dimensions (N, s¹/M¹, M¹, …, sⁿ/Mⁿ, Mⁿ, C) and (N, s¹/M¹, …, sⁿ/Mⁿ, M¹, …, Mⁿ, C). With
+/// counts_first it leads to the second order, otherwise to the first.
 inline std::vector<std::int64_t> order_of_windows(std::size_t axes, bool counts_first) {
   std::vector<std::int64_t> order{0};
   const auto n = static_cast<std::int64_t>(axes);

@@ -50,7 +50,7 @@ struct RotaryEmbeddingOptions {
   /// The number R of channels of a head that are rotated: the first R. It is a multiple of 2 · axes, and at most
   /// head_dim. Default: head_dim.
   TORCH_ARG(std::optional<std::int64_t>, rotary_dim);
-  /// Which two numbers are one pair. Default: kHalfSplit.
+  /// Which two numbers form a pair. Default: kHalfSplit.
   TORCH_ARG(RotaryLayout, layout) = RotaryLayout::kHalfSplit;
   /// Changes the frequencies for sequences longer than those of the training: LinearRotaryScaling,
   /// DynamicRotaryScaling, YarnRotaryScaling or Llama3RotaryScaling. Default: none.

@@ -7,7 +7,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
-/// Which two of the R rotated numbers of a head are one pair.
+/// Which two of the R rotated numbers of a head form a pair.
 enum class RotaryLayout {
   kHalfSplit,    ///< numbers i and i + R/2, as in Llama, GPT-NeoX and Hugging Face
   kInterleaved,  ///< numbers 2i and 2i + 1, as in RoFormer, GPT-J and Meta's own Llama

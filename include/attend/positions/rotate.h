@@ -54,7 +54,7 @@ inline void check_rotation(const char* name, const at::Tensor& x, const at::Tens
 /// @param x (N, H, L, D): queries or keys, of any floating dtype and any strides.
 /// @param cos (L, R/2), (N, L, R/2) or (N, H, L, R/2) with R ≤ D. N and H may be 1 and are then broadcast.
 /// @param sin The same sizes as cos.
-/// @param layout Which two numbers are one pair. Default: kHalfSplit.
+/// @param layout Which two numbers form a pair. Default: kHalfSplit.
 /// @return (N, H, L, D), with the dtype of x. Gradients reach x, cos and sin, and can be differentiated
 /// again.
 /// @throws c10::ValueError if the sizes or devices do not fit.

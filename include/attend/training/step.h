@@ -44,7 +44,7 @@ torch::Tensor loss_of(Model& model, Loss& loss, const torch::Tensor& inputs, con
 /// A step can be captured in a CUDA graph if model, loss and optimizer do not wait for the device, and do not read host
 /// numbers that change between steps. attend::Adam and attend::AdamW satisfy both conditions.
 ///
-/// Autocast applies to the forward pass and the loss. The backward pass uses the same dtypes as they did.
+/// Autocast applies to the forward pass and the loss. The backward pass uses the dtypes of the forward pass.
 ///
 /// @tparam Model A module holder or a shared_ptr of a module. `model->forward(inputs)` returns the outputs.
 /// @tparam Loss `loss(outputs, targets)` returns a 0-d tensor.

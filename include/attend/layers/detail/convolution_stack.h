@@ -12,8 +12,8 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// Convolutions of a 1-d signal one after the other, each padded with zeros to keep the length; an even number of
-/// kernel_size pads one position more on the right.
+/// Convolutions of a 1-d signal one after the other, each padded with zeros to keep the length. If kernel_size is even,
+/// there is one more zero on the right than on the left.
 struct ConvolutionStack {
   std::vector<at::Tensor> weights;  // each (out channels, in channels, kernel_size)
   std::vector<at::Tensor> biases;   // each (out channels), or undefined

@@ -27,10 +27,10 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
 /// second(dropout(activation(first(x)))) on the CPU in float32. The hidden numbers are written once; their gradients
-/// are not written at all. torch writes the hidden numbers three times, and as often in the backward pass.
+/// are not written at all. torch writes the hidden numbers three times, and three times more in the backward pass.
 struct FusedFeedForward {
-  /// Whether run() can compute the call, and is faster than torch (benchmarks/results/transformer.md). Of few rows, the
-  /// packing of the weights would take most of the time.
+  /// Whether run() can compute the call, and is faster than torch (benchmarks/results/transformer.md). With few rows,
+  /// packing the weights would take most of the time.
   static bool is_faster(const at::Tensor& x, const Linear& first, const Linear& second) {
     if (!is_measured(available_instruction_set())) return false;
     const auto is_read = [](const at::Tensor& input) {

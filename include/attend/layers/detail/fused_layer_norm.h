@@ -25,7 +25,7 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
-/// A layer normalisation: its weight and its bias may be undefined.
+/// A layer normalization. Its weight and its bias may be undefined.
 struct Norm {
   at::IntArrayRef shape;
   at::Tensor weight, bias;
@@ -37,8 +37,8 @@ struct AddedNorm {
   at::Tensor sum, normed;
 };
 
-/// Layer normalisation, alone or after a residual connection. On the CPU in float32, one kernel computes dropout, sum
-/// and norm, and one all gradients.
+/// Layer normalization, alone or after a residual connection. On the CPU in float32, one kernel computes dropout, sum
+/// and norm, and another one computes all gradients.
 struct FusedLayerNorm {
   static at::Tensor run(const at::Tensor& x, const Norm& norm) {
     if (!is_fused({x, norm.weight, norm.bias}, norm)) return by_torch(x, norm);
@@ -171,7 +171,7 @@ struct FusedLayerNorm {
 
     static constexpr std::int64_t kRowsOfSum = 64;
 
-    /// Rows for one thread, at least.
+    /// The smallest number of rows for a thread.
     std::int64_t grain() const { return std::max<std::int64_t>(1, (1 << 14) / width); }
   };
 };

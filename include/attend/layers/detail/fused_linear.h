@@ -53,7 +53,7 @@ struct FusedLinear {
     return FusedNode<Fused>::run({}, inputs);
   }
 
-  /// GELU(x Wᵀ + b), where GELU is that of torch without approximation.
+  /// GELU(x Wᵀ + b) with the exact GELU, torch's default.
   static at::Tensor gelu(const at::Tensor& x, const Linear& layer, Backend backend) {
     if (backend == Backend::kAuto) backend = BackendGuard::current();
     const std::vector<at::Tensor> inputs{x, layer.weight, layer.bias};
@@ -302,7 +302,7 @@ struct FusedLinear {
     static const cpu::TileOperations<float>& operations() {
       return cpu::tile_operations<float>(available_instruction_set());
     }
-    /// Of an instruction set that has_bf16_dot().
+    /// Must be called only if the instruction set has dot products of bfloat16.
     static const cpu::Bf16Operations& bf16_operations() { return *cpu::bf16_operations(available_instruction_set()); }
 
     template <class T>

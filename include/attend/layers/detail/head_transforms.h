@@ -34,7 +34,7 @@ inline torch::nn::AnyModule head_norm(const MultiheadAttentionOptions& options, 
   return torch::nn::AnyModule(LayerNorm(LayerNormOptions(sizes).eps(options.qk_norm_eps())));
 }
 
-/// Normalizes each head of (N, heads, length, head_dim). The result lies in memory as the rows of the projection do.
+/// Normalizes each head of (N, heads, length, head_dim). The result has the memory layout of the projection's rows.
 inline torch::Tensor normalized_heads(torch::nn::AnyModule& norm, const torch::Tensor& heads, bool batch_first,
                                       bool has_data) {
   const torch::Tensor rows = batch_first ? heads.transpose(1, 2) : heads.permute({2, 0, 1, 3});

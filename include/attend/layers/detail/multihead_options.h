@@ -31,7 +31,7 @@ inline bool has_out_bias(const MultiheadAttentionOptions& options) {
   return options.out_bias().value_or(options.bias());
 }
 
-/// An added key has no position.
+/// Throws c10::ValueError for an added key together with an option that needs the positions of keys.
 inline void check_added_keys(const MultiheadAttentionOptions& options) {
   for (const auto& [is_set, name] :
        {std::pair(options.rotary().has_value(), "rotary"), std::pair(options.alibi(), "alibi"),

@@ -38,7 +38,7 @@ struct MultiheadProjection {
 
   /// Projects query, key and value, and splits them into heads. Tensors that are the same object are read once.
   HeadTensors heads_of(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value) const {
-    if (!key.defined()) return {project(query, 0, 1)[0], {}, {}};  // with a cache
+    if (!key.defined()) return {project(query, 0, 1)[0], {}, {}};  // all keys are in the cache
     std::vector<torch::Tensor> parts;
     if (query.is_same(key) && key.is_same(value)) {
       parts = project(query, 0, 3);

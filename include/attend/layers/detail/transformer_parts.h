@@ -71,7 +71,7 @@ inline void check_transformer_input(const char* layer, const char* name, const t
   check_fits_weights(layer, name, x, weight);
 }
 
-/// Two inputs must have the same batch size, or both none.
+/// Two inputs must have the same batch size, or both must have no batch.
 inline void check_same_batch(const char* layer, const char* name, const torch::Tensor& x, const char* other_name,
                              const torch::Tensor& other, bool batch_first) {
   const int batch = batch_first ? 0 : 1;

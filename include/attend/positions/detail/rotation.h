@@ -32,8 +32,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 /// The rotation of rotate(), after its checks. It is linear in x, so its gradient is the rotation by the negative
 /// angles, and no x is kept for it.
 ///
-/// Where nobody else reads a tensor, it is rotated in its own memory, which saves an allocation and a quarter of the
-/// time of the kernel (benchmarks/results/rotary.md).
+/// A tensor that nothing else reads is rotated in its own memory. This saves an allocation and a quarter of the time of
+/// the kernel (benchmarks/results/rotary.md).
 class Rotation {
  public:
   /// x (N, H, L, D) to the same sizes.
@@ -41,9 +41,9 @@ class Rotation {
     return Rotation(as_4d(cos, x), as_4d(sin, x), layout, /*is_inverse=*/false).rotated(x, /*is_owned=*/false);
   }
 
-  /// The same for an x that only the caller knows, and whose numbers no backward pass reads, as the result of a linear
-  /// layer. Its memory may become that of the result. The version of x stays: other parts of the tensor that x is a
-  /// part of are valid, and torch would refuse them.
+  /// The same for an x that only the caller has, and whose numbers no backward pass reads, such as the result of a
+  /// linear layer. The result may use the memory of x. The version counter of x does not change. If x is a part of a
+  /// tensor, the other parts stay valid, but torch would refuse them after a change of the counter.
   static at::Tensor apply_to_owned(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
                                    RotaryLayout layout) {
     return Rotation(as_4d(cos, x), as_4d(sin, x), layout, /*is_inverse=*/false).rotated(x, /*is_owned=*/true);
@@ -105,7 +105,7 @@ class Rotation {
   at::Tensor by_kernel(const at::Tensor& given, bool is_owned) const {
     const at::Tensor x = with_adjacent_numbers(in_memory(given)), cos = with_adjacent_numbers(in_memory(cos_)),
                      sin = with_adjacent_numbers(in_memory(sin_)), y = is_owned ? x.tensor_data() : empty_rows_like(x);
-    // The heads of a position, or the positions of a head: those that are closer in memory are the inner loop.
+    // The inner loop goes over the heads or over the positions: whichever are closer together in memory.
     const bool heads_first = x.stride(1) < x.stride(2);
     const auto three = [&](at::IntArrayRef of) {
       return heads_first ? cpu::Three{of[0], of[2], of[1]} : cpu::Three{of[0], of[1], of[2]};
@@ -160,7 +160,8 @@ class Rotation {
         cos = cos_.unpack();
         sin = sin_.unpack();
       }
-      // As torch's engine does when it adds gradients: this one is known to nobody else.
+      // Without other references nothing else can read the gradient. torch's engine checks the same before it adds
+      // gradients in place.
       const bool is_owned = !c10::GradMode::is_enabled() && gradients[0].use_count() == 1 &&
                             gradients[0].has_storage() && gradients[0].storage().use_count() == 1;
       return {Rotation(cos, sin, layout_, !is_inverse_).rotated(gradients[0], is_owned)};

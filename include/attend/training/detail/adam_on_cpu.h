@@ -31,7 +31,8 @@ class AdamOnCpu {
     bool is_decay_decoupled;  // AdamW
   };
 
-  /// Whether the tensor is a float32 tensor in CPU memory. Its strides are those of the parameter.
+  /// Whether the tensor is a float32 tensor in CPU memory. Its strides must be those of the parameter; this is not
+  /// checked.
   static bool can_update(const at::Tensor& tensor) {
     return tensor.is_cpu() && tensor.scalar_type() == at::kFloat && tensor.layout() == at::kStrided &&
            tensor.has_storage() && !tensor.is_neg() && !tensor._is_zerotensor();

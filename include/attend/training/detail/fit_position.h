@@ -68,7 +68,7 @@ inline torch::Tensor flags_of(const torch::nn::Module& model) {
   return tensor_of_bytes(flags);
 }
 
-/// Sets the flags.
+/// Sets the flags to those of a checkpoint.
 inline void set_flags(const CheckpointData& data, torch::nn::Module& model) {
   const std::string flags = bytes_of(tensor_of(data, kResume, "flags", torch::kByte, 1));
   const auto modules = model.modules();

@@ -57,7 +57,7 @@ class SafetensorsWriter {
 
   /// Finds tensors that share memory, as Python's package does.
   ///
-  /// @param drop_tied Whether to leave out a tensor that is the same memory as another one. Otherwise it is an error.
+  /// @param drop_tied Whether to leave out a tensor that has the same memory as another one. Otherwise it is an error.
   void check_shared_memory(bool drop_tied) {
     std::vector<Range> ranges;
     for (const auto& [name, saved] : tensors_) {
