@@ -17,8 +17,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::simd {
 
 // eˣ, log x and tanh x without a branch or a call, so that a compiler turns a loop of them into vectors, which it does
 // not do for calls of the standard library. The same code serves a number, a vector type of the compiler with elements
-// of type V, and a GPU. What may be a vector is passed by reference: by value its calling convention would differ
-// between instruction sets.
+// of type V, and a GPU. Arguments that may be vectors are passed by reference, because the calling convention of
+// vectors by value differs between instruction sets.
 
 template <class V>
 struct FloatFormat;

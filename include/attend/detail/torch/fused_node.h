@@ -45,7 +45,7 @@ inline at::Tensor fused_input(const char* name, const at::Tensor& input) {
 ///
 /// Function is a struct that holds everything except the tensors, with
 ///   const char* name() const;
-///   FusedOutputs forward(const std::vector<at::Tensor>& inputs, bool with_backward) const;  // not for record()
+///   FusedOutputs forward(const std::vector<at::Tensor>& inputs, bool with_backward) const;  // not needed for record()
 ///   std::vector<at::Tensor> backward(const std::vector<at::Tensor>& inputs, const FusedOutputs& forward,
 ///                                    const std::vector<at::Tensor>& gradients) const;
 ///   std::vector<at::Tensor> reference(const std::vector<at::Tensor>& inputs) const;

@@ -33,6 +33,7 @@ class WhoseThreads {
  public:
   using Clock = std::chrono::steady_clock;
 
+  /// Whether the threads of ThreadPool run the next section.
   static bool are_the_pools(Clock::time_point now = Clock::now()) {
     WhoseThreads& self = instance();
     if (now.time_since_epoch().count() < self.until_) return true;

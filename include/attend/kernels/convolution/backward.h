@@ -95,7 +95,7 @@ class ConvStackBackward {
       multiply_rows(stack_, gradient_, row, convolution.backward.data(), next_, in_row);
   }
 
-  /// In pairs of neighbouring positions for dW, and of neighbouring channels for dX.
+  /// Products of bfloat16 in pairs: pairs of neighbouring positions for dW, and of neighbouring channels for dX.
   void in_pairs(std::size_t i, std::int64_t n, float* sums, bool has_next) {
     const Convolution& convolution = stack_.convolutions[i];
     const int in_row = convolution.in_row(), row = convolution.out_row(), L = stack_.length;

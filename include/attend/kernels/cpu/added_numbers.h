@@ -19,7 +19,7 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 
 /// Adds the gradients of the scores of a tile to those of the numbers that a score_mod adds. The places of kRun
-/// neighbours are computed at a time, as in ApplyVariant. The gradients are those of the tile's first query on.
+/// neighbours are computed at a time, as in ApplyVariant. `gradients` begins with the tile's first query.
 template <class T, class Score, class Gradient>
 struct AddGradientsOfNumbers {
   template <class Isa>
@@ -57,12 +57,12 @@ struct AddTile {
 };
 
 /// The numbers that a score_mod adds in a call of many small windows: one tile for each head, because they are the same
-/// for all batch entries. It saves reading them one by one for each entry. A tile is computed when it is first needed.
-/// The gradients are added up by tile too, for each thread, and then by number.
+/// for all batch entries. So they are not read one by one for each entry. A tile is computed when it is first needed.
+/// Each thread adds up the gradients of each tile. After that, they are added up for each number.
 template <class T>
 class HeadTiles {
  public:
-  /// Whether a call is of many windows. The tiles are then smaller than its scores.
+  /// Whether a call consists of many small windows. The tiles then take less memory than its scores would.
   static bool are_for(std::int32_t batch_size, std::int32_t heads, std::int32_t queries, std::int32_t keys) {
     constexpr std::int32_t kFewestEntries = 8, kMostHeads = 32;
     return batch_size >= kFewestEntries && heads <= kMostHeads && queries <= kTileQueries && keys <= kTileKeys;

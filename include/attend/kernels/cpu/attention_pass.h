@@ -28,7 +28,7 @@ class AttentionPass {
  public:
   AttentionPass(const AttentionParams& params, const KernelTables<T>& tables, CpuVariant<T>* variant = nullptr)
       : plan_(params, tables, variant), scores_(params, variant) {
-    // Otherwise batch entries differ in the positions of their queries, or a tile does not begin at the first query.
+    // prepare() needs the same query positions in all batch entries, and tiles that begin at the first query.
     const bool are_whole = params.key_lengths == nullptr && params.num_sequences == 0;
     if (variant != nullptr && are_whole) variant->prepare(plan_.batch_size, plan_.heads, plan_.queries, plan_.keys);
   }

@@ -200,7 +200,7 @@ class BackwardItems {
   static constexpr std::size_t kFewTiles = 6;
   static_assert(kSinglePassKeys <= kFewTiles * kTileKeys);
 
-  /// The memory of one tile from before δ is known until after.
+  /// The memory of a tile of keys. If there are few tiles, each keeps its own until δ is known.
   struct TileMemory {
     T *weights, *gradients, *slopes, *variant_slopes, *before, *factors;
     bool has_slopes = false, has_variant_slopes = false;
@@ -215,7 +215,7 @@ class BackwardItems {
           factors(memory.take(kTileSize)) {}
   };
 
-  /// The scores as the softmax takes them, with their slopes, unless the weights were saved; and dP.
+  /// Computes dP and, unless the weights were saved, the scores that the softmax gets, with their slopes.
   void weights_and_gradients(TileProducts<T>& products, const Tile<T>& tile, bool has_weights, bool is_careful,
                              TileMemory& memory) const {
     const TileOperations<T>& operations = *plan_.operations;
@@ -237,8 +237,8 @@ class BackwardItems {
     }
   }
 
-  /// From the gradients of the last scores back to those of the first, and to the tensors that the scores read. The
-  /// weights become those after dropout.
+  /// Turns the gradients of the scores that the softmax gets into those of q·k, and adds those of the tensors that the
+  /// scores read. Turns the weights into those after dropout.
   void to_first_scores(const Tile<T>& tile, TileMemory& memory) {
     const TileOperations<T>& operations = *plan_.operations;
     const OptionScores<T>& options = scores_.options;
@@ -255,7 +255,7 @@ class BackwardItems {
     if (memory.has_slopes) operations.multiply(memory.gradients, memory.slopes, tile.keys);
   }
 
-  /// δ = Σ dO · O, in two parts
+  /// Sets delta + delta_lo to Σ dO · O.
   void set_delta(const WorkItem& item, const TileProducts<T>& products, T* delta, T* delta_lo) {
     const int columns = columns_for(item.tile.queries);
     T* output = memory_.take(plan_.value_dim * kTileQueries);  // Oᵀ

@@ -3,7 +3,7 @@
 
 // How a backward pass is divided among threads.
 //
-// The work items of all heads are in one row, which is cut into pieces of equal cost, one for each thread. Heads that
+// The work items of all heads form one sequence. It is cut into pieces of equal cost, one for each thread. Heads that
 // share a key head are neighbours; the thread adds up their dK and dV in a buffer of its own, and writes it. If a cut
 // goes through such a group, each side keeps its part, and the parts are added in the order of the threads: the same
 // number of threads gives the same bits. The gradients of the tensors that the scores read (an added mask, slopes, the

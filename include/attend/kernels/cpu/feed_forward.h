@@ -20,8 +20,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 // whole network while it is in the L2 cache, so the hidden numbers are written once for the backward pass, and not at
 // all without one. Their gradients never leave the cache.
 //
-// Matrices that a product reads as B are packed in panels of 64 columns, (columns / 64, rows, 64), because rows of a
-// power of two of bytes would share a few lines of the L1 cache.
+// Matrices that a product reads as B are packed in panels of 64 columns, (columns / 64, rows, 64). Otherwise rows whose
+// length in bytes is a power of two would share a few lines of the L1 cache.
 
 inline constexpr int kBlockRows = 128;  // rows of x that go through the network together
 
@@ -37,9 +37,9 @@ struct FeedForwardSizes {
   static int columns_of(std::int64_t panel, std::int64_t columns) {
     return static_cast<int>(std::min<std::int64_t>(kPanel, columns - panel * kPanel));
   }
-  /// Numbers of a packed matrix with these rows and columns.
+  /// The size of a packed matrix with these rows and columns, in numbers.
   static std::int64_t packed(std::int64_t rows, std::int64_t columns) { return panels(columns) * kPanel * rows; }
-  /// Numbers of the hidden layer, packed block by block.
+  /// The size of the hidden layer, packed block by block, in numbers.
   std::int64_t hidden_numbers() const { return packed(rows, hidden); }
   /// The panel of a block.
   float* hidden_panel(float* numbers, std::int64_t block, std::int64_t panel) const {
@@ -93,7 +93,7 @@ struct FeedForwardForward {
   FlatDropout dropout;
   FeedForwardTables tables;
 
-  /// The calls of pack() that prepare the weights.
+  /// How many calls of pack() prepare the weights.
   std::int64_t packs() const { return FeedForwardSizes::panels(sizes.hidden) + FeedForwardSizes::panels(sizes.out); }
   void pack(std::int64_t i) const {
     const std::int64_t first = FeedForwardSizes::panels(sizes.hidden);
@@ -103,7 +103,7 @@ struct FeedForwardForward {
       pack_transposed(weight2, sizes.out, sizes.hidden, i - first, packed2);
   }
 
-  /// Numbers of memory for each thread.
+  /// The size of the memory of a thread, in numbers.
   static constexpr std::int64_t kMemory = kBlockRows * kPanel;
 
   void compute(std::int64_t block, float* memory) const {
@@ -157,7 +157,7 @@ struct FeedForwardBackward {
   FlatDropout dropout;
   FeedForwardTables tables;
 
-  /// The calls of pack() that prepare the weights.
+  /// How many calls of pack() prepare the weights.
   std::int64_t packs() const { return FeedForwardSizes::panels(sizes.width) + FeedForwardSizes::panels(sizes.hidden); }
   void pack(std::int64_t i) const {
     const std::int64_t first = FeedForwardSizes::panels(sizes.width);
@@ -181,7 +181,7 @@ struct FeedForwardBackward {
           bias2(weight2 + FeedForwardSizes::packed(sizes.out, sizes.hidden)) {}
   };
 
-  /// Numbers of memory for each thread.
+  /// The size of the memory of a thread, in numbers.
   std::int64_t memory() const { return 2 * kBlockRows * kPanel + FeedForwardSizes::packed(kBlockRows, sizes.width); }
 
   void compute(std::int64_t block, bool is_first_of_thread, float* memory, const Sums& sums) const {

@@ -101,8 +101,8 @@ struct AddRows {
   }
 };
 
-/// The gradient of ActivatePanel, in place, from the numbers that the forward pass saved: with ReLU its results, and
-/// with GELU its inputs; then it writes the results to `results`. Adds the sum over the rows to `sums`.
+/// The gradient of ActivatePanel, in place. It reads the numbers that the forward pass saved: with ReLU the results,
+/// with GELU the inputs. With GELU it also writes the results to `results`. It adds the sum over the rows to `sums`.
 struct ActivationGradient {
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void run(float* gradients, const float* saved, float* results, std::int64_t first,
@@ -116,7 +116,7 @@ struct ActivationGradient {
   }
 
  private:
-  /// A number whose result is 0 gets 0, the others are multiplied by `kept`.
+  /// A gradient becomes 0 if the result is 0. The others are multiplied by `kept`.
   template <class Isa>
   static ATTEND_ALWAYS_INLINE void relu(float* gradients, const float* results, int rows, int columns, float kept) {
     using Vec = simd::Vec<float, Isa>;

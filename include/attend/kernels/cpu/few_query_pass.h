@@ -7,10 +7,11 @@
 //     for each tile of 64 keys:
 //       for each query head of the key head: scores, changed and masked; online softmax
 //       for each query head of the key head: O += P V
-//     the last chunk of a key head adds up those before it: O = Σ exp(m_c − m) O_c, and so for the sums of weights
+//     the last item of a key head to end adds up all of its chunks: O = Σ exp(m_c − m) O_c, and the same for the
+//     sums of weights
 //
 // Each key and value is read from memory once for all query heads that share it. The chunks depend on the call alone,
-// not on the number of threads, so the results have the same bits with any number.
+// so the results have the same bits with any number of threads.
 
 #include <attend/kernels/cpu/few_query_products.h>
 #include <attend/kernels/cpu/forward.h>
@@ -77,7 +78,7 @@ class FewQueryPass {
 
   /// The memory of a thread, which it uses for one item after the other.
   struct Scratch {
-    Workspace<T> memory, careful;  // the second for forward_item(), which begins again
+    Workspace<T> memory, careful;  // `careful` is for forward_item(), which calls begin_again()
     std::vector<Band> bands;
     std::vector<T*> scores_of_row, rescale_of_row;  // a row is a query of a head: all of the first head, then the next
   };
@@ -97,7 +98,7 @@ class FewQueryPass {
   }
 
  private:
-  // Where this pass is faster than the other: benchmarks/results/few_queries.md.
+  // This pass is faster than forward_item() within these limits: benchmarks/results/few_queries.md.
   static constexpr int kFewestKeys = 16;
   static constexpr int kMostHeads = 256;  // of a key head: each takes memory for a tile of scores
   static int most_queries(const AttentionPlan<T>& plan) {
@@ -106,7 +107,7 @@ class FewQueryPass {
   }
 
   static constexpr int kChunkKeys = 256;      // fewest keys of a chunk
-  static constexpr std::int64_t kItems = 64;  // as many items are wanted, for the threads
+  static constexpr std::int64_t kItems = 64;  // keys are cut into chunks until there are this many items
 
   /// The query heads of one key head, and their queries.
   struct Group {
@@ -192,7 +193,8 @@ class FewQueryPass {
         for (std::int32_t head = band.first_head; head < band.first_head + band.num_heads; ++head) {
           const Tile<T> scores = scores_.tile(plan_, item_of_head(head), found, tiles + head * kTileSize);
           scores_.apply(operations, scores, /*is_careful=*/false);
-          // For three queries and more, those in the lanes are as many as the operations across lanes cost.
+          // From three queries on, the step with queries in the lanes is at least as fast: it needs no operation across
+          // lanes.
           const auto softmax_step = queries <= 2 ? operations.few_query_softmax_step : operations.softmax_step;
           softmax_step(scores.scores, found.keys, queries <= 2 ? queries : columns, largest + head * kTileQueries,
                        sums + head * kTileQueries, rescale + head * kTileQueries);

@@ -3,7 +3,7 @@
 
 // The matrix products of a few queries, as in decoding. Vectors go along the rows of keys and values, because queries
 // side by side in the lanes would leave most lanes empty. A tile of keys is read from memory once, in its own number
-// type, and stays in the first cache for all queries of it.
+// type, and stays in the L1 cache for all queries.
 
 #include <attend/kernels/cpu/head_view.h>
 #include <attend/kernels/cpu/tile.h>
@@ -22,7 +22,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 template <class T>
 struct DenseRows {
   const void* data;   // the first row
-  const void* ahead;  // the row that is needed kRowsAhead rows after the first one
+  const void* ahead;  // the row to prefetch with the first one
   std::int64_t row;   // in numbers
   bool is_bfloat16;
 

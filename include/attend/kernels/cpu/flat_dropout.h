@@ -12,8 +12,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cpu {
 /// Dropout of the numbers of a matrix.
 ///
 /// The random number of entry (i, j) is word (j / 16) mod 4 of philox(seed; 16 · (j / 64) + j mod 16, i). The entry is
-/// kept if the number is at least `threshold`. So it depends on the seed and on the coordinates only, and a vector of
-/// counters gives four vectors of neighbouring entries.
+/// kept if the number is at least `threshold`. So the result depends on the seed and on the coordinates only. A vector
+/// of counters gives four vectors of neighbouring entries.
 struct FlatDropout {
   static constexpr int kGroup = 64;  // columns that 16 calls of philox serve
 

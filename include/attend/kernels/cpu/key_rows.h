@@ -37,7 +37,7 @@ struct KeyRows {
     }
   }
 
-  /// The memory of a row that a table finds.
+  /// The memory of a row, found by the table of pages.
   char* row_of_page(std::int64_t row) const {
     return page.data + (table[row / page_size] * page_stride + row % page_size * page.row) * page.number_size();
   }

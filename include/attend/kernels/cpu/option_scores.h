@@ -133,7 +133,7 @@ struct OptionScores {
                    [scores = tile.scores](Element value, int entry) { scores[entry] += static_cast<T>(value); });
   }
 
-  /// −∞ where −∞ was added: to NaN too.
+  /// Sets scores to −∞ if −∞ was added to them, even to NaN.
   template <class Element>
   [[gnu::noinline]] void mask_added(const Tile<T>& tile) const {
     for_each_entry(tile, static_cast<const Element*>(mask), mask_strides,

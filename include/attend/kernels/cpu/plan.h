@@ -182,7 +182,7 @@ struct AttentionResults {
   }
 
  private:
-  using Pointer = T* AttentionResults::*;  // nvcc writes the type of a member with parentheses, of which g++ warns
+  using Pointer = T* AttentionResults::*;  // nvcc writes the type of a member in parentheses: g++ warns about them
   struct Piece {
     Pointer pointer;
     std::int64_t size;

@@ -40,7 +40,7 @@ struct RotateRows {
   }
 
  private:
-  /// As many pairs as fill vectors of kBytes, then of half as many.
+  /// Rotates pairs in vectors of kBytes, then the others in vectors of half the size, down to 16 bytes.
   template <int kBytes>
   static ATTEND_ALWAYS_INLINE void some_pairs(const Element* x, Element* y, const T* cos, const T* sin, int& i,
                                               int pairs, T sign) {

@@ -83,8 +83,8 @@ struct Scores {
   }
 
  private:
-  /// Asks the caller's mask about all keys at once, and about each half if the answer is kPartial. So a few questions
-  /// are enough for a row of many tiles that are all empty or all full.
+  /// Asks the caller's mask about all keys at once, and about each half if the answer is kPartial. So a few calls are
+  /// enough for a row of many tiles that are all empty or all full.
   void add_tiles(const QueryBlock& block, const KeyRange& keys, std::vector<KeyTiles::Tile>& tiles) const {
     const MaskCover cover = variant == nullptr ? MaskCover::kFull : variant->cover(block, keys);
     if (cover == MaskCover::kEmpty) return;

@@ -104,7 +104,7 @@ struct ApplyVariant {
 template <class T, class Score, class Mask>
 class TypedCpuVariant final : public CpuVariant<T> {
  public:
-  /// Makes a score_mod whose Duals are derivatives with respect to the value that `reads` names of tensor k.
+  /// Makes a score_mod that computes derivatives (as Duals) with respect to the value of tensor k that `reads` names.
   using BindBy = std::function<Score(int k, attend::detail::TensorReads* reads)>;
 
   TypedCpuVariant(const Score& score, const Mask& mask, int tensors, BindBy bind_by, InstructionSet set)

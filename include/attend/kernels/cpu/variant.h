@@ -29,7 +29,8 @@ class CpuVariant {
   /// result is true, it was filled; otherwise the derivatives are 1.
   virtual bool apply(const Tile<T>& tile, T* derivatives) const = 0;
 
-  /// False if the derivative of every score is 1: it only masks, or adds numbers that do not depend on the score.
+  /// False if the derivative of every score is 1. The variant then only masks, or adds numbers that do not depend on
+  /// the score.
   virtual bool has_derivatives() const = 0;
 
   /// The number of tensors that gradients may go back to.
