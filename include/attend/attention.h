@@ -42,7 +42,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 ///
 /// Memory layout: on the CPU the dimensions N, H and L of the output are in memory in the order that they have in
 /// query, with every backend. If the last dimension of query has a stride other than 1, or its rows overlap, the output
-/// is contiguous. On other devices ATen's kernels choose the layout.
+/// is contiguous. On other devices the backend chooses the layout.
 ///
 /// Differs from torch's scaled_dot_product_attention:
 /// - The causal diagonal ends at the last key, for every L and S.

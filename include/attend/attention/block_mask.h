@@ -80,8 +80,8 @@ class BlockMask : public detail::MaskOperators {
     table_ = table_.to(kv_indices.device());
   }
 
-  /// The MaskCover of each block of 64 queries and 64 keys, as int32 (N, H, rows, columns). The table
-  /// consists of whole blocks of block_size, so it may reach beyond L and S.
+  /// The MaskCover of each block of 64 queries and 64 keys, as int32 (N, H, rows, columns). The table consists of
+  /// whole blocks of block_size, so it may reach beyond L and S.
   const at::Tensor& table() const { return table_; }
 
   /// Called by attention: checks the tensors against the sizes of the call.

@@ -97,14 +97,14 @@ namespace cuda {
 ///
 /// - The default, Unchanged and EveryKey, computes attention(). All other pairs compute flex_attention() with exactly
 ///   these types. For another call the object throws c10::NotImplementedError.
-/// - A struct must have the same name in all files, so not one in an unnamed namespace.
+/// - A struct must have the same name in all files. So it must not be in an unnamed namespace.
 /// - All options of attention() are supported, with their gradients. Exception: block_table has no backward pass.
 /// - float16, bfloat16, float32 and float64. GPUs of compute capability 8.0 or newer.
 /// - It waits for nothing, allocates with LibTorch's allocator and runs on the current stream of the tensors' device. A
 ///   CUDA graph can capture it after one call outside of the capture.
 /// - Gradients are the same in every run: all sums have a fixed order.
 ///
-/// On a GPU a struct that reads outside of a TensorView gets NaN, and no error is thrown.
+/// On a GPU a struct that reads outside of a TensorView gets NaN, and outside of an IntegerView 0. No error is thrown.
 ///
 /// These kernels have never run on a GPU: see docs/cuda.md.
 ///

@@ -37,7 +37,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// with L · S. The tensor is copied, so later changes in place have no effect.
 ///
 /// @throws c10::ValueError for other shapes.
-/// @throws c10::TypeError for a tensor that is not integer.
+/// @throws c10::TypeError for a tensor that does not hold integers.
 ///
 /// Source: Wang et al., "FlashMask: Efficient and Rich Mask Extension of FlashAttention", 2024. The layout is that of
 /// flashmask_attention in PaddlePaddle.

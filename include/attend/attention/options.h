@@ -172,7 +172,8 @@ struct AttentionOptions {
   /// - Only the pages that key_lengths needs are looked up: the first ⌈key_lengths[n] / page_size⌉ of row n. Their
   ///   numbers are checked on the CPU only. The rest of the row may be anything.
   /// - Entries may share pages.
-  /// - On the CPU the kernels read the pages in place. Only the dense formula copies them, and only it has gradients.
+  /// - On the CPU the kernels read the pages in place. Pages of float16 are converted to float32 first. The dense
+  ///   formula copies the pages, and only it has gradients.
   ///
   /// KeyValueCache sets block_table and key_lengths.
   ///

@@ -220,7 +220,7 @@ class Sdpa final : public KernelBackend {
       return is_fused(at::_fused_sdp_choice(of_length(problem.query_length()), keys, keys));
     }
     // The mask is detached, because ATen reads its requires_grad even if no gradients are recorded. With is_causal the
-    // mask is left out: ATen says no to both together, but its CPU kernel takes them.
+    // mask is left out: _fused_sdp_choice() refuses both together, but the CPU kernel accepts them.
     const bool is_causal = aten_is_causal(problem);
     const at::Tensor mask = is_causal ? at::Tensor() : stand_in(detached(problem.attn_mask), kIsMask);
     return is_fused(at::_fused_sdp_choice(stand_in(problem.query), stand_in(problem.key), stand_in(problem.value),

@@ -28,7 +28,7 @@ struct LinearRotaryScaling {
   ///
   /// @param factor As the option factor.
   explicit LinearRotaryScaling(double factor) : factor_(factor) {}
-  /// How many times longer the sequences are, positive. No default.
+  /// How many times longer the sequences are than those of the training, positive. No default.
   TORCH_ARG(double, factor);
 };
 
@@ -63,7 +63,7 @@ struct YarnRotaryScaling {
   /// @param original_max_length As the option original_max_length.
   YarnRotaryScaling(double factor, std::int64_t original_max_length)
       : factor_(factor), original_max_length_(original_max_length) {}
-  /// How many times longer the sequences are, positive. No default.
+  /// How many times longer the sequences are than those of the training, positive. No default.
   TORCH_ARG(double, factor);
   /// The longest sequence of the training, in tokens, positive: `original_max_position_embeddings`. No default.
   TORCH_ARG(std::int64_t, original_max_length);
@@ -89,7 +89,7 @@ struct Llama3RotaryScaling {
   ///
   /// @param factor As the option factor.
   explicit Llama3RotaryScaling(double factor) : factor_(factor) {}
-  /// How many times longer the sequences are, positive. No default.
+  /// How many times longer the sequences are than those of the training, positive. No default.
   TORCH_ARG(double, factor);
   /// Frequencies with a wavelength above original_max_length / low_freq_factor are divided. Positive. Default: 1.
   TORCH_ARG(double, low_freq_factor) = 1.0;
