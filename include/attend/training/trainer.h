@@ -5,43 +5,25 @@
 #include <attend/io/checkpoint_folder.h>
 #include <attend/io/checkpoint_state.h>
 #include <attend/training/adam.h>
-#include <attend/training/detail/autocast_scope.h>
 #include <attend/training/detail/batches.h>
-#include <attend/training/detail/callback.h>
-#include <attend/training/detail/distinct.h>
-#include <attend/training/detail/evaluation_mode.h>
+#include <attend/training/detail/fit.h>
 #include <attend/training/detail/fit_position.h>
-#include <attend/training/detail/step_runner.h>
 #include <attend/training/detail/trainable.h>
+#include <attend/training/detail/trainer_parts.h>
 #include <attend/training/history.h>
 #include <attend/training/mean_squared_error.h>
-#include <attend/training/step.h>
-#include <attend/training/step_capture.h>
 #include <attend/training/trainer_options.h>
-#include <attend/training/training_state.h>
 #include <attend/version.h>
 
-#include <c10/core/GradMode.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
-#include <c10/util/Type.h>
-#include <torch/nn/module.h>
 #include <torch/optim/optimizer.h>
 #include <torch/types.h>
 
-#include <algorithm>
-#include <chrono>
-#include <concepts>
-#include <cstdint>
-#include <functional>
-#include <limits>
-#include <memory>
 #include <optional>
 #include <string>
 #include <type_traits>
-#include <typeinfo>
 #include <utility>
-#include <vector>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
 
@@ -114,14 +96,7 @@ class Trainer {
   /// MakeOptimizer{}.
   /// @throws c10::ValueError for options out of range, a device that does not exist, and a model without parameters.
   explicit Trainer(Model model, const TrainerOptions& options = {}, Loss loss = {}, MakeOptimizer make_optimizer = {})
-      : options_(detail::checked(options)),
-        model_(std::move(model)),
-        loss_(std::move(loss)),
-        device_(move_to_device()),
-        optimizer_(made(make_optimizer(detail::distinct(model_->parameters()), options.learning_rate()))) {
-    const std::optional<std::string> reason = why_plain_loop();
-    how_ = reason ? "plain loop: " + *reason : options_.capture()->name() + " if the step can be captured";
-  }
+      : parts_(std::move(model), options, std::move(loss), make_optimizer) {}
 
   /// Trains for options().epochs() epochs. A callback may end the fit earlier.
   ///
@@ -140,8 +115,8 @@ class Trainer {
         "attend::Trainer: the training set needs inputs() and targets(), or must be a torch::data dataset of Example<> "
         "with size() and get_batch(indices) that is not const");
     detail::check_records_gradients("attend::Trainer");
-    detail::Batches<std::remove_reference_t<TrainSet>> train("the training set", train_set, device_,
-                                                             options_.batch_size());
+    detail::Batches<std::remove_reference_t<TrainSet>> train("the training set", train_set, parts_.device,
+                                                             parts_.options.batch_size());
     return split_validation_set(train, validation_set_and_callbacks...);
   }
 
@@ -192,16 +167,16 @@ class Trainer {
   /// @throws FileError if the checkpoint belongs to another training.
   /// @throws c10::ValueError if this trainer has recorded epochs of its own.
   void resume(CheckpointData data) {
-    TORCH_CHECK_VALUE(history_.epochs().empty(),
+    TORCH_CHECK_VALUE(history().epochs().empty(),
                       "attend::Trainer: resume() needs a trainer without recorded epochs; this "
                       "one has ",
-                      history_.epochs().size());
-    detail::check_settings(data, detail::settings_of(options_));
+                      history().epochs().size());
+    detail::check_settings(data, detail::settings_of(options()));
     History history = detail::history_of(data);
-    detail::position_of(data, device_);  // throws unless the checkpoint is complete
-    load_training_state(data, *model_, *optimizer_);
-    history_ = std::move(history);
-    resumed_ = std::move(data);
+    detail::position_of(data, parts_.device);  // throws unless the checkpoint is complete
+    load_training_state(data, *parts_.model, *parts_.optimizer);
+    parts_.history = std::move(history);
+    parts_.resumed = std::move(data);
   }
 
   /// Computes the mean loss over a data set, in evaluation mode, without gradients.
@@ -212,7 +187,8 @@ class Trainer {
   /// not 0-d.
   template <class Data>
   double evaluate(Data&& data) {
-    return evaluated(data, loss_, "attend::TrainingStep: the loss");
+    detail::Batches<std::remove_reference_t<Data>> batches = evaluation_batches(data);
+    return parts_.mean_loss(batches);
   }
 
   /// Computes the mean of a metric over a data set, in evaluation mode, without gradients.
@@ -228,261 +204,70 @@ class Trainer {
   /// @endcode
   template <class Data, class Metric>
   double evaluate(Data&& data, Metric&& metric) {
-    return evaluated(data, metric, "attend::Trainer: the metric");
+    detail::Batches<std::remove_reference_t<Data>> batches = evaluation_batches(data);
+    return parts_.mean_over(batches, metric, "attend::Trainer: the metric");
   }
 
   /// The record of all epochs of this trainer, those before resume() included.
-  const History& history() const { return history_; }
+  const History& history() const { return parts_.history; }
 
   /// The options that the trainer was made with.
-  const TrainerOptions& options() const { return options_; }
+  const TrainerOptions& options() const { return parts_.options; }
 
   /// Says how the steps of the last fit ran. Before the first fit it says how they will run, if that is known.
   ///
   /// @return One line for people: the dtypes, and whether the steps are a plain loop or replays of a captured step. For
   /// a plain loop the line has the reason. The wording may change in any version.
   std::string explain() const {
-    std::string text = std::string(c10::toString(model_->parameters().front().scalar_type())) + " parameters";
-    if (options_.autocast()) {
-      const bool is_cast = model_->parameters().front().scalar_type() != torch::kDouble;
-      text += std::string(is_cast ? ", autocast to " : ", which are not autocast to ") +
-              c10::toString(*options_.autocast());
+    const at::ScalarType dtype = parts_.model->parameters().front().scalar_type();
+    std::string text = std::string(c10::toString(dtype)) + " parameters";
+    if (options().autocast()) {
+      text += std::string(dtype == torch::kDouble ? ", which are not autocast to " : ", autocast to ") +
+              c10::toString(*options().autocast());
     }
-    if (options_.accumulation_steps() > 1)
-      text += ", an update every " + std::to_string(options_.accumulation_steps()) + " batches";
-    return text + "; " + how_;
+    if (options().accumulation_steps() > 1)
+      text += ", an update every " + std::to_string(options().accumulation_steps()) + " batches";
+    return text + "; " + parts_.how;
   }
 
   /// The model, which is shared and not copied.
-  Model& model() { return model_; }
+  Model& model() { return parts_.model; }
 
   /// The optimizer.
-  torch::optim::Optimizer& optimizer() { return *optimizer_; }
+  torch::optim::Optimizer& optimizer() { return *parts_.optimizer; }
 
  private:
-  struct NoValidation {};
-
   template <class Train>
   History split_validation_set(Train& train) {
-    NoValidation none;
+    detail::NoValidation none;
     return run(train, none);
   }
 
   template <class Train, class First, class... Callbacks>
   History split_validation_set(Train& train, First& first, Callbacks&... callbacks) {
     if constexpr (detail::TrainingData<First>) {
-      detail::Batches<First> validation("the validation set", first, device_, options_.batch_size());
+      detail::Batches<First> validation("the validation set", first, parts_.device, parts_.options.batch_size());
       return run(train, validation, callbacks...);
     } else {
-      NoValidation none;
+      detail::NoValidation none;
       return run(train, none, first, callbacks...);
     }
   }
 
-  template <class Data, class Validation, class... Callbacks>
-  History run(detail::Batches<Data>& train, Validation& validation, Callbacks&... callbacks) {
-    (detail::check_callback<Callbacks>(), ...);
-    const auto begin = Clock::now();
-    detail::FitPosition position;  // where this call begins
-    position.first_epoch = position.epoch = static_cast<std::int64_t>(history_.epochs().size());
-    if (resumed_) {
-      detail::check_settings(*resumed_, {{"trainer.samples", std::to_string(train.size())}});
-      position = detail::position_of(*resumed_, device_);
-      detail::load_callbacks(*resumed_, callbacks...);
-    }
-    TrainingState state{*model_, *optimizer_, history_};
-    state.epoch = position.epoch;
-    state.epochs = position.first_epoch + options_.epochs();
-    state.samples_per_epoch = train.size();
-    state.batches = (train.size() + options_.batch_size() - 1) / options_.batch_size();
-    state.batch = std::min(position.batch, state.batches);
-    state.samples = std::min(state.batch * options_.batch_size(), train.size());
-    state.loss = position.loss;
-
-    bool stop = false;
-    const auto call = [&]<class Hook>(Hook) {
-      state.seconds = seconds_since(begin);
-      ((stop |= detail::call_hook<Hook>(callbacks, state)), ...);
-    };
-
-    detail::StepPlan plan;
-    plan.device = device_;
-    plan.accumulates = options_.accumulation_steps() > 1;
-    plan.is_split = plan.accumulates || (detail::HasHook<detail::on_before_step_hook, Callbacks> || ...);
-    plan.keeps_loss = sizeof...(Callbacks) > 0;
-    std::optional<std::string> why_plain = why_plain_loop();
-    if (!why_plain && !train.reuses_memory()) why_plain = "the training set is not two dense tensors";
-    if (!why_plain) plan.capture = options_.capture().get();
-    how_ = "plain loop: " + why_plain.value_or("the fit was over before a step could be captured");
-    // Declared before all objects that use the stream, so that the stream is left after they are destroyed.
-    const std::shared_ptr<void> stream = plan.capture ? plan.capture->enter(device_) : nullptr;
-
-    TrainingStep step(model_, std::ref(loss_), *optimizer_, options_.autocast());
-    detail::StepRunner runner(step, *model_, *optimizer_, plan, how_);
-    const std::int64_t samples_per_update = options_.batch_size() * options_.accumulation_steps();
-    auto epoch_begin = Clock::now();
-    bool is_at_checkpoint = false;  // whether on_checkpoint is being called
-    state.checkpoint = [&] {
-      TORCH_CHECK_VALUE(is_at_checkpoint, "attend::TrainingState: only on_checkpoint may call checkpoint()");
-      const double seconds = state.batch > 0 ? position.seconds + seconds_since(epoch_begin) : 0.0;
-      CheckpointData data;
-      add_training_state(data, *model_, *optimizer_);
-      detail::add_fit(data, *model_, options_, history_,
-                      {position.first_epoch, state.epoch, state.batch, seconds, runner.loss_sum(), state.loss},
-                      train.size());
-      detail::add_callbacks(data, callbacks...);
-      return data;
-    };
-    const auto call_checkpoint = [&](bool is_ending) {
-      is_at_checkpoint = true;
-      state.is_ending = is_ending;
-      call(detail::on_checkpoint_hook());
-      if (stop && !is_ending) {
-        state.is_ending = true;  // a callback has just ended the fit
-        call(detail::on_checkpoint_hook());
-      }
-      is_at_checkpoint = false;
-    };
-    model_->train();
-    call(detail::on_fit_begin_hook());
-    if (resumed_ && !stop) {
-      detail::set_flags(*resumed_, *model_);
-      detail::load_generators(*resumed_, detail::kResume, *model_);
-      resumed_.reset();
-    }
-    if (!stop) detail::check_trains_something("attend::Trainer", *optimizer_);
-    while (state.epoch < state.epochs && !stop) {
-      epoch_begin = Clock::now();
-      const torch::Tensor order = train.prepared(detail::shuffled(train.size(), options_.seed(), state.epoch));
-      if (state.batch == 0) call(detail::on_epoch_begin_hook());
-      runner.begin_epoch();
-      if (state.batch > 0) runner.set_loss_sum(position.loss_sum);
-      bool is_updated = true;
-      while (state.batch < state.batches && !(stop && is_updated)) {
-        const std::int64_t first = state.samples;
-        const std::int64_t update_begin = first / samples_per_update * samples_per_update;
-        const std::int64_t update_end = std::min(update_begin + samples_per_update, train.size());
-        state.samples = std::min(first + options_.batch_size(), train.size());
-        const auto [inputs, targets] = train.gather(order.slice(0, first, state.samples));
-        const std::int64_t size = state.samples - first;
-        state.loss = runner.backward(inputs, targets, /*is_full=*/size == options_.batch_size(),
-                                     /*begins=*/first == update_begin,
-                                     static_cast<double>(size) / static_cast<double>(update_end - update_begin));
-        is_updated = state.samples == update_end;
-        if (is_updated) {
-          call(detail::on_before_step_hook());
-          runner.update();
-        }
-        call(detail::on_batch_end_hook());
-        ++state.batch;
-        if (is_updated) call_checkpoint(stop);
-      }
-      if (state.samples == 0) {  // stopped before the first batch, so there is nothing to record
-        if (state.epoch > position.epoch) call_checkpoint(/*is_ending=*/true);
-        break;
-      }
-      EpochRecord record;
-      record.train_loss = runner.loss_sum() / static_cast<double>(state.samples);
-      record.last_batch_loss = state.loss.item<double>();
-      record.validation_loss = mean_loss(validation);
-      record.seconds = position.seconds + seconds_since(epoch_begin);
-      history_.add(record);
-      call(detail::on_epoch_end_hook());
-      const bool is_complete = state.samples == train.size();
-      ++state.epoch;
-      const std::int64_t batch = std::exchange(state.batch, 0), samples = std::exchange(state.samples, 0);
-      position.seconds = 0.0;
-      if (is_complete) call_checkpoint(stop || state.epoch == state.epochs);
-      if (stop || state.epoch == state.epochs) {
-        state.batch = batch;
-        state.samples = samples;
-      }
-    }
-    call(detail::on_fit_end_hook());
-
-    History fitted;
-    const std::vector<EpochRecord>& all = history_.epochs();
-    for (auto record = all.begin() + position.first_epoch; record != all.end(); ++record) fitted.add(*record);
-    return fitted;
+  template <class Train, class Validation, class... Callbacks>
+  History run(detail::Batches<Train>& train, Validation& validation, Callbacks&... callbacks) {
+    return detail::Fit<Model, Loss, Train, Validation, Callbacks...>(parts_, train, validation, callbacks...).run();
   }
-
-  /// Why no step can be captured, regardless of the data; nothing if steps can be captured.
-  std::optional<std::string> why_plain_loop() const {
-    if (!options_.capture()) {
-      return device_.is_cpu() ? "the device is cpu" : "TrainerOptions::capture is not set";
-    }
-    if (std::optional<std::string> reason = options_.capture()->why_not(device_)) return reason;
-    const torch::optim::Optimizer& optimizer = *optimizer_;
-    if (dynamic_cast<const CapturableOptimizer*>(&optimizer) == nullptr)
-      return c10::demangle(typeid(optimizer).name()) +
-             " keeps numbers of its step on the host, unlike attend::Adam and AdamW";
-    return std::nullopt;
-  }
-
-  double mean_loss(NoValidation&) { return std::numeric_limits<double>::quiet_NaN(); }
 
   template <class Data>
-  double mean_loss(detail::Batches<Data>& data) {
-    return mean_over(data, loss_, "attend::TrainingStep: the loss");
-  }
-
-  template <class Data, class Metric>
-  double evaluated(Data& data, Metric& metric, const char* name) {
+  detail::Batches<Data> evaluation_batches(Data& data) {
     static_assert(detail::TrainingData<Data>,
                   "attend::Trainer: the data set needs inputs() and targets(), or must be a torch::data dataset of "
                   "Example<> with size() and get_batch(indices) that is not const");
-    detail::Batches<Data> batches("the data set", data, device_, options_.batch_size());
-    return mean_over(batches, metric, name);
+    return detail::Batches<Data>("the data set", data, parts_.device, parts_.options.batch_size());
   }
 
-  template <class Data, class Metric>
-  double mean_over(detail::Batches<Data>& data, Metric& metric, const char* name) {
-    const c10::NoGradGuard no_grad;
-    const detail::EvaluationMode evaluation(*model_);
-    torch::Tensor sum = at::zeros({}, at::device(device_).dtype(torch::kDouble));
-    const torch::Tensor order = data.prepared(at::arange(data.size(), torch::kLong));
-    for (std::int64_t begin = 0; begin < data.size(); begin += options_.batch_size()) {
-      const std::int64_t end = std::min(begin + options_.batch_size(), data.size());
-      const auto [inputs, targets] = data.gather(order.slice(0, begin, end));
-      const detail::AutocastScope autocast(options_.autocast(), device_.type());
-      sum.add_(detail::loss_of(model_, metric, inputs, targets, *optimizer_, name), end - begin);  // in float64
-    }
-    return sum.item<double>() / static_cast<double>(data.size());
-  }
-
-  torch::Device move_to_device() {
-    const std::vector<torch::Tensor> parameters = model_->parameters();
-    TORCH_CHECK_VALUE(!parameters.empty(), "attend::Trainer: the model has no parameters to train");
-    for (const torch::Tensor& parameter : parameters)
-      TORCH_CHECK_VALUE(!parameter.is_inference(),
-                        "attend::Trainer: the model's parameters were made under InferenceMode and cannot be trained; "
-                        "make the model outside of its scope");
-    const torch::Device device = options_.device().value_or(parameters.front().device());
-    model_->to(device);
-    return device;
-  }
-
-  template <class Optimizer>
-  static std::unique_ptr<torch::optim::Optimizer> made(Optimizer optimizer) {
-    static_assert(std::derived_from<Optimizer, torch::optim::Optimizer>,
-                  "attend::Trainer: MakeOptimizer must return a torch::optim::Optimizer");
-    return std::make_unique<Optimizer>(std::move(optimizer));
-  }
-
-  using Clock = std::chrono::steady_clock;
-
-  static double seconds_since(Clock::time_point begin) {
-    return std::chrono::duration<double>(Clock::now() - begin).count();
-  }
-
-  TrainerOptions options_;
-  Model model_;
-  Loss loss_;
-  torch::Device device_;
-  std::unique_ptr<torch::optim::Optimizer> optimizer_;
-  History history_;
-  std::string how_;                        // for explain()
-  std::optional<CheckpointData> resumed_;  // what the next fit continues
+  detail::TrainerParts<Model, Loss> parts_;
 };
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE
