@@ -85,7 +85,7 @@ Problem flex_problem(const at::Tensor& query, const at::Tensor& key, const at::T
 /// @return (N, H, L, Dv), as attention() returns it.
 /// @throws c10::Error of the same kinds as attention().
 /// @throws c10::ValueError also if a struct reads outside of a tensor, for a score that no mask excludes. Exception: a
-/// mask_mod that reads outside of a TensorView gets NaN and no error.
+/// mask_mod that reads outside of a TensorView gets NaN and no error. A backend object on a GPU throws no such error.
 ///
 /// Gradients: for query, key, value, attn_mask, alibi_slopes, and the tensors that a score_mod reads. They can be
 /// differentiated once more. A mask_mod has no gradient.

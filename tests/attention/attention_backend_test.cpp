@@ -124,6 +124,14 @@ TEST_CASE("AttentionOptions::backend(object): its passes compute output and grad
   CHECK(watched.expired());
 }
 
+TEST_CASE("AttentionOptions::backend(object): nobody waits for a GPU to look for reads outside of a score_mod's tensor") {
+  Problem problem;
+  problem.variant_tensors = {torch::zeros({1})};
+  const torch::Tensor elsewhere = torch::empty({1, 1, 1, 1}, torch::kMeta);  // reading it throws, as no number is there
+  CHECK_THROWS(attend::detail::check_reads(problem, Backend::kReference, elsewhere));
+  CHECK_NOTHROW(attend::detail::check_reads(problem, Backend::kGiven, elsewhere));
+}
+
 TEST_CASE("AttentionOptions::backend(object): second derivatives, and an error after a change in place") {
   const torch::Tensor q = leaf(), k = leaf(), v = leaf();
   const auto options = AttentionOptions().backend(choice_of(std::make_shared<HandWritten>()));
