@@ -79,7 +79,7 @@ The same ratio for root mean square errors over all elements of a result. These 
 
 float32, N 2, H 6, D 64, no gradients. The column "q times" is a factor by which q is multiplied. The other columns are
 ratios of the largest errors of the output: the mean over {draws} draws of the inputs, with the worst ratio in
-parentheses. `kAuto` uses `kSdpa` in the calls with S = 64, and `kCpu` in the others.
+parentheses.
 
 {few}
 """

@@ -3,10 +3,11 @@
 """How long does a file that includes attend take to compile, compared with a file that includes only LibTorch?
 
 Compiles small files in turn for several rounds, with each compiler. Each round starts with the next file. The result is
-the processor time of the compiler, because other work on the machine disturbs it less than the elapsed time, and the
-size of the code in the object file. Writes compile_time.md.
+the size of the code in the object file, and the processor time of the compiler, which other work on the machine
+disturbs less than the elapsed time. Writes compile_time.md.
 
-Needs the compilers, the program `size`, and LibTorch: the folder of --torch, or the package torch of the Python that runs this script.
+Needs the compilers, the program `size`, and LibTorch: the folder of --torch, or the package torch of the Python that
+runs this script.
 """
 
 import argparse

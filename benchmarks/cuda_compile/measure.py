@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: MIT
 """How long does nvcc take for the CUDA kernels of one score_mod, and how large are they?
 
-Each file is compiled once, for one architecture. The result is the processor time of nvcc, because other work on the
-machine disturbs it less than the elapsed time, the number of kernels, and the size of their machine code. Writes
-cuda_compile.md. Needs nvcc.
+Compiles each file once, for one architecture. The result is the number of kernels, the size of their machine code, and
+the processor time of nvcc, which other work on the machine disturbs less than the elapsed time. Writes cuda_compile.md.
+Needs nvcc.
 """
 
 import argparse
@@ -95,9 +95,10 @@ def code_bytes(cubin):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nvcc", default="nvcc")
-    parser.add_argument("--architecture", default="sm_90")
-    parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks/results/cuda_compile.md")
+    parser.add_argument("--nvcc", default="nvcc", help="the compiler (default: nvcc on the PATH)")
+    parser.add_argument("--architecture", default="sm_90", help="the GPU architecture (default: sm_90)")
+    parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks/results/cuda_compile.md",
+                        help="the page to write (default: benchmarks/results/cuda_compile.md)")
     arguments = parser.parse_args()
     machine.warn_if_busy()
     version = re.search(r"V([\d.]+)", subprocess.run([arguments.nvcc, "--version"], stdout=subprocess.PIPE, text=True,

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Measures examples/sentence_embedding beside PyTorch, ONNX Runtime and OpenVINO: all-MiniLM-L6-v2 on 2,000 sentences.
+"""Compares the speed of examples/sentence_embedding with PyTorch, ONNX Runtime and OpenVINO: all-MiniLM-L6-v2 on 2,000 texts.
 
     cmake --workflow --preset sentence_embedding
     <ATTEND_MODELS_PYTHON of build/test/CMakeCache.txt> benchmarks/sentence_embedding/run.py build/example/sentence_embedding <model>
 
 <model> is the folder with config.json, model.safetensors and vocab.txt. The first run makes a virtual environment with
-the peers in build/sentence_embedding. The peers get the sentences sorted by length, in batches of 32, tokenized by the
+the peers in build/sentence_embedding. The peers get the texts sorted by length, in batches of 32, tokenized by the
 package tokenizers. All take turns; the numbers are medians.
 """
 
@@ -183,9 +183,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", help="the program sentence_embedding")
     parser.add_argument("model", type=Path, help="folder of the model")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sentences", type=int, default=2000)
+    parser.add_argument("--threads", type=int, default=2, help="threads (default: 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; the result is their median (default: 3)")
+    parser.add_argument("--sentences", type=int, default=2000, help="number of texts (default: 2000)")
     arguments = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     if sys.prefix != str((FOLDER / "venv").resolve()):

@@ -43,7 +43,7 @@ constexpr const char* kUsage =
     "  --rounds N    rounds; the result is their median (default: 15)\n"
     "  --threads N   threads (default: chosen by LibTorch)\n"
     "  --plain       without the shift and its mask\n"
-    "  --windows     from the projected windows, and to their gradient\n";
+    "  --windows     query, key and value are parts of one tensor, whose gradient is computed\n";
 
 constexpr std::int64_t kSize = 56, kWindow = 7, kShift = 3, kHeads = 3, kHeadDim = 32, kPositions = kWindow * kWindow;
 

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: MIT
 """How much slower does a busy machine make an epoch of training? python3 measure.py FOLDER [--before FOLDER]
 
-FOLDER has the programs experiment and threads that CMake built. Measures epochs of the experiment and of the notebook on a
-free machine, beside one busy process and beside two; and single calls on a free machine. Writes threads.md. Needs torch and
-numpy for the notebook.
+FOLDER has the programs experiment and threads that CMake built. Measures epochs of the experiment and of the notebook on
+an idle machine, beside one busy process and beside two. Measures single calls on an idle machine. Writes threads.md.
+Needs torch and numpy for the notebook.
 """
 
 import argparse

@@ -184,7 +184,7 @@ int main(int argc, char** argv) {
   app.add_option("--experiment", settings.experiment, "the experiment to run")
       ->type_name("")
       ->check(CLI::IsMember(names));
-  app.add_flag("--quick", settings.quick, "six epochs; `all` then means conv and attention: about two minutes");
+  app.add_flag("--quick", settings.quick, "six epochs; `all` then means conv and attention: one to two minutes on two cores");
   using support::whole;
   number("--epochs", settings.epochs, whole<1>(), "number of epochs for each net");
   number("--batch", settings.batch_size, whole<1>(), "samples in one training step");

@@ -156,7 +156,7 @@ int main(int argc, char** argv) {
   Settings settings;
   CLI::App app("Trains a small transformer to read handwritten digits.\n");
   app.option_defaults()->always_capture_default();
-  app.add_option("--data", settings.data, "digits.csv of scikit-learn")->type_name("");
+  app.add_option("--data", settings.data, "the file digits.csv of the package scikit-learn")->type_name("");
   app.add_option("--output", settings.output, "folder for the results; created if it does not exist")->type_name("");
   const auto number = [&app](const char* name, auto& value, const CLI::Validator& rule, const char* meaning) {
     app.add_option(name, value, meaning)->type_name("N")->check(rule);
@@ -166,7 +166,7 @@ int main(int argc, char** argv) {
          "the training ends after this number of epochs without a lower loss on the validation images");
   number("--rate", settings.rate, support::rule<double>("a number above 0", [](double rate) { return rate > 0; }),
          "learning rate of Adam at the beginning");
-  number("--seed", settings.seed, support::whole<0>(), "seed of the weights, and of the order of the images");
+  number("--seed", settings.seed, support::whole<0>(), "seed of the split of the images, of the weights and of the order");
   number("--threads", settings.threads, support::whole<0, 1024>(), "CPU threads; 0: LibTorch chooses");
   return support::run(app, argc, argv, "digits", [&] {
     support::make_output_folder(settings.output);

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Writes unicode_tables.h: python3 make_unicode_tables.py > unicode_tables.h
 
-What the tokenizer of BERT does with each character is asked of the package tokenizers, whose tables are those of several
-versions of Unicode. The classes of combining characters come from Python's unicodedata. Needs the package tokenizers.
+The package tokenizers is called with each character, to find out what BERT's tokenizer does with it. Its tables are those
+of several versions of Unicode. The classes of combining characters come from Python's unicodedata.
 """
 
 import unicodedata
