@@ -22,14 +22,14 @@ TORCH, ATTEND = "#d1495b", "#00798c"
 
 # A case of flex_attention.csv, its pass, the function of attend, the peer, and the label of the bar.
 CALLS = [
-    ("causal", "forward_backward", "attention()", "SDPA", "causal, forward + backward, beside SDPA"),
+    ("causal", "forward_backward", "attention()", "SDPA", "causal, forward + backward, against SDPA"),
     ("causal, bfloat16", "forward_backward", "attention(), bfloat16", "SDPA, bfloat16",
-     "causal, bfloat16, forward + backward, beside SDPA"),
+     "causal, bfloat16, forward + backward, against SDPA"),
     ("causal, ALiBi", "forward", "attention()", "compiled flex_attention",
-     "causal, ALiBi, forward, beside compiled flex_attention"),
-    ("window", "forward", "attention()", "compiled flex_attention", "window, forward, beside compiled flex_attention"),
+     "causal, ALiBi, forward, against compiled flex_attention"),
+    ("window", "forward", "attention()", "compiled flex_attention", "window, forward, against compiled flex_attention"),
     ("a user's score", "forward_backward", "flex_attention()", "dense formula in torch",
-     "a score_mod, forward + backward, beside torch's operators"),
+     "a score_mod, forward + backward, against torch's operators"),
 ]
 
 
