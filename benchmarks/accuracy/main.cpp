@@ -258,6 +258,10 @@ Settings settings_from(int count, char** arguments) {
 }  // namespace
 
 int main(int count, char** arguments) try {
+  if (count == 2 && std::string(arguments[1]) == "--help") {
+    std::cout << kUsage;
+    return 0;
+  }
   const Settings settings = settings_from(count, arguments);
   if (settings.threads > 0) at::set_num_threads(settings.threads);
   const at::Tensor x = at::randn({1, 1, 16, 64});

@@ -167,6 +167,10 @@ void measure(const Case& shape, int rounds) {
 }  // namespace
 
 int main(int count, char** arguments) try {
+  if (count == 2 && std::string(arguments[1]) == "--help") {
+    std::cout << kUsage;
+    return 0;
+  }
   int rounds = 0, threads = 0;
   bool is_quick = false;
   for (int i = 1; i < count; ++i) {
