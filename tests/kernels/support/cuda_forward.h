@@ -51,7 +51,10 @@ class CudaForwardRun {
   const Configuration& configuration() const { return c_; }
 
   Results exact() const { return forward_only(Naive<double>(c_, structs_).results()); }
-  Results dense() const {
+  /// The dense formula in the type of the call. is_tf32: with the factors of its products rounded to tf32.
+  Results dense(bool is_tf32) const {
+    if constexpr (std::is_same_v<T, float>)
+      if (is_tf32) return forward_only(Naive<float, Rounding::kTf32>(c_, structs_).results());
     switch (c_.params.dtype) {
       case NumberType::kBFloat16:
         return forward_only(Naive<float, Rounding::kBFloat16>(c_, structs_).results());
@@ -131,9 +134,11 @@ class CudaForwardRun {
 };
 
 /// Compares random calls with the loop. float64: 1e-12; otherwise by the house rule. has_pages: keys and values are in
-/// pages, but in packed batches.
+/// pages, but in packed batches. is_tf32: the house rule of tf32, whose dense formula rounds the factors of its products
+/// to tf32.
 template <NumberType kType, bool kHasStructs, class LaunchAll>
-void check_cuda_forward(std::uint32_t count, const Wishes& wishes, bool has_pages, const LaunchAll& launch_all) {
+void check_cuda_forward(std::uint32_t count, const Wishes& wishes, bool has_pages, const LaunchAll& launch_all,
+                        bool is_tf32 = false) {
   using T = cuda::detail::Computed<kType>;
   const auto [begin, end, are_all] = wanted_calls(count);
   Accuracy accuracy;
@@ -160,7 +165,7 @@ void check_cuda_forward(std::uint32_t count, const Wishes& wishes, bool has_page
       memory.add_input(&seed, sizeof seed, "dropout_seed_data");
     }
     const Results results = run.computed(params, memory, /*seed=*/n % 3, launch_all);
-    const Results exact = run.exact(), dense = std::is_same_v<T, double> ? Results{} : run.dense();
+    const Results exact = run.exact(), dense = std::is_same_v<T, double> ? Results{} : run.dense(is_tf32);
     const bool has_few_errors =
         c.has_large_scores || c.params.batch_size * c.params.num_heads * c.params.query_length < 64;
     for (const auto& [full_name, numbers] : results) {

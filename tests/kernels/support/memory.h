@@ -43,6 +43,14 @@ inline float rounded_to_bfloat16(float number) { return static_cast<float>(stati
 /// The nearest float16.
 inline float rounded_to_float16(float number) { return cuda::float_of_float16(cuda::float16_of_float(number)); }
 
+/// The nearest number of tf32, which has 10 bits of fraction. Ties go away from 0.
+inline float rounded_to_tf32(float number) {
+  if (!std::isfinite(number)) return number;
+  int exponent;
+  const double fraction = std::frexp(static_cast<double>(number), &exponent);
+  return static_cast<float>(std::ldexp(std::round(fraction * 2048), exponent - 11));
+}
+
 /// The number types of a Tensor.
 enum class Element { kFloat32, kBFloat16, kFloat64, kBool, kFloat16 };
 

@@ -20,8 +20,9 @@
 
 namespace attend::test {
 
-/// How the dense formula rounds what it writes to memory.
-enum class Rounding { kNone, kBFloat16, kFloat16 };
+/// How the dense formula rounds: what it writes to memory, or with kTf32 the factors of matrix products, as the tensor
+/// cores of a GPU do.
+enum class Rounding { kNone, kBFloat16, kFloat16, kTf32 };
 
 /// V: the type that is computed in.
 template <class V, Rounding kRounding = Rounding::kNone>
@@ -74,6 +75,14 @@ class Naive {
       return number;
   }
 
+  /// A factor of a matrix product.
+  static V factor(V number) {
+    if constexpr (kRounding == Rounding::kTf32)
+      return rounded_to_tf32(number);
+    else
+      return number;
+  }
+
   /// A score, and how the steps after scale · q·k depend on each other.
   struct Score {
     std::int64_t key;
@@ -110,7 +119,7 @@ class Naive {
       if (!structs.allows(place)) continue;
       V sum = 0;
       for (std::int64_t d = 0; d < D; ++d)
-        sum += static_cast<V>(c.query.get(n, h, i, d)) * static_cast<V>(c.key.get(n, g, j, d));
+        sum += factor(static_cast<V>(c.query.get(n, h, i, d))) * factor(static_cast<V>(c.key.get(n, g, j, d)));
       Score score{j, stored(scale * stored(sum)), 1, 0, {}};
       if (p.softcap > 0) {
         const V cap = static_cast<V>(p.softcap), tangent = stored(std::tanh(stored(score.value / cap)));
@@ -156,10 +165,11 @@ class Naive {
     for (const Score& score : scores) {
       V sum = 0;
       for (std::int64_t d = 0; d < Dv; ++d) {
-        const V number = static_cast<V>(c.value.get(n, g, score.key, d));
-        const V gradient = static_cast<V>(c.output_gradient.get(n, h, i, d));
-        at(output, output_row + d) += stored(score.weight * score.kept) * number;
-        at(value, ((n * G + g) * p.key_length + score.key) * Dv + d) += stored(score.weight * score.kept) * gradient;
+        const V number = factor(static_cast<V>(c.value.get(n, g, score.key, d)));
+        const V gradient = factor(static_cast<V>(c.output_gradient.get(n, h, i, d)));
+        const V weight = factor(stored(score.weight * score.kept));
+        at(output, output_row + d) += weight * number;
+        at(value, ((n * G + g) * p.key_length + score.key) * Dv + d) += weight * gradient;
         sum += number * gradient;
       }
       weight_gradients.push_back(stored(stored(sum) * score.kept));
@@ -177,10 +187,11 @@ class Naive {
       if (!mask.empty()) at(mask, c.mask_place(n, h, i, score.key)) += gradient;
       if (!slopes.empty())
         at(slopes, (p.alibi_strides[0] == 0 ? 0 : n * H) + h) -= static_cast<V>(score.distance) * gradient;
-      gradient = stored(stored(gradient * score.softcap_slope) * scale);
+      gradient = factor(stored(stored(gradient * score.softcap_slope) * scale));
       for (std::int64_t d = 0; d < D; ++d) {
-        at(query, query_row + d) += gradient * static_cast<V>(c.key.get(n, g, score.key, d));
-        at(key, ((n * G + g) * p.key_length + score.key) * D + d) += gradient * static_cast<V>(c.query.get(n, h, i, d));
+        at(query, query_row + d) += gradient * factor(static_cast<V>(c.key.get(n, g, score.key, d)));
+        at(key, ((n * G + g) * p.key_length + score.key) * D + d) +=
+            gradient * factor(static_cast<V>(c.query.get(n, h, i, d)));
       }
     }
   }

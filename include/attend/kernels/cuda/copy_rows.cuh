@@ -12,13 +12,14 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda::detail {
 
-/// Starts to copy rows `first` and on of a head into a SharedTile, by kThreads threads. Rows outside of `rows` and
-/// columns from `columns` on become 0. The rows fit has_aligned_rows().
+/// Starts to copy rows `first` and on of a head into a SharedTile or Tf32Tile, by kThreads threads. Rows outside of
+/// `rows` and columns from `columns` on become 0. The rows fit has_aligned_rows().
 template <int kThreads, class SharedTile>
 ATTEND_HOST_DEVICE void copy_rows(const ConstTensorView4d& tensor, std::int32_t batch, std::int32_t head,
                                   std::int32_t first, const KeyRange& rows, std::int32_t columns,
                                   const SharedTile& to) {
-  const auto* const data = static_cast<const std::uint16_t*>(tensor.data) + row_place(tensor.strides, batch, head, 0);
+  const auto* const data =
+      static_cast<const typename SharedTile::Number*>(tensor.data) + row_place(tensor.strides, batch, head, 0);
   const auto stride = static_cast<std::int32_t>(tensor.strides[2]);
   to.template copy_from<kThreads>(
       [&](int row) {
@@ -37,7 +38,7 @@ ATTEND_HOST_DEVICE void copy_key_rows(const Call& call, const ConstTensorView4d&
     copy_rows<kThreads>(tensor, batch, kv_head, first, rows, columns, to);
     return;
   }
-  const auto* const data = static_cast<const std::uint16_t*>(tensor.data);
+  const auto* const data = static_cast<const typename SharedTile::Number*>(tensor.data);
   to.template copy_from<kThreads>(
       [&](int row) {
         const std::int32_t j = first + row;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The forward pass of few queries and many keys on tensor cores, for float16 and bfloat16.
+// The forward pass of few queries and many keys on tensor cores, for float16 and bfloat16, and for float32 in tf32.
 //
 // The time is that of reading keys and values, so each is read once for all query heads of its key head, and the keys
 // are split among many warps. A warp takes 16 rows, a row being a query of one of these heads, and one part of the
@@ -38,25 +38,26 @@
 #include <attend/kernels/cuda/copy_rows.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/number.cuh>
+#include <attend/kernels/cuda/operands.cuh>
 #include <attend/kernels/cuda/scores.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
 #include <attend/kernels/cuda/softmax.cuh>
-#include <attend/kernels/cuda/tile.cuh>
 #include <attend/kernels/cuda/warp.cuh>
 
 #include <cstdint>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 
-/// The sizes of a block of decode_block(). kWidth as in ForwardShape.
-template <int kWidth>
+/// The sizes of a block of decode_block(). kType and kWidth as in ForwardShape.
+template <NumberType kType, int kWidth>
 struct DecodeShape {
-  static constexpr int kWarps = kWidth <= 128 ? 4 : 2, kThreads = kWarps * kWarpSize;
+  static constexpr int kRowBytes = kWidth * (kType == NumberType::kFloat32 ? 4 : 2);
+  static constexpr int kWarps = kRowBytes <= 256 ? 4 : kRowBytes <= 512 ? 2 : 1, kThreads = kWarps * kWarpSize;
   static constexpr int kRows = 16, kKeys = 16;
   /// Whether the operand of the queries stays in registers.
-  static constexpr bool kKeepsQueries = kWidth < 192;
+  static constexpr bool kKeepsQueries = kRowBytes <= 256;
 
-  using Tile = detail::SharedTile<16, kWidth>;
+  using Tile = typename detail::Operands<kType>::template Tile<16, kWidth>;
   /// Of a warp: queries, and two buffers of keys and values.
   static constexpr int kWarpBytes = 5 * Tile::kBytes;
   static constexpr int kSharedBytes = kWarps * kWarpBytes;
@@ -71,10 +72,12 @@ ATTEND_HOST_DEVICE inline std::int32_t decode_row_tiles(const Call& call) { retu
 /// The work of one warp.
 template <NumberType kType, int kWidth, class Score, class Mask, bool kHasOptions>
 class DecodeWarp {
-  using Shape = DecodeShape<kWidth>;
+  using Shape = DecodeShape<kType, kWidth>;
   using Scores = HeadScores<float, Score, Mask, kHasOptions>;
   using Tile = typename Shape::Tile;
-  static constexpr int kKeys = Shape::kKeys, kSteps = kWidth / 16, kScores = kKeys / 2, kOutputs = kWidth / 2;
+  using Operand = Operands<kType>;
+  static constexpr int kDepth = Operand::kDepth, kSteps = kWidth / kDepth;
+  static constexpr int kKeys = Shape::kKeys, kScores = kKeys / 2, kOutputs = kWidth / 2;
 
  public:
   /// @param first_row The first row of the tile, among those of the key head.
@@ -96,6 +99,7 @@ class DecodeWarp {
     bool is_first = true;
     for (int buffer = 0; key < range_.end; buffer ^= 1) {
       copy_async_wait<0>();
+      finish_copies(buffer, is_first);
       warp_barrier();  // the tile is there, and no lane reads the other buffer any more
       if (is_first) load_queries();
       is_first = false;
@@ -169,7 +173,7 @@ class DecodeWarp {
   }
 
   ATTEND_HOST_DEVICE void copy_queries() const {
-    const auto* const data = static_cast<const std::uint16_t*>(call_.query.data);
+    const auto* const data = static_cast<const typename Tile::Number*>(call_.query.data);
     queries().template copy_from<kWarpSize>(
         [&](int r) {
           const std::int32_t row = first_row_ + r;
@@ -192,10 +196,17 @@ class DecodeWarp {
                                                   columns, to);
   }
 
+  /// Makes the numbers that have arrived operands of mma.
+  ATTEND_HOST_DEVICE void finish_copies(int buffer, bool is_first) const {
+    if (is_first) queries().template finish_copy<kWarpSize>();
+    keys(buffer).template finish_copy<kWarpSize>();
+    values(buffer).template finish_copy<kWarpSize>();
+  }
+
   ATTEND_HOST_DEVICE void load_queries() {
     if constexpr (Shape::kKeepsQueries) {
       ATTEND_UNROLL
-      for (int step = 0; step < kSteps; ++step) queries().load_a(0, step * 16, queries_[step]);
+      for (int step = 0; step < kSteps; ++step) queries().load_a(0, step * kDepth, queries_[step]);
     }
   }
 
@@ -208,9 +219,9 @@ class DecodeWarp {
         ATTEND_UNROLL
         for (int i = 0; i < 4; ++i) a[i] = queries_[step][i];
       } else {
-        queries().load_a(0, step * 16, a);
+        queries().load_a(0, step * kDepth, a);
       }
-      keys(buffer).load_b_of_rows(0, step * 16, b);
+      keys(buffer).load_b_of_rows(0, step * kDepth, b);
       multiply_add<kType>(scores, 0, a, b[0]);
       multiply_add<kType>(scores, 4, a, b[1]);
     }
@@ -220,24 +231,25 @@ class DecodeWarp {
     softmax_.step(scores, kLog2e, rescale);
     ATTEND_UNROLL
     for (int k = 0; k < kOutputs; ++k) output_[k] *= rescale[k / 2 % 2];
-    std::uint32_t weights[4];
     ATTEND_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const int first = 2 * i;
-      float low = scores[first], high = scores[first + 1];
-      if (rows_[i % 2].scores.has_dropout()) {
-        const ScorePlace place = place_of(key, i % 2, i / 2 * 2);
-        low *= rows_[i % 2].scores.dropout_factor(place);
-        high *= rows_[i % 2].scores.dropout_factor({place.query, place.key + 1});
-      }
-      weights[i] = pack<kType>(low, high);
+    for (int r = 0; r < 2; ++r) {
+      if (!rows_[r].scores.has_dropout()) continue;
+      ATTEND_UNROLL
+      for (int k = 0; k < kScores / 2; ++k)
+        scores[k / 2 * 4 + 2 * r + k % 2] *= rows_[r].scores.dropout_factor(place_of(key, r, k));
     }
     ATTEND_UNROLL
-    for (int n = 0; n < kSteps; ++n) {
-      std::uint32_t b[2][2];
-      values(buffer).load_b_of_columns(0, n * 16, b);
-      multiply_add<kType>(output_, 8 * n, weights, b[0]);
-      multiply_add<kType>(output_, 8 * n + 4, weights, b[1]);
+    for (int step = 0; step < kKeys / kDepth; ++step) {
+      std::uint32_t weights[4];
+      Operand::a_of_sums([&](int k) { return scores[step * kDepth / 2 + k]; }, weights);
+      constexpr int kTiles = Operand::kColumnTiles;
+      ATTEND_UNROLL
+      for (int n = 0; n < kWidth / 8; n += kTiles) {
+        std::uint32_t b[kTiles][2];
+        values(buffer).load_b_of_columns(step * kDepth, n * 8, b);
+        ATTEND_UNROLL
+        for (int i = 0; i < kTiles; ++i) multiply_add<kType>(output_, 4 * (n + i), weights, b[i]);
+      }
     }
   }
 
@@ -263,12 +275,15 @@ class DecodeWarp {
       if (!rows_[r].exists) continue;
       const std::int64_t row = call_.row(sequence_.batch, rows_[r].scores.head(), rows_[r].query);
       float* const to = call_.partials + partial_place(call_, row, split_);
-      const int lane = lane_index() % 4;
-      if (lane == 0) store_two(to, softmax_.largest(r), sum);
+      if (lane_index() % 4 == 0) store_two(to, softmax_.largest(r), sum);
       ATTEND_UNROLL
-      for (int n = 0; n < kOutputs / 4; ++n) {
-        const int column = n * 8 + lane * 2;
-        if (column < call_.value_dim) store_two(to + 2 + column, output_[4 * n + 2 * r], output_[4 * n + 2 * r + 1]);
+      for (int run = 0; run < kOutputs / 2 / Operand::kRun; ++run) {
+        const int column = Operand::column_of_run(run);
+        if (column >= call_.value_dim) continue;
+        ATTEND_UNROLL
+        for (int j = 0; j < Operand::kRun; j += 2)
+          store_two(to + 2 + column + j, output_[Operand::sum_of_run(run, j) + 2 * r],
+                    output_[Operand::sum_of_run(run, j + 1) + 2 * r]);
       }
     }
   }
@@ -292,11 +307,12 @@ class DecodeWarp {
 }  // namespace detail
 
 /// One thread of the forward pass of few queries, which writes Call::partials. Each batch entry has the same number of
-/// queries. The grid has decode_blocks<kWidth>(call) blocks. The template arguments are those of forward_block().
+/// queries. The grid has decode_blocks<kType, kWidth>(call) blocks. The template arguments are those of
+/// forward_block().
 template <NumberType kType, int kWidth, bool kHasOptions, class Score, class Mask>
 ATTEND_HOST_DEVICE void decode_block(const Call& call, const Score& score, const Mask& mask) {
   using namespace detail;
-  constexpr int kWarps = DecodeShape<kWidth>::kWarps;
+  constexpr int kWarps = DecodeShape<kType, kWidth>::kWarps;
   const std::int32_t split_blocks = (call.splits + kWarps - 1) / kWarps, row_tiles = decode_row_tiles(call);
   const std::int32_t index = block_index().x, head = index / split_blocks / row_tiles;
   const std::int32_t split = index % split_blocks * kWarps + warp_index(), batch = head / call.kv_heads;
@@ -308,9 +324,9 @@ ATTEND_HOST_DEVICE void decode_block(const Call& call, const Score& score, const
 }
 
 /// The number of blocks of decode_block().
-template <int kWidth>
+template <NumberType kType, int kWidth>
 std::int64_t decode_blocks(const Call& call) {
-  constexpr int kWarps = DecodeShape<kWidth>::kWarps;
+  constexpr int kWarps = DecodeShape<kType, kWidth>::kWarps;
   return std::int64_t{call.batch_size} * call.kv_heads * detail::decode_row_tiles(call) *
          ((call.splits + kWarps - 1) / kWarps);
 }

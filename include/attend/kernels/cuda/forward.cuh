@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The forward pass on tensor cores, for float16 and bfloat16.
+// The forward pass on tensor cores, for float16 and bfloat16, and for float32 in tf32.
 //
 // A block has 4 warps and computes a tile of queries of one head. It visits the tiles of keys in which a query may
 // attend to any key. For each tile and each 16 queries of a warp:
@@ -43,12 +43,12 @@
 #include <attend/kernels/cuda/copy_rows.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/number.cuh>
+#include <attend/kernels/cuda/operands.cuh>
 #include <attend/kernels/cuda/plain_forward.cuh>
 #include <attend/kernels/cuda/results.cuh>
 #include <attend/kernels/cuda/scores.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
 #include <attend/kernels/cuda/softmax.cuh>
-#include <attend/kernels/cuda/tile.cuh>
 #include <attend/kernels/cuda/warp.cuh>
 
 #include <cstdint>
@@ -56,17 +56,22 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 
 /// The sizes of a block of forward_block(). kWidth is the number of columns of query, key and value in shared memory:
-/// 32, 64, 96, 128, 192 or 256. kHasOptions as in forward_block().
-template <int kWidth, bool kHasOptions>
+/// 32, 64, 96, 128, 192 or 256. kType and kHasOptions as in forward_block(). Every block fits into the 99 KiB of shared
+/// memory that a block has on every GPU from sm_80 on.
+template <NumberType kType, int kWidth, bool kHasOptions>
 struct ForwardShape {
-  static constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
+  static constexpr bool kIsTf32 = kType == NumberType::kFloat32;
+  static constexpr int kWarps = kIsTf32 && kWidth == 256 ? 2 : 4, kThreads = kWarps * kWarpSize;
   /// Each warp computes this many tiles of 16 queries. Each part of a key or value that it loads serves all of them.
   static constexpr int kRowTiles = kWidth <= 64 && !kHasOptions ? 2 : 1;
   static constexpr int kQueries = kWarps * kRowTiles * 16;
-  static constexpr int kKeys = kWidth <= (kHasOptions ? 96 : 128) ? 64 : 32;
+  static constexpr int kKeys = kIsTf32 ? (kWidth <= 32   ? 64
+                                          : kWidth <= 96 ? 32
+                                                         : 16)
+                                       : (kWidth <= (kHasOptions ? 96 : 128) ? 64 : 32);
 
-  using QueryTile = detail::SharedTile<kQueries, kWidth>;
-  using KeyTile = detail::SharedTile<kKeys, kWidth>;
+  using QueryTile = typename detail::Operands<kType>::template Tile<kQueries, kWidth>;
+  using KeyTile = typename detail::Operands<kType>::template Tile<kKeys, kWidth>;
   /// Two buffers of keys and values.
   static constexpr int kSharedBytes = QueryTile::kBytes + 4 * KeyTile::kBytes;
 };
@@ -76,9 +81,10 @@ namespace detail {
 /// The forward pass of a tile of queries by one block.
 template <NumberType kType, int kWidth, class Score, class Mask, bool kHasOptions>
 class ForwardTile {
-  using Shape = ForwardShape<kWidth, kHasOptions>;
+  using Shape = ForwardShape<kType, kWidth, kHasOptions>;
   using Scores = HeadScores<float, Score, Mask, kHasOptions>;
-  static constexpr int kRowTiles = Shape::kRowTiles, kKeys = Shape::kKeys, kSteps = kWidth / 16;
+  using Operand = Operands<kType>;
+  static constexpr int kRowTiles = Shape::kRowTiles, kKeys = Shape::kKeys, kDepth = Operand::kDepth;
   // Of a row tile, for each thread.
   static constexpr int kScores = kKeys / 2, kOutputs = kWidth / 2;
   static constexpr float kLeastScale = simd::FloatFormat<float>::kSmallestNormal;  // −∞ · 0 would be NaN
@@ -100,8 +106,11 @@ class ForwardTile {
     copy_queries();
     if (tile.key < range_.end) copy_keys_and_values(tile.key, 0);
     copy_async_commit();
+    bool is_first = true;
     for (int buffer = 0; tile.key < range_.end; buffer ^= 1) {
       copy_async_wait<0>();
+      finish_copies(buffer, is_first);
+      is_first = false;
       barrier();  // the tile is there, and nobody reads the other buffer any more
       const KeyTile next = next_tile(tile.key + kKeys);
       if (next.key < range_.end) copy_keys_and_values(next.key, buffer ^ 1);
@@ -155,6 +164,13 @@ class ForwardTile {
                                                         first, sequence.keys, columns, to);
   }
 
+  /// Makes the numbers that have arrived operands of mma.
+  ATTEND_HOST_DEVICE static void finish_copies(int buffer, bool is_first) {
+    if (is_first) queries().template finish_copy<Shape::kThreads>();
+    keys(buffer).template finish_copy<Shape::kThreads>();
+    values(buffer).template finish_copy<Shape::kThreads>();
+  }
+
   /// The first row of row tile m of this warp, in the tile of the block.
   ATTEND_HOST_DEVICE static int row_of(int m) { return (warp_index() * kRowTiles + m) * 16; }
 
@@ -182,14 +198,14 @@ class ForwardTile {
   ATTEND_HOST_DEVICE void multiply_queries(const typename Shape::KeyTile& keys,
                                            float (&scores)[kRowTiles][kScores]) const {
     ATTEND_UNROLL
-    for (int step = 0; step < kSteps; ++step) {
+    for (int step = 0; step < kWidth / kDepth; ++step) {
       std::uint32_t own[kRowTiles][4];
       ATTEND_UNROLL
-      for (int m = 0; m < kRowTiles; ++m) queries().load_a(row_of(m), step * 16, own[m]);
+      for (int m = 0; m < kRowTiles; ++m) queries().load_a(row_of(m), step * kDepth, own[m]);
       ATTEND_UNROLL
       for (int n = 0; n < kKeys / 16; ++n) {
         std::uint32_t b[2][2];
-        keys.load_b_of_rows(n * 16, step * 16, b);
+        keys.load_b_of_rows(n * 16, step * kDepth, b);
         ATTEND_UNROLL
         for (int m = 0; m < kRowTiles; ++m) {
           ATTEND_UNROLL
@@ -235,22 +251,20 @@ class ForwardTile {
   ATTEND_HOST_DEVICE void add_values(const typename Shape::KeyTile& values,
                                      const float (&weights)[kRowTiles][kScores]) {
     ATTEND_UNROLL
-    for (int step = 0; step < kKeys / 16; ++step) {
+    for (int step = 0; step < kKeys / kDepth; ++step) {
       std::uint32_t own[kRowTiles][4];
       ATTEND_UNROLL
-      for (int m = 0; m < kRowTiles; ++m) {
-        ATTEND_UNROLL
-        for (int i = 0; i < 4; ++i)
-          own[m][i] = pack<kType>(weights[m][8 * step + 2 * i], weights[m][8 * step + 2 * i + 1]);
-      }
+      for (int m = 0; m < kRowTiles; ++m)
+        Operand::a_of_sums([&](int k) { return weights[m][step * kDepth / 2 + k]; }, own[m]);
+      constexpr int kTiles = Operand::kColumnTiles;
       ATTEND_UNROLL
-      for (int n = 0; n < kWidth / 16; ++n) {
-        std::uint32_t b[2][2];
-        values.load_b_of_columns(step * 16, n * 16, b);
+      for (int n = 0; n < kWidth / 8; n += kTiles) {
+        std::uint32_t b[kTiles][2];
+        values.load_b_of_columns(step * kDepth, n * 8, b);
         ATTEND_UNROLL
         for (int m = 0; m < kRowTiles; ++m) {
           ATTEND_UNROLL
-          for (int half = 0; half < 2; ++half) multiply_add<kType>(output_[m], 8 * n + 4 * half, own[m], b[half]);
+          for (int i = 0; i < kTiles; ++i) multiply_add<kType>(output_[m], 4 * (n + i), own[m], b[i]);
         }
       }
     }
@@ -272,11 +286,12 @@ class ForwardTile {
         const std::int32_t i = query_of(m, r);
         if (i >= sequence.queries.end) continue;
         ATTEND_UNROLL
-        for (int n = 0; n < kOutputs / 4; ++n) {
-          const int column = n * 8 + lane_index() % 4 * 2;
-          if (column < call_.value_dim)
-            store_pair<kType>(call_, sequence.batch, scores_.head(), i, column, output_[m][4 * n + 2 * r] * factor,
-                              output_[m][4 * n + 2 * r + 1] * factor);
+        for (int run = 0; run < kOutputs / 2 / Operand::kRun; ++run) {
+          float numbers[Operand::kRun];
+          ATTEND_UNROLL
+          for (int j = 0; j < Operand::kRun; ++j) numbers[j] = output_[m][Operand::sum_of_run(run, j) + 2 * r] * factor;
+          const int column = Operand::column_of_run(run);
+          if (column < call_.value_dim) store_run<kType>(call_, sequence.batch, scores_.head(), i, column, numbers);
         }
         if (lane_index() % 4 == 0)
           store_log_sum_exp(call_, sequence.batch, scores_.head(), i, softmax_[m].largest(r) * unit_, sum);
@@ -316,15 +331,15 @@ class ForwardTile {
 }  // namespace detail
 
 /// One thread of the forward pass on tensor cores. The grid has query_tiles(call, Shape::kQueries) blocks, where Shape
-/// is ForwardShape<kWidth, kHasOptions>.
+/// is ForwardShape<kType, kWidth, kHasOptions>.
 ///
-/// @tparam kType kFloat16 or kBFloat16.
+/// @tparam kType kFloat16 or kBFloat16, or kFloat32, whose numbers are rounded to tf32 for products.
 /// @tparam kWidth At least head_dim and value_dim.
 /// @tparam kHasOptions Whether the call may have softcap, alibi_slopes, attn_mask, dropout or block_table.
 template <NumberType kType, int kWidth, bool kHasOptions, class Score, class Mask>
 ATTEND_HOST_DEVICE void forward_block(const Call& call, const Score& score, const Mask& mask) {
   using namespace detail;
-  const Tile tile = query_tile(call, block_index().x, ForwardShape<kWidth, kHasOptions>::kQueries);
+  const Tile tile = query_tile(call, block_index().x, ForwardShape<kType, kWidth, kHasOptions>::kQueries);
   if (tile.rows.begin >= tile.rows.end) return;
   const HeadScores<float, Score, Mask, kHasOptions> scores(call, score, mask, tile.sequence, tile.head);
   ForwardTile<kType, kWidth, Score, Mask, kHasOptions>(call, scores, tile.rows.begin).run();

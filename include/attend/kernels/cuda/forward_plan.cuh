@@ -59,7 +59,7 @@ struct PlainForward {
 /// The forward pass on tensor cores as a kernel.
 template <NumberType kType, int kWidth, bool kHasOptions>
 struct TensorCoreForward {
-  using Shape = ForwardShape<kWidth, kHasOptions>;
+  using Shape = ForwardShape<kType, kWidth, kHasOptions>;
   static constexpr int kThreads = Shape::kThreads, kSharedBytes = Shape::kSharedBytes;
   static const char* name() { return "forward"; }
   static std::int64_t blocks(const Call& call) { return query_tiles(call, Shape::kQueries); }
@@ -72,10 +72,10 @@ struct TensorCoreForward {
 /// The forward pass of few queries as two kernels.
 template <NumberType kType, int kWidth, bool kHasOptions>
 struct Decode {
-  using Shape = DecodeShape<kWidth>;
+  using Shape = DecodeShape<kType, kWidth>;
   static constexpr int kThreads = Shape::kThreads, kSharedBytes = Shape::kSharedBytes;
   static const char* name() { return "decode"; }
-  static std::int64_t blocks(const Call& call) { return decode_blocks<kWidth>(call); }
+  static std::int64_t blocks(const Call& call) { return decode_blocks<kType, kWidth>(call); }
   template <class Score, class Mask>
   ATTEND_HOST_DEVICE static void run(const Call& call, const Score& score, const Mask& mask) {
     decode_block<kType, kWidth, kHasOptions>(call, score, mask);
@@ -139,13 +139,19 @@ void launch_forward_width(const Call& call, ForwardKernel kernel, void* workspac
                                    : launch_tiles<kType, kWidth>(call, launch);
 }
 
-/// The kernels of a call of 16-bit numbers.
+/// The kernels on tensor cores of a call.
 template <NumberType kType, int... kWidths, class Launch>
-void launch_rounded(const Call& call, ForwardKernel kernel, Widths<kWidths...>, [[maybe_unused]] void* workspace,
-                    const Launch& launch) {
-  if (kernel == ForwardKernel::kPlain) return launch_checked(PlainForward<kType>(), call, launch);
-  const int width = kernel_width(std::max(call.head_dim, call.value_dim));
+void launch_widths(const Call& call, ForwardKernel kernel, Widths<kWidths...>, [[maybe_unused]] void* workspace,
+                   const Launch& launch) {
+  [[maybe_unused]] const int width = kernel_width(std::max(call.head_dim, call.value_dim));
   ((width == kWidths ? detail::launch_forward_width<kType, kWidths>(call, kernel, workspace, launch) : void()), ...);
+}
+
+/// The kernels of a call of type kType.
+template <NumberType kType, class Kernels, class Launch>
+void launch_type(const Call& call, ForwardKernel kernel, void* workspace, const Launch& launch) {
+  if (kernel == ForwardKernel::kPlain) return launch_checked(PlainForward<kType>(), call, launch);
+  launch_widths<kType>(call, kernel, widths_of<Kernels, kType>(), workspace, launch);
 }
 
 }  // namespace detail
@@ -158,20 +164,14 @@ void launch_rounded(const Call& call, ForwardKernel kernel, Widths<kWidths...>, 
 template <class Kernels = EveryKernel>
 ForwardChoice forward_kernel_of(const Call& call) {
   constexpr std::int32_t kFewQueries = 8, kManyKeys = 128;
-  const auto plain = [](const char* reason) { return ForwardChoice{ForwardKernel::kPlain, reason}; };
-  if (call.dtype != NumberType::kBFloat16 && call.dtype != NumberType::kFloat16)
-    return plain("the tensors are float32 or float64");
-  const int width = detail::kernel_width(std::max(call.head_dim, call.value_dim));
-  if (width == 0) return plain("head_dim or value_dim is above 256");
-  if (call.head_dim % 8 != 0 || call.value_dim % 8 != 0) return plain("head_dim or value_dim is not a multiple of 8");
-  if (!(call.dtype == NumberType::kBFloat16 ? Kernels::BFloat16::has(width) : Kernels::Float16::has(width)))
-    return plain("the kernels on tensor cores of this type and width are not compiled");
-  for (const ConstTensorView4d& tensor : {call.query, call.key, call.value, ConstTensorView4d(call.output)})
-    if (!detail::has_aligned_rows(tensor))
-      return plain("a tensor has columns that are not neighbours, or rows that are not aligned to 16 bytes");
+  const char* const reason =
+      detail::why_no_tensor_cores<Kernels>(call, {call.query, call.key, call.value, ConstTensorView4d(call.output)});
+  if (reason != nullptr) return {ForwardKernel::kPlain, reason};
   if (call.queries <= kFewQueries && call.keys >= kManyKeys && call.num_sequences == 0)
     return {ForwardKernel::kDecode, "there are at most 8 queries, and at least 128 keys"};
-  return {ForwardKernel::kTensorCores, "the tensors are of 16-bit numbers with aligned rows"};
+  return {ForwardKernel::kTensorCores, call.dtype == NumberType::kFloat32
+                                           ? "the tensors are float32 with aligned rows, and tf32 is asked for"
+                                           : "the tensors are of 16-bit numbers with aligned rows"};
 }
 
 /// The size of the workspace of launch_forward(), in bytes.
@@ -195,14 +195,13 @@ void launch_forward(const Call& call, void* workspace, const Launch& launch) {
   const ForwardKernel kernel = forward_kernel_of<Kernels>(call).kernel;
   switch (call.dtype) {
     case NumberType::kFloat32:
-      return detail::launch_checked(detail::PlainForward<NumberType::kFloat32>(), call, launch);
+      return detail::launch_type<NumberType::kFloat32, Kernels>(call, kernel, workspace, launch);
     case NumberType::kFloat64:
-      return detail::launch_checked(detail::PlainForward<NumberType::kFloat64>(), call, launch);
+      return detail::launch_type<NumberType::kFloat64, Kernels>(call, kernel, workspace, launch);
     case NumberType::kFloat16:
-      return detail::launch_rounded<NumberType::kFloat16>(call, kernel, typename Kernels::Float16(), workspace, launch);
+      return detail::launch_type<NumberType::kFloat16, Kernels>(call, kernel, workspace, launch);
     case NumberType::kBFloat16:
-      return detail::launch_rounded<NumberType::kBFloat16>(call, kernel, typename Kernels::BFloat16(), workspace,
-                                                           launch);
+      return detail::launch_type<NumberType::kBFloat16, Kernels>(call, kernel, workspace, launch);
   }
 }
 

@@ -11,18 +11,6 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda::detail {
 
-/// multiply_add_16x8x16() to the numbers first … first + 3 of `sums`.
-template <NumberType kType, int kCount>
-ATTEND_HOST_DEVICE void multiply_add(float (&sums)[kCount], int first, const std::uint32_t (&a)[4],
-                                     const std::uint32_t (&b)[2], Place place = here()) {
-  float c[4];
-  ATTEND_UNROLL
-  for (int i = 0; i < 4; ++i) c[i] = sums[first + i];
-  multiply_add_16x8x16<kType>(c, a, b, place);
-  ATTEND_UNROLL
-  for (int i = 0; i < 4; ++i) sums[first + i] = c[i];
-}
-
 /// A matrix of kRows rows and kWidth columns of 16-bit numbers in shared memory.
 ///
 /// A chunk is 8 neighbouring numbers of a row, 16 bytes. The chunks of a row are permuted, so that the 8 chunks that
@@ -36,6 +24,7 @@ class SharedTile {
   static_assert(kRows % 16 == 0 && kWidth % 32 == 0);
 
  public:
+  using Number = std::uint16_t;
   static constexpr int kBytes = kRows * kWidth * 2;
 
   /// @param offset The first byte in the block's shared memory, a multiple of 128.
@@ -46,8 +35,7 @@ class SharedTile {
   /// 0. `columns` is a multiple of 8.
   template <int kThreads, class Address>
   ATTEND_HOST_DEVICE void copy_from(const Address& address, int columns) const {
-    constexpr int kMost = kThreads / 8;  // at least 8 rows are copied at once
-    constexpr int kThreadsPerRow = kChunks % 16 == 0 && kMost >= 16 ? 16 : kChunks % 8 == 0 && kMost >= 8 ? 8 : 4;
+    constexpr int kThreadsPerRow = threads_per_row(kThreads);
     constexpr int kStep = kThreads / kThreadsPerRow;  // rows that are copied at once
     static_assert(kRows % kStep == 0 && kStep % 8 == 0);
     const int thread = thread_index() % kThreads, row = thread / kThreadsPerRow, first = thread % kThreadsPerRow;
@@ -61,6 +49,32 @@ class SharedTile {
         copy_async_16(view_.sub(moved(origin, i, chunk), 8), from + column, from != nullptr && column < columns);
       }
     }
+  }
+
+  /// Does nothing: numbers are operands as they are.
+  template <int kThreads>
+  ATTEND_HOST_DEVICE void finish_copy() const {}
+
+  /// Sets each chunk that this thread has copied by copy_from<kThreads>() to change(chunk), a Words4. The copies have
+  /// arrived. Other threads see the chunks after a barrier.
+  template <int kThreads, class Change>
+  ATTEND_HOST_DEVICE void change_copied(const Change& change) const {
+    constexpr int kThreadsPerRow = threads_per_row(kThreads), kStep = kThreads / kThreadsPerRow;
+    const int thread = thread_index() % kThreads, origin = place(thread / kThreadsPerRow, thread % kThreadsPerRow);
+    const Shared<Words4> chunks = view_.template as<Words4>();
+    ATTEND_UNROLL
+    for (int i = 0; i < kRows; i += kStep) {
+      ATTEND_UNROLL
+      for (int chunk = 0; chunk < kChunks; chunk += kThreadsPerRow) {
+        const int at = moved(origin, i, chunk) / 8;
+        chunks.store(at, change(chunks.load(at)));
+      }
+    }
+  }
+
+  /// The chunk at (row + rows, chunk + chunks). row and chunk are below 8, rows and chunks multiples of 8.
+  ATTEND_HOST_DEVICE Words4 load_chunk(int row, int chunk, int rows, int chunks) const {
+    return view_.template as<Words4>().load(moved(place(row, chunk), rows, chunks) / 8);
   }
 
   /// The 16 × 16 numbers from (row, column) on as operand A of mma. row and column are multiples of 16.
@@ -90,6 +104,12 @@ class SharedTile {
  private:
   static constexpr int kChunks = kWidth / 8;
   static constexpr int kPermuted = kChunks % 8 == 0 ? 8 : 4;  // chunks that change places with each other
+
+  /// How many of kThreads threads copy a row. At least 8 rows are copied at once.
+  ATTEND_HOST_DEVICE static constexpr int threads_per_row(int threads) {
+    const int most = threads / 8;
+    return kChunks % 16 == 0 && most >= 16 ? 16 : kChunks % 8 == 0 && most >= 8 ? 8 : 4;
+  }
 
   /// The place of a chunk.
   ATTEND_HOST_DEVICE static int place(int row, int chunk) {
