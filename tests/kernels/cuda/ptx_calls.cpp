@@ -6,6 +6,7 @@
 
 #include "kernels/support/configuration.h"
 #include "kernels/support/naive.h"
+#include "kernels/support/pages.h"
 #include "kernels/support/user_structs.h"
 
 #include <attend/kernels/attention_params.h>
@@ -24,6 +25,7 @@
 #include <iomanip>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <tuple>
@@ -45,7 +47,7 @@ using attend::test::Rounding;
 using attend::test::Sizes;
 using attend::test::Tensor;
 
-/// What a call is. The other options are set by `change`.
+/// What a call is. The other options are set by `change`, packed(), with_lengths() and in_pages().
 struct Wanted {
   const char* name;
   NumberType dtype;
@@ -55,7 +57,25 @@ struct Wanted {
   MaskType mask_type = MaskType::kNone;
   bool has_slopes = false;
   std::function<void(AttentionParams&)> change = [](AttentionParams&) {};
+  std::vector<std::int32_t> query_offsets = {}, key_offsets = {}, key_lengths = {};
+  bool has_pages = false;
 };
+
+/// The call as a packed batch.
+Wanted packed(Wanted wanted, std::vector<std::int32_t> query_offsets, std::vector<std::int32_t> key_offsets) {
+  wanted.query_offsets = std::move(query_offsets);
+  wanted.key_offsets = std::move(key_offsets);
+  return wanted;
+}
+Wanted with_lengths(Wanted wanted, std::vector<std::int32_t> key_lengths) {
+  wanted.key_lengths = std::move(key_lengths);
+  return wanted;
+}
+/// The call with keys and values in pages.
+Wanted in_pages(Wanted wanted) {
+  wanted.has_pages = true;
+  return wanted;
+}
 
 const std::vector<Wanted>& wanted_calls() {
   using enum NumberType;
@@ -77,6 +97,20 @@ const std::vector<Wanted>& wanted_calls() {
       {"bfloat16, D 256", kBFloat16, 1, 1, 1, 40, 50, 256, 200, 0, true},
       {"float16, D 32", kFloat16, 1, 2, 2, 33, 50, 32, 32, 0, true},
       {"float16, D 96, options", kFloat16, 1, 2, 1, 40, 70, 96, 96, 0, true, MaskType::kAdded, true, dropout},
+      {"float16, D 80", kFloat16, 1, 2, 1, 33, 70, 80, 72, 0, true, MaskType::kNone, false, dropout},
+      {"float16, D 160", kFloat16, 1, 2, 1, 33, 40, 160, 160, 0, true},
+      packed({"plain float32, packed", kFloat32, 2, 2, 1, 40, 60, 24, 24, 0, true, MaskType::kNone, false, causal},
+             {0, 3, 3, 40}, {0, 5, 20, 60}),
+      packed({"bfloat16, D 64, packed", kBFloat16, 1, 2, 1, 140, 90, 64, 64, 0, true}, {0, 3, 3, 140}, {0, 5, 20, 90}),
+      packed({"bfloat16, D 64, packed, dropout", kBFloat16, 1, 2, 1, 75, 90, 64, 64, 0, true, MaskType::kNone, false,
+              dropout},
+             {0, 5, 75}, {0, 6, 90}),
+      with_lengths({"plain float32, key_lengths", kFloat32, 3, 2, 1, 20, 70, 24, 24, 0, true}, {50, 70, 0}),
+      with_lengths({"bfloat16, D 64, key_lengths", kBFloat16, 3, 2, 1, 70, 100, 64, 64, 0, true}, {70, 3, 0}),
+      in_pages({"plain float32, pages", kFloat32, 2, 2, 1, 17, 40, 24, 24, 0, false}),
+      in_pages(with_lengths({"bfloat16, D 64, pages", kBFloat16, 2, 2, 1, 65, 130, 64, 64, 0, false}, {130, 70})),
+      in_pages(with_lengths({"bfloat16, decode, pages", kBFloat16, 2, 8, 2, 3, 300, 64, 64, 0, false}, {300, 40})),
+      with_lengths({"bfloat16, decode, key_lengths", kBFloat16, 3, 8, 2, 3, 300, 64, 64, 0, false}, {300, 129, 0}),
       {"bfloat16, decode", kBFloat16, 2, 8, 2, 3, 300, 64, 64, 0, false, MaskType::kNone, false, causal},
       {"float16, decode, structs 4", kFloat16, 1, 4, 1, 2, 200, 128, 128, 4, false, MaskType::kBool},
   };
@@ -139,6 +173,12 @@ class TypedRun : public Run, attend::test::CallMemory {
     params.query = query.view();
     params.key = key.view();
     params.value = value.view();
+    if (!wanted.query_offsets.empty()) {
+      params.num_sequences = static_cast<std::int64_t>(wanted.query_offsets.size()) - 1;
+      params.query_offsets = add_numbers(wanted.query_offsets);
+      params.key_offsets = add_numbers(wanted.key_offsets);
+    }
+    if (!wanted.key_lengths.empty()) params.key_lengths = add_numbers(wanted.key_lengths);
     if (wanted.has_slopes) {
       slopes = random_tensor(computed(), {wanted.N, wanted.H, 1, 1});
       params.alibi_slopes = slopes.view().data;
@@ -154,6 +194,14 @@ class TypedRun : public Run, attend::test::CallMemory {
       params.attn_mask = mask.view();
     }
     wanted.change(params);
+    if (wanted.has_pages) {
+      const CallMemory& call = *this;
+      pages_.emplace(call, random_, /*has_whole_rows=*/true);
+      add_buffer(pages_->key(), number(), false);
+      add_buffer(pages_->value(), number(), false);
+      add_numbers(pages_->table());
+      add_numbers(pages_->lengths());
+    }
     output_ = result_tensor(number(), {wanted.N, wanted.H, wanted.L, wanted.Dv});
     log_sum_exp_ = result_tensor(computed(), {wanted.N, wanted.H, wanted.L, 1});
     saved_ = memory(attend::cuda::saved_bytes(params));
@@ -180,7 +228,7 @@ class TypedRun : public Run, attend::test::CallMemory {
       outputs.saved = saved_.data();
       outputs.saved_bytes = static_cast<std::int64_t>(saved_.size());
     }
-    const Call call = attend::cuda::call_of(params, outputs);
+    const Call call = attend::cuda::call_of(pages_ ? pages_->params() : params, outputs);
     if (wanted_.structs == 0)
       plan_kernels(call, attend::Unchanged{}, attend::EveryKey{});
     else
@@ -260,6 +308,11 @@ class TypedRun : public Run, attend::test::CallMemory {
                                                               : 2;
     buffers_.push_back({tensor.view().data, tensor.numel() * bytes, is_output});
   }
+  template <class Number>
+  const Number* add_numbers(const std::vector<Number>& numbers) {
+    buffers_.push_back({numbers.data(), static_cast<std::int64_t>(numbers.size() * sizeof numbers[0]), false});
+    return numbers.data();
+  }
   std::vector<unsigned char> memory(std::int64_t bytes) {
     std::vector<unsigned char> made(static_cast<std::size_t>(bytes), 0xFF);
     buffers_.push_back({made.data(), bytes, true});
@@ -278,13 +331,7 @@ class TypedRun : public Run, attend::test::CallMemory {
     for (std::int32_t now = 0; static_cast<std::int64_t>(document_.size()) < std::max(wanted_.L, wanted_.S);
          now += random_.chance(5))
       document_.push_back(now);
-    const auto add = [this](const auto& table) {
-      buffers_.push_back({table.data(), static_cast<std::int64_t>(table.size() * sizeof table[0]), false});
-    };
-    add(bias_);
-    add(gates_);
-    add(document_);
-    return {wanted_.structs, {bias_.data(), gates_.data(), document_.data()}};
+    return {wanted_.structs, {add_numbers(bias_), add_numbers(gates_), add_numbers(document_)}};
   }
 
   /// The kernels of a forward pass, and of a backward pass if one is wanted.
@@ -336,6 +383,7 @@ class TypedRun : public Run, attend::test::CallMemory {
   std::vector<T> bias_, gates_;
   std::vector<std::int32_t> document_;
   attend::test::UserStructs<T> structs_;
+  std::optional<attend::test::Pages> pages_;
   Tensor output_, log_sum_exp_, query_gradient_, key_gradient_, value_gradient_;
   std::vector<unsigned char> saved_, forward_workspace_, workspace_;
   attend::AttentionGradients gradients_;

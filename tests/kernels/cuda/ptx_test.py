@@ -6,6 +6,7 @@ address spaces, and a missing `volatile` or "memory". The tests with "mutant" in
 demand that the result is wrong. Without nvcc the program returns 77.
 """
 
+import concurrent.futures
 import ctypes
 import json
 import os
@@ -40,6 +41,12 @@ def ptx_of(source, *folders):
         includes = [f"-I{include}" for include in (*folders, INCLUDE, HERE.parents[1])]
         subprocess.run([NVCC, "-std=c++20", "-arch=sm_80", "-ptx", *includes, source, "-o", output], check=True)
         return ptx_parser.parse(output.read_text())
+
+
+def all_ptx_of(sources):
+    """ptx_of() of each (source, *folders), two at a time: nvcc takes most of the time of these tests."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda source: ptx_of(*source), sources))
 
 
 class Buffers:
@@ -315,11 +322,14 @@ class Instructions(unittest.TestCase):
         check_copy_in_rounds(self.kernels)
 
     def test_each_mutant_is_found(self):
-        for name in MUTANTS:
-            with self.subTest(name), tempfile.TemporaryDirectory() as folder:
-                plant(name, folder)
-                with self.assertRaises((AssertionError, PtxError), msg="the fault was not found"):
-                    check_instructions(ptx_of(HERE / "ptx_instructions.cu", folder))
+        with tempfile.TemporaryDirectory() as folder:
+            folders = [pathlib.Path(folder, str(number)) for number in range(len(MUTANTS))]
+            for name, own in zip(MUTANTS, folders):
+                plant(name, own)
+            mutants = all_ptx_of([(HERE / "ptx_instructions.cu", own) for own in folders])
+        for name, kernels in zip(MUTANTS, mutants):
+            with self.subTest(name), self.assertRaises((AssertionError, PtxError), msg="the fault was not found"):
+                check_instructions(kernels)
 
 
 # ---- Attention ------------------------------------------------------------------------------------------------------
@@ -356,12 +366,15 @@ class Attention(unittest.TestCase):
             parameters = ", ".join(f"const __grid_constant__ {launch[part]}" for part in ("call", "score", "mask"))
             instances.add(f"template __global__ void attend::cuda::detail::{launch['function']}"
                           f"<{launch['kernel']}, {launch['score']}, {launch['mask']}>({parameters});\n")
+        instances, kernels = sorted(instances), {}
         with tempfile.TemporaryDirectory() as folder:
-            source = pathlib.Path(folder, "attention.cu")
-            source.write_text("#include <attend/kernels/cuda/launch_backward.cuh>\n"
-                              "#include <attend/kernels/cuda/launch_forward.cuh>\n"
-                              '#include "kernels/support/user_structs.h"\n' + "".join(sorted(instances)))
-            kernels = ptx_of(source, *folders)
+            sources = [pathlib.Path(folder, f"attention{i}.cu") for i in range(2)]
+            for i, source in enumerate(sources):
+                source.write_text("#include <attend/kernels/cuda/launch_backward.cuh>\n"
+                                  "#include <attend/kernels/cuda/launch_forward.cuh>\n"
+                                  '#include "kernels/support/user_structs.h"\n' + "".join(instances[i::2]))
+            for some in all_ptx_of([(source, *folders) for source in sources]):
+                kernels |= some
         lines = subprocess.run(["c++filt"], input="\n".join(kernels), stdout=subprocess.PIPE, text=True,
                                check=True).stdout
         return dict(zip(lines.replace(" >", ">").splitlines(), kernels.values()))
