@@ -47,6 +47,8 @@ class GlobalMemory {
     std::vector<Store> stores = {};  ///< of this launch
   };
 
+  const std::vector<Range>& ranges() const { return ranges_; }
+
   /// Forgets the stores: a new launch begins.
   void reset() {
     sort();

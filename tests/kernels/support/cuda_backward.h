@@ -3,11 +3,11 @@
 
 #include "kernels/support/configuration.h"
 #include "kernels/support/cuda_memory.h"
+#include "kernels/support/cuda_run.h"
 #include "kernels/support/house_rule.h"
 #include "kernels/support/naive.h"
 #include "kernels/support/results.h"
 #include "kernels/support/user_structs.h"
-#include "support/cuda_block.h"
 #include "support/environment.h"
 
 #include <attend/kernels/cuda/backward_plan.cuh>
@@ -19,7 +19,6 @@
 #include <cstring>
 #include <map>
 #include <sstream>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -34,7 +33,7 @@ struct NoTensorCores {
   using Float16 = BFloat16;
 };
 
-/// The backward pass of a configuration, by the kernels run on the host. StructKernels and OptionKernels are the
+/// The backward pass of a configuration, by the kernels. StructKernels and OptionKernels are the
 /// tensor-core kernels that are compiled for the structs of a user, and without them.
 template <class T, class StructKernels, class OptionKernels>
 class CudaBackward {
@@ -131,6 +130,9 @@ class CudaBackward {
     add_input(memory, c_.query_offsets, "query_offsets");
     add_input(memory, c_.key_offsets, "key_offsets");
     add_input(memory, c_.key_lengths, "key_lengths");
+    add_input(memory, bias_, "bias");
+    add_input(memory, gates_, "gates");
+    add_input(memory, c_.document, "document");
 
     const auto marked = [&](int k, attend::detail::TensorReads* reads) {
       Score copy = score_mod;
@@ -143,15 +145,8 @@ class CudaBackward {
     const auto launch = [&](auto kernel, const cuda::BackwardCall& backward) {
       using Kernel = decltype(kernel);
       kernels_.push_back(kernel.name());
-      const std::int64_t blocks = Kernel::blocks(backward);
-      const CudaReport report = run_on_host({.grid = {static_cast<int>(blocks), 1, 1},
-                                             .threads = Kernel::kThreads,
-                                             .shared_bytes = Kernel::kSharedBytes,
-                                             .seed = seed},
-                                            memory, [&] { Kernel::run(backward, score_mod, mask_mod); });
       CAPTURE(kernel.name());
-      CHECK(report.text() == "");
-      if (!report.faults.empty()) throw std::runtime_error(report.text());
+      REQUIRE(run_kernel<Kernel>(backward, score_mod, mask_mod, memory, seed) == "");
     };
     REQUIRE(cuda::backward_why_not(call, gradients) == nullptr);
     cuda::launch_backward<Score, Mask, Kernels>(call, gradients, marked, workspace.data(), bytes, launch);

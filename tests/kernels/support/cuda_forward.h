@@ -3,11 +3,11 @@
 
 #include "configuration.h"
 #include "cuda_memory.h"
+#include "cuda_run.h"
 #include "house_rule.h"
 #include "naive.h"
 #include "pages.h"
 #include "results.h"
-#include "support/cuda_block.h"
 #include "support/environment.h"
 #include "user_structs.h"
 
@@ -31,7 +31,7 @@
 
 namespace attend::test {
 
-/// A random call that kernels of the forward pass compute on the host. T is the type that is computed in. kHasStructs:
+/// A random call that kernels of the forward pass compute. T is the type that is computed in. kHasStructs:
 /// with the user structs of the call, for all of which the kernels are then compiled.
 template <class T, bool kHasStructs>
 class CudaForwardRun {
@@ -73,6 +73,9 @@ class CudaForwardRun {
     add_input(memory, c_.query_offsets, "query_offsets");
     add_input(memory, c_.key_offsets, "key_offsets");
     add_input(memory, c_.key_lengths, "key_lengths");
+    add_input(memory, bias_, "bias");
+    add_input(memory, gates_, "gates");
+    add_input(memory, c_.document, "document");
   }
 
   /// What launch_all(call, workspace, launch) computes. Threads take turns in an order that depends on `seed`. The
@@ -93,13 +96,8 @@ class CudaForwardRun {
     const auto run = [&](const auto& score, const auto& mask) {
       launch_all(call, workspace.data(), [&](auto kernel, const cuda::Call& launched) {
         using Kernel = decltype(kernel);
-        const CudaReport report = run_on_host({.grid = {static_cast<int>(Kernel::blocks(launched)), 1, 1},
-                                               .threads = Kernel::kThreads,
-                                               .shared_bytes = Kernel::kSharedBytes,
-                                               .seed = seed},
-                                              memory, [&] { Kernel::run(launched, score, mask); });
         CAPTURE(kernel.name());
-        REQUIRE(report.text() == "");
+        REQUIRE(run_kernel<Kernel>(launched, score, mask, memory, seed) == "");
       });
     };
     if (which_ == 0)

@@ -192,8 +192,8 @@ class UserStructs {
   }
 
  private:
-  RawBias<T> raw_bias() const { return {tables_.bias}; }
-  SameDocument same_document() const { return {tables_.document}; }
+  RawBias<T> raw_bias() const { return RawBias<T>{tables_.bias}; }
+  SameDocument same_document() const { return SameDocument{tables_.document}; }
 
   static constexpr SoftSign soft_sign_{0.5f};
   static constexpr SlidingWindow window_{40, 7};
