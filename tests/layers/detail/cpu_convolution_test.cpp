@@ -317,7 +317,7 @@ TEST_CASE("ConvStack: explain() names the backend and the reason; a requested ba
     CHECK(stack->explain(x).backend == Backend::kCpu);
     CHECK(stack->explain(x).how.find("kCpu runs attend's own convolutions with AVX") == 0);
   } else {
-    CHECK(stack->explain(x).why_not_faster == "kCpu needs AVX2 or AVX-512 for convolutions.");
+    CHECK(stack->explain(x).why_not_faster == "kCpu needs AVX2, AVX-512 or NEON for convolutions.");
   }
   if (has_kernels(torch::kFloat) && at::get_num_threads() > 1)
     CHECK(stack->explain(x.slice(0, 0, 1)).why_not_faster.find("kCpu can run, but a batch of 1 does not keep ") == 0);

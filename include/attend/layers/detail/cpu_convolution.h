@@ -36,7 +36,7 @@ struct CpuConvolution {
     if (dtype != at::kFloat && dtype != at::kBFloat16)
       return refused(reason, "kCpu supports convolutions in float32 and bfloat16, not in ", dtype, ".");
     if (available_instruction_set() == simd::InstructionSet::kPortable)
-      return refused(reason, "kCpu needs AVX2 or AVX-512 for convolutions.");
+      return refused(reason, "kCpu needs AVX2, AVX-512 or NEON for convolutions.");
     if (dtype == at::kBFloat16 && !simd::has_bf16_dot(available_instruction_set()))
       return refused(reason, "kCpu needs AVX512_BF16, or BF16 on ARM, for convolutions in bfloat16.");
     if (x.numel() == 0) return refused(reason, "kCpu needs a non-empty x.");
