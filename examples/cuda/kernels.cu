@@ -6,7 +6,7 @@
 
 #include <attend/cuda.cuh>
 
-/// The kernels that are compiled for tensor cores: bfloat16, heads of up to 64 columns.
+/// The kernels that are compiled for tensor cores: bfloat16, heads of 33 to 64 columns.
 struct Width64 {
   using BFloat16 = attend::cuda::Widths<64>;
   using Float16 = attend::cuda::Widths<>;
