@@ -69,7 +69,7 @@ FORWARD = [
            "race in global memory"),
     Mutant("columns of another lane", "forward", "const int column = n * 8 + lane_index() % 4 * 2;",
            "const int column = n * 8 + lane_index() % 4;", "misaligned"),
-    Mutant("dropout words of another lane", "forward", "words[2 + e], 1)", "words[2 + e], 2)", OUTPUT),
+    Mutant("dropout words of another lane", "dropout", "words[2 + c], 1)", "words[2 + c], 2)", OUTPUT),
 ]
 
 DECODE = [
@@ -110,10 +110,16 @@ BACKWARD = [
     Mutant("registers of operand A in another order", "backward_tile",
            "pack<kType>(factors[m][0], factors[m][1]), pack<kType>(factors[m][2], factors[m][3])",
            "pack<kType>(factors[m][2], factors[m][3]), pack<kType>(factors[m][0], factors[m][1])", GRADIENT),
-    Mutant("a store past the last row", "backward_tile", "if (i >= end) continue;", "", GLOBAL),
+    Mutant("a store past the last row", "backward_tile", "if (i < rows.begin || i >= rows.end) continue;",
+           "", GLOBAL),
     Mutant("no delta", "backward_tile", "(gradients[n][i] - sums.delta)", "gradients[n][i]", GRADIENT),
     Mutant("dropout does not reach the gradient", "backward_tile", "kept * gradients[n][i]", "gradients[n][i]",
            GRADIENT),
+    Mutant("queries: dropout words of another lane", "dropout", "words[2 + c], 1)", "words[2 + c], 2)",
+           GRADIENT + " of query"),
+    Mutant("keys: dropout words of another lane", "dropout", "columns[c][1], 8)", "columns[c][1], 16)",
+           GRADIENT + " of key"),
+    Mutant("keys: dropout words in another order", "dropout", "g / 2 % 2 * 8}", "g / 2 % 2 * 4}", GRADIENT + " of key"),
     Mutant("a sum over half of the lanes", "row_sums", "sum_of_lanes<kWarpSize>", "sum_of_lanes<kWarpSize / 2>",
            GRADIENT),
 ]

@@ -48,11 +48,11 @@ ReadsPlaces reads_places(const Score& score_mod, const attend::detail::TensorRea
   return places;
 }
 
-/// The keys whose gradients a block writes that has this tile of keys: those of the tile, and those behind key_lengths,
-/// which no query attends to.
-ATTEND_HOST_DEVICE inline KeyRange written_keys(const Call& call, const Tile& tile, std::int32_t tile_rows) {
-  if (call.num_sequences > 0) return tile.rows;
-  return {tile.rows.begin, smaller(tile.rows.begin + tile_rows, call.keys)};
+/// The keys whose gradients a block writes that has these keys: those, and those behind key_lengths, which no query
+/// attends to.
+ATTEND_HOST_DEVICE inline KeyRange written_keys(const Call& call, const KeyRange& keys, std::int32_t tile_rows) {
+  if (call.num_sequences > 0) return keys;
+  return {keys.begin, smaller(keys.begin + tile_rows, call.keys)};
 }
 
 /// A gradient that is a sum over many scores.

@@ -20,14 +20,14 @@
 //
 //   128 threads; nvcc 13.0, sm_80, Unchanged and Causal, no spills; a step of one warp:
 //   width   step  registers  shared memory   mma  ldmatrix  cp.async  ex2   share of sm_80's peak on paper
-//      32     32  160               16,928    32        16         3   16   0.80
-//      64     32  213               33,312    64        32         5   16   0.84
-//      96     32  229               49,696    96        60         7   16   0.71
-//     128     32  246               66,080   128        80         9   16   0.71
-//     192, dK 32  234               98,848   144        96        13   16   0.65
-//     192, dV 32  211               98,848    96        60        13   16   0.65
-//     256, dK 16  239               98,592    96        80         9    8   0.54
-//     256, dV 16  238               98,592    64        48         9    8   0.56
+//      32     32  164               16,928    32        16         3   16   0.80
+//      64     32  218               33,312    64        32         5   16   0.84
+//      96     32  234               49,696    96        60         7   16   0.71
+//     128     32  254               66,080   128        80         9   16   0.71
+//     192, dK 32  240               98,848   144        96        13   16   0.65
+//     192, dV 32  215               98,848    96        60        13   16   0.65
+//     256, dK 16  241               98,592    96        80         9    8   0.54
+//     256, dV 16  240               98,592    64        48         9    8   0.56
 //
 // The share is mma · 8 clocks, divided by the clocks of shared memory, which limits all of them: an ldmatrix of 4 warps
 // takes 16 clocks, and the copies of a step take its bytes / 128. On sm_90, where mma.sync is up to twice as fast, the
@@ -40,6 +40,7 @@
 #include <attend/version.h>
 #include <attend/kernels/cuda/backward_call.cuh>
 #include <attend/kernels/cuda/backward_tile.cuh>
+#include <attend/kernels/cuda/dropout.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
 #include <attend/kernels/cuda/scores.cuh>
@@ -63,18 +64,21 @@ class KeyGradients {
   static constexpr int kSharedBytes = Shape::kSharedBytes + 2 * kRowsBytes;
 
   ATTEND_HOST_DEVICE KeyGradients(const BackwardCall& call, const Score& score, const Mask& mask, const Tile& tile)
-      : call_(call), forward_(call.forward), score_(score), mask_(mask), tile_(tile) {}
+      : call_(call),
+        forward_(call.forward),
+        score_(score),
+        mask_(mask),
+        tile_(tile),
+        first_(tile.rows.begin & ~3) {}
 
   ATTEND_HOST_DEVICE void run() {
     const Sequence& sequence = tile_.sequence;
-    const std::int32_t first = tile_.rows.begin;
-    Step step =
-        tile_.rows.begin < tile_.rows.end ? next({0, 0, false}, /*is_first=*/true) : Step{forward_.group, 0, false};
+    Step step = keys().begin < keys().end ? next({0, 0, false}, /*is_first=*/true) : Step{forward_.group, 0, false};
     if (step.head < forward_.group) {
-      copy_rows<Shape::kThreads>(forward_.key, sequence.batch, tile_.head, first, sequence.keys, forward_.head_dim,
+      copy_rows<Shape::kThreads>(forward_.key, sequence.batch, tile_.head, first_, sequence.keys, forward_.head_dim,
                                  Shape::own(0));
       if constexpr (kHasKeys)
-        copy_rows<Shape::kThreads>(forward_.value, sequence.batch, tile_.head, first, sequence.keys, forward_.value_dim,
+        copy_rows<Shape::kThreads>(forward_.value, sequence.batch, tile_.head, first_, sequence.keys, forward_.value_dim,
                                    Shape::own(1));
       copy(step, 0);
     }
@@ -95,12 +99,12 @@ class KeyGradients {
       step = after;
     }
     copy_async_wait<0>();
-    const KeyRange rows = written_keys(forward_, tile_, Shape::kRows);
+    const KeyRange written = written_keys(forward_, keys(), Shape::kRows);
     if constexpr (kHasKeys)
-      store_rows<kType, Shape>(call_.key_gradient, sequence.batch, tile_.head, first, rows.end, forward_.head_dim,
+      store_rows<kType, Shape>(call_.key_gradient, sequence.batch, tile_.head, first_, written, forward_.head_dim,
                                static_cast<float>(forward_.scale), key_sums_);
     if constexpr (kHasValues)
-      store_rows<kType, Shape>(call_.value_gradient, sequence.batch, tile_.head, first, rows.end, forward_.value_dim,
+      store_rows<kType, Shape>(call_.value_gradient, sequence.batch, tile_.head, first_, written, forward_.value_dim,
                                1.0f, value_sums_);
   }
 
@@ -114,6 +118,12 @@ class KeyGradients {
     bool is_full;
   };
 
+  /// The keys of the block.
+  ATTEND_HOST_DEVICE KeyRange keys() const {
+    const KeyRange& all = tile_.sequence.keys;
+    return {larger(first_, all.begin), smaller(first_ + Shape::kRows, all.end)};
+  }
+
   ATTEND_HOST_DEVICE Scores scores(std::int32_t head) const {
     return {forward_, score_, mask_, tile_.sequence, query_head(head)};
   }
@@ -121,13 +131,12 @@ class KeyGradients {
 
   /// The next step in which any score is not masked.
   ATTEND_HOST_DEVICE Step next(const Step& step, bool is_first) const {
-    const KeyRange keys{tile_.rows.begin, tile_.rows.begin + Shape::kRows};
-    const KeyRange range = scores(0).queries(tile_.rows);
+    const KeyRange range = scores(0).queries(keys());
     std::int32_t query = is_first ? range.begin : step.query + Shape::kStep;
     for (std::int32_t head = step.head; head < forward_.group; ++head, query = range.begin) {
       const Scores of_head = scores(head);
       for (; query < range.end; query += Shape::kStep) {
-        const MaskCover cover = of_head.cover({query, query + Shape::kStep}, keys);
+        const MaskCover cover = of_head.cover({query, query + Shape::kStep}, {first_, first_ + Shape::kRows});
         if (cover != MaskCover::kEmpty) return {head, query, cover == MaskCover::kFull};
       }
     }
@@ -162,15 +171,17 @@ class KeyGradients {
     float weights[Shape::kTiles][4] = {}, gradients[Shape::kTiles][4] = {};
     keys_.template multiply<kType>(Shape::own(0), queries, weights);
     if constexpr (kHasKeys) values_.template multiply<kType>(Shape::own(1), output_gradients, gradients);
-    const std::int32_t key = tile_.rows.begin + warp_index() * 16 + lane_index() / 4;
+    const std::int32_t first_key = first_ + warp_index() * 16, key = first_key + lane_index() / 4;
     const int column = lane_index() % 4 * 2;
     const Shared<TensorRow> sums = rows(buffer).sub(static_cast<int>(first_row(step) & 1), Shape::kStep);
+    const Scores own_scores = scores(step.head);
     differentiate</*kByProduct=*/true>(
-        forward_, scores(step.head), step.is_full,
+        forward_, own_scores, step.is_full,
         [&](int n, int i) {
           return ScorePlace{step.query + n * 8 + column + i % 2, key + i / 2 * 8};
         },
-        [&](int n, int i) { return sums.load(n * 8 + column + i % 2); }, weights, gradients);
+        [&](int n, int i) { return sums.load(n * 8 + column + i % 2); },
+        [&](int n) { return dropout_words_of_keys(own_scores, step.query + n * 8, first_key); }, weights, gradients);
     if constexpr (kHasValues) add_rows<kType, Shape, /*kIsFinite=*/false>(weights, output_gradients, value_sums_);
     if constexpr (kHasKeys) add_rows<kType, Shape, /*kIsFinite=*/false>(gradients, queries, key_sums_);
   }
@@ -180,6 +191,7 @@ class KeyGradients {
   const Score& score_;
   const Mask& mask_;
   const Tile& tile_;
+  std::int32_t first_;  // the key of the first row; dropout_words_of_keys() needs a multiple of 4
   OwnRows<Shape, kWidth, /*kIsKept=*/kWidth <= 64> keys_, values_;
   float key_sums_[Shape::kOutputs][4] = {}, value_sums_[Shape::kOutputs][4] = {};
 };

@@ -15,12 +15,12 @@
 //
 //   128 threads; nvcc 13.0, sm_80, Unchanged and Causal, no spills; a step of one warp:
 //   width   step  registers  shared memory   mma  ldmatrix  cp.async  ex2   share of sm_80's peak on paper
-//      32     32  149               16,384    24        12         2   16   0.86
-//      64     32  246               32,768    48        24         4   16   0.86
-//      96     32  246               49,152    72        36         6   16   0.86
+//      32     32  155               16,384    24        12         2   16   0.86
+//      64     32  249               32,768    48        24         4   16   0.86
+//      96     32  245               49,152    72        36         6   16   0.86
 //     128     32  255               65,536    96        48         8   16   0.86
-//     192     32  253               98,304   144        96        12   16   0.67
-//     256     16  250               98,304    96        80         8    8   0.55
+//     192     32  248               98,304   144        96        12   16   0.67
+//     256     16  255               98,304    96        80         8    8   0.55
 //
 // The share is computed as in backward_keys.cuh. Nothing here has run on a GPU.
 
@@ -31,6 +31,7 @@
 #include <attend/version.h>
 #include <attend/kernels/cuda/backward_call.cuh>
 #include <attend/kernels/cuda/backward_tile.cuh>
+#include <attend/kernels/cuda/dropout.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
 #include <attend/kernels/cuda/scores.cuh>
@@ -54,7 +55,7 @@ class QueryGradients {
   ATTEND_HOST_DEVICE void run() {
     const Sequence& sequence = scores_.sequence();
     range_ = scores_.keys(rows_);
-    Step step = next(range_.begin);
+    Step step = next(range_.begin & ~3);  // dropout_words_of_queries() needs a multiple of 4
     if (step.key < range_.end) {
       copy_rows<Shape::kThreads>(forward_.query, sequence.batch, scores_.head(), rows_.begin, rows_, forward_.head_dim,
                                  Shape::own(0));
@@ -87,7 +88,7 @@ class QueryGradients {
       step = after;
     }
     copy_async_wait<0>();
-    store_rows<kType, Shape>(call_.query_gradient, sequence.batch, scores_.head(), rows_.begin, rows_.end,
+    store_rows<kType, Shape>(call_.query_gradient, sequence.batch, scores_.head(), rows_.begin, rows_,
                              forward_.head_dim, static_cast<float>(forward_.scale), sums_);
   }
 
@@ -127,12 +128,14 @@ class QueryGradients {
     queries_.template multiply<kType>(Shape::own(0), keys, weights);
     output_gradients_.template multiply<kType>(Shape::own(1), values, gradients);
     const int column = lane_index() % 4 * 2;
+    const auto of_half = [&](int half) { return query(half); };
     differentiate</*kByProduct=*/true>(
         forward_, scores_, step.is_full,
         [&](int n, int i) {
           return ScorePlace{query(i / 2), step.key + n * 8 + column + i % 2};
         },
-        [&](int, int i) { return row_sums_[i / 2]; }, weights, gradients);
+        [&](int, int i) { return row_sums_[i / 2]; },
+        [&](int n) { return dropout_words_of_queries(scores_, of_half, step.key + n * 8); }, weights, gradients);
     if (step.is_full)
       add_rows<kType, Shape, /*kIsFinite=*/false>(gradients, keys, sums_);
     else

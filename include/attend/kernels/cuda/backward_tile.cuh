@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/detail/philox.h>
 #include <attend/kernels/attention_params.h>
 #include <attend/macros.h>
+#include <attend/score/coordinate.h>
 #include <attend/version.h>
 #include <attend/kernels/cuda/backward_call.cuh>
 #include <attend/kernels/cuda/call.cuh>
@@ -116,16 +118,17 @@ ATTEND_HOST_DEVICE void add_rows(const float (&factors)[Shape::kTiles][4], const
   }
 }
 
-/// Stores factor · sums to the rows of this warp, up to row `end` and column `columns`.
+/// Stores factor · sums to those rows of this warp that are in `rows`, up to column `columns`. The rows of the block
+/// begin at `first`.
 template <NumberType kType, class Shape>
 ATTEND_HOST_DEVICE void store_rows(const TensorView4d& tensor, std::int32_t batch, std::int32_t head,
-                                   std::int32_t first, std::int32_t end, std::int32_t columns, float factor,
+                                   std::int32_t first, const KeyRange& rows, std::int32_t columns, float factor,
                                    const float (&sums)[Shape::kOutputs][4]) {
   auto* const data = static_cast<std::uint16_t*>(tensor.data);
   ATTEND_UNROLL
   for (int half = 0; half < 2; ++half) {
     const std::int32_t i = first + warp_index() * 16 + half * 8 + lane_index() / 4;
-    if (i >= end) continue;
+    if (i < rows.begin || i >= rows.end) continue;
     std::uint16_t* const row = data + row_place(tensor.strides, batch, head, i);
     ATTEND_UNROLL
     for (int n = 0; n < Shape::kOutputs; ++n) {
@@ -138,11 +141,12 @@ ATTEND_HOST_DEVICE void store_rows(const TensorView4d& tensor, std::int32_t batc
 }
 
 /// Turns q·k into weights after dropout, and dO·v into the gradients of scale · q·k, or, without kByProduct, of the
-/// score that the score_mod gets. place(n, i) and row(n, i) are those of products[n][i]. is_full: no score of the tile
-/// is masked.
-template <bool kByProduct, int kTiles, class Scores, class Places, class Rows>
+/// score that the score_mod gets. place(n, i) and row(n, i) are those of products[n][i], and dropout_words(n).words[i]
+/// is its random word. is_full: no score of the tile is masked.
+template <bool kByProduct, int kTiles, class Scores, class Places, class Rows, class DropoutWords>
 ATTEND_HOST_DEVICE void differentiate(const Call& call, const Scores& scores, bool is_full, const Places& place,
-                                      const Rows& row, float (&products)[kTiles][4], float (&gradients)[kTiles][4]) {
+                                      const Rows& row, const DropoutWords& dropout_words, float (&products)[kTiles][4],
+                                      float (&gradients)[kTiles][4]) {
   if (is_full && scores.only_scales() && !call.has_dropout()) {
     const float unit = static_cast<float>(call.scale) * kLog2e;
     ATTEND_UNROLL
@@ -158,15 +162,20 @@ ATTEND_HOST_DEVICE void differentiate(const Call& call, const Scores& scores, bo
   }
   ATTEND_UNROLL
   for (int n = 0; n < kTiles; ++n) {
+    float kept[4] = {1, 1, 1, 1};  // what dropout multiplies the weights with
+    if (call.has_dropout()) {
+      const attend::detail::PhiloxBlock drawn = dropout_words(n);
+      ATTEND_UNROLL
+      for (int i = 0; i < 4; ++i) kept[i] = scores.dropout_factor(drawn.words[i]);
+    }
     ATTEND_UNROLL
     for (int i = 0; i < 4; ++i) {
       const TensorRow sums = row(n, i);
       const auto at = place(n, i);
       const auto score = scores.derived(products[n][i], at, is_full);
       const float weight = score.value == Scores::kMasked ? 0.0f : exp2_fast(score.value * kLog2e - sums.log_sum_exp);
-      const float kept = scores.dropout_factor(at);
-      const float weight_gradient = kept == 0.0f ? 0.0f : kept * gradients[n][i];
-      products[n][i] = weight * kept;
+      const float weight_gradient = kept[i] == 0.0f ? 0.0f : kept[i] * gradients[n][i];
+      products[n][i] = weight * kept[i];
       const float slope = kByProduct ? score.mod_slope * score.option_slope : score.mod_slope;
       gradients[n][i] = weight == 0.0f ? 0.0f : weight * (weight_gradient - sums.delta) * slope;
     }

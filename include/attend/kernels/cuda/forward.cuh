@@ -41,6 +41,7 @@
 #include <attend/version.h>
 #include <attend/kernels/cuda/call.cuh>
 #include <attend/kernels/cuda/copy_rows.cuh>
+#include <attend/kernels/cuda/dropout.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/number.cuh>
 #include <attend/kernels/cuda/operands.cuh>
@@ -227,23 +228,14 @@ class ForwardTile {
   }
 
   /// Sets the weights to 0 that dropout drops. The factor of the others is in store().
-  ///
-  /// Two neighbouring lanes have the same four keys in rows g and g + 8. One draws the words of row g, the other those
-  /// of row g + 8, and they exchange them.
   ATTEND_HOST_DEVICE void drop(std::int32_t first_key, int m, float (&weights)[kScores]) const {
-    const int lane = lane_index();
-    const bool is_odd = lane % 2 != 0;
+    const auto query = [&](int r) { return query_of(m, r); };
     ATTEND_UNROLL
     for (int n = 0; n < kScores / 4; ++n) {
-      const auto block = scores_.dropout_words({query_of(m, is_odd), first_key + n * 8 + lane % 4 / 2 * 4});
-      const std::uint32_t* const words = block.words;
+      const auto drawn = dropout_words_of_queries(scores_, query, first_key + n * 8);
       ATTEND_UNROLL
-      for (int e = 0; e < 2; ++e) {
-        const std::uint32_t kept = is_odd ? words[2 + e] : words[e];
-        const std::uint32_t received = shuffle_xor(is_odd ? words[e] : words[2 + e], 1);
-        if ((is_odd ? received : kept) < call_.dropout_threshold) weights[4 * n + e] = 0;
-        if ((is_odd ? kept : received) < call_.dropout_threshold) weights[4 * n + 2 + e] = 0;
-      }
+      for (int i = 0; i < 4; ++i)
+        if (drawn.words[i] < call_.dropout_threshold) weights[4 * n + i] = 0;
     }
   }
 

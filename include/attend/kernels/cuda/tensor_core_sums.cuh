@@ -12,12 +12,12 @@
 //
 //   128 threads; nvcc 13.0, sm_80, a score_mod and a window, no spills; a step of one warp:
 //   width   step  registers  shared memory   mma  ldmatrix  cp.async  ex2   share of sm_80's peak on paper
-//      32     32  166              29,184    16        12         6   16   0.44
-//      64     32  192              41,472    32        24        12   16   0.44
-//      96     32  188              53,760    48        36        18   16   0.44
-//     128     32  196              66,048    64        48        24   16   0.44
-//     192     32  194              90,624    96        72        36   16   0.44
-//     256     16  148              90,624    64        64        40    8   0.31
+//      32     32  172              29,184    16        12         6   16   0.44
+//      64     32  198              41,472    32        24        12   16   0.44
+//      96     32  194              53,760    48        36        18   16   0.44
+//     128     32  200              66,048    64        48        24   16   0.44
+//     192     32  200              90,624    96        72        36   16   0.44
+//     256     16  156              90,624    64        64        40    8   0.31
 //
 // The share is computed as in backward_keys.cuh, for a gradient with keys. Nothing here has run on a GPU.
 
@@ -28,6 +28,7 @@
 #include <attend/version.h>
 #include <attend/kernels/cuda/backward_call.cuh>
 #include <attend/kernels/cuda/backward_tile.cuh>
+#include <attend/kernels/cuda/dropout.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/plain_backward.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
@@ -115,12 +116,14 @@ struct TensorCoreEntrySums {
                            : detail::TensorRow{0.0f, 0.0f};
     }
     const auto place = [&](int n, int i) { return detail::ScorePlace{queries.begin + row(i / 2), key + column(n, i)}; };
+    const auto query = [&](int half) { return queries.begin + row(half); };
     float weights[Shape::kTiles][4] = {}, gradients[Shape::kTiles][4] = {};
     detail::OwnRows<Shape, kWidth, /*kIsKept=*/false> rows;
     rows.template multiply<kType>(Shape::own(0), Shape::step(0, 0), weights);
     rows.template multiply<kType>(Shape::own(1), Shape::step(0, 1), gradients);
     detail::differentiate</*kByProduct=*/false>(
-        call.forward, scores, is_full, place, [&](int, int i) { return row_sums[i / 2]; }, weights, gradients);
+        call.forward, scores, is_full, place, [&](int, int i) { return row_sums[i / 2]; },
+        [&](int n) { return detail::dropout_words_of_queries(scores, query, key + n * 8); }, weights, gradients);
     ATTEND_UNROLL
     for (int n = 0; n < Shape::kTiles; ++n) {
       ATTEND_UNROLL
