@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <attend/attention/binder.h>
 #include <attend/attention/materialize.h>
 #include <attend/attention/sequence_masks.h>
 
@@ -14,6 +15,7 @@
 #include <random>
 #include <string>
 #include <tuple>
+#include <vector>
 
 using attend::AttentionSizes;
 using attend::Document;
@@ -129,10 +131,31 @@ TEST_CASE("Document, KeyPadding: keys() contains every allowed key, and is exact
   }
 }
 
-TEST_CASE("Document: documents that are sorted in only one batch entry are not treated as sorted") {
+TEST_CASE("Document: keys() is exact for the batch entries whose documents are sorted") {
   const torch::Tensor documents = torch::tensor({0, 0, 1, 1, 1, 0, 1, 0}).view({2, 4});
+  const AttentionSizes sizes{2, 1, 4, 4};
+  const Document mask(documents);
   std::mt19937 random(3);
-  for (int repeat = 0; repeat < 10; ++repeat) check_key_ranges(Document(documents), {2, 1, 4, 4}, false, random);
+  for (int repeat = 0; repeat < 10; ++repeat) check_key_ranges(mask, sizes, false, random);
+  attend::Binder binder(sizes, torch::kCPU);
+  mask.bind(binder);
+  std::vector<torch::Tensor> tensors;
+  for (const torch::Tensor& tensor : binder.tensors()) tensors.push_back(tensor.to(torch::kInt));
+  attend::Binder bound(sizes, tensors);
+  const Document::View view = mask.bind(bound);
+  for (const std::int32_t batch : {0, 1}) {
+    const attend::KeyRange keys = view.keys({batch, 0, 2, 4, 4, 4});
+    CHECK(keys.begin == (batch == 0 ? 2 : 0));
+    CHECK(keys.end == 4);
+  }
+}
+
+TEST_CASE("Document: bind() reads no number on the host, so it does not wait for a GPU") {
+  const auto documents = [](std::int64_t length) {
+    return torch::empty({length}, torch::TensorOptions(torch::kMeta).dtype(torch::kInt));
+  };
+  attend::Binder binder({1, 1, 4, 5}, torch::kMeta);
+  CHECK_NOTHROW(Document(documents(4), documents(5)).bind(binder));
 }
 
 TEST_CASE("Document, KeyPadding: type and text of errors") {

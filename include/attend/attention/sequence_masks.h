@@ -23,8 +23,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// A mask_mod for several documents in one sequence: a query attends to the keys of its own document.
 ///
 /// Each position has the number of its document, an integer within int32. The tensors are (L) for the queries and (S)
-/// for the keys, or (N, L) and (N, S) if batch entries differ. In self-attention one tensor is enough. On the CPU,
-/// blocks of keys of other documents are not computed. That works best if each document is one piece of the sequence.
+/// for the keys, or (N, L) and (N, S) if batch entries differ. In self-attention one tensor is enough. Blocks of keys of
+/// other documents are not computed. They are found fastest if the numbers never decrease along the sequence.
 ///
 /// The tensors are checked when attention is called; see bind().
 ///
@@ -47,20 +47,20 @@ class Document : public detail::MaskOperators {
 
   struct View : detail::MaskOperators {
     IntegerView query_documents, key_documents;
-    std::int32_t query_row, key_row;           // 0: the same for all batch entries; 1: one row for each
-    bool are_keys_sorted, are_queries_sorted;  // whether the numbers never decrease
+    IntegerView are_queries_sorted, are_keys_sorted;  // whether the numbers of a row never decrease
+    std::int32_t query_row, key_row;                  // 0: the same for all batch entries; 1: one row for each
 
     ATTEND_HOST_DEVICE bool operator()(Coordinate at) const {
       return query_documents.read_unchecked(at.batch * query_row, at.query) ==
              key_documents.read_unchecked(at.batch * key_row, at.key);
     }
     ATTEND_HOST_DEVICE KeyRange keys(QueryBlock block) const {
-      if (!are_keys_sorted) return {0, block.key_length};
+      if (are_keys_sorted.read_unchecked(block.batch * key_row) == 0) return {0, block.key_length};
       const Range documents = of_queries(block);
       return {first_key(block, documents.smallest, false), first_key(block, documents.largest, true)};
     }
     ATTEND_HOST_DEVICE MaskCover cover(QueryBlock queries, KeyRange keys) const {
-      const Range a = of_queries(queries), b = range_of(key_documents, queries.batch * key_row, keys, are_keys_sorted);
+      const Range a = of_queries(queries), b = range_of(key_documents, are_keys_sorted, queries.batch * key_row, keys);
       return detail::cover_of(a.largest < b.smallest || b.largest < a.smallest,
                               a.smallest == b.largest && b.smallest == a.largest);
     }
@@ -71,14 +71,14 @@ class Document : public detail::MaskOperators {
     };
 
     ATTEND_HOST_DEVICE Range of_queries(const QueryBlock& block) const {
-      return range_of(query_documents, block.batch * query_row, {block.query_begin, block.query_end},
-                      are_queries_sorted);
+      return range_of(query_documents, are_queries_sorted, block.batch * query_row,
+                      {block.query_begin, block.query_end});
     }
 
-    ATTEND_HOST_DEVICE static Range range_of(const IntegerView& documents, std::int32_t row, const KeyRange& positions,
-                                             bool is_sorted) {
+    ATTEND_HOST_DEVICE static Range range_of(const IntegerView& documents, const IntegerView& are_sorted,
+                                             std::int32_t row, const KeyRange& positions) {
       const std::int32_t first = documents.read_unchecked(row, positions.begin);
-      if (is_sorted) return {first, documents.read_unchecked(row, positions.end - 1)};
+      if (are_sorted.read_unchecked(row) != 0) return {first, documents.read_unchecked(row, positions.end - 1)};
       Range range{first, first};
       for (std::int32_t i = positions.begin + 1; i < positions.end; ++i) {
         const std::int32_t document = documents.read_unchecked(row, i);
@@ -114,20 +114,18 @@ class Document : public detail::MaskOperators {
     View view;
     view.query_documents = bind_one("query", query_documents_, sizes.query_length, "L", binder, view.query_row);
     view.key_documents = bind_one("key", key_documents_, sizes.key_length, "S", binder, view.key_row);
-    const bool is_cpu = key_documents_.is_cpu();  // reading the order would wait for a GPU
-    view.are_keys_sorted = is_cpu && never_decreases(key_documents_);
+    view.are_keys_sorted = binder.integers(never_decrease(key_documents_));
     view.are_queries_sorted = query_documents_.is_same(key_documents_)
                                   ? view.are_keys_sorted
-                                  : is_cpu && query_documents_.is_cpu() && never_decreases(query_documents_);
+                                  : binder.integers(never_decrease(query_documents_));
     return view;
   }
 
  private:
-  static bool never_decreases(const at::Tensor& documents) {
-    const std::int64_t length = documents.size(-1);
-    if (length < 2) return true;
+  /// Whether the numbers of each row never decrease, (N) or (). It stays on the device, so that nothing waits for a GPU.
+  static at::Tensor never_decrease(const at::Tensor& documents) {
     const at::Tensor wide = documents.to(at::kLong);  // torch does not compare all unsigned types
-    return wide.narrow(-1, 0, length - 1).le(wide.narrow(-1, 1, length - 1)).all().item<bool>();
+    return wide.slice(-1, 0, -1).le(wide.slice(-1, 1)).all(-1);
   }
 
   static IntegerView bind_one(const char* name, const at::Tensor& documents, std::int64_t length, const char* letter,
