@@ -1,29 +1,39 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Tests and measures attend on another machine, which has an NVIDIA GPU, no network, and only minutes of time.
+# Tests and measures attend on a machine with an NVIDIA GPU, which may have no network and be lent for minutes only.
 #
-#   benchmarks/gpu.sh pack FOLDER [INCLUDE...]    on this machine: creates FOLDER with everything that the other machine
+#   benchmarks/gpu.sh pack FOLDER [INCLUDE...]    on this machine: creates FOLDER with everything that the GPU machine
 #                                                 needs, at most 64 MiB
 #   FOLDER/source/benchmarks/gpu.sh run FOLDER OUT [OPTION...]
-#                                                 on the other machine: ends within 8 minutes; OUT then has the log and
-#                                                 all results
+#                                                 on the GPU machine: ends within 10 minutes; OUT then has the log, all
+#                                                 results, and the page gpu.md
 #
-# pack copies the sources and the headers of doctest and CLI11. It searches for the headers in the folders INCLUDE, in the
-# cache of the presets and among the system's headers.
+# Both can be the same machine.
 #
-# run needs a GPU, g++, CMake, ninja, nvcc, and a Python with numpy and torch for CUDA: python3, or the one in the
-# environment variable PYTHON. If anything is missing, it stops at once. It builds in FOLDER-build. The stages, each with a
-# time limit:
-#   1. the tests on the GPU
-#   2. the example for five epochs
-#   3. five epochs of the experiment, compared with the notebook's loop in Python
-#   4. the rest of the tests
-# It fails if a stage fails or reaches its limit. The options:
+# pack compiles the programs of tests/cuda, which need no LibTorch, with nvcc for sm_90. They also run on other GPUs from
+# sm_80 on, where the driver compiles them. It copies the sources and the headers of doctest and CLI11. It searches for
+# the headers in the folders INCLUDE, in the cache of the presets and among the system's headers.
 #
-#   --seconds N  the total limit in seconds (default: 480); the limits of the stages scale with it
-#   --rehearse   runs the same stages on the CPU, with little data, and without network, cache and ccache. nvcc is
-#                optional. Tests on the GPU may be skipped.
+# run needs a GPU, g++, CMake, ninja, nvcc, compute-sanitizer, and a Python with numpy and torch for CUDA: python3, or the
+# one in the environment variable PYTHON. If anything is missing, it stops at once. Exception: without compute-sanitizer
+# all else runs, and then run fails. It builds in FOLDER-build what needs LibTorch. Each stage has a time limit:
+#
+#   1. Configure.
+#   2. The kernels, while the rest is built:
+#      - The programs of tests/cuda: kernels and harness in one program, and the random calls of the harness's tests.
+#      - Some of these calls under compute-sanitizer: memcheck finds wrong accesses, racecheck races in shared memory.
+#   3. The tests on the GPU that need LibTorch: the way from attention() to the kernels, and CUDA graphs.
+#   4. The benchmark gpu_attention: the kernels compared with SDPA and flex_attention.
+#   5. Five epochs of the experiment, compared with the notebook's loop in Python.
+#   6. The page. gpu_page.py writes it from the files in OUT.
+#
+# Nothing else runs during the measurements. It fails if a stage fails or reaches its limit; the other stages run
+# nevertheless. The options:
+#
+#   --seconds N  the total limit in seconds (default: 590); the limits of the stages scale with it
+#   --rehearse   runs the same stages on the CPU, with little data, and without network, cache and ccache. nvcc and
+#                compute-sanitizer are optional. Tests on the GPU may be skipped.
 #   --check      stops after configuring, and only checks that everything that the stages use exists
 set -euo pipefail
 script=$(readlink -f "$0")
@@ -36,6 +46,12 @@ die() {
 usage() {
   die "usage: benchmarks/gpu.sh pack FOLDER [INCLUDE...] | run FOLDER OUT [--rehearse] [--check] [--seconds N]" 2
 }
+
+need() {  # COMMAND
+  command -v "$1" > /dev/null || die "$1 is missing on this machine"
+}
+
+PATH=$PATH:/usr/local/cuda/bin # nvcc and compute-sanitizer may be there
 
 # ---- pack -----------------------------------------------------------------------------------------------------------
 
@@ -58,19 +74,32 @@ END
   die "$header is in none of these folders: ${*:4}. Run 'cmake --preset test' first, which downloads it"
 }
 
+# Compiles the programs of tests/cuda. They hold g++'s library, because the other machine may have an older one.
+pack_programs() {
+  local flags=(-std=c++20 -O2 --diag-error=20011 '-gencode=arch=compute_90,code=sm_90'
+               '-gencode=arch=compute_80,code=compute_80' '-Xcompiler=-static-libstdc++,-static-libgcc'
+               "-I$folder/source/include" "-I$folder/source/tests" "-I$folder/packages/doctest/include")
+  mkdir "$folder/programs"
+  # shellcheck disable=SC2016 # the inner shell expands it
+  find "$folder/source/tests/cuda" -name '*.cu' -print0 |
+    xargs -0 -P "$(nproc)" -I {} bash -c 'nvcc "${@:3}" "$1" -o "$2/$(basename "$1" .cu)"' - {} "$folder/programs" "${flags[@]}"
+}
+
 pack() {
   local root cache mebibytes
+  need nvcc
   root=$(dirname "$(dirname "$script")")
   cache=${ATTEND_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/attend}
   mkdir -p "$1"
   folder=$(cd "$1" && pwd)
-  rm -rf "$folder/source" "$folder/packages"
+  rm -rf "$folder/source" "$folder/packages" "$folder/programs"
   mkdir "$folder/source"
   tar --create --directory "$root" --exclude=./build --exclude=./.git --exclude=./.cache --exclude='./*_output' \
     --exclude=__pycache__ --exclude="./$(realpath --relative-to="$root" "$folder")" . |
     tar --extract --directory "$folder/source"
   pack_headers doctest doctest::doctest doctest/doctest.h "${@:2}" "$cache"/*/include /usr/local/include /usr/include
   pack_headers CLI11 CLI11::CLI11 CLI/CLI.hpp "${@:2}" "$cache"/*/include /usr/local/include /usr/include
+  pack_programs
   {
     date -u '+packed on %Y-%m-%d at %H:%M'
     git -C "$root" describe --always --dirty 2> /dev/null || true
@@ -82,7 +111,8 @@ pack() {
 
 # ---- run ------------------------------------------------------------------------------------------------------------
 
-limit=480
+total=590 # seconds, for which the limits of the stages are given
+limit=$total
 is_rehearsal=false
 is_check=false
 failed=()
@@ -90,51 +120,62 @@ status=0
 
 section() { printf '\n==== %s (%d s) ====\n' "$1" "$SECONDS"; }
 
-# Runs a command with a time limit: SECONDS, scaled with the total limit of 480 s, or the time that is left. Sets `status`.
-# Failures are collected in `failed`, so that the next stages run after a failure.
-stage() {  # NAME SECONDS COMMAND...
-  local name=$1 most=$(($2 * limit / 480)) left=$((limit - limit / 48 - SECONDS)) # keeps some time for the end of the run
+# Adds a line to the table of stages on the page, and the stage to `failed` if the result is not good.
+note() {  # NAME SECONDS RESULT
+  printf '%s,%d,%s\n' "$1" "$2" "$3" >> "$out/stages.csv"
+  case $3 in passed | skipped) ;; *) failed+=("$1: $3") ;; esac
+}
+
+# `most` becomes SECONDS, scaled with the total limit, but at least 1, or the time that is left. Some time is kept for the
+# end of the run.
+set_most() {  # SECONDS
+  local left=$((limit - limit / 60 - SECONDS))
+  most=$(($1 * limit / total + ($1 * limit < total)))
   if ((most > left)); then most=$left; fi
+}
+
+# Runs a command with a time limit. The next stages run even if it fails. Sets `status`.
+stage() {  # NAME SECONDS COMMAND...
+  local most begin=$SECONDS
+  set_most "$2"
   status=124
   if ((most < 1)); then
-    section "$name: cut, no time is left"
-    failed+=("$name: cut before it began")
+    section "$1: cut, no time is left"
+    note "$1" 0 "cut before it began"
     return
   fi
-  section "$name, at most $most s"
+  section "$1, at most $most s"
   status=0
   timeout --kill-after=5 "$most" "${@:3}" || status=$?
-  if ((status == 124 || status == 137)); then
-    echo "$name: cut after $most s"
-    failed+=("$name: cut after $most s")
+  if [[ $status == 77 && $is_rehearsal == true ]]; then
+    note "$1" $((SECONDS - begin)) skipped
+  elif ((status == 124 || status == 137)); then
+    echo "$1: cut after $most s"
+    note "$1" $((SECONDS - begin)) "cut after $most s"
   elif ((status != 0)); then
-    failed+=("$name: status $status")
+    note "$1" $((SECONDS - begin)) "status $status"
+  else
+    note "$1" $((SECONDS - begin)) passed
   fi
 }
 
-need() {  # COMMAND
-  command -v "$1" > /dev/null || die "$1 is missing on this machine"
-}
-
-# Checks what is installed and prints it. Sets python, torch (LibTorch's root), architecture and has_matplotlib.
+# Checks what is installed and prints it. Writes it to the top of stages.csv, for the page. Sets python, torch
+# (LibTorch's root) and architecture.
 preflight() {
   section "What is installed"
   if [[ ! -f $folder/source/CMakeLists.txt || ! -f $folder/packed.txt ]]; then
     die "$folder was not made by 'benchmarks/gpu.sh pack'"
   fi
-  cat "$folder/packed.txt"
   local command facts
   for command in timeout c++ cmake ninja "${PYTHON:-python3}"; do need "$command"; done
-  if ! command -v nvcc > /dev/null && [[ -x /usr/local/cuda/bin/nvcc ]]; then PATH=$PATH:/usr/local/cuda/bin; fi
   if [[ $is_rehearsal == false ]]; then need nvcc; fi
-  c++ --version | head -n 1
-  cmake --version | head -n 1
-  if command -v nvcc > /dev/null; then nvcc --version | tail -n 1; fi
-  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2> /dev/null || true
   status=0
-  facts=$(timeout --kill-after=5 90 "${PYTHON:-python3}" - "$device" << 'END'
+  facts=$(timeout --kill-after=5 90 "${PYTHON:-python3}" - "$device" "$out/stages.csv" << 'END'
+import datetime
 import importlib.util
+import os
 import pathlib
+import subprocess
 import sys
 
 def stop(reason):
@@ -148,77 +189,99 @@ import torch
 root = pathlib.Path(torch.__file__).parent
 if not (root / "include/torch/csrc/api/include/torch/version.h").is_file():
     stop(f"the package torch of {sys.executable} has no headers of LibTorch")
-architecture = "90"
+architecture, card = "90", "no GPU"
 if sys.argv[1] == "cuda":
     if not torch.cuda.is_available():
         stop(f"torch {torch.__version__} of {sys.executable} cannot use a GPU of this machine")
     torch.ones(1, device="cuda").add(1).item()
     architecture = "%d%d" % torch.cuda.get_device_capability()
-    print(f"CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}", file=sys.stderr)
-print(f"Python {sys.version.split()[0]}, torch {torch.__version__}", file=sys.stderr)
-print(sys.executable, root, architecture, bool(importlib.util.find_spec("matplotlib")), sep="\n")
+    driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"],
+                            stdout=subprocess.PIPE, text=True).stdout.strip()
+    card = f"{torch.cuda.get_device_name()}, driver {driver or 'unknown'}, CUDA {torch.version.cuda}"
+with open(sys.argv[2], "w") as file:
+    file.write(f"# date {datetime.date.today()}\n# card {card}\n"
+               f"# software torch {torch.__version__}, Python {sys.version.split()[0]}, {os.cpu_count()} cores\n")
+print(sys.executable, root, architecture, sep="\n")
 END
   ) || status=$?
   if ((status == 124 || status == 137)); then die "${PYTHON:-python3} needs more than 90 s to import torch"; fi
   if ((status == 1)); then exit 1; fi # the script has printed why
   if ((status != 0)); then die "${PYTHON:-python3} ended with status $status when it imported torch"; fi
-  { read -r python && read -r torch && read -r architecture && read -r has_matplotlib; } <<< "$facts"
-  if [[ $has_matplotlib == False ]]; then echo "matplotlib is missing: there are no figures, and the tests of the examples do not run."; fi
+  { read -r python && read -r torch && read -r architecture; } <<< "$facts"
+  {
+    sed 's/^/# source /' "$folder/packed.txt"
+    c++ --version | sed -n '1s/^/# compiler /p'
+    if command -v nvcc > /dev/null; then nvcc --version | sed -n '$s/^/# nvcc /p'; fi
+  } >> "$out/stages.csv"
+  cat "$out/stages.csv"
+  cmake --version | head -n 1
+  echo "stage,seconds,result" >> "$out/stages.csv"
 }
 
-# The programs and tests of the stages. Tests run in parallel, so each gets two threads; with more they would only wait.
-programs=(conv_vs_attention benchmarks/experiment)
-set_tests() {
-  local ctest=(env OMP_NUM_THREADS=2 ctest --test-dir "$build" --no-tests=error)
-  gpu_tests=("${ctest[@]}" --label-regex '^gpu$' --parallel 4)
-  other_tests=("${ctest[@]}" --label-exclude '^gpu$' --parallel "$(nproc)")
-  if [[ $has_matplotlib == False ]]; then other_tests+=(--exclude-regex '^examples/'); fi
+# What is built on this machine, and the tests. Those of tests/cuda are in the packed programs.
+set_targets() {
+  targets=(attend_gpu_tests benchmark_experiment)
+  library=()
+  if command -v nvcc > /dev/null; then
+    targets+=(cuda_model benchmark_gpu_attention)
+    library=("$build/benchmarks/gpu_attention.so")
+  fi
+  tests=(ctest --test-dir "$build" --no-tests=error --label-regex '^gpu$' --exclude-regex '^cuda/' --parallel 4)
 }
 
 check() {
   section "Check of everything that the stages use"
-  ninja -C "$build" -t query gpu_tests "${programs[@]}" {tests,examples}/all > /dev/null
-  "${gpu_tests[@]}" --show-only | tail -n 1
-  "${other_tests[@]}" --show-only | tail -n 1
-  "$python" "$folder/source/benchmarks/experiment/measure.py" --help > /dev/null
-  "$python" "$folder/source/benchmarks/experiment/notebook.py" --help > /dev/null
-}
-
-# Sends a signal to all processes in the builder's session, because ninja starts each compiler in its own process group.
-signal_builder() {  # SIGNAL
-  local process stat fields
-  for process in /proc/[0-9]*; do
-    stat=$(cat "$process/stat" 2> /dev/null) || continue
-    read -ra fields <<< "${stat##*) }" # state, parent, process group, session
-    if [[ ${fields[3]} == "$builder" ]]; then kill "-$1" "${process#/proc/}" 2> /dev/null || true; fi
+  ninja -C "$build" -t query "${targets[@]}" > /dev/null
+  "${tests[@]}" --show-only | tail -n 1
+  local script
+  for script in gpu_attention/measure.py experiment/measure.py experiment/notebook.py gpu_page.py; do
+    "$python" "$folder/source/benchmarks/$script" --help > /dev/null
   done
+  ls "$folder/programs"/{harness,philox,score_mod,forward,backward}
 }
 
-# Builds the programs, and then everything for the other tests, while the tests on the GPU run. signal_builder stops it.
+# The targets, with a time limit. Other stages run meanwhile.
 start_builder() {
-  rm -f "$build"/{programs,everything}.{log,status}
-  # shellcheck disable=SC2016 # the inner shell expands it
-  setsid bash -c 'build() {
-                    cmake --build "$0" --target "${@:2}" -- -k 0 > "$0/$1.log" 2>&1
-                    echo $? > "$0/$1.status"
-                  }
-                  build programs "$@"
-                  build everything tests/all examples/all' "$build" "${programs[@]}" &
+  local most
+  set_most 270
+  if ((most < 1)); then most=1; fi
+  build_begin=$SECONDS
+  timeout --kill-after=5 "$most" cmake --build "$build" --target "${targets[@]}" -- -k 0 > "$build/build.log" 2>&1 &
   builder=$!
-  disown "$builder" # otherwise bash reports that it was killed
-  trap 'signal_builder KILL; signal_builder KILL' EXIT # twice, for processes that started in the meantime
+  trap 'kill "$builder" 2> /dev/null || true' EXIT
 }
 
-# A stage that waits until the builder has finished a part.
-wait_for() {  # NAME SECONDS programs|everything
-  # shellcheck disable=SC2016 # the inner shell expands it
-  stage "$1" "$2" bash -c 'until [[ -s $0 ]]; do sleep 0.2; done; exit "$(< "$0")"' "$build/$3.status"
-  if ((status != 0)); then grep -E -A 8 'FAILED|error:' "$build/$3.log" | head -n 60 || true; fi
-  tail -n 1 "$build/$3.log" || true
+wait_for_builder() {
+  local result=passed
+  section "Build, at most until its limit"
+  status=0
+  wait "$builder" || status=$?
+  trap - EXIT
+  if ((status == 124 || status == 137)); then
+    result="cut"
+  elif ((status != 0)); then
+    result="status $status"
+    grep -E -A 8 'FAILED|error:' "$build/build.log" | head -n 60 || true
+  fi
+  tail -n 1 "$build/build.log" || true
+  note Build $((SECONDS - build_begin)) "$result"
+}
+
+# Two calls of each test under compute-sanitizer.
+sanitize() {  # TOOL PROGRAM
+  if command -v compute-sanitizer > /dev/null; then
+    stage "compute-sanitizer $1: $2 calls" 40 env ATTEND_TEST_CONFIGURATION=0-1 \
+      compute-sanitizer --tool "$1" --error-exitcode 1 "$folder/programs/$2"
+  elif [[ $is_rehearsal == true ]]; then
+    echo "compute-sanitizer is missing: $1 is left out"
+    note "compute-sanitizer $1: $2 calls" 0 skipped
+  else
+    note "compute-sanitizer $1: $2 calls" 0 "compute-sanitizer is missing"
+  fi
 }
 
 finish() {
-  if [[ -d $build/example ]]; then tar --create --gzip --file "$out/example.tar.gz" --directory "$build" example; fi
+  stage "The page" 5 "$python" "$folder/source/benchmarks/gpu_page.py" "$out"
   if ((${#failed[@]})); then
     section "Failed or cut"
     printf '%s\n' "${failed[@]}"
@@ -229,17 +292,17 @@ finish() {
 }
 
 run() {
-  local device=cuda example=(--epochs 5) experiment=(--epochs 5 --threads "$(nproc)")
+  local device=cuda attention=() experiment=(--epochs 5 --threads "$(nproc)") name
   if [[ $is_rehearsal == true ]]; then
     device=cpu
-    example+=(--samples 320 --held-out 64)
+    attention=(--rehearse --rounds 1)
     experiment+=(--quick --only-float32)
   fi
+  rm -f "$out"/{stages.csv,gpu_tests.xml,attention.csv,gpu.md,experiment*} # of an earlier run
   preflight
-  set_tests
-  rm -rf "$out"/{gpu_tests,tests}.xml "$build/example" # results of an earlier run
+  set_targets
 
-  stage "Configure" 60 cmake -S "$folder/source" -B "$build" -G Ninja \
+  stage "Configure" 35 cmake -S "$folder/source" -B "$build" -G Ninja \
     -DCMAKE_BUILD_TYPE=Release -DATTEND_PROVISION=OFF \
     -DATTEND_BUILD_TESTS=ON -DATTEND_BUILD_EXAMPLES=ON -DATTEND_BUILD_BENCHMARKS=ON \
     "-DCMAKE_PREFIX_PATH=$torch;$folder/packages" "-DPython3_EXECUTABLE=$python" \
@@ -250,30 +313,24 @@ run() {
     finish
   fi
 
-  stage "Build the tests on the GPU" 150 cmake --build "$build" --target gpu_tests -- -k 0
   start_builder
-  stage "Tests on the GPU" 120 "${gpu_tests[@]}" --timeout 60 --output-on-failure --output-junit "$out/gpu_tests.xml"
+  for name in harness philox score_mod; do stage "Kernels and host: $name" 15 "$folder/programs/$name"; done
+  for name in forward backward; do stage "Random calls on the GPU: $name" 40 "$folder/programs/$name"; done
+  for name in forward backward; do
+    sanitize memcheck "$name"
+    sanitize racecheck "$name"
+  done
+  wait_for_builder
+
+  stage "Tests with LibTorch" 60 "${tests[@]}" --timeout 50 --output-on-failure --output-junit "$out/gpu_tests.xml"
   # Without a GPU these tests are skipped. With a GPU a skipped test is a failure.
   if [[ $is_rehearsal == false ]] && grep -qs '<skipped' "$out/gpu_tests.xml"; then
-    failed+=("Tests on the GPU: some were skipped")
+    note "Tests with LibTorch" 0 "some were skipped"
   fi
-
-  wait_for "Build the example and the experiment" 120 programs
-  signal_builder STOP # no compiler runs during the measurements
-  signal_builder STOP # processes that started in the meantime
-  stage "The example, five epochs" 60 \
-    "$build/conv_vs_attention" --device "$device" "${example[@]}" --output "$build/example"
-  stage "The experiment, five epochs" 120 "$python" -u "$folder/source/benchmarks/experiment/measure.py" \
+  stage "Attention" 110 "$python" -u "$folder/source/benchmarks/gpu_attention/measure.py" "${library[@]}" \
+    --seconds $((95 * limit / total)) --output "$out" "${attention[@]}"
+  stage "The experiment" 70 "$python" -u "$folder/source/benchmarks/experiment/measure.py" \
     "$build/benchmarks/experiment" --device "$device" "${experiment[@]}" --output "$out"
-  signal_builder CONT
-
-  wait_for "Build the rest of the tests" 200 everything
-  if ((status == 124 || status == 137)); then
-    failed+=("The rest of the tests: cut before it began")
-    finish
-  fi
-  stage "The rest of the tests" 300 "${other_tests[@]}" --timeout 200 --output-on-failure \
-    --output-junit "$out/tests.xml"
   finish
 }
 

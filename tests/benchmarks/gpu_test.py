@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Tests benchmarks/gpu.sh without a GPU: the packed folder is complete, and the script ends in time with a reason.
+"""Tests benchmarks/gpu.sh without a GPU: the packed folder is complete, and the script ends in time with a reason. Also
+tests gpu_attention/measure.py by its rehearsal, and gpu_page.py.
 
 Nothing is compiled. ATTEND_TEST_HEADERS names the folders of the headers of doctest and CLI11, separated by a colon.
 """
 
+import csv
+import itertools
 import os
 import pathlib
 import re
@@ -16,21 +19,36 @@ import time
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STAGES = ["Configure", "Build the tests on the GPU", "Tests on the GPU", "Build the example and the experiment",
-          "The example, five epochs", "The experiment, five epochs", "Build the rest of the tests",
-          "The rest of the tests"]
+PROGRAMS = ["harness", "philox", "score_mod", "forward", "backward"]
+SANITIZED = [f"compute-sanitizer {tool}: {name} calls" for name in ("forward", "backward")
+             for tool in ("memcheck", "racecheck")]
+STAGES = ["Configure", *(f"Kernels and host: {name}" for name in PROGRAMS[:3]),
+          *(f"Random calls on the GPU: {name}" for name in PROGRAMS[3:]), *SANITIZED,
+          "Tests with LibTorch", "Attention", "The experiment", "The page"]
 
 # Programs that do nothing, in place of programs that take minutes. The build takes $BUILD_SECONDS.
 FAKE_PROGRAMS = {
     "cmake": """case "$1" in
-        -S) mkdir -p "$4/benchmarks"; printf '#!/bin/sh\\n' > "$4/conv_vs_attention"; chmod +x "$4/conv_vs_attention" ;;
-        --build) case "$*" in *tests/all*) sleep "$BUILD_SECONDS" ;; esac ;;
+        --build) touch "$BUILDING"; sleep "$BUILD_SECONDS"; rm "$BUILDING" ;;
+        -S) mkdir -p "$4" ;;
         esac; echo "cmake $*" """,
-    "ctest": """echo "ctest $*"; case "$*" in *--label-regex*) exit "$GPU_STATUS" ;; esac""",
+    "ctest": """echo "ctest $*"; exit "$TEST_STATUS" """,
+    "compute-sanitizer": """echo "compute-sanitizer $*, calls $ATTEND_TEST_CONFIGURATION" """,
     "ninja": "exit 0",
     "nvcc": "echo a compiler",
-    "python": """if [ "$1" = - ]; then printf '%s\\n' "$0" /torch 90 False; else echo "python $*"; fi""",
+    "python": """if [ "$1" = - ]; then printf '%s\\n' "$0" /torch 90; echo '# card a card' > "$3"; else
+        [ -e "$BUILDING" ] && echo "while building"; echo "python $*"; fi""",
 }
+
+# In place of nvcc, when the programs are packed: they exit with $PROGRAM_STATUS.
+FAKE_COMPILER = """for output; do :; done
+printf '#!/bin/sh\\nsleep 0.2; test -e "$BUILDING" && echo while building; exit "$PROGRAM_STATUS"\\n' > "$output"
+chmod +x "$output" """
+
+
+def write_program(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
 
 
 class Gpu(unittest.TestCase):
@@ -41,8 +59,12 @@ class Gpu(unittest.TestCase):
         cls.folder = pathlib.Path(temporary.name).resolve()
         cls.carried = cls.folder / "carried"
         headers = os.environ["ATTEND_TEST_HEADERS"].split(":")
+        compiler = cls.folder / "compiler/nvcc"
+        compiler.parent.mkdir()
+        write_program(compiler, FAKE_COMPILER)
         subprocess.run(["bash", ROOT / "benchmarks/gpu.sh", "pack", cls.carried, *headers], check=True,
-                       stdout=subprocess.DEVNULL)
+                       stdout=subprocess.DEVNULL,
+                       env={**os.environ, "PATH": f"{compiler.parent}:{os.environ['PATH']}"})
 
     def setUp(self):
         shutil.rmtree(self.folder / "carried-build", ignore_errors=True)
@@ -52,9 +74,7 @@ class Gpu(unittest.TestCase):
     def fake(self, *names, **programs):
         """Writes these programs into a folder at the front of the PATH."""
         for name, text in {**{name: FAKE_PROGRAMS[name] for name in names}, **programs}.items():
-            path = self.programs / name
-            path.write_text(f"#!/bin/sh\n{text}\n")
-            path.chmod(0o755)
+            write_program(self.programs / name, text)
 
     def without(self, name):
         """A PATH with all programs of this machine except one."""
@@ -78,7 +98,7 @@ class Gpu(unittest.TestCase):
 
     def assert_stages(self, output, stages):
         found = [line[5:].split(", at most")[0] for line in output.splitlines()
-                 if line.startswith("==== ") and ", at most" in line]
+                 if line.startswith("==== ") and re.search(r", at most \d", line)]
         self.assertEqual(found, stages, output)
 
     # ---- Success
@@ -88,55 +108,96 @@ class Gpu(unittest.TestCase):
         self.assertEqual(status, 0, output)
         self.assertIn("==== Done", output)
         tests = [int(line.split()[-1]) for line in output.splitlines() if line.startswith("Total Tests:")]
-        self.assertEqual(len(tests), 2, output)
+        self.assertEqual(len(tests), 1, output)
         self.assertGreaterEqual(tests[0], 1)  # gpu/gpu, which needs neither CUDA's headers nor its compiler
-        self.assertGreaterEqual(tests[1], 60)
         self.assertEqual((self.programs / "out/log.txt").read_text()[-200:], output[-200:])
         cache = (self.folder / "carried-build/CMakeCache.txt").read_text()
         self.assertNotIn(f"{ROOT}/", cache)
         for package in ("doctest", "CLI11"):
             self.assertIn(f"{package}_DIR:PATH={self.carried}/packages/{package}\n", cache)
 
-    def run_all_stages(self, *options, build_seconds=0, gpu_status=0):
-        self.fake("cmake", "ctest", "ninja", "nvcc", "python")
-        return self.run_there("--rehearse", *options, PYTHON=f"{self.programs}/python",
-                              BUILD_SECONDS=str(build_seconds), GPU_STATUS=str(gpu_status))
+    def run_all_stages(self, *options, is_rehearsal=True, without=(), build_seconds=0, test_status=0, program_status=0):
+        self.fake(*(name for name in FAKE_PROGRAMS if name not in without))
+        return self.run_there(*(["--rehearse"] if is_rehearsal else []), *options, PYTHON=f"{self.programs}/python",
+                              BUILD_SECONDS=str(build_seconds), BUILDING=str(self.programs / "building"),
+                              TEST_STATUS=str(test_status), PROGRAM_STATUS=str(program_status))
+
+    def result_of(self, stage):
+        """The result of a stage on the page."""
+        lines = (self.programs / "out/stages.csv").read_text().splitlines()
+        return next(line.split(",")[2] for line in lines if line.startswith(f"{stage},"))
 
     def test_run_executes_the_stages_in_order(self):
-        status, output, _ = self.run_all_stages()
-        self.assertEqual(status, 0, output)
-        self.assert_stages(output, STAGES)
-        self.assertIn("--exclude-regex ^examples/", output)  # matplotlib is missing
+        for is_rehearsal in (True, False):
+            with self.subTest(is_rehearsal=is_rehearsal):
+                self.programs = self.folder / f"rehearsal_{is_rehearsal}"
+                self.programs.mkdir()
+                status, output, _ = self.run_all_stages(is_rehearsal=is_rehearsal)
+                self.assertEqual(status, 0, output)
+                self.assert_stages(output, STAGES)
+                self.assertIn("--tool racecheck --error-exitcode 1 "
+                              f"{self.carried}/programs/backward, calls 0-1\n", output)
+                self.assertEqual(self.result_of("The experiment"), "passed")
+                self.assertEqual(is_rehearsal, "--rehearse" in output)
 
     def test_after_a_failed_stage_the_others_run_and_the_script_fails(self):
-        status, output, _ = self.run_all_stages(gpu_status=8)
+        status, output, _ = self.run_all_stages(test_status=8)
         self.assertEqual(status, 1, output)
         self.assert_stages(output, STAGES)
-        self.assertTrue(output.endswith("\nTests on the GPU: status 8\n"), output)
+        self.assertTrue(output.endswith("\nTests with LibTorch: status 8\n"), output)
+        self.assertEqual(self.result_of("Tests with LibTorch"), "status 8")
 
-    def test_compilers_are_stopped_during_measurements_and_continue_afterwards(self):
-        # As under ninja, the compiler has its own process group. The example prints the state of the compiler.
-        child = self.programs / "child"
-        self.fake("ctest", "ninja", "nvcc", "python", cmake=f"""case "$1" in
-            -S) mkdir -p "$4/benchmarks"
-                printf '#!/bin/sh\ncut -d " " -f 3 "/proc/$(cat {child})/stat"\n' > "$4/conv_vs_attention"
-                chmod +x "$4/conv_vs_attention" ;;
-            --build) case "$*" in *tests/all*) bash -c 'set -m; sleep 2 & echo $! > {child}; wait' ;; esac ;;
-            esac""")
-        status, output, _ = self.run_there("--rehearse", PYTHON=f"{self.programs}/python", GPU_STATUS="0")
+    def test_programs_that_need_a_gpu_are_skipped_in_a_rehearsal_only(self):
+        status, output, _ = self.run_all_stages(program_status=77)
         self.assertEqual(status, 0, output)
-        self.assertRegex(output, r"==== The example, five epochs, .*\nT\n")
+        self.assertEqual(self.result_of("Kernels and host: harness"), "skipped")
+        status, output, _ = self.run_all_stages(is_rehearsal=False, program_status=77)
+        self.assertEqual(status, 1, output)
         self.assert_stages(output, STAGES)
+        self.assertIn("\nRandom calls on the GPU: backward: status 77\n", output)
+
+    def test_without_compute_sanitizer_the_other_stages_run_and_the_script_fails(self):
+        if shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin"):
+            self.skipTest("this machine has compute-sanitizer")
+        status, output, _ = self.run_all_stages(is_rehearsal=False, without=["compute-sanitizer"])
+        self.assertEqual(status, 1, output)
+        self.assert_stages(output, [stage for stage in STAGES if stage not in SANITIZED])
+        for stage in SANITIZED:
+            self.assertIn(f"\n{stage}: compute-sanitizer is missing\n", output)
+
+    def test_the_rest_is_built_while_kernels_run_and_nothing_is_built_during_measurements(self):
+        status, output, _ = self.run_all_stages(build_seconds=3)
+        self.assertEqual(status, 0, output)
+        kernels, measurements = output.split("==== Build,")
+        self.assertIn("while building", kernels)
+        self.assertNotIn("while building", measurements)
 
     # ---- Time limit
+
+    def test_the_limits_of_the_stages_fit_into_ten_minutes(self):
+        _, output, _ = self.run_all_stages()
+        limits = [int(seconds) for seconds in re.findall(r"^==== .*, at most (\d+) s", output, re.MULTILINE)]
+        script = (ROOT / "benchmarks/gpu.sh").read_text()
+        build, = (int(seconds) for seconds in re.findall(r"set_most (\d+)\n", script))
+        while_built = sum(limits[1:-4])
+        self.assertLessEqual(limits[0] + max(while_built, build) + sum(limits[-4:]), 600)
 
     def test_seconds_limits_the_run_and_the_output_names_the_stages_that_were_cut(self):
         status, output, seconds = self.run_all_stages("--seconds", "18", build_seconds=100)
         self.assertEqual(status, 1, output)
         self.assertLess(seconds, 18)
-        self.assert_stages(output, STAGES[:-1])
-        self.assertRegex(output, "\nBuild the rest of the tests: cut after [1-7] s\n"
-                                 "The rest of the tests: cut before it began\n$")
+        self.assert_stages(output, STAGES)
+        self.assertRegex(output, r"==== Failed or cut .* ====\nBuild: cut\n$")
+
+    def test_a_stage_that_takes_too_long_is_cut(self):
+        self.fake("cmake", "ctest", "ninja", "nvcc", "compute-sanitizer",
+                  python=FAKE_PROGRAMS["python"] + '; case "$*" in *gpu_attention*) sleep 100 ;; esac')
+        status, output, _ = self.run_there("--rehearse", "--seconds", "18", PYTHON=f"{self.programs}/python",
+                                           BUILD_SECONDS="0", BUILDING=str(self.programs / "building"),
+                                           TEST_STATUS="0", PROGRAM_STATUS="0")
+        self.assertEqual(status, 1, output)
+        self.assert_stages(output, STAGES)
+        self.assertTrue(output.endswith("\nAttention: cut after 3 s\n"), output)
 
     # ---- Missing programs
 
@@ -169,9 +230,104 @@ class Gpu(unittest.TestCase):
                                   ".* has no package torch; set the environment variable PYTHON to another Python")
 
     def test_a_machine_without_a_gpu_is_refused(self):
-        self.fake("nvcc")
+        self.fake("nvcc")  # which may be missing
         self.assert_stops_at_once(self.run_there(CUDA_VISIBLE_DEVICES=""),
                                   "torch .* cannot use a GPU of this machine")
+
+
+class Measurements(unittest.TestCase):
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        self.folder = pathlib.Path(temporary.name)
+
+    def run_script(self, script, *arguments, **environment):
+        return subprocess.run([sys.executable, ROOT / "benchmarks" / script, *arguments], stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment})
+
+    def write(self, name, text):
+        (self.folder / name).write_text(text)
+
+    def page(self):
+        result = self.run_script("gpu_page.py", self.folder)
+        self.assertEqual(result.returncode, 0, result.stdout)
+        return (self.folder / "gpu.md").read_text()
+
+    def test_gpu_attention_says_that_there_is_no_gpu(self):
+        result = self.run_script("gpu_attention/measure.py", "none.so", "--output", self.folder, CUDA_VISIBLE_DEVICES="")
+        self.assertEqual(result.returncode, 77)
+        self.assertEqual(result.stdout, "measure.py: this machine has no GPU that torch can use\n")
+
+    def test_the_rehearsal_of_gpu_attention_measures_every_case_and_the_page_shows_them(self):
+        result = self.run_script("gpu_attention/measure.py", "--rehearse", "--rounds", "1", "--output", self.folder)
+        self.assertEqual(result.returncode, 0, result.stdout)
+        with open(self.folder / "attention.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        self.assertEqual({(row["case"], row["pass"]) for row in rows},
+                         {*itertools.product(("plain", "causal", "window 24", "a user's score with a table",
+                                              "a user's score with tanh"), ("forward", "backward")),
+                          ("decoding", "forward")})
+        for row in rows:
+            self.assertGreater(float(row["ratio"]), 0)
+            self.assertLess(float(row["difference"]), 0.02)
+        self.write("stages.csv", "# date 2026-12-01\n# card no GPU\n# software torch 2.11\nstage,seconds,result\n")
+        page = self.page()
+        self.assertIn("rehearsal without a GPU", page)
+        self.assertEqual(page.count("\n| plain |"), sum(row["case"] == "plain" for row in rows))
+        self.assertIn("One query, 2 heads", page)
+
+    def test_gpu_attention_does_not_time_a_case_with_a_difference(self):
+        script = self.folder / "wrong.py"
+        script.write_text(f"""import sys
+sys.path.insert(0, {str(ROOT / "benchmarks/gpu_attention")!r})
+import measure, peers
+formula = peers.formula
+def wrong(case, device):
+    right = formula(case, device)
+    return lambda q, k, v: right(q, k, v) * (1.1 if case.kind == "causal" else float("nan") if case.length == 1 else 1)
+peers.formula = wrong
+sys.argv[1:] = ["--rehearse", "--rounds", "1", "--output", {str(self.folder)!r}]
+measure.main()
+""")
+        result = self.run_script(script)
+        self.assertEqual(result.returncode, 1, result.stdout)
+        self.assertIn("measure.py: 8 cases were not timed", result.stdout)
+        with open(self.folder / "attention.csv", newline="") as file:
+            for row in csv.DictReader(file):
+                is_wrong = row["case"] in ("causal", "decoding")
+                self.assertEqual(row["note"], "not timed: the results differ" if is_wrong else "")
+                self.assertEqual(row["ratio"] == "", is_wrong)
+
+    def test_the_page_shows_ratios_beside_goals_and_what_is_missing(self):
+        self.write("stages.csv", "# date 2026-12-01\n# card NVIDIA H200, driver 580, CUDA 13.0\n# software torch 2.11\n"
+                                 "# source packed\n# source abc\nstage,seconds,result\nConfigure,12,passed\n"
+                                 "The experiment,70,cut after 70 s\n")
+        columns = ("case,pass,N,H,G,L,S,D,peer,difference,attend_ms,peer_ms,ratio,goal,tflops,peer_tflops,gb_per_s,note")
+        self.write("attention.csv", columns + "\n"
+                   'plain,forward,1,16,16,16384,16384,64,"SDPA, flash",0.004,2.5,2,0.8,0.6,440,550,,\n'
+                   'plain,backward,1,16,16,16384,16384,64,"SDPA, flash",0.004,10,4,0.4,0.5,275,687,,\n'
+                   'causal,forward,1,16,16,16384,16384,64,"SDPA, flash",0.5,,,,0.6,,,,not timed: the results differ\n'
+                   'decoding,forward,1,16,2,1,65536,128,"SDPA, flash",0.001,0.05,0.06,1.2,,,,1342,\n')
+        page = self.page()
+        self.assertIn("one GPU, NVIDIA H200, driver 580, CUDA 13.0, on 2026-12-01.", page)
+        self.assertNotIn("rehearsal without", page)
+        self.assertIn("| Configure | 12 | passed |\n| The experiment | 70 | cut after 70 s |\n", page)
+        self.assertIn("1 of 3 goals were reached.", page)
+        self.assertIn("| plain | forward | 1 | 16,384 | 64 | 2.50 | SDPA, flash | 2.00 | 0.80 | 0.6 | 440 | 550 | 4e-03 |\n",
+                      page)
+        self.assertIn("| causal | forward | 1 | 16,384 | 64 |  | SDPA, flash |  |  | 0.6 |  |  | "
+                      "not timed: the results differ |\n", page)
+        self.assertIn("| 2 | 65,536 | 128 | 0.0500 | 0.0600 | 1.20 | 1,342 | 1e-03 |\n", page)
+        self.assertIn("to the last loss:\n\nNothing was measured: see the stages above.\n", page)
+        self.assertTrue(page.endswith("torch 2.11; packed, abc.\n"), page)
+
+    def test_the_page_shows_the_whole_program_of_the_experiment(self):
+        self.write("stages.csv", "# date 2026-12-01\n# card a card\n# software torch 2.11\nstage,seconds,result\n")
+        self.write("experiment_cuda.md", "| net |\n| --- |\n\n## The whole program\n\nSeconds.\n\n"
+                                         "| program | ratio | goal |\n| --- | --- | --- |\n| attend | 12 | 10 |\n\n## The data\n")
+        page = self.page()
+        self.assertIn("[experiment_cuda.md](experiment_cuda.md) has all results.", page)
+        self.assertIn("last loss:\n\n| program | ratio | goal |\n| --- | --- | --- |\n| attend | 12 | 10 |\n\ntorch", page)
 
 
 if __name__ == "__main__":
