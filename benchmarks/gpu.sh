@@ -24,8 +24,8 @@
 #      - The programs of tests/cuda: kernels and harness in one program, and the random calls of the harness's tests.
 #      - Some of these calls under compute-sanitizer: memcheck finds wrong accesses, racecheck races in shared memory.
 #   3. The tests on the GPU that need LibTorch: the way from attention() to the kernels, and CUDA graphs.
-#   4. The benchmark gpu_attention: the kernels compared with SDPA and flex_attention.
-#   5. Five epochs of the experiment, compared with the notebook's loop in Python.
+#   4. Five epochs of the experiment, compared with the notebook's loop in Python.
+#   5. The benchmark gpu_attention: the kernels compared with SDPA and flex_attention. It gets the time that is left.
 #   6. The page. gpu_page.py writes it from the files in OUT.
 #
 # Nothing else runs during the measurements. It fails if a stage fails or reaches its limit; the other stages run
@@ -126,16 +126,20 @@ note() {  # NAME SECONDS RESULT
   case $3 in passed | skipped) ;; *) failed+=("$1: $3") ;; esac
 }
 
-# `most` becomes SECONDS, scaled with the total limit, but at least 1, or the time that is left. Some time is kept for the
-# end of the run.
-set_most() {  # SECONDS
+# `most` becomes SECONDS, scaled with the total limit, but at least 1; at most the time that is left. Some time is kept for
+# the end of the run.
+set_most() {  # SECONDS|rest
   local left=$((limit - limit / 60 - SECONDS))
-  most=$(($1 * limit / total + ($1 * limit < total)))
+  if [[ $1 == rest ]]; then
+    most=$((left - 10 * limit / total - 1)) # for the page
+  else
+    most=$(($1 * limit / total + ($1 * limit < total)))
+  fi
   if ((most > left)); then most=$left; fi
 }
 
 # Runs a command with a time limit. The next stages run even if it fails. Sets `status`.
-stage() {  # NAME SECONDS COMMAND...
+stage() {  # NAME SECONDS|rest COMMAND...
   local most begin=$SECONDS
   set_most "$2"
   status=124
@@ -243,7 +247,7 @@ check() {
 # The targets, with a time limit. Other stages run meanwhile.
 start_builder() {
   local most
-  set_most 270
+  set_most 240
   if ((most < 1)); then most=1; fi
   build_begin=$SECONDS
   timeout --kill-after=5 "$most" cmake --build "$build" --target "${targets[@]}" -- -k 0 > "$build/build.log" 2>&1 &
@@ -270,7 +274,7 @@ wait_for_builder() {
 # Two calls of each test under compute-sanitizer.
 sanitize() {  # TOOL PROGRAM
   if command -v compute-sanitizer > /dev/null; then
-    stage "compute-sanitizer $1: $2 calls" 40 env ATTEND_TEST_CONFIGURATION=0-1 \
+    stage "compute-sanitizer $1: $2 calls" 30 env ATTEND_TEST_CONFIGURATION=0-1 \
       compute-sanitizer --tool "$1" --error-exitcode 1 "$folder/programs/$2"
   elif [[ $is_rehearsal == true ]]; then
     echo "compute-sanitizer is missing: $1 is left out"
@@ -327,10 +331,10 @@ run() {
   if [[ $is_rehearsal == false ]] && grep -qs '<skipped' "$out/gpu_tests.xml"; then
     note "Tests with LibTorch" 0 "some were skipped"
   fi
-  stage "Attention" 110 "$python" -u "$folder/source/benchmarks/gpu_attention/measure.py" "${library[@]}" \
-    --seconds $((95 * limit / total)) --output "$out" "${attention[@]}"
-  stage "The experiment" 70 "$python" -u "$folder/source/benchmarks/experiment/measure.py" \
+  stage "The experiment" 110 "$python" -u "$folder/source/benchmarks/experiment/measure.py" \
     "$build/benchmarks/experiment" --device "$device" "${experiment[@]}" --output "$out"
+  stage "Attention" rest "$python" -u "$folder/source/benchmarks/gpu_attention/measure.py" "${library[@]}" \
+    --seconds $(((limit - SECONDS) * 8 / 10)) --output "$out" "${attention[@]}"
   finish
 }
 

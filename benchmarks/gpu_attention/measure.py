@@ -79,15 +79,15 @@ def cases(is_rehearsal):
         for passes, goal in (("forward", 4), ("backward", None)):
             yield case(f"window {window:,}", "window", passes, lengths[-1], width, "causal SDPA, flash", goal,
                        window=window)
+    for keys in (64, 96) if is_rehearsal else (4096, 16_384, 65_536):
+        for kv_heads in (heads, heads // 2 if is_rehearsal else heads // 8):
+            for width in reversed(widths):
+                yield Case("decoding", "decode", "forward", 1, heads, kv_heads, 1, keys, width, "SDPA, flash")
     for length in (lengths[-1], lengths[1]) if not is_rehearsal else lengths[:1]:
         for width in reversed(widths):
             for kind, title in (("table", "a user's score with a table"), ("bounded", "a user's score with tanh")):
                 for passes in ("forward", "backward"):
                     yield case(title, kind, passes, length, width, "compiled flex_attention", 0.8)
-    for keys in (64, 96) if is_rehearsal else (4096, 16_384, 65_536):
-        for kv_heads in (heads, heads // 2 if is_rehearsal else heads // 8):
-            for width in reversed(widths):
-                yield Case("decoding", "decode", "forward", 1, heads, kv_heads, 1, keys, width, "SDPA, flash")
 
 
 class Device:

@@ -24,7 +24,7 @@ SANITIZED = [f"compute-sanitizer {tool}: {name} calls" for name in ("forward", "
              for tool in ("memcheck", "racecheck")]
 STAGES = ["Configure", *(f"Kernels and host: {name}" for name in PROGRAMS[:3]),
           *(f"Random calls on the GPU: {name}" for name in PROGRAMS[3:]), *SANITIZED,
-          "Tests with LibTorch", "Attention", "The experiment", "The page"]
+          "Tests with LibTorch", "The experiment", "Attention", "The page"]
 
 # Programs that do nothing, in place of programs that take minutes. The build takes $BUILD_SECONDS.
 FAKE_PROGRAMS = {
@@ -174,13 +174,13 @@ class Gpu(unittest.TestCase):
 
     # ---- Time limit
 
-    def test_the_limits_of_the_stages_fit_into_ten_minutes(self):
+    def test_the_limits_of_the_stages_leave_time_for_attention_within_ten_minutes(self):
         _, output, _ = self.run_all_stages()
-        limits = [int(seconds) for seconds in re.findall(r"^==== .*, at most (\d+) s", output, re.MULTILINE)]
-        script = (ROOT / "benchmarks/gpu.sh").read_text()
-        build, = (int(seconds) for seconds in re.findall(r"set_most (\d+)\n", script))
-        while_built = sum(limits[1:-4])
-        self.assertLessEqual(limits[0] + max(while_built, build) + sum(limits[-4:]), 600)
+        limits = {name: int(seconds) for name, seconds in re.findall(r"^==== (.*), at most (\d+) s", output, re.MULTILINE)}
+        build, = (int(seconds) for seconds in re.findall(r"set_most (\d+)\n", (ROOT / "benchmarks/gpu.sh").read_text()))
+        while_built = sum(limits[stage] for stage in STAGES[1:-4])
+        others = sum(limits[stage] for stage in STAGES if stage in ("Configure", *STAGES[-4:]) and stage != "Attention")
+        self.assertLessEqual(others + max(while_built, build) + 120, 590)
 
     def test_seconds_limits_the_run_and_the_output_names_the_stages_that_were_cut(self):
         status, output, seconds = self.run_all_stages("--seconds", "18", build_seconds=100)
@@ -197,7 +197,7 @@ class Gpu(unittest.TestCase):
                                            TEST_STATUS="0", PROGRAM_STATUS="0")
         self.assertEqual(status, 1, output)
         self.assert_stages(output, STAGES)
-        self.assertTrue(output.endswith("\nAttention: cut after 3 s\n"), output)
+        self.assertRegex(output, r"====\nAttention: cut after \d+ s\n$")
 
     # ---- Missing programs
 

@@ -10,15 +10,13 @@
 #include "kernels/cuda/small_forward.h"
 #include "support/cuda_block.h"
 
-#include <attend/score/tensor_view.h>
-
 #include <doctest/doctest.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <string>
+#include <stdexcept>
 #include <vector>
 
 namespace attend::test {
@@ -85,6 +83,15 @@ TEST_CASE("MovedMemory: moves each pointer into a range, keeps its alignment, an
   CHECK(bool(there.nothing == nullptr));
   CHECK(reinterpret_cast<std::uintptr_t>(there.another) % 256 == 148);
   CHECK(there.size == 512);
+}
+
+TEST_CASE("MovedMemory: ranges of two tensors with the same name are refused if another lies between them") {
+  char bytes[12];
+  GlobalMemory memory;
+  memory.add_input(bytes, 4, "key");
+  memory.add_input(bytes + 4, 4, "value");
+  memory.add_input(bytes + 8, 4, "key");
+  CHECK_THROWS_WITH_AS(Moved{memory}, "MovedMemory: the ranges of key and value overlap", std::invalid_argument);
 }
 
 TEST_CASE("MovedMemory: copy_back copies only what a kernel may write") {

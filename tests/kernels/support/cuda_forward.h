@@ -153,7 +153,7 @@ void check_cuda_forward(std::uint32_t count, const Wishes& wishes, bool has_page
       add_tensor(memory, pages->key(), /*is_output=*/false, "key pages");
       add_tensor(memory, pages->value(), /*is_output=*/false, "value pages");
       add_input(memory, pages->table(), "block_table");
-      add_input(memory, pages->lengths(), "key_lengths");
+      add_input(memory, pages->lengths(), "key_lengths of the pages");
     }
     AttentionParams params = pages ? pages->params() : c.params;
     const auto seed = static_cast<std::int64_t>(params.dropout_seed);

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -17,12 +18,14 @@ namespace attend::test {
 /// Copies of a kernel's global memory on a device.
 ///
 /// Ranges of the same name are one allocation, which ends where the last of them ends. Their addresses have the same
-/// remainders by kAlignment as on the host, because the kernel that is chosen depends on them.
+/// remainders by kAlignment as on the host, because the kernel that is chosen depends on them. So each tensor must have a
+/// name of its own.
 ///
 /// `Device` has static functions allocate(bytes), copy(to, from, bytes) and free(memory).
 template <class Device>
 class MovedMemory {
  public:
+  /// @throws std::invalid_argument if the ranges of two names overlap.
   explicit MovedMemory(const GlobalMemory& memory) {
     std::map<std::string, Copy> by_name;
     for (const GlobalMemory::Range& range : memory.ranges()) {
@@ -32,6 +35,10 @@ class MovedMemory {
       copy.end = std::max(copy.end, range.end);
       copy.can_write = copy.can_write || range.can_write;
     }
+    for (const auto& [name, copy] : by_name)
+      for (const auto& [other, its] : by_name)
+        if (name < other && copy.begin < its.end && its.begin < copy.end)
+          throw std::invalid_argument("MovedMemory: the ranges of " + name + " and " + other + " overlap");
     for (auto& [name, copy] : by_name) {
       copy.allocated = Device::allocate(copy.offset() + copy.bytes());
       copies_.push_back(copy);
