@@ -2,7 +2,7 @@
 """Plants faults in the tensor-core kernels, one at a time, and tests that the harness or a wrong result shows each.
 
 A fault is a replacement in a copy of one header, with which one of the programs is compiled: forward_mutant.cpp,
-decode_mutant.cpp or backward_mutant.cpp. A replacement that no longer fits the header is an error.
+decode_mutant.cpp, backward_mutant.cpp or tf32_mutant.cpp. A replacement that no longer fits the header is an error.
 
     mutants_test.py [--include FOLDER] [--program NAME] [name …]    only one program; only the faults with these names
 """
@@ -19,6 +19,8 @@ import tempfile
 TESTS = pathlib.Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("ATTEND_COMPILER", "c++")
 RACE, READ, DIVERGED = "race between warps", "read before wait", "diverged "
+WAIT = "      copy_async_wait<0>();\n      finish_copies(buffer, is_first);"
+NO_WAIT = "      finish_copies(buffer, is_first);"
 GLOBAL, OUTPUT, GRADIENT = "outside of global memory", "wrong output", "wrong gradient"
 
 
@@ -44,9 +46,8 @@ FORWARD = [
     Mutant("the condition of a copy is missing", "tile", "from != nullptr && column < columns", "column < columns",
            GLOBAL),
     Mutant("no barrier after the wait", "forward", "      barrier();", "      ", RACE),
-    Mutant("no wait", "forward", "      copy_async_wait<0>();\n      barrier();", "      barrier();", READ),
-    Mutant("a wait for one group too few", "forward", "      copy_async_wait<0>();\n      barrier();",
-           "      copy_async_wait<1>();\n      barrier();", READ),
+    Mutant("no wait", "forward", WAIT, NO_WAIT, READ),
+    Mutant("a wait for one group too few", "forward", WAIT, WAIT.replace("0", "1"), READ),
     Mutant("the next tile into the same buffer", "forward", "copy_keys_and_values(next.key, buffer ^ 1)",
            "copy_keys_and_values(next.key, buffer)", RACE),
     Mutant("no commit", "forward", "buffer ^ 1);\n      copy_async_commit();", "buffer ^ 1);", READ),
@@ -57,9 +58,8 @@ FORWARD = [
     Mutant("rescale of the other row", "forward", "rescale[k / 2 % 2]", "rescale[1 - k / 2 % 2]", OUTPUT),
     Mutant("largest number of two lanes", "softmax", "largest_of_lanes<4>", "largest_of_lanes<2>", OUTPUT),
     Mutant("sum over two lanes", "softmax", "sum_of_lanes<4>", "sum_of_lanes<2>", OUTPUT),
-    Mutant("weights in swapped halves", "forward",
-           "pack<kType>(weights[m][8 * step + 2 * i], weights[m][8 * step + 2 * i + 1])",
-           "pack<kType>(weights[m][8 * step + 2 * i + 1], weights[m][8 * step + 2 * i])", OUTPUT),
+    Mutant("weights in swapped halves", "operands", "pack<kType>(sum(2 * i), sum(2 * i + 1))",
+           "pack<kType>(sum(2 * i + 1), sum(2 * i))", OUTPUT),
     Mutant("tensor cores in a branch", "forward", "      add_tile(tile, buffer);",
            "      if (query_of(0, 0) < scores_.sequence().queries.end) add_tile(tile, buffer);", DIVERGED),
     Mutant("a shuffle in a branch", "forward", "        const float sum = softmax_[m].sum(r);",
@@ -67,14 +67,14 @@ FORWARD = [
            DIVERGED + "collective"),
     Mutant("a store past the last query", "forward", "if (i >= sequence.queries.end) continue;", "",
            "race in global memory"),
-    Mutant("columns of another lane", "forward", "const int column = n * 8 + lane_index() % 4 * 2;",
-           "const int column = n * 8 + lane_index() % 4;", "misaligned"),
+    Mutant("columns of another lane", "operands", "return run * 8 + lane_index() % 4 * 2;",
+           "return run * 8 + lane_index() % 4;", "misaligned"),
     Mutant("dropout words of another lane", "dropout", "words[2 + c], 1)", "words[2 + c], 2)", OUTPUT),
 ]
 
 DECODE = [
     Mutant("no warp_barrier after the wait", "decode", "      warp_barrier();", "      ", "race between lanes"),
-    Mutant("no wait", "decode", "      copy_async_wait<0>();\n      warp_barrier();", "      warp_barrier();", READ),
+    Mutant("no wait", "decode", WAIT, NO_WAIT, READ),
     Mutant("the next tile into the same buffer", "decode", "copy_keys_and_values(next, buffer ^ 1)",
            "copy_keys_and_values(next, buffer)", READ),
     Mutant("warps with the same shared memory", "decode", "warp_index() * Shape::kWarpBytes + index", "index", RACE),
@@ -91,7 +91,7 @@ DECODE = [
 
 BACKWARD = [
     Mutant("keys: no barrier after the wait", "backward_keys", "      barrier();", "      ", RACE),
-    Mutant("keys: no wait", "backward_keys", "      copy_async_wait<0>();\n      barrier();", "      barrier();", READ),
+    Mutant("keys: no wait", "backward_keys", WAIT, NO_WAIT, READ),
     Mutant("keys: the next step into the same buffer", "backward_keys", "copy(after, buffer ^ 1)",
            "copy(after, buffer)", RACE),
     Mutant("keys: sums of the row before", "backward_keys", "rows(buffer).sub(static_cast<int>(first_row(step) & 1), ",
@@ -101,15 +101,13 @@ BACKWARD = [
     Mutant("keys: no scale", "backward_keys", "static_cast<float>(forward_.scale), key_sums_", "1.0f, key_sums_",
            GRADIENT + " of key"),
     Mutant("queries: no barrier after the wait", "backward_queries", "      barrier();", "      ", RACE),
-    Mutant("queries: no wait", "backward_queries", "      copy_async_wait<0>();\n      barrier();", "      barrier();",
-           READ),
+    Mutant("queries: no wait", "backward_queries", WAIT, NO_WAIT, READ),
     Mutant("queries: a row too far", "copy_rows", "i >= rows.begin && i < rows.end",
            "i >= rows.begin && i <= rows.end", GLOBAL),
-    Mutant("rows where columns are summed", "backward_tile", "step.load_b_of_columns(m * 8, n * 8, b)",
-           "step.load_b_of_rows(m * 8, n * 8, b)", GRADIENT),
-    Mutant("registers of operand A in another order", "backward_tile",
-           "pack<kType>(factors[m][0], factors[m][1]), pack<kType>(factors[m][2], factors[m][3])",
-           "pack<kType>(factors[m][2], factors[m][3]), pack<kType>(factors[m][0], factors[m][1])", GRADIENT),
+    Mutant("rows where columns are summed", "backward_tile", "step.load_b_of_columns(row, n * 8, b)",
+           "step.load_b_of_rows(row, n * 8, b)", GRADIENT),
+    Mutant("registers of operand A in another order", "backward_tile", "factors[row / 8 + k / 4][k % 4]",
+           "factors[row / 8 + k / 4][(k + 2) % 4]", GRADIENT),
     Mutant("a store past the last row", "backward_tile", "if (i < rows.begin || i >= rows.end) continue;",
            "", GLOBAL),
     Mutant("no delta", "backward_tile", "(gradients[n][i] - sums.delta)", "gradients[n][i]", GRADIENT),
@@ -123,6 +121,33 @@ BACKWARD = [
     Mutant("a sum over half of the lanes", "row_sums", "sum_of_lanes<kWarpSize>", "sum_of_lanes<kWarpSize / 2>",
            GRADIENT),
 ]
+
+TF32 = [
+    Mutant("rows of values in another order", "tf32_tile", "lane % 4 * 2 + i", "lane % 4 + 4 * i", OUTPUT),
+    Mutant("columns of values in another order", "tf32_tile", "numbers.words[j]", "numbers.words[3 - j]", OUTPUT),
+    Mutant("weights in another order", "operands", "sum(i % 2 * 2 + i / 2)", "sum(i)", OUTPUT),
+    Mutant("columns of another lane", "operands", "lane_index() % 4 * 8 + run % 2 * 4",
+           "lane_index() % 4 * 4 + run % 2 * 16", OUTPUT),
+    Mutant("sums of another run", "operands", "4 * (run / 2 * 4 + j) + run % 2", "4 * (run / 2 * 4 + j) + 1 - run % 2",
+           OUTPUT),
+    Mutant("values that are truncated", "tf32_tile", "round_to_tf32(__builtin_bit_cast(float, numbers.words[i]))",
+           "numbers.words[i]", OUTPUT),
+    Mutant("weights that are truncated", "operands", "round_to_tf32(sum(i % 2 * 2 + i / 2))",
+           "__builtin_bit_cast(std::uint32_t, sum(i % 2 * 2 + i / 2))", OUTPUT),
+    Mutant("numbers of another thread are rounded", "tile", "origin = place(thread / kThreadsPerRow, ",
+           "origin = place((thread / kThreadsPerRow) ^ 1, ", "race"),
+    Mutant("rounded before the wait", "forward", WAIT, NO_WAIT + "\n      copy_async_wait<0>();", READ),
+    Mutant("rounded after the barrier", "forward", "      finish_copies(buffer, is_first);\n      is_first = false;\n"
+           "      barrier();", "      barrier();\n      finish_copies(buffer, is_first);\n      is_first = false;", RACE),
+    Mutant("queries: rounded after the barrier", "backward_queries",
+           "      finish_copies(buffer, is_first);\n      barrier();",
+           "      barrier();\n      finish_copies(buffer, is_first);", RACE),
+    Mutant("keys: rounded after the barrier", "backward_keys",
+           "      finish_copies(buffer, is_first);\n      barrier();",
+           "      barrier();\n      finish_copies(buffer, is_first);", RACE),
+]
+
+PROGRAMS = {"forward_mutant": FORWARD, "decode_mutant": DECODE, "backward_mutant": BACKWARD, "tf32_mutant": TF32}
 
 
 class Programs:
@@ -178,10 +203,10 @@ def failure(programs, program, mutant):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--include", type=pathlib.Path, default=TESTS.parent / "include")
-    parser.add_argument("--program", help="forward_mutant, decode_mutant or backward_mutant")
+    parser.add_argument("--program", choices=PROGRAMS)
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
-    jobs = [(program, mutant) for program, mutants in (("forward_mutant", FORWARD), ("decode_mutant", DECODE), ("backward_mutant", BACKWARD))
+    jobs = [(program, mutant) for program, mutants in PROGRAMS.items()
             for mutant in (None, *mutants)
             if options.program in (None, program) and (mutant is None or not options.names or mutant.name in options.names)]
     with tempfile.TemporaryDirectory() as folder:

@@ -14,16 +14,19 @@
 namespace attend::test {
 
 /// The backward pass of a small call, with its memory.
-struct SmallBackward : SmallCall {
-  static constexpr NumberType kType = NumberType::kBFloat16;
+template <NumberType kType>
+struct SmallBackwardOf : SmallCallOf<kType> {
+  using Base = SmallCallOf<kType>;
+  using Base::kColumns, Base::kHeads, Base::key, Base::key_gradient, Base::log_sum_exp, Base::output,
+      Base::output_gradient, Base::params, Base::query, Base::query_gradient, Base::value, Base::value_gradient;
 
-  Bfloat16Rows rounded_output, computed_query, computed_key, computed_value;
+  typename Base::Rows rounded_output, computed_query, computed_key, computed_value;
   std::vector<double> saved, workspace;
   GlobalMemory memory;
   cuda::BackwardCall call;
 
-  SmallBackward(int L, int S, bool is_causal, double dropout)
-      : SmallCall(L, S, is_causal, dropout),
+  SmallBackwardOf(int L, int S, bool is_causal, double dropout)
+      : Base(L, S, is_causal, dropout),
         rounded_output(kHeads, L),
         computed_query(kHeads, L),
         computed_key(1, S),
@@ -68,9 +71,11 @@ struct SmallBackward : SmallCall {
 
   /// Prints what is wrong. Returns whether nothing is.
   bool check() const {
-    const bool is_query_right = check_and_print("gradient of query", query_gradient, computed_query, 0.01);
-    const bool is_key_right = check_and_print("gradient of key", key_gradient, computed_key, 0.01);
-    return check_and_print("gradient of value", value_gradient, computed_value, 0.01) && is_query_right && is_key_right;
+    constexpr double kLimit = kType == NumberType::kFloat32 ? 0.001 : 0.01;
+    const bool is_query_right = check_and_print("gradient of query", query_gradient, computed_query, kLimit);
+    const bool is_key_right = check_and_print("gradient of key", key_gradient, computed_key, kLimit);
+    return check_and_print("gradient of value", value_gradient, computed_value, kLimit) && is_query_right &&
+           is_key_right;
   }
 
  private:
@@ -78,13 +83,16 @@ struct SmallBackward : SmallCall {
   void save(const cuda::Call& forward) {
     for (std::size_t i = 0; i < output.size(); ++i) {
       const float exact = static_cast<float>(output[i]);
-      rounded_output.numbers[i] = cuda::round_number<kType>(exact);
-      static_cast<std::uint16_t*>(forward.output_rest)[i] =
-          cuda::round_number<kType>(exact - static_cast<float>(rounded_output(i)));
+      rounded_output.numbers[i] = cuda::detail::stored_of<kType>(exact);
+      if (forward.output_rest != nullptr)
+        static_cast<typename Base::Rows::Number*>(forward.output_rest)[i] =
+            cuda::detail::stored_of<kType>(exact - static_cast<float>(rounded_output(i)));
     }
     for (std::size_t i = 0; i < log_sum_exp.size(); ++i)
       static_cast<float*>(forward.saved_log_sum_exp)[i] = static_cast<float>(log_sum_exp[i]);
   }
 };
+
+using SmallBackward = SmallBackwardOf<NumberType::kBFloat16>;
 
 }  // namespace attend::test

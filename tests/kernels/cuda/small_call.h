@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// A small call of attention in bfloat16 and its results by a loop in float64, for the programs that run kernels with a
-// planted fault. It includes little, because each fault compiles it again.
+// A small call of attention and its results by a loop in float64, for the programs that run kernels with a planted
+// fault. It includes little, because each fault compiles it again.
 
 #include "support/cuda_block.h"
 
@@ -12,6 +12,7 @@
 #include <attend/score/score_mod.h>
 #include <attend/kernels/cuda/call.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
+#include <attend/kernels/cuda/number.cuh>
 
 #include <algorithm>
 #include <cmath>
@@ -25,55 +26,60 @@
 
 namespace attend::test {
 
-/// A matrix (rows, 64) per head, in bfloat16.
-struct Bfloat16Rows {
+/// A matrix (rows, 64) per head.
+template <NumberType kType>
+struct SmallRows {
   static constexpr int kColumns = 64;
+  using Number = cuda::detail::Stored<kType>;
 
   int rows;
-  std::vector<std::uint16_t> numbers;
+  std::vector<Number> numbers;
 
   /// All NaN, so that a number that nobody writes is found.
-  Bfloat16Rows(int heads, int rows) : rows(rows) {
+  SmallRows(int heads, int rows) : rows(rows) {
     numbers.reserve(
         static_cast<std::size_t>((heads * rows + 64) * kColumns));  // so that a row past the end is nobody's
-    numbers.resize(static_cast<std::size_t>(heads * rows * kColumns), 0xFFFF);
+    numbers.resize(static_cast<std::size_t>(heads * rows * kColumns),
+                   cuda::detail::stored_of<kType>(std::numeric_limits<float>::quiet_NaN()));
   }
-  Bfloat16Rows(int heads, int rows, std::mt19937& generator) : Bfloat16Rows(heads, rows) {
+  SmallRows(int heads, int rows, std::mt19937& generator) : SmallRows(heads, rows) {
     std::normal_distribution<float> normal;
-    for (std::uint16_t& number : numbers) number = cuda::round_number<NumberType::kBFloat16>(normal(generator));
+    for (Number& number : numbers) number = cuda::detail::stored_of<kType>(normal(generator));
   }
 
-  double operator()(std::size_t i) const {
-    return static_cast<double>(cuda::float_of<NumberType::kBFloat16>(numbers[i]));
-  }
+  double operator()(std::size_t i) const { return static_cast<double>(cuda::detail::value_of<kType>(numbers[i])); }
   double operator()(int head, int row, int column) const {
     return (*this)(static_cast<std::size_t>((head * rows + row) * kColumns + column));
   }
   void add_to(GlobalMemory& memory, const char* name, bool is_output) {
     for (std::size_t first = 0; first < numbers.size(); first += kColumns)
-      is_output ? memory.add_output(&numbers[first], 2 * kColumns, name)
-                : memory.add_input(&numbers[first], 2 * kColumns, name);
+      is_output ? memory.add_output(&numbers[first], sizeof(Number) * kColumns, name)
+                : memory.add_input(&numbers[first], sizeof(Number) * kColumns, name);
   }
 };
 
+using Bfloat16Rows = SmallRows<NumberType::kBFloat16>;
+
 /// Two heads of queries with one head of keys and values, and all results in float64.
-struct SmallCall {
-  static constexpr int kHeads = 2, kColumns = Bfloat16Rows::kColumns;
+template <NumberType kType>
+struct SmallCallOf {
+  using Rows = SmallRows<kType>;
+  static constexpr int kHeads = 2, kColumns = Rows::kColumns;
 
   int L, S;
   AttentionParams params;
   std::mt19937 generator{1};
-  Bfloat16Rows query, key, value, output_gradient;
+  Rows query, key, value, output_gradient;
   std::vector<double> output, log_sum_exp, query_gradient, key_gradient, value_gradient;
 
-  SmallCall(int L, int S, bool is_causal, double dropout)
+  SmallCallOf(int L, int S, bool is_causal, double dropout)
       : L(L),
         S(S),
         query(kHeads, L, generator),
         key(1, S, generator),
         value(1, S, generator),
         output_gradient(kHeads, L, generator) {
-    params.dtype = NumberType::kBFloat16;
+    params.dtype = kType;
     params.num_heads = kHeads;
     params.query_length = L;
     params.key_length = S;

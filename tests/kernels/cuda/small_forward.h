@@ -14,14 +14,20 @@
 namespace attend::test {
 
 /// The forward pass of a small call, with its memory.
-struct SmallForward : SmallCall {
-  Bfloat16Rows computed_output;
+template <NumberType kType>
+struct SmallForwardOf : SmallCallOf<kType> {
+  using Base = SmallCallOf<kType>;
+  using Base::kColumns, Base::kHeads, Base::key, Base::log_sum_exp, Base::output, Base::params, Base::query,
+      Base::value;
+  static constexpr bool kIsTf32 = kType == NumberType::kFloat32;
+
+  typename Base::Rows computed_output;
   std::vector<float> computed_log_sum_exp;
   GlobalMemory memory;
   cuda::Call call;
 
-  SmallForward(int L, int S, bool is_causal, double dropout)
-      : SmallCall(L, S, is_causal, dropout),
+  SmallForwardOf(int L, int S, bool is_causal, double dropout)
+      : Base(L, S, is_causal, dropout),
         computed_output(kHeads, L),
         computed_log_sum_exp(log_sum_exp.size(), std::numeric_limits<float>::quiet_NaN()) {
     query.add_to(memory, "query", /*is_output=*/false);
@@ -39,17 +45,19 @@ struct SmallForward : SmallCall {
   template <class Launch>
   void launch_all(const Launch& launch) {
     if (cuda::detail::has_options(call))
-      launch(cuda::detail::TensorCoreForward<NumberType::kBFloat16, kColumns, true>(), call);
+      launch(cuda::detail::TensorCoreForward<kType, kColumns, true>(), call);
     else
-      launch(cuda::detail::TensorCoreForward<NumberType::kBFloat16, kColumns, false>(), call);
+      launch(cuda::detail::TensorCoreForward<kType, kColumns, false>(), call);
   }
 
   /// Prints what is wrong. Returns whether nothing is.
   bool check() const {
     const auto sum = [&](std::size_t i) { return static_cast<double>(computed_log_sum_exp[i]); };
-    const bool is_output_right = check_and_print("output", output, computed_output, 0.006);
-    return check_and_print("log_sum_exp", log_sum_exp, sum, 1e-6) && is_output_right;
+    const bool is_output_right = check_and_print("output", output, computed_output, kIsTf32 ? 0.0002 : 0.006);
+    return check_and_print("log_sum_exp", log_sum_exp, sum, kIsTf32 ? 1e-4 : 1e-6) && is_output_right;
   }
 };
+
+using SmallForward = SmallForwardOf<NumberType::kBFloat16>;
 
 }  // namespace attend::test

@@ -38,8 +38,10 @@ struct NoTensorCores {
 template <class T, class StructKernels, class OptionKernels>
 class CudaBackward {
  public:
-  CudaBackward(std::uint32_t number, const Wishes& wishes)
-      : c_(number, wishes),
+  /// is_tf32: the kernels compute in tf32, and so does the dense formula.
+  CudaBackward(std::uint32_t number, const Wishes& wishes, bool is_tf32)
+      : is_tf32_(is_tf32),
+        c_(number, wishes),
         bias_(c_.bias.begin(), c_.bias.end()),
         gates_(c_.gates.begin(), c_.gates.end()),
         structs_(c_.structs, {bias_.data(), gates_.data(), c_.document.data()}) {
@@ -55,6 +57,8 @@ class CudaBackward {
   const Configuration& configuration() const { return c_; }
 
   Results dense() const {
+    if constexpr (std::is_same_v<T, float>)
+      if (is_tf32_) return Naive<float, Rounding::kTf32>(c_, structs_).results();
     switch (c_.params.dtype) {
       case NumberType::kBFloat16:
         return Naive<float, Rounding::kBFloat16>(c_, structs_).results();
@@ -158,9 +162,11 @@ class CudaBackward {
     CHECK(workspace.back() == -77);
   }
 
-  /// What the forward pass saves, from the results of the loop.
+  /// What the forward pass saves: exact numbers, or those of the dense formula in tf32. In tf32 the gradients are the
+  /// smaller difference of larger numbers, which must be rounded alike.
   void save(const cuda::Call& call, Tensor& output) const {
-    const std::vector<double>&numbers = exact_.at("output"), &log_sum_exp = exact_.at("log_sum_exp");
+    const Results results = is_tf32_ ? dense() : exact_;
+    const std::vector<double>&numbers = results.at("output"), &log_sum_exp = results.at("log_sum_exp");
     std::size_t k = 0;
     Tensor rest(c_.number(), output.sizes());
     Tensor::for_each(output.sizes(), [&](auto n, auto h, auto i, auto d) {
@@ -168,12 +174,13 @@ class CudaBackward {
       rest.set(n, h, i, d, numbers[k] - output.get(n, h, i, d));
       ++k;
     });
-    if (call.output_rest == nullptr) return;
-    std::memcpy(call.output_rest, rest.view().data, numbers.size() * 2);
+    if (c_.params.dtype == NumberType::kFloat64) return;
+    if (call.output_rest != nullptr) std::memcpy(call.output_rest, rest.view().data, numbers.size() * 2);
     for (std::size_t row = 0; row < log_sum_exp.size(); ++row)
       static_cast<float*>(call.saved_log_sum_exp)[row] = static_cast<float>(log_sum_exp[row]);
   }
 
+  bool is_tf32_;
   Configuration c_;
   std::vector<T> bias_, gates_;
   UserStructs<T> structs_;
@@ -182,12 +189,15 @@ class CudaBackward {
   Results exact_;
 };
 
-/// Compares configurations with the loop. float64: 1e-12; otherwise by the house rule.
+/// Compares configurations with the loop. float64: 1e-12; otherwise by the house rule. is_tf32: the dense formula of the
+/// house rule rounds the factors of its products to tf32.
 class BackwardComparison {
  public:
+  explicit BackwardComparison(bool is_tf32) : is_tf32_(is_tf32) {}
+
   template <class T, class StructKernels, class OptionKernels>
   void check(std::uint32_t number, const Wishes& wishes) {
-    CudaBackward<T, StructKernels, OptionKernels> run(number, wishes);
+    CudaBackward<T, StructKernels, OptionKernels> run(number, wishes, is_tf32_);
     CAPTURE(run.description());
     const Results results = run.computed(number % 3);
     if (number % 8 == 0) CHECK(results == run.computed(number % 3 + 1));  // the order of the threads changes no bit
@@ -211,6 +221,7 @@ class BackwardComparison {
   const std::map<std::string, int>& launches() const { return launches_; }
 
  private:
+  bool is_tf32_;
   Accuracy accuracy_;
   std::map<std::string, int> launches_;
 };
@@ -218,10 +229,10 @@ class BackwardComparison {
 /// Checks the calls 0 to count - 1. Returns how often each kernel was launched, or nothing if only some calls are
 /// wanted.
 template <class StructKernels, class OptionKernels = StructKernels>
-std::map<std::string, int> check_backward(NumberType dtype, std::uint32_t count, Wishes wishes) {
+std::map<std::string, int> check_backward(NumberType dtype, std::uint32_t count, Wishes wishes, bool is_tf32 = false) {
   wishes.dtype = dtype;
   const auto [begin, end, are_all] = wanted_calls(count);
-  BackwardComparison comparison;
+  BackwardComparison comparison(is_tf32);
   for (std::uint32_t n = begin; n < end; ++n)
     dtype == NumberType::kFloat64 ? comparison.check<double, NoTensorCores, NoTensorCores>(n, wishes)
                                   : comparison.check<float, StructKernels, OptionKernels>(n, wishes);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The gradients of the keys and values on tensor cores, for float16 and bfloat16.
+// The gradients of the keys and values on tensor cores, for float16 and bfloat16, and for float32 in tf32.
 //
 //   for a tile of 64 keys, 16 for each of 4 warps, over the query heads of its key head, over their queries, kStep at a
 //   time:
@@ -59,7 +59,7 @@ namespace detail {
 template <NumberType kType, int kWidth, KeyPart kPart, class Score, class Mask>
 class KeyGradients {
  public:
-  using Shape = BackwardShape<kWidth>;
+  using Shape = BackwardShape<kType, kWidth>;
   static constexpr int kRowsBytes = (Shape::kStep + 2) * static_cast<int>(sizeof(TensorRow));
   static constexpr int kSharedBytes = Shape::kSharedBytes + 2 * kRowsBytes;
 
@@ -86,6 +86,7 @@ class KeyGradients {
     bool is_first = true;
     for (int buffer = 0; step.head < forward_.group; buffer ^= 1) {
       copy_async_wait<0>();
+      finish_copies(buffer, is_first);
       barrier();  // the tiles are there, and nobody reads the other buffer any more
       if (is_first) {
         keys_.keep(Shape::own(0));
@@ -166,11 +167,21 @@ class KeyGradients {
     copy_async_16(rows(buffer).sub(2 * pair, 2), static_cast<const TensorRow*>(call_.rows) + row, row < count);
   }
 
+  /// Makes the numbers that have arrived operands of mma.
+  ATTEND_HOST_DEVICE static void finish_copies(int buffer, bool is_first) {
+    if (is_first) {
+      Shape::own(0).template finish_copy<Shape::kThreads>();
+      if constexpr (kHasKeys) Shape::own(1).template finish_copy<Shape::kThreads>();
+    }
+    ATTEND_UNROLL
+    for (int i = 0; i < 2; ++i) Shape::step(buffer, i).template finish_copy<Shape::kThreads>();
+  }
+
   ATTEND_HOST_DEVICE void add(const Step& step, int buffer) {
     const typename Shape::StepTile queries = Shape::step(buffer, 0), output_gradients = Shape::step(buffer, 1);
     float weights[Shape::kTiles][4] = {}, gradients[Shape::kTiles][4] = {};
-    keys_.template multiply<kType>(Shape::own(0), queries, weights);
-    if constexpr (kHasKeys) values_.template multiply<kType>(Shape::own(1), output_gradients, gradients);
+    keys_.multiply(Shape::own(0), queries, weights);
+    if constexpr (kHasKeys) values_.multiply(Shape::own(1), output_gradients, gradients);
     const std::int32_t first_key = first_ + warp_index() * 16, key = first_key + lane_index() / 4;
     const int column = lane_index() % 4 * 2;
     const Shared<TensorRow> sums = rows(buffer).sub(static_cast<int>(first_row(step) & 1), Shape::kStep);
@@ -192,7 +203,7 @@ class KeyGradients {
   const Mask& mask_;
   const Tile& tile_;
   std::int32_t first_;  // the key of the first row; dropout_words_of_keys() needs a multiple of 4
-  OwnRows<Shape, kWidth, /*kIsKept=*/kWidth <= 64> keys_, values_;
+  OwnRows<kType, kWidth, /*kIsKept=*/kWidth <= 4 * Operands<kType>::kDepth> keys_, values_;
   float key_sums_[Shape::kOutputs][4] = {}, value_sums_[Shape::kOutputs][4] = {};
 };
 

@@ -11,6 +11,7 @@
 #include <attend/kernels/cuda/backward_queries.cuh>
 #include <attend/kernels/cuda/call.cuh>
 #include <attend/kernels/cuda/every_kernel.cuh>
+#include <attend/kernels/cuda/forward_plan.cuh>
 #include <attend/kernels/cuda/plain_backward.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
 #include <attend/kernels/cuda/sums.cuh>
@@ -27,6 +28,10 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 
 namespace detail {
+
+/// How many columns the kernels on tensor cores have at most. In tf32, tiles of 256 columns would not fit into the
+/// shared memory of all GPUs.
+constexpr int most_backward_columns(NumberType type) { return type == NumberType::kFloat32 ? 192 : 256; }
 
 /// The sums that a backward pass computes, one after the other. `tensor` of each: which tensor of the score_mod, or −1.
 struct WantedSum {
@@ -111,20 +116,17 @@ inline std::int64_t backward_workspace_bytes(const Call& call, const AttentionGr
 /// @return The reason, or null if it uses tensor cores.
 template <class Kernels = EveryKernel>
 const char* why_plain_backward(const Call& call, const AttentionGradients& gradients) {
-  if (call.dtype != NumberType::kBFloat16 && call.dtype != NumberType::kFloat16)
-    return "the tensors are float32 or float64";
-  if (call.head_dim > 256 || call.value_dim > 256) return "head_dim or value_dim is above 256";
-  if (call.head_dim % 8 != 0 || call.value_dim % 8 != 0) return "head_dim or value_dim is not a multiple of 8";
-  const int width = detail::kernel_width(std::max(call.head_dim, call.value_dim));
-  const bool is_compiled =
-      call.dtype == NumberType::kBFloat16 ? Kernels::BFloat16::has(width) : Kernels::Float16::has(width);
-  if (!is_compiled) return "the tensor-core kernels of this type and width are not compiled";
-  for (const ConstTensorView4d& tensor :
-       {call.query, call.key, call.value, gradients.output, ConstTensorView4d(gradients.query),
-        ConstTensorView4d(gradients.key), ConstTensorView4d(gradients.value)})
-    if (!detail::has_aligned_rows(tensor))
-      return "a tensor has columns that are not neighbours, or rows that are not aligned to 16 bytes";
-  if (call.saved_log_sum_exp == nullptr || call.output_rest == nullptr) return "the forward pass has saved nothing";
+  const char* const reason = detail::why_no_tensor_cores<Kernels>(
+      call, {call.query, call.key, call.value, gradients.output, ConstTensorView4d(gradients.query),
+             ConstTensorView4d(gradients.key), ConstTensorView4d(gradients.value)});
+  if (reason != nullptr) return reason;
+  if (std::max(call.head_dim, call.value_dim) > detail::most_backward_columns(call.dtype))
+    return "the backward pass in tf32 has at most 192 columns";
+  // In tf32 both passes must round alike; see row_sums.cuh.
+  if (call.dtype == NumberType::kFloat32 && forward_kernel_of<Kernels>(call).kernel == ForwardKernel::kPlain)
+    return "the forward pass is not in tf32";
+  const bool has_rest = call.dtype == NumberType::kFloat32 || call.output_rest != nullptr;
+  if (call.saved_log_sum_exp == nullptr || !has_rest) return "the forward pass has saved nothing";
   return nullptr;
 }
 
@@ -203,9 +205,10 @@ void launch_plain_backward(const BackwardCall& call, const AttentionGradients& g
   launch_tensor_sums<T, Score, Mask>(call, gradients, marked, launch);
 }
 
-/// Calls launch(kernel, call) for each kernel of a call with rows of at most kWidth columns.
+/// Calls launch(kernel, call) for the kernels on tensor cores of a call with rows of at most kWidth columns.
 template <NumberType kType, int kWidth, class Score, class Mask, class Launch>
-void launch_width(const BackwardCall& call, const AttentionGradients& gradients, const Launch& launch) {
+void launch_width(const BackwardCall& call, const Launch& launch) {
+  launch(TensorCoreRowSums<kType>(), call);
   if constexpr (kWidth <= 128) {
     launch(TensorCoreKeys<kType, kWidth, KeyPart::kBoth, Score, Mask>(), call);
   } else {
@@ -213,17 +216,41 @@ void launch_width(const BackwardCall& call, const AttentionGradients& gradients,
     launch(TensorCoreKeys<kType, kWidth, KeyPart::kValues, Score, Mask>(), call);
   }
   launch(TensorCoreQueries<kType, kWidth, Score, Mask>(), call);
-  launch_entry_sums(call, gradients, TensorCoreEntrySums<kType, kWidth, Score, Mask>(), launch);
 }
 
-/// Calls launch(kernel, call) for each kernel with tensor cores. kWidth and the following are the numbers of columns
-/// that are compiled.
-template <NumberType kType, class Score, class Mask, int... kWidths, class Launch>
-void launch_tensor_backward(const BackwardCall& call, const AttentionGradients& gradients, Widths<kWidths...>,
-                            const Launch& launch) {
-  launch(TensorCoreRowSums<kType>(), call);
-  const int width = kernel_width(std::max(call.forward.head_dim, call.forward.value_dim));
-  ((kWidths == width ? launch_width<kType, kWidths, Score, Mask>(call, gradients, launch) : void()), ...);
+/// Calls launch(kernel, call) for each kernel of a call in 16-bit numbers.
+template <NumberType kType, class Score, class Mask, int... kWidths, class Marked, class Launch>
+void launch_rounded_backward(BackwardCall call, const AttentionGradients& gradients, Widths<kWidths...>,
+                             const Marked& marked, const Launch& launch) {
+  const std::vector<WantedSum> sums = wanted_sums(call.forward, gradients);
+  const auto needs_plain_rows = [](const WantedSum& sum) { return sum.tensor >= 0; };
+  if (std::none_of(sums.begin(), sums.end(), needs_plain_rows)) call.plain_rows = nullptr;
+  [[maybe_unused]] const int width = kernel_width(std::max(call.forward.head_dim, call.forward.value_dim));
+  [[maybe_unused]] const auto launch_all = [&]<int kWidth>(Widths<kWidth>) {
+    launch_width<kType, kWidth, Score, Mask>(call, launch);
+    launch_entry_sums(call, gradients, TensorCoreEntrySums<kType, kWidth, Score, Mask>(), launch);
+  };
+  ((kWidths == width ? launch_all(Widths<kWidths>()) : void()), ...);
+  launch_tensor_sums<float, Score, Mask>(call, gradients, marked, launch);
+}
+
+/// Calls launch(kernel, call) for each kernel of a call in tf32. Gradients that are sums over many scores are computed
+/// without tensor cores: their terms cancel, and what is left would have the errors of tf32 many times.
+template <class Score, class Mask, int... kWidths, class Marked, class Launch>
+void launch_tf32_backward(const BackwardCall& call, const AttentionGradients& gradients, Widths<kWidths...>,
+                          const Marked& marked, const Launch& launch) {
+  BackwardCall without_sums = call;
+  without_sums.plain_rows = nullptr;
+  [[maybe_unused]] const int width = kernel_width(std::max(call.forward.head_dim, call.forward.value_dim));
+  [[maybe_unused]] const auto launch_if = [&]<int kWidth>(Widths<kWidth>) {
+    if constexpr (kWidth <= most_backward_columns(NumberType::kFloat32))  // or why_plain_backward() has a reason
+      if (kWidth == width) launch_width<NumberType::kFloat32, kWidth, Score, Mask>(without_sums, launch);
+  };
+  (launch_if(Widths<kWidths>()), ...);
+  if (wanted_sums(call.forward, gradients).empty()) return;
+  launch(PlainRowSums<float, Score, Mask>(), call);
+  launch_entry_sums(call, gradients, EntrySums<float, Score, Mask>(), launch);
+  launch_tensor_sums<float, Score, Mask>(call, gradients, marked, launch);
 }
 
 }  // namespace detail
@@ -241,7 +268,6 @@ void launch_tensor_backward(const BackwardCall& call, const AttentionGradients& 
 template <class Score, class Mask, class Kernels = EveryKernel, class Marked, class Launch>
 void launch_backward(const Call& call, const AttentionGradients& gradients, const Marked& marked, void* workspace,
                      std::int64_t workspace_bytes, const Launch& launch_kernel) {
-  using detail::launch_tensor_backward;
   const auto launch = [&](const auto& kernel, const BackwardCall& own) {
     const std::int64_t blocks = kernel.blocks(own), most = std::numeric_limits<std::int32_t>::max();
     if (blocks > most)
@@ -249,20 +275,20 @@ void launch_backward(const Call& call, const AttentionGradients& gradients, cons
                                     most, blocks);
     if (blocks > 0) launch_kernel(kernel, own);
   };
-  BackwardCall backward = detail::backward_call_of(call, gradients, workspace, workspace_bytes);
+  const BackwardCall backward = detail::backward_call_of(call, gradients, workspace, workspace_bytes);
   if (call.dtype == NumberType::kFloat64)
     return detail::launch_plain_backward<double, Score, Mask>(backward, gradients, marked, launch);
   if (why_plain_backward<Kernels>(call, gradients) != nullptr)
     return detail::launch_plain_backward<float, Score, Mask>(backward, gradients, marked, launch);
-  const std::vector<detail::WantedSum> sums = detail::wanted_sums(call, gradients);
-  const auto needs_plain_rows = [](const detail::WantedSum& sum) { return sum.tensor >= 0; };
-  if (std::none_of(sums.begin(), sums.end(), needs_plain_rows)) backward.plain_rows = nullptr;
-  if (call.dtype == NumberType::kBFloat16)
-    launch_tensor_backward<NumberType::kBFloat16, Score, Mask>(backward, gradients, typename Kernels::BFloat16(),
-                                                               launch);
+  if (call.dtype == NumberType::kFloat32)
+    detail::launch_tf32_backward<Score, Mask>(backward, gradients, detail::widths_of<Kernels, NumberType::kFloat32>(),
+                                              marked, launch);
+  else if (call.dtype == NumberType::kBFloat16)
+    detail::launch_rounded_backward<NumberType::kBFloat16, Score, Mask>(backward, gradients,
+                                                                        typename Kernels::BFloat16(), marked, launch);
   else
-    launch_tensor_backward<NumberType::kFloat16, Score, Mask>(backward, gradients, typename Kernels::Float16(), launch);
-  detail::launch_tensor_sums<float, Score, Mask>(backward, gradients, marked, launch);
+    detail::launch_rounded_backward<NumberType::kFloat16, Score, Mask>(backward, gradients, typename Kernels::Float16(),
+                                                                       marked, launch);
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The gradient of the queries on tensor cores, for float16 and bfloat16.
+// The gradient of the queries on tensor cores, for float16 and bfloat16, and for float32 in tf32.
 //
 //   for a tile of 64 queries, 16 for each of 4 warps, over the keys, kStep at a time:
 //     S = Q Kᵀ,   dP = dO Vᵀ                                    (queries, keys)
@@ -46,7 +46,7 @@ namespace detail {
 template <NumberType kType, int kWidth, class Score, class Mask>
 class QueryGradients {
  public:
-  using Shape = BackwardShape<kWidth>;
+  using Shape = BackwardShape<kType, kWidth>;
   using Scores = HeadScores<float, Score, Mask>;
 
   ATTEND_HOST_DEVICE QueryGradients(const BackwardCall& call, const Scores& scores, const KeyRange& rows)
@@ -75,6 +75,7 @@ class QueryGradients {
     bool is_first = true;
     for (int buffer = 0; step.key < range_.end; buffer ^= 1) {
       copy_async_wait<0>();
+      finish_copies(buffer, is_first);
       barrier();  // the tiles are there, and nobody reads the other buffer any more
       if (is_first) {
         queries_.keep(Shape::own(0));
@@ -122,11 +123,20 @@ class QueryGradients {
                                Shape::step(buffer, 1));
   }
 
+  /// Makes the numbers that have arrived operands of mma.
+  ATTEND_HOST_DEVICE static void finish_copies(int buffer, bool is_first) {
+    ATTEND_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      if (is_first) Shape::own(i).template finish_copy<Shape::kThreads>();
+      Shape::step(buffer, i).template finish_copy<Shape::kThreads>();
+    }
+  }
+
   ATTEND_HOST_DEVICE void add(const Step& step, int buffer) {
     const typename Shape::StepTile keys = Shape::step(buffer, 0), values = Shape::step(buffer, 1);
     float weights[Shape::kTiles][4] = {}, gradients[Shape::kTiles][4] = {};
-    queries_.template multiply<kType>(Shape::own(0), keys, weights);
-    output_gradients_.template multiply<kType>(Shape::own(1), values, gradients);
+    queries_.multiply(Shape::own(0), keys, weights);
+    output_gradients_.multiply(Shape::own(1), values, gradients);
     const int column = lane_index() % 4 * 2;
     const auto of_half = [&](int half) { return query(half); };
     differentiate</*kByProduct=*/true>(
@@ -146,7 +156,7 @@ class QueryGradients {
   const Call& forward_;
   const Scores& scores_;
   KeyRange rows_, range_{0, 0};
-  OwnRows<Shape, kWidth, /*kIsKept=*/kWidth <= 128> queries_, output_gradients_;
+  OwnRows<kType, kWidth, /*kIsKept=*/kWidth <= 8 * Operands<kType>::kDepth> queries_, output_gradients_;
   TensorRow row_sums_[2];
   float sums_[Shape::kOutputs][4] = {};
 };

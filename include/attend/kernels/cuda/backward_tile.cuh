@@ -11,10 +11,11 @@
 #include <attend/kernels/cuda/copy_rows.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/number.cuh>
+#include <attend/kernels/cuda/operands.cuh>
+#include <attend/kernels/cuda/results.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
 #include <attend/kernels/cuda/scores.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
-#include <attend/kernels/cuda/tile.cuh>
 
 #include <cstdint>
 
@@ -22,20 +23,22 @@
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda::detail {
 
-/// The sizes of a block. kWidth is the number of columns of a row in shared memory: 32, 64, 96, 128, 192 or 256.
+/// The sizes of a block. kWidth is the number of columns of a row in shared memory: 32, 64, 96, 128, 192, or 256 if
+/// kType has 16 bits.
 ///
 /// A block has kRows rows of its own (keys, or queries), 16 for each warp, and goes through rows of the other kind,
 /// kStep at a time. kStep is such that the sums fit into registers, and all tiles into the 99 KiB of shared memory that
 /// a block has on every GPU from sm_80 on.
-template <int kWidth>
+template <NumberType kType, int kWidth>
 struct BackwardShape {
-  static constexpr int kWarps = 4, kThreads = kWarps * kWarpSize, kRows = kWarps * 16;
-  static constexpr int kStep = kWidth <= 192 ? 32 : 16;
+  static constexpr bool kIsTf32 = kType == NumberType::kFloat32;
+  static constexpr int kWarps = kIsTf32 && kWidth > 128 ? 2 : 4, kThreads = kWarps * kWarpSize, kRows = kWarps * 16;
+  static constexpr int kStep = kWidth <= (kIsTf32 ? 64 : 192) ? 32 : 16;
   static constexpr int kTiles = kStep / 8;     // of scores: a warp has kTiles tiles of 16 × 8
   static constexpr int kOutputs = kWidth / 8;  // the same for the sums
 
-  using OwnTile = SharedTile<kRows, kWidth>;
-  using StepTile = SharedTile<kStep, kWidth>;
+  using OwnTile = typename Operands<kType>::template Tile<kRows, kWidth>;
+  using StepTile = typename Operands<kType>::template Tile<kStep, kWidth>;
   static constexpr int kSharedBytes = 2 * OwnTile::kBytes + 4 * StepTile::kBytes;
 
   /// The two tiles of the block's own rows, and the two tiles of a step, in one of two buffers.
@@ -47,73 +50,70 @@ struct BackwardShape {
 
 /// The rows of a warp as operand A of mma. kIsKept: they stay in registers, which saves a third of the loads of
 /// multiply() from shared memory.
-template <class Shape, int kWidth, bool kIsKept>
+template <NumberType kType, int kWidth, bool kIsKept>
 class OwnRows {
+  using Shape = BackwardShape<kType, kWidth>;
+  using Operand = Operands<kType>;
+  static constexpr int kDepth = Operand::kDepth;
+
  public:
   /// Must be called once, after the tile has been copied.
   ATTEND_HOST_DEVICE void keep(const typename Shape::OwnTile& tile) {
     if constexpr (kIsKept) {
       ATTEND_UNROLL
-      for (int i = 0; i < kWidth / 16; ++i) tile.load_a(warp_index() * 16, i * 16, kept_[i]);
+      for (int i = 0; i < kWidth / kDepth; ++i) tile.load_a(warp_index() * 16, i * kDepth, kept_[i]);
     }
   }
 
   /// products[n] += own rows of this warp · step rows, over all columns.
-  template <NumberType kType>
   ATTEND_HOST_DEVICE void multiply(const typename Shape::OwnTile& tile, const typename Shape::StepTile& step,
                                    float (&products)[Shape::kTiles][4]) const {
     ATTEND_UNROLL
-    for (int i = 0; i < kWidth / 16; ++i) {
+    for (int i = 0; i < kWidth / kDepth; ++i) {
       std::uint32_t a[4];
       if constexpr (kIsKept) {
         ATTEND_UNROLL
         for (int k = 0; k < 4; ++k) a[k] = kept_[i][k];
       } else {
-        tile.load_a(warp_index() * 16, i * 16, a);
+        tile.load_a(warp_index() * 16, i * kDepth, a);
       }
       ATTEND_UNROLL
       for (int n = 0; n < Shape::kTiles; n += 2) {
         std::uint32_t b[2][2];
-        step.load_b_of_rows(n * 8, i * 16, b);
-        multiply_add_16x8x16<kType>(products[n], a, b[0]);
-        multiply_add_16x8x16<kType>(products[n + 1], a, b[1]);
+        step.load_b_of_rows(n * 8, i * kDepth, b);
+        multiply_add<kType>(products[n], 0, a, b[0]);
+        multiply_add<kType>(products[n + 1], 0, a, b[1]);
       }
     }
   }
 
  private:
-  std::uint32_t kept_[kIsKept ? kWidth / 16 : 1][4];
+  std::uint32_t kept_[kIsKept ? kWidth / kDepth : 1][4];
 };
-
-/// Both numbers of a register; 0 for one that is not finite.
-template <NumberType kType>
-ATTEND_HOST_DEVICE std::uint32_t finite_or_zero(std::uint32_t packed) {
-  constexpr std::uint32_t kLow = kType == NumberType::kBFloat16 ? 0x7F80 : 0x7C00, kHigh = kLow << 16;
-  const std::uint32_t low = (packed & kLow) == kLow ? 0 : packed & 0xFFFF;
-  const std::uint32_t high = (packed & kHigh) == kHigh ? 0 : packed & 0xFFFF0000;
-  return low | high;
-}
 
 /// sums[n] += factors · step rows. The factors are in the order of OwnRows::multiply(). kIsFinite: numbers that are not
 /// finite count as 0, because they may be those of a masked row, and 0 · NaN is NaN.
 template <NumberType kType, class Shape, bool kIsFinite>
 ATTEND_HOST_DEVICE void add_rows(const float (&factors)[Shape::kTiles][4], const typename Shape::StepTile& step,
                                  float (&sums)[Shape::kOutputs][4]) {
+  using Operand = Operands<kType>;
+  constexpr int kColumnTiles = Operand::kColumnTiles;
   ATTEND_UNROLL
-  for (int m = 0; m < Shape::kTiles; m += 2) {
-    const std::uint32_t a[4] = {pack<kType>(factors[m][0], factors[m][1]), pack<kType>(factors[m][2], factors[m][3]),
-                                pack<kType>(factors[m + 1][0], factors[m + 1][1]),
-                                pack<kType>(factors[m + 1][2], factors[m + 1][3])};
+  for (int row = 0; row < Shape::kStep; row += Operand::kDepth) {
+    std::uint32_t a[4];
+    Operand::a_of_sums([&](int k) { return factors[row / 8 + k / 4][k % 4]; }, a);
     ATTEND_UNROLL
-    for (int n = 0; n < Shape::kOutputs; n += 2) {
-      std::uint32_t b[2][2];
-      step.load_b_of_columns(m * 8, n * 8, b);
-      if constexpr (kIsFinite) {
-        ATTEND_UNROLL
-        for (int i = 0; i < 4; ++i) b[i / 2][i % 2] = finite_or_zero<kType>(b[i / 2][i % 2]);
+    for (int n = 0; n < Shape::kOutputs; n += kColumnTiles) {
+      std::uint32_t b[kColumnTiles][2];
+      step.load_b_of_columns(row, n * 8, b);
+      ATTEND_UNROLL
+      for (int i = 0; i < kColumnTiles; ++i) {
+        if constexpr (kIsFinite) {
+          ATTEND_UNROLL
+          for (int k = 0; k < 2; ++k) b[i][k] = Operand::finite_or_zero(b[i][k]);
+        }
+        multiply_add<kType>(sums[n + i], 0, a, b[i]);
       }
-      multiply_add_16x8x16<kType>(sums[n], a, b[0]);
-      multiply_add_16x8x16<kType>(sums[n + 1], a, b[1]);
     }
   }
 }
@@ -124,18 +124,24 @@ template <NumberType kType, class Shape>
 ATTEND_HOST_DEVICE void store_rows(const TensorView4d& tensor, std::int32_t batch, std::int32_t head,
                                    std::int32_t first, const KeyRange& rows, std::int32_t columns, float factor,
                                    const float (&sums)[Shape::kOutputs][4]) {
-  auto* const data = static_cast<std::uint16_t*>(tensor.data);
+  using Operand = Operands<kType>;
+  auto* const data = static_cast<Stored<kType>*>(tensor.data);
   ATTEND_UNROLL
   for (int half = 0; half < 2; ++half) {
     const std::int32_t i = first + warp_index() * 16 + half * 8 + lane_index() / 4;
     if (i < rows.begin || i >= rows.end) continue;
-    std::uint16_t* const row = data + row_place(tensor.strides, batch, head, i);
+    Stored<kType>* const row = data + row_place(tensor.strides, batch, head, i);
     ATTEND_UNROLL
-    for (int n = 0; n < Shape::kOutputs; ++n) {
-      const int column = n * 8 + lane_index() % 4 * 2;
-      if (column < columns)
-        store_global(reinterpret_cast<std::uint32_t*>(row + column),
-                     pack<kType>(factor * sums[n][2 * half], factor * sums[n][2 * half + 1]));
+    for (int run = 0; run < Shape::kOutputs * 2 / Operand::kRun; ++run) {
+      const int column = Operand::column_of_run(run);
+      if (column >= columns) continue;
+      float numbers[Operand::kRun];
+      ATTEND_UNROLL
+      for (int j = 0; j < Operand::kRun; ++j) {
+        const int sum = Operand::sum_of_run(run, j) + 2 * half;
+        numbers[j] = factor * sums[sum / 4][sum % 4];
+      }
+      store_run<kType>(row + column, numbers);
     }
   }
 }

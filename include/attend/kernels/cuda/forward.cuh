@@ -283,7 +283,7 @@ class ForwardTile {
           ATTEND_UNROLL
           for (int j = 0; j < Operand::kRun; ++j) numbers[j] = output_[m][Operand::sum_of_run(run, j) + 2 * r] * factor;
           const int column = Operand::column_of_run(run);
-          if (column < call_.value_dim) store_run<kType>(call_, sequence.batch, scores_.head(), i, column, numbers);
+          if (column < call_.value_dim) store_outputs<kType>(call_, sequence.batch, scores_.head(), i, column, numbers);
         }
         if (lane_index() % 4 == 0)
           store_log_sum_exp(call_, sequence.batch, scores_.head(), i, softmax_[m].largest(r) * unit_, sum);

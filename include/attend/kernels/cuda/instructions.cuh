@@ -281,8 +281,8 @@ ATTEND_HOST_DEVICE void multiply_add_16x8x16(float (&c)[4], const std::uint32_t 
 
 /// c += a b with a (16, 8) and b (8, 8) in tf32, and c (16, 8) in float: mma. The registers hold bits of floats.
 ///
-/// No kernel calls it: float32 calls are computed without tensor cores, because tf32 has 10 bits. It is here, with its
-/// tests, for a kernel that is used on request.
+/// tf32 has 10 bits of fraction. The lowest 13 bits of the registers do not count, so give it numbers that
+/// round_to_tf32() has rounded.
 ATTEND_HOST_DEVICE inline void multiply_add_16x8x8_tf32(float (&c)[4], const std::uint32_t (&a)[4],
                                                         const std::uint32_t (&b)[2],
                                                         [[maybe_unused]] Place place = here()) {

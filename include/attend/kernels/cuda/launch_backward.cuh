@@ -16,8 +16,13 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 
 namespace detail {
 
+/// How many blocks of a kernel a multiprocessor must have registers for: 6 of those without tensor cores, which have
+/// little shared memory.
+template <class Kernel>
+inline constexpr int kLeastBlocks = Kernel::kThreads == 64 && Kernel::kSharedBytes <= 32 * 1024 ? 6 : 1;
+
 template <class Kernel, class Score, class Mask>
-__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kThreads == 64 ? 6 : 1)
+__global__ void __launch_bounds__(Kernel::kThreads, kLeastBlocks<Kernel>)
     backward_kernel(const __grid_constant__ BackwardCall call, const __grid_constant__ Score score,
                     const __grid_constant__ Mask mask) {
   Kernel::run(call, score, mask);

@@ -28,33 +28,34 @@ ATTEND_HOST_DEVICE void store_output(const Call& call, std::int32_t n, std::int3
       store_number<kType>(call.output_rest, call.row(n, h, i) * call.value_dim + d, value - value_of<kType>(stored));
 }
 
-/// Sets outputs (n, h, i, d) and (n, h, i, d + 1) at once, as store_output(). d and all strides are even, and the
-/// stride of columns is 1.
+/// Sets neighbouring numbers, aligned to their size, to two numbers of 16 bits at once, or to four of float32.
 template <NumberType kType>
-ATTEND_HOST_DEVICE void store_run(const Call& call, std::int32_t n, std::int32_t h, std::int32_t i, std::int32_t d,
-                                  const float (&numbers)[2]) {
-  const auto store = [](void* data, std::int64_t index, std::uint32_t numbers) {
-    store_global(reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(data) + index), numbers);
-  };
-  const auto& strides = call.output.strides;
-  const std::uint32_t packed = pack<kType>(numbers[0], numbers[1]);
-  store(call.output.data, n * strides[0] + h * strides[1] + i * strides[2] + d, packed);
-  if (call.output_rest != nullptr)
-    store(call.output_rest, call.row(n, h, i) * call.value_dim + d,
-          pack<kType>(numbers[0] - low_of<kType>(packed), numbers[1] - high_of<kType>(packed)));
+ATTEND_HOST_DEVICE void store_run(std::uint16_t* to, const float (&numbers)[2]) {
+  store_global(reinterpret_cast<std::uint32_t*>(to), pack<kType>(numbers[0], numbers[1]));
 }
-
-/// The same for four outputs in float32. d and all strides are multiples of 4.
 template <NumberType kType>
-ATTEND_HOST_DEVICE void store_run(const Call& call, std::int32_t n, std::int32_t h, std::int32_t i, std::int32_t d,
-                                  const float (&numbers)[4]) {
-  static_assert(kType == NumberType::kFloat32);
-  const auto& strides = call.output.strides;
-  float* const to = static_cast<float*>(call.output.data) + n * strides[0] + h * strides[1] + i * strides[2] + d;
+ATTEND_HOST_DEVICE void store_run(float* to, const float (&numbers)[4]) {
   Words4 words;
   ATTEND_UNROLL
   for (int k = 0; k < 4; ++k) words.words[k] = __builtin_bit_cast(std::uint32_t, numbers[k]);
   store_global(reinterpret_cast<Words4*>(to), words);
+}
+
+/// Sets the kRun outputs from (n, h, i, d) on, as store_output(). d and all strides are multiples of kRun, and the
+/// stride of columns is 1.
+template <NumberType kType, int kRun>
+ATTEND_HOST_DEVICE void store_outputs(const Call& call, std::int32_t n, std::int32_t h, std::int32_t i, std::int32_t d,
+                                      const float (&numbers)[kRun]) {
+  const auto& strides = call.output.strides;
+  store_run<kType>(static_cast<Stored<kType>*>(call.output.data) + n * strides[0] + h * strides[1] + i * strides[2] + d,
+                   numbers);
+  if constexpr (kIsRounded<kType>) {
+    if (call.output_rest == nullptr) return;
+    float rests[kRun];
+    ATTEND_UNROLL
+    for (int k = 0; k < kRun; ++k) rests[k] = numbers[k] - value_of<kType>(stored_of<kType>(numbers[k]));
+    store_run<kType>(static_cast<Stored<kType>*>(call.output_rest) + call.row(n, h, i) * call.value_dim + d, rests);
+  }
 }
 
 /// Sets the log-sum-exp of row (n, h, i) where it is wanted: largest + log(sum), or −∞ if no key is allowed (sum = 0).

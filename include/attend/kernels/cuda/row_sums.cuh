@@ -8,6 +8,9 @@
 // One warp per row, one pair of numbers per lane at a time. O is `output` + `output_rest`: an error of δ affects all
 // keys of a query, so that with O rounded to 16 bits the gradients would have several times the error of the dense
 // formula. The kernel reads 3 numbers of 16 bits per output and writes 8 bytes per row; it is limited by memory.
+//
+// A float32 output has no rest. dO is rounded to tf32, as it is for the products dO · v: δ is subtracted from these, so
+// both must be computed from the same numbers.
 
 #include <attend/kernels/attention_params.h>
 #include <attend/macros.h>
@@ -53,10 +56,13 @@ struct TensorCoreRowSums {
                        gradient = detail::row_place(call.output_gradient.strides, batch, head, i);
     float sum = 0;
     for (std::int32_t d = lane_index(); d < forward.value_dim; d += kWarpSize) {
-      const float rounded = detail::load_number<kType>(forward.output.data, output + d * forward.output.strides[3]);
-      const float rest = detail::load_number<kType>(forward.output_rest, row * forward.value_dim + d);
-      sum += (rounded + rest) *
-             detail::load_number<kType>(call.output_gradient.data, gradient + d * call.output_gradient.strides[3]);
+      float number = detail::load_number<kType>(forward.output.data, output + d * forward.output.strides[3]);
+      if constexpr (detail::kIsRounded<kType>)
+        number += detail::load_number<kType>(forward.output_rest, row * forward.value_dim + d);
+      float factor =
+          detail::load_number<kType>(call.output_gradient.data, gradient + d * call.output_gradient.strides[3]);
+      if constexpr (kType == NumberType::kFloat32) factor = __builtin_bit_cast(float, round_to_tf32(factor));
+      sum += number * factor;
     }
     sum = detail::sum_of_lanes<kWarpSize>(sum);
     if (lane_index() != 0) return;

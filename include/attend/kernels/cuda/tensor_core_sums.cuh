@@ -43,7 +43,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 /// One thread of the kernel that adds up the gradient of an added mask or of slopes on tensor cores.
 template <NumberType kType, int kWidth, class Score, class Mask>
 struct TensorCoreEntrySums {
-  using Shape = detail::BackwardShape<kWidth>;
+  using Shape = detail::BackwardShape<kType, kWidth>;
   static constexpr const char* name() { return "tensor_core_entry_sums"; }
   static constexpr int kThreads = Shape::kThreads;
   using Tiles = detail::EntryTiles<Shape::kRows, Shape::kStep, kThreads>;
@@ -118,9 +118,9 @@ struct TensorCoreEntrySums {
     const auto place = [&](int n, int i) { return detail::ScorePlace{queries.begin + row(i / 2), key + column(n, i)}; };
     const auto query = [&](int half) { return queries.begin + row(half); };
     float weights[Shape::kTiles][4] = {}, gradients[Shape::kTiles][4] = {};
-    detail::OwnRows<Shape, kWidth, /*kIsKept=*/false> rows;
-    rows.template multiply<kType>(Shape::own(0), Shape::step(0, 0), weights);
-    rows.template multiply<kType>(Shape::own(1), Shape::step(0, 1), gradients);
+    detail::OwnRows<kType, kWidth, /*kIsKept=*/false> rows{};
+    rows.multiply(Shape::own(0), Shape::step(0, 0), weights);
+    rows.multiply(Shape::own(1), Shape::step(0, 1), gradients);
     detail::differentiate</*kByProduct=*/false>(
         call.forward, scores, is_full, place, [&](int, int i) { return row_sums[i / 2]; },
         [&](int n) { return detail::dropout_words_of_queries(scores, query, key + n * 8); }, weights, gradients);

@@ -62,7 +62,6 @@ class SharedTile {
     constexpr int kThreadsPerRow = threads_per_row(kThreads), kStep = kThreads / kThreadsPerRow;
     const int thread = thread_index() % kThreads, origin = place(thread / kThreadsPerRow, thread % kThreadsPerRow);
     const Shared<Words4> chunks = view_.template as<Words4>();
-    ATTEND_UNROLL
     for (int i = 0; i < kRows; i += kStep) {
       ATTEND_UNROLL
       for (int chunk = 0; chunk < kChunks; chunk += kThreadsPerRow) {
