@@ -15,13 +15,20 @@
 
 namespace {
 
-using attend::test::Bfloat16Rows;
+using attend::NumberType;
 using attend::test::SmallBackward;
+using attend::test::SmallBackwardOf;
 using attend::test::SmallDecode;
 using attend::test::SmallForward;
+using attend::test::SmallForwardOf;
+using attend::test::SmallRows;
 
-std::vector<Bfloat16Rows*> results_of(SmallForward& pass) { return {&pass.computed_output}; }
-std::vector<Bfloat16Rows*> results_of(SmallBackward& pass) {
+template <NumberType kType>
+std::vector<SmallRows<kType>*> results_of(SmallForwardOf<kType>& pass) {
+  return {&pass.computed_output};
+}
+template <NumberType kType>
+std::vector<SmallRows<kType>*> results_of(SmallBackwardOf<kType>& pass) {
   return {&pass.computed_query, &pass.computed_key, &pass.computed_value};
 }
 
@@ -31,18 +38,19 @@ bool check(int L, int S, bool is_causal, double dropout, bool has_gpu) {
   Pass pass(L, S, is_causal, dropout);
   if (!attend::test::run_and_print(pass) || !pass.check()) return false;
   if (!has_gpu) return true;
-  std::vector<Bfloat16Rows> of_host;
-  for (Bfloat16Rows* rows : results_of(pass)) {
+  using Rows = typename Pass::Rows;
+  std::vector<Rows> of_host;
+  for (Rows* rows : results_of(pass)) {
     of_host.push_back(*rows);
-    rows->numbers.assign(rows->numbers.size(), 0xFFFF);
+    rows->clear();
   }
   pass.launch_all([&](auto kernel, const auto& call) {
     attend::test::run_on_gpu<decltype(kernel)>(call, attend::Unchanged(), attend::EveryKey(), pass.memory);
   });
   if (!pass.check()) return false;
   std::size_t i = 0;
-  for (Bfloat16Rows* rows : results_of(pass)) {
-    const Bfloat16Rows& expected = of_host[i++];
+  for (Rows* rows : results_of(pass)) {
+    const Rows& expected = of_host[i++];
     std::vector<double> exact;
     for (std::size_t k = 0; k < expected.numbers.size(); ++k) exact.push_back(expected(k));
     if (!attend::test::check_and_print("result of the GPU, compared with the harness,", exact, *rows, 0.01))
@@ -60,7 +68,9 @@ int main() {
       for (const double dropout : {0.0, 0.3})
         if (!check<SmallForward>(70, 215, is_causal, dropout, has_gpu) ||
             !check<SmallDecode>(3, 289, is_causal, dropout, has_gpu) ||
-            !check<SmallBackward>(71, 215, is_causal, dropout, has_gpu))
+            !check<SmallBackward>(71, 215, is_causal, dropout, has_gpu) ||
+            !check<SmallForwardOf<NumberType::kFloat32>>(70, 215, is_causal, dropout, has_gpu) ||
+            !check<SmallBackwardOf<NumberType::kFloat32>>(71, 215, is_causal, dropout, has_gpu))
           return 1;
   } catch (const std::exception& error) {
     std::puts(error.what());

@@ -38,6 +38,10 @@ Call call_of(const attend::AttentionParams& params) {
       params, {attend::contiguous(static_cast<void*>(memory), 1, params.query_length, params.value_dim)});
 }
 
+struct InTf32 : attend::cuda::EveryKernel {
+  using Float32 = attend::cuda::Widths<64>;
+};
+
 struct OnlyWidth64 {
   using BFloat16 = attend::cuda::Widths<64>;
   using Float16 = attend::cuda::Widths<>;
@@ -61,7 +65,9 @@ TEST_CASE("cuda forward_kernel_of: the kernel and its reason") {
        params_of(NumberType::kBFloat16, 64, 64, 64)},
       {"there are at most 8 queries, and at least 128 keys", ForwardKernel::kDecode,
        params_of(NumberType::kFloat16, 8, 128, 256)},
-      {"the tensors are float32 or float64", ForwardKernel::kPlain, params_of(NumberType::kFloat32, 64, 64, 64)},
+      {"the tensors are float64", ForwardKernel::kPlain, params_of(NumberType::kFloat64, 64, 64, 64)},
+      {"the tensors are float32, and no kernels in tf32 are compiled", ForwardKernel::kPlain,
+       params_of(NumberType::kFloat32, 64, 64, 64)},
       {"head_dim or value_dim is above 256", ForwardKernel::kPlain, params_of(NumberType::kFloat16, 64, 64, 264)},
       {"head_dim or value_dim is not a multiple of 8", ForwardKernel::kPlain,
        params_of(NumberType::kFloat16, 64, 64, 60)},
@@ -86,6 +92,35 @@ TEST_CASE("cuda forward_kernel_of: a type or width that is not compiled uses the
     CHECK(choice.kernel == ForwardKernel::kPlain);
     CHECK(std::string(choice.reason) == "the kernels on tensor cores of this type and width are not compiled");
   }
+}
+
+TEST_CASE("cuda forward_kernel_of: float32 uses tensor cores only with Kernels::Float32") {
+  const auto choice_of = [](std::int64_t queries, std::int64_t width, std::int64_t row_stride) {
+    attend::AttentionParams params = params_of(NumberType::kFloat32, queries, 128, width);
+    params.key.strides[2] = row_stride;
+    return attend::cuda::forward_kernel_of<InTf32>(call_of(params));
+  };
+  struct Case {
+    const char* reason;
+    ForwardKernel kernel;
+    std::int64_t queries, width, row_stride;
+  };
+  const Case cases[] = {
+      {"the tensors are float32 with aligned rows, and tf32 is asked for", ForwardKernel::kTensorCores, 64, 60, 60},
+      {"there are at most 8 queries, and at least 128 keys", ForwardKernel::kDecode, 8, 64, 64},
+      {"head_dim or value_dim is not a multiple of 4", ForwardKernel::kPlain, 64, 62, 64},
+      {"the kernels on tensor cores of this type and width are not compiled", ForwardKernel::kPlain, 64, 96, 96},
+      {"a tensor has columns that are not neighbours, or rows that are not aligned to 16 bytes", ForwardKernel::kPlain,
+       64, 60, 62},
+  };
+  for (const Case& each : cases) {
+    CAPTURE(each.reason);
+    const attend::cuda::ForwardChoice choice = choice_of(each.queries, each.width, each.row_stride);
+    CHECK(choice.kernel == each.kernel);
+    CHECK(std::string(choice.reason) == each.reason);
+  }
+  CHECK(attend::cuda::forward_kernel_of<InTf32>(call_of(params_of(NumberType::kBFloat16, 64, 64, 128))).kernel ==
+        ForwardKernel::kTensorCores);
 }
 
 TEST_CASE("cuda decode: the parts of the keys have at least 128 keys, and are fewer the more heads there are") {

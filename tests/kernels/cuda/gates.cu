@@ -43,6 +43,20 @@ ATTEND_FORWARD(Unchanged, EveryKey, Decode<kFloat16, 128, true>);
 ATTEND_FORWARD(test::Gated, test::SameDocument, Decode<kBFloat16, 128, false>);
 ATTEND_FORWARD(Unchanged, EveryKey, Combine<kBFloat16>);
 
+ATTEND_FORWARD(Unchanged, EveryKey, TensorCoreForward<kFloat32, 32, false>);
+ATTEND_FORWARD(Unchanged, EveryKey, TensorCoreForward<kFloat32, 64, false>);
+ATTEND_FORWARD(Unchanged, EveryKey, TensorCoreForward<kFloat32, 96, false>);
+ATTEND_FORWARD(Unchanged, EveryKey, TensorCoreForward<kFloat32, 128, false>);
+ATTEND_FORWARD(Unchanged, EveryKey, TensorCoreForward<kFloat32, 192, false>);
+ATTEND_FORWARD(Unchanged, EveryKey, TensorCoreForward<kFloat32, 256, false>);
+ATTEND_FORWARD(Unchanged, EveryKey, TensorCoreForward<kFloat32, 64, true>);
+ATTEND_FORWARD(Unchanged, EveryKey, TensorCoreForward<kFloat32, 128, true>);
+ATTEND_FORWARD(test::SoftSign, SlidingWindow, TensorCoreForward<kFloat32, 64, false>);
+ATTEND_FORWARD(Unchanged, EveryKey, Decode<kFloat32, 64, false>);
+ATTEND_FORWARD(Unchanged, EveryKey, Decode<kFloat32, 128, false>);
+ATTEND_FORWARD(Unchanged, EveryKey, Decode<kFloat32, 256, false>);
+ATTEND_FORWARD(Unchanged, EveryKey, Combine<kFloat32>);
+
 ATTEND_FORWARD(Unchanged, EveryKey, PlainForward<kFloat32>);
 ATTEND_FORWARD(Unchanged, EveryKey, PlainForward<kFloat64>);
 ATTEND_FORWARD(Unchanged, EveryKey, PlainForward<kBFloat16>);
@@ -68,6 +82,15 @@ ATTEND_TENSOR_BACKWARD(Unchanged, EveryKey, kFloat16, 128, KeyPart::kBoth);
 ATTEND_TENSOR_BACKWARD(Unchanged, Causal, kBFloat16, 64, KeyPart::kBoth);
 ATTEND_TENSOR_BACKWARD(test::Gated, test::SameDocument, kBFloat16, 128, KeyPart::kBoth);
 ATTEND_BACKWARD(Unchanged, EveryKey, TensorCoreRowSums<kBFloat16>);
+
+ATTEND_TENSOR_BACKWARD(Unchanged, EveryKey, kFloat32, 32, KeyPart::kBoth);
+ATTEND_TENSOR_BACKWARD(Unchanged, EveryKey, kFloat32, 64, KeyPart::kBoth);
+ATTEND_TENSOR_BACKWARD(Unchanged, EveryKey, kFloat32, 96, KeyPart::kBoth);
+ATTEND_TENSOR_BACKWARD(Unchanged, EveryKey, kFloat32, 128, KeyPart::kBoth);
+ATTEND_TENSOR_BACKWARD(Unchanged, EveryKey, kFloat32, 192, KeyPart::kKeys);
+ATTEND_BACKWARD(Unchanged, EveryKey, TensorCoreKeys<kFloat32, 192, KeyPart::kValues, Unchanged, EveryKey>);
+ATTEND_TENSOR_BACKWARD(test::Gated, test::SameDocument, kFloat32, 64, KeyPart::kBoth);
+ATTEND_BACKWARD(Unchanged, EveryKey, TensorCoreRowSums<kFloat32>);
 
 ATTEND_PLAIN_BACKWARD(Unchanged, EveryKey, float);
 ATTEND_PLAIN_BACKWARD(Unchanged, EveryKey, double);

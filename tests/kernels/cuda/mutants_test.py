@@ -135,7 +135,7 @@ TF32 = [
     Mutant("weights that are truncated", "operands", "round_to_tf32(sum(i % 2 * 2 + i / 2))",
            "__builtin_bit_cast(std::uint32_t, sum(i % 2 * 2 + i / 2))", OUTPUT),
     Mutant("numbers of another thread are rounded", "tile", "origin = place(thread / kThreadsPerRow, ",
-           "origin = place((thread / kThreadsPerRow) ^ 1, ", "race"),
+           "origin = place((thread / kThreadsPerRow) ^ 1, ", "read of an unwritten word"),
     Mutant("rounded before the wait", "forward", WAIT, NO_WAIT + "\n      copy_async_wait<0>();", READ),
     Mutant("rounded after the barrier", "forward", "      finish_copies(buffer, is_first);\n      is_first = false;\n"
            "      barrier();", "      barrier();\n      finish_copies(buffer, is_first);\n      is_first = false;", RACE),

@@ -52,6 +52,10 @@ using attend::cuda::Call;
 using attend::test::Element;
 using attend::test::Tensor;
 
+struct InTf32 : attend::cuda::EveryKernel {
+  using Float32 = attend::cuda::Widths<64, 256>;
+};
+
 /// A call in bfloat16 that runs on tensor cores.
 struct TensorCoreCall {
   Tensor tensor{Element::kBFloat16, {1, 2, 16, 64}};
@@ -86,7 +90,9 @@ TEST_CASE("cuda: why_plain_backward names the reason for kernels without tensor 
   CHECK(c.why_plain(c.call(/*is_saved=*/false)) == "the forward pass has saved nothing");
   Call call = c.call();
   call.dtype = NumberType::kFloat32;
-  CHECK(c.why_plain(call) == "the tensors are float32 or float64");
+  CHECK(c.why_plain(call) == "the tensors are float32, and no kernels in tf32 are compiled");
+  call.dtype = NumberType::kFloat64;
+  CHECK(c.why_plain(call) == "the tensors are float64");
   call = c.call();
   call.head_dim = 264;
   CHECK(c.why_plain(call) == "head_dim or value_dim is above 256");
@@ -104,7 +110,29 @@ TEST_CASE("cuda: why_plain_backward names the reason for kernels without tensor 
   CHECK(c.why_plain(c.call()) == reason);
   CHECK(std::string(
             attend::cuda::why_plain_backward<NoTensorCores>(TensorCoreCall().call(), TensorCoreCall().gradients)) ==
-        "the tensor-core kernels of this type and width are not compiled");
+        "the kernels on tensor cores of this type and width are not compiled");
+}
+
+TEST_CASE("cuda: why_plain_backward of float32 with Kernels::Float32") {
+  TensorCoreCall c;
+  c.params.dtype = NumberType::kFloat32;
+  const auto why_plain = [&](const Call& call) {
+    const char* const reason = attend::cuda::why_plain_backward<InTf32>(call, c.gradients);
+    return std::string(reason == nullptr ? "" : reason);
+  };
+  CHECK(why_plain(c.call()) == "");
+  Call call = c.call();
+  call.output.strides[2] = 66;
+  CHECK(why_plain(call) == "the forward pass is not in tf32");
+  call = c.call();
+  call.head_dim = 62;
+  CHECK(why_plain(call) == "head_dim or value_dim is not a multiple of 4");
+  call = c.call();
+  call.head_dim = 196;
+  CHECK(why_plain(call) == "the backward pass in tf32 has at most 192 columns");
+  call = c.call();
+  call.head_dim = 96;
+  CHECK(why_plain(call) == "the kernels on tensor cores of this type and width are not compiled");
 }
 
 TEST_CASE("cuda: backward_why_not names what the backward kernels cannot do") {

@@ -58,7 +58,14 @@ struct Wanted {
   bool has_slopes = false;
   std::function<void(AttentionParams&)> change = [](AttentionParams&) {};
   std::vector<std::int32_t> query_offsets = {}, key_offsets = {}, key_lengths = {};
-  bool has_pages = false;
+  bool has_pages = false, is_tf32 = false;
+};
+
+/// The kernels of a call in tf32.
+struct InTf32 {
+  using BFloat16 = attend::cuda::Widths<>;
+  using Float16 = BFloat16;
+  using Float32 = attend::cuda::Widths<32, 64, 96, 128, 192, 256>;
 };
 
 /// The call as a packed batch.
@@ -69,6 +76,11 @@ Wanted packed(Wanted wanted, std::vector<std::int32_t> query_offsets, std::vecto
 }
 Wanted with_lengths(Wanted wanted, std::vector<std::int32_t> key_lengths) {
   wanted.key_lengths = std::move(key_lengths);
+  return wanted;
+}
+/// The call in tf32.
+Wanted in_tf32(Wanted wanted) {
+  wanted.is_tf32 = true;
   return wanted;
 }
 /// The call with keys and values in pages.
@@ -111,6 +123,14 @@ const std::vector<Wanted>& wanted_calls() {
       in_pages(with_lengths({"bfloat16, D 64, pages", kBFloat16, 2, 2, 1, 65, 130, 64, 64, 0, false}, {130, 70})),
       in_pages(with_lengths({"bfloat16, decode, pages", kBFloat16, 2, 8, 2, 3, 300, 64, 64, 0, false}, {300, 40})),
       with_lengths({"bfloat16, decode, key_lengths", kBFloat16, 3, 8, 2, 3, 300, 64, 64, 0, false}, {300, 129, 0}),
+      in_tf32({"tf32, D 64", kFloat32, 1, 2, 1, 70, 100, 64, 64, 0, true}),
+      in_tf32({"tf32, D 64, structs 4", kFloat32, 1, 2, 2, 65, 65, 64, 64, 4, true}),
+      in_tf32({"tf32, D 96, options", kFloat32, 1, 2, 1, 40, 70, 96, 92, 0, true, MaskType::kAdded, true, dropout}),
+      in_tf32({"tf32, D 192", kFloat32, 1, 1, 1, 40, 50, 192, 164, 0, true, MaskType::kNone, false, causal}),
+      in_tf32({"tf32, D 256", kFloat32, 1, 1, 1, 40, 50, 256, 200, 0, false}),
+      in_tf32(in_pages(with_lengths({"tf32, D 64, pages", kFloat32, 2, 2, 1, 65, 130, 64, 64, 0, false}, {130, 70}))),
+      in_tf32({"tf32, decode", kFloat32, 2, 8, 2, 3, 300, 64, 64, 0, false, MaskType::kNone, false, causal}),
+      in_tf32({"tf32, decode, D 128", kFloat32, 1, 4, 1, 2, 200, 128, 128, 0, false, MaskType::kBool}),
       {"bfloat16, decode", kBFloat16, 2, 8, 2, 3, 300, 64, 64, 0, false, MaskType::kNone, false, causal},
       {"float16, decode, structs 4", kFloat16, 1, 4, 1, 2, 200, 128, 128, 4, false, MaskType::kBool},
   };
@@ -229,10 +249,14 @@ class TypedRun : public Run, attend::test::CallMemory {
       outputs.saved_bytes = static_cast<std::int64_t>(saved_.size());
     }
     const Call call = attend::cuda::call_of(pages_ ? pages_->params() : params, outputs);
+    const auto plan_kernels = [&](const auto& score, const auto& mask) {
+      wanted_.is_tf32 ? plan_kernels_of<InTf32>(call, score, mask)
+                      : plan_kernels_of<attend::cuda::EveryKernel>(call, score, mask);
+    };
     if (wanted_.structs == 0)
-      plan_kernels(call, attend::Unchanged{}, attend::EveryKey{});
+      plan_kernels(attend::Unchanged{}, attend::EveryKey{});
     else
-      structs_.visit([&](const auto& score, const auto& mask) { plan_kernels(call, score, mask); });
+      structs_.visit(plan_kernels);
 
     std::ostringstream json;
     json << "{\"name\": \"" << wanted_.name << "\", \"buffers\": [";
@@ -268,9 +292,10 @@ class TypedRun : public Run, attend::test::CallMemory {
   std::string errors() const override {
     const Results exact = Naive<double>(*this, structs_).results();
     const Results dense =
-        wanted_.dtype == NumberType::kBFloat16  ? Naive<float, Rounding::kBFloat16>(*this, structs_).results()
-        : wanted_.dtype == NumberType::kFloat16 ? Naive<float, Rounding::kFloat16>(*this, structs_).results()
-                                                : Naive<T>(*this, structs_).results();
+        wanted_.is_tf32                          ? Naive<float, Rounding::kTf32>(*this, structs_).results()
+        : wanted_.dtype == NumberType::kBFloat16 ? Naive<float, Rounding::kBFloat16>(*this, structs_).results()
+        : wanted_.dtype == NumberType::kFloat16  ? Naive<float, Rounding::kFloat16>(*this, structs_).results()
+                                                 : Naive<T>(*this, structs_).results();
     std::ostringstream lines;
     Results results = sums_;
     results["output"] = output_.values();
@@ -335,8 +360,8 @@ class TypedRun : public Run, attend::test::CallMemory {
   }
 
   /// The kernels of a forward pass, and of a backward pass if one is wanted.
-  template <class Score, class Mask>
-  void plan_kernels(const Call& call, const Score& score, const Mask& mask) {
+  template <class Kernels, class Score, class Mask>
+  void plan_kernels_of(const Call& call, const Score& score, const Mask& mask) {
     const auto launch = [&](auto kernel, const auto& kernel_call) {
       using Kernel = decltype(kernel);
       using KernelCall = std::remove_cvref_t<decltype(kernel_call)>;
@@ -351,8 +376,8 @@ class TypedRun : public Run, attend::test::CallMemory {
                            Kernel::kSharedBytes,
                            {bytes_of(kernel_call), bytes_of(score), bytes_of(mask)}});
     };
-    forward_workspace_ = memory(attend::cuda::forward_workspace_bytes(call));
-    attend::cuda::launch_forward(call, forward_workspace_.data(), launch);
+    forward_workspace_ = memory(attend::cuda::forward_workspace_bytes<Kernels>(call));
+    attend::cuda::launch_forward<Kernels>(call, forward_workspace_.data(), launch);
     if (!wanted_.has_backward) return;
     workspace_ = memory(attend::cuda::backward_workspace_bytes(call, gradients_));
     const auto marked = [&](int k, attend::detail::TensorReads* reads) {
@@ -362,8 +387,8 @@ class TypedRun : public Run, attend::test::CallMemory {
                  attend::detail::tensors_of(copy));
       return copy;
     };
-    attend::cuda::launch_backward<Score, Mask>(call, gradients_, marked, workspace_.data(),
-                                               static_cast<std::int64_t>(workspace_.size()), launch);
+    attend::cuda::launch_backward<Score, Mask, Kernels>(call, gradients_, marked, workspace_.data(),
+                                                        static_cast<std::int64_t>(workspace_.size()), launch);
   }
 
   static double max_difference(const std::vector<double>& a, const std::vector<double>& b) {

@@ -39,12 +39,17 @@ struct SmallRows {
   SmallRows(int heads, int rows) : rows(rows) {
     numbers.reserve(
         static_cast<std::size_t>((heads * rows + 64) * kColumns));  // so that a row past the end is nobody's
-    numbers.resize(static_cast<std::size_t>(heads * rows * kColumns),
-                   cuda::detail::stored_of<kType>(std::numeric_limits<float>::quiet_NaN()));
+    numbers.resize(static_cast<std::size_t>(heads * rows * kColumns));
+    clear();
   }
   SmallRows(int heads, int rows, std::mt19937& generator) : SmallRows(heads, rows) {
     std::normal_distribution<float> normal;
     for (Number& number : numbers) number = cuda::detail::stored_of<kType>(normal(generator));
+  }
+
+  /// Makes all numbers NaN.
+  void clear() {
+    std::fill(numbers.begin(), numbers.end(), cuda::detail::stored_of<kType>(std::numeric_limits<float>::quiet_NaN()));
   }
 
   double operator()(std::size_t i) const { return static_cast<double>(cuda::detail::value_of<kType>(numbers[i])); }
