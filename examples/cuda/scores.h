@@ -16,5 +16,7 @@ struct Tilted {
 
 /// A backend for attention() and for layers without structs of their own.
 attend::BackendChoice plain_on_cuda();
+/// The same, with float32 in tf32.
+attend::BackendChoice tf32_on_cuda();
 /// A backend for flex_attention() with Tilted and attend::Causal.
 attend::BackendChoice tilted_on_cuda();

@@ -100,6 +100,9 @@ namespace cuda {
 /// - A struct must have the same name in all files. So it must not be in an unnamed namespace.
 /// - All options of attention() are supported, with their gradients. Exception: block_table has no backward pass.
 /// - float16, bfloat16, float32 and float64. GPUs of compute capability 8.0 or newer.
+/// - float32 is computed without tensor cores, unless Kernels has a member Float32. Then it is computed in tf32, with
+///   relative errors of about 4e-4 of the output and 5e-4 of the gradients, where float32 has 4e-7 and 6e-7, and
+///   bfloat16 has 2e-3. docs/cuda.md says how they are measured.
 /// - It waits for nothing, allocates with LibTorch's allocator and runs on the current stream of the tensors' device. A
 ///   CUDA graph can capture it after one call outside of the capture.
 /// - Gradients are the same in every run: all sums have a fixed order.

@@ -24,9 +24,9 @@ struct Widths {
 /// The kernels on tensor cores that are compiled. A call of another type or width uses the kernels without tensor
 /// cores. Each width takes time to compile, so a program may pass a class that names fewer.
 ///
-/// A class may also have a member Float32. Its widths of float32 then use tensor cores in tf32, which round the factors
-/// of all products to 10 bits of fraction. So there is none here: float32 is computed in float32 unless a program asks
-/// for tf32.
+/// A class may also have a member Float32. Calls in float32 of these widths then use tensor cores in tf32, which rounds
+/// the factors of all products to 10 bits of fraction. EveryKernel has none: float32 is computed in float32 unless a
+/// program asks for tf32. The backward pass in tf32 has at most 192 columns.
 ///
 /// @code
 /// struct InTf32 : attend::cuda::EveryKernel {
