@@ -36,25 +36,23 @@ using AllInTf32 = InTf32<32, 64, 96, 128, 192, 256>;
 
 template <int kWidth, bool kHasStructs>
 void check_forward(std::uint32_t count, const std::vector<std::int64_t>& widths, bool has_pages = false) {
-  check_cuda_forward<kType, kHasStructs>(
+  check_cuda_forward<kType, kHasStructs, AllInTf32>(
       count, {.most_products = 1'500'000, .dtype = kType, .widths = widths, .has_whole_rows = true}, has_pages,
       [](const cuda::Call& call, void*, const auto& launch) {
         REQUIRE(cuda::forward_kernel_of<AllInTf32>(call).kernel != cuda::ForwardKernel::kPlain);
         cuda::detail::launch_tiles<kType, kWidth>(call, launch);
-      },
-      /*is_tf32=*/true);
+      });
 }
 
 template <int kWidth>
 void check_decode(std::uint32_t count, const std::vector<std::int64_t>& widths, bool has_pages = false) {
-  check_cuda_forward<kType, false>(
-      count,
-      {.most_products = 1'500'000, .dtype = kType, .widths = widths, .has_whole_rows = true, .is_decoding = true},
-      has_pages,
-      [](const cuda::Call& call, void* workspace, const auto& launch) {
+  const Wishes wishes{
+      .most_products = 1'500'000, .dtype = kType, .widths = widths, .has_whole_rows = true, .is_decoding = true};
+  check_cuda_forward<kType, false, AllInTf32>(
+      count, wishes, has_pages, [](const cuda::Call& call, void* workspace, const auto& launch) {
+        REQUIRE(cuda::forward_kernel_of<AllInTf32>(call).kernel == cuda::ForwardKernel::kDecode);
         cuda::detail::launch_decode<kType, kWidth>(call, workspace, launch);
-      },
-      /*is_tf32=*/true);
+      });
 }
 
 /// StructKernels: those for the structs of a user. Compiling takes more time than running, so they are few.

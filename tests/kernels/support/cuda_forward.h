@@ -80,14 +80,14 @@ class CudaForwardRun {
 
   /// What launch_all(call, workspace, launch) computes. Threads take turns in an order that depends on `seed`. The
   /// results have the log-sum-exp twice, and the output with its rest.
-  template <class LaunchAll>
+  template <class Kernels, class LaunchAll>
   Results computed(const AttentionParams& p, GlobalMemory& memory, std::uint64_t seed, const LaunchAll& launch_all) {
     const std::int64_t N = p.batch_size, H = p.num_heads, L = p.query_length, rows = N * H * L;
     Tensor output = c_.output_tensor({N, H, L, p.value_dim}), log_sum_exp(c_.computed(), {N, H, L, 1});
     std::vector<double> saved(static_cast<std::size_t>(cuda::saved_bytes(p)) / sizeof(double) + 1);
     const cuda::Call call =
         cuda::call_of(p, {output.view(), log_sum_exp.view().data, saved.data(), cuda::saved_bytes(p)});
-    const std::int64_t bytes = cuda::forward_workspace_bytes(call);
+    const std::int64_t bytes = cuda::forward_workspace_bytes<Kernels>(call);
     std::vector<double> workspace(static_cast<std::size_t>(bytes + 7) / sizeof(double) + 1, -77);
     memory.add_output(workspace.data(), bytes, "workspace");
     add_tensor(memory, output, /*is_output=*/true, "output");
@@ -132,11 +132,11 @@ class CudaForwardRun {
 };
 
 /// Compares random calls with the loop. float64: 1e-12; otherwise by the house rule. has_pages: keys and values are in
-/// pages, but in packed batches. is_tf32: the house rule of tf32, whose dense formula rounds the factors of its products
-/// to tf32.
-template <NumberType kType, bool kHasStructs, class LaunchAll>
-void check_cuda_forward(std::uint32_t count, const Wishes& wishes, bool has_pages, const LaunchAll& launch_all,
-                        bool is_tf32 = false) {
+/// pages, but in packed batches. With kernels of float32 on tensor cores, the dense formula of the house rule rounds the
+/// factors of its products to tf32.
+template <NumberType kType, bool kHasStructs, class Kernels = cuda::EveryKernel, class LaunchAll>
+void check_cuda_forward(std::uint32_t count, const Wishes& wishes, bool has_pages, const LaunchAll& launch_all) {
+  constexpr bool kIsTf32 = kType == NumberType::kFloat32 && !std::is_same_v<Kernels, cuda::EveryKernel>;
   using T = cuda::detail::Computed<kType>;
   const auto [begin, end, are_all] = wanted_calls(count);
   Accuracy accuracy;
@@ -162,8 +162,8 @@ void check_cuda_forward(std::uint32_t count, const Wishes& wishes, bool has_page
       params.dropout_seed_data = &seed;
       memory.add_input(&seed, sizeof seed, "dropout_seed_data");
     }
-    const Results results = run.computed(params, memory, /*seed=*/n % 3, launch_all);
-    const Results exact = run.exact(), dense = std::is_same_v<T, double> ? Results{} : run.dense(is_tf32);
+    const Results results = run.template computed<Kernels>(params, memory, /*seed=*/n % 3, launch_all);
+    const Results exact = run.exact(), dense = std::is_same_v<T, double> ? Results{} : run.dense(kIsTf32);
     const bool has_few_errors =
         c.has_large_scores || c.params.batch_size * c.params.num_heads * c.params.query_length < 64;
     for (const auto& [full_name, numbers] : results) {
