@@ -41,14 +41,20 @@ using attend::test::GlobalMemory;
 using attend::test::max_difference;
 using attend::test::message_of;
 
+struct Width64 {
+  using BFloat16 = attend::cuda::Widths<64>;
+  using Float16 = attend::cuda::Widths<>;
+};
+struct InTf32 {
+  using BFloat16 = attend::cuda::Widths<>;
+  using Float16 = attend::cuda::Widths<>;
+  using Float32 = attend::cuda::Widths<32>;
+};
+
 /// Runs the kernels on the host; see DeviceBackend. They may write results only, and read everything.
+template <class Kernels>
 class HostDevice {
  public:
-  struct Kernels {
-    using BFloat16 = attend::cuda::Widths<64>;
-    using Float16 = attend::cuda::Widths<>;
-  };
-
   static bool can_use(c10::Device, std::string*) { return true; }
   explicit HostDevice(c10::Device) {}
 
@@ -149,10 +155,10 @@ class HostDevice {
   std::vector<std::pair<char*, std::int64_t>> written_;
 };
 
-template <class Score = attend::Unchanged, class Mask = attend::EveryKey>
+template <class Score = attend::Unchanged, class Mask = attend::EveryKey, class Kernels = Width64>
 BackendChoice kernels() {
   return std::shared_ptr<const attend::detail::AttentionBackend>(
-      std::make_shared<const DeviceBackend<Score, Mask, HostDevice>>());
+      std::make_shared<const DeviceBackend<Score, Mask, HostDevice<Kernels>>>());
 }
 
 }  // namespace
@@ -173,6 +179,27 @@ TEST_CASE("attend::cuda::backend: a layer under a BackendGuard uses the kernels"
         std::string() + "attend::cuda::backend runs attend's own CUDA kernels, compiled for " +
             c10::demangle_type<attend::Unchanged>() + " and " + c10::demangle_type<attend::EveryKey>() + ".");
   CHECK(max_difference(std::get<0>(layer(x, x, x)), expected) < 1e-5);
+}
+
+TEST_CASE("attend::cuda::backend: float32 in tf32 with Kernels::Float32, with gradients") {
+  const torch::Tensor q = torch::randn({1, 2, 70, 32}), k = torch::randn({1, 2, 90, 32}), v = torch::randn_like(k),
+                      gradient = torch::randn_like(q);
+  const auto results = [&](const BackendChoice& backend, torch::ScalarType dtype) {
+    std::vector<torch::Tensor> inputs;
+    for (const torch::Tensor& each : {q, k, v}) inputs.push_back(each.to(dtype, false, true).requires_grad_());
+    torch::Tensor output =
+        attend::attention(inputs[0], inputs[1], inputs[2], AttentionOptions().is_causal(true).backend(backend));
+    output.backward(gradient.to(dtype));
+    return std::vector<torch::Tensor>{output, inputs[0].grad(), inputs[1].grad(), inputs[2].grad()};
+  };
+  const BackendChoice in_tf32 = kernels<attend::Unchanged, attend::EveryKey, InTf32>();
+  const auto exact = results(Backend::kReference, torch::kDouble), computed = results(in_tf32, torch::kFloat);
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    CAPTURE(i);
+    const double error = ((computed[i] - exact[i]).norm() / exact[i].norm()).item<double>();
+    CHECK(error < 1e-3);
+    CHECK(error > 1e-5);  // of float32 it would be 1e-6
+  }
 }
 
 TEST_CASE("attend::cuda::backend: it says why it cannot compute a call") {

@@ -235,7 +235,7 @@ void launch_rounded_backward(BackwardCall call, const AttentionGradients& gradie
 }
 
 /// Calls launch(kernel, call) for each kernel of a call in tf32. Gradients that are sums over many scores are computed
-/// without tensor cores: their terms cancel, and what is left would have the errors of tf32 many times.
+/// without tensor cores: their terms cancel each other, so a large part of a sum would be errors of tf32.
 template <class Score, class Mask, int... kWidths, class Marked, class Launch>
 void launch_tf32_backward(const BackwardCall& call, const AttentionGradients& gradients, Widths<kWidths...>,
                           const Marked& marked, const Launch& launch) {

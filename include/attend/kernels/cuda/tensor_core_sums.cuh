@@ -43,6 +43,7 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 /// One thread of the kernel that adds up the gradient of an added mask or of slopes on tensor cores.
 template <NumberType kType, int kWidth, class Score, class Mask>
 struct TensorCoreEntrySums {
+  static_assert(kType != NumberType::kFloat32);  // see launch_tf32_backward()
   using Shape = detail::BackwardShape<kType, kWidth>;
   static constexpr const char* name() { return "tensor_core_entry_sums"; }
   static constexpr int kThreads = Shape::kThreads;
