@@ -111,7 +111,7 @@ BACKWARD = [
     Mutant("a store past the last row", "backward_tile", "if (i < rows.begin || i >= rows.end) continue;",
            "", GLOBAL),
     Mutant("no delta", "backward_tile", "(gradients[n][i] - sums.delta)", "gradients[n][i]", GRADIENT),
-    Mutant("dropout does not reach the gradient", "backward_tile", "kept * gradients[n][i]", "gradients[n][i]",
+    Mutant("dropout does not reach the gradient", "backward_tile", "kept[i] * gradients[n][i]", "gradients[n][i]",
            GRADIENT),
     Mutant("queries: dropout words of another lane", "dropout", "words[2 + c], 1)", "words[2 + c], 2)",
            GRADIENT + " of query"),
