@@ -23,7 +23,7 @@
 // | the same with options                |  64·64 |  64·32 | 64·32 | 64·16 | 64·16 | 32·16 |
 // | warps                                |      4 |      4 |     4 |     4 |     4 |     2 |
 // | shared memory, KiB                   |     48 |     64 |    72 |    64 |    96 |    96 |
-// | registers                            |    224 |    213 |   173 |   176 |   224 |   255 |
+// | registers                            |    224 |    213 |   173 |   176 |   206 |   255 |
 // | share                                |   1.00 |   0.89 |  0.50 |  0.44 |  0.44 |  0.33 |
 // | decode: warps                        |      4 |      4 |     2 |     2 |     1 |     1 |
 // | shared memory, KiB                   |     40 |     80 |    60 |    80 |    60 |    80 |
@@ -31,9 +31,9 @@
 // | backward: rows · step                |  64·32 |  64·32 | 64·16 | 64·16 | 32·16 |       |
 // | warps                                |      4 |      4 |     4 |     4 |     2 |       |
 // | shared memory, KiB                   |     32 |     64 |    72 |    96 |    96 |       |
-// | keys and values: registers           |    187 |    218 |   216 |   244 |   232 |       |
+// | keys and values: registers           |    192 |    221 |   220 |   245 |   236 |       |
 // | share                                |   0.73 |   0.62 |  0.53 |  0.53 |  0.38 |       |
-// | queries: registers                   |    205 |    246 |   187 |   212 |   250 |       |
+// | queries: registers                   |    194 |    246 |   187 |   211 |   248 |       |
 // | share                                |   0.67 |   0.67 |  0.46 |  0.46 |  0.38 |       |
 //
 // For width 64 the loop of the forward pass has, for each warp and tile: 128 mma, 32 ldmatrix, 24 loads and 8 stores of
