@@ -11,13 +11,15 @@
 #
 # Both can be the same machine.
 #
-# pack compiles the programs of tests/cuda, which need no LibTorch, with nvcc for sm_90. They also run on other GPUs from
-# sm_80 on, where the driver compiles them. It copies the sources and the headers of doctest and CLI11. It searches for
-# the headers in the folders INCLUDE, in the cache of the presets and among the system's headers.
+# pack compiles the programs of tests/cuda, which need no LibTorch, with nvcc for sm_90: about seven minutes of processor
+# time. They also run on other GPUs from sm_80 on, where the driver compiles them. pack copies the sources and the headers
+# of doctest and CLI11. It searches for the headers in the folders INCLUDE, in the cache of the presets and among the
+# system's headers.
 #
-# run needs a GPU, g++, CMake, ninja, nvcc, compute-sanitizer, and a Python with numpy and torch for CUDA: python3, or the
-# one in the environment variable PYTHON. If anything is missing, it stops at once. Exception: without compute-sanitizer
-# all else runs, and then run fails. It builds in FOLDER-build what needs LibTorch. Each stage has a time limit:
+# run needs a GPU, g++, CMake, ninja, nvcc, compute-sanitizer, and a Python with numpy and torch for CUDA: python3, or
+# the one in the environment variable PYTHON. If anything is missing, it stops at once. Exception: without
+# compute-sanitizer all else runs, and then run fails. It builds in FOLDER-build what needs LibTorch. Each stage has a
+# time limit:
 #
 #   1. Configure.
 #   2. The kernels, while the rest is built:
@@ -82,7 +84,8 @@ pack_programs() {
   mkdir "$folder/programs"
   # shellcheck disable=SC2016 # the inner shell expands it
   find "$folder/source/tests/cuda" -name '*.cu' -print0 |
-    xargs -0 -P "$(nproc)" -I {} bash -c 'nvcc "${@:3}" "$1" -o "$2/$(basename "$1" .cu)"' - {} "$folder/programs" "${flags[@]}"
+    xargs -0 -P "$(nproc)" -I {} bash -c 'nvcc "${@:3}" "$1" -o "$2/$(basename "$1" .cu)"' - {} "$folder/programs" \
+      "${flags[@]}"
 }
 
 pack() {
@@ -126,8 +129,8 @@ note() {  # NAME SECONDS RESULT
   case $3 in passed | skipped) ;; *) failed+=("$1: $3") ;; esac
 }
 
-# `most` becomes SECONDS, scaled with the total limit, but at least 1; at most the time that is left. Some time is kept for
-# the end of the run.
+# `most` becomes SECONDS, scaled with the total limit, but at least 1; at most the time that is left. Some time is kept
+# for the end of the run.
 set_most() {  # SECONDS|rest
   local left=$((limit - limit / 60 - SECONDS))
   if [[ $1 == rest ]]; then

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Writes the page gpu.md from the files of a run of gpu.sh: python3 gpu_page.py FOLDER
 
-Reads stages.csv, attention.csv, and experiment_cuda.md (in a rehearsal experiment.md) in FOLDER. A file that is missing is
-named on the page.
+Reads stages.csv, attention.csv, and experiment_cuda.md (in a rehearsal experiment.md) in FOLDER. If one of the last two
+is missing, the page says that nothing was measured.
 """
 
 import argparse
@@ -18,40 +18,43 @@ PAGE = """# attend on a GPU
 
 Which tests pass on a GPU, and how fast are attend's CUDA kernels there?
 
-`benchmarks/gpu.sh` has run these stages on a machine with one GPU, {card}, on {date}. `benchmarks/gpu_page.py` has written
-this page from the files of the run.
+`benchmarks/gpu.sh` has run these stages on a machine with one GPU, {card}, on {date}.
+`benchmarks/gpu_page.py` has written this page from the files of the run.
 {rehearsal}
 ## Tests and measurements
 
 {stages}
-"Random calls" are the calls by which the harness tests the kernels on the host: every option and dtype, compared with a
-loop in float64. Two calls of each test also ran under compute-sanitizer.
+"Random calls" are those by which the harness tests the kernels on the host: every option and dtype, compared with a
+loop in float64. Two calls of each test also run under compute-sanitizer.
 
 ## Attention
 
-attend's kernels (`attend::cuda::backend()`) and a peer ran in one process, in turn, with the same inputs in bfloat16. Times
-are medians, measured with CUDA events. "Ratio" is the median of the peer's time divided by attend's; above 1, attend is
-faster. "Goal" is the ratio that was required before the kernels were written. The backward pass is timed alone. TFLOP/s
-count two products of the forward pass and five of the backward pass, without masked scores. "Difference" is the largest
-difference of a result, relative to the largest value of that tensor. It was checked before the measurement. For the window
-it is the difference from the dense formula.
+attend's kernels (`attend::cuda::backend()`) and a peer ran in one process, in turn, with the same inputs in bfloat16.
+
+- Times are medians, measured with CUDA events. The backward pass is timed alone.
+- "Ratio" is the median of the peer's time divided by attend's; above 1, attend is faster.
+- "Goal" is the ratio that was required before the kernels were written.
+- TFLOP/s count two products of the forward pass and five of the backward pass, without masked scores.
+- "Difference" is the largest difference of a result from the peer's, relative to the largest value of that tensor. It
+  was checked before the measurement. For the window it is the difference from the dense formula.
 
 {attention}
 ## Decoding
 
-One query, {heads} heads, N 1. G is the number of key heads and S the number of keys. The calls of several layers are one CUDA
-graph, and the keys and values of all layers do not fit into the GPU's cache. GB/s count keys and values.
+One query, {heads} heads, N 1. G is the number of key heads and S the number of keys. The calls of several layers are
+one CUDA graph. The keys and values of all layers do not fit into the GPU's cache. GB/s count keys and values.
 
 {decoding}
 ## The experiment
 
-The program of the notebook and attend, each with five epochs of two nets.{experiment_link} Seconds from the start of the
-process to the last loss:
+The program of the notebook and attend each train two nets for five epochs.{experiment_link} Seconds from the start of
+the process to the last loss:
 
 {experiment}
 {software}.
 """
 
+NOTHING = "Nothing was measured: see the stages above.\n"
 REHEARSAL = """
 **This was a rehearsal without a GPU. It shows that the script works; the numbers mean nothing.**
 """
@@ -114,15 +117,17 @@ def page(folder):
     is_decoding = [row["case"] == "decoding" for row in rows]
     for name, function, wanted in (("attention", attention, False), ("decoding", decoding, True)):
         chosen = [row for row, decodes in zip(rows, is_decoding) if decodes == wanted]
-        parts[name] = function(chosen) if chosen else "Nothing was measured: see the stages above.\n"
+        parts[name] = function(chosen) if chosen else NOTHING
     parts["heads"] = next((row["H"] for row in rows), "")
-    results = next((path for path in (folder / "experiment_cuda.md", folder / "experiment.md") if path.is_file()), None)
-    parts["experiment"] = experiment(results.read_text()) if results else "Nothing was measured: see the stages above.\n"
+    pages = (folder / name for name in ("experiment_cuda.md", "experiment.md"))
+    results = next((path for path in pages if path.is_file()), None)
+    parts["experiment"] = experiment(results.read_text()) if results else NOTHING
     parts["experiment_link"] = f" [{results.name}]({results.name}) has all results." if results else ""
     return PAGE.format(
         card=facts["card"], date=facts["date"], rehearsal=REHEARSAL if facts["card"] == "no GPU" else "",
-        stages=table(["stage", "seconds", "result"], [[row["stage"], row["seconds"], row["result"]] for row in stages]),
-        software="; ".join(facts[name] for name in ("software", "compiler", "nvcc", "source") if name in facts), **parts)
+        stages=table(["stage", "seconds", "result"], [list(row.values()) for row in stages]),
+        software="; ".join(facts[name] for name in ("software", "compiler", "nvcc", "source") if name in facts),
+        **parts)
 
 
 def main():

@@ -7,8 +7,8 @@ python3 measure.py LIBRARY --output FOLDER
 LIBRARY is the file gpu_attention.so that CMake built from operators.cpp and kernels.cu. attend and a peer run in one
 process, in turn, with the same inputs in bfloat16. Before a case is timed, results are compared with those of the peer;
 for a window, with those of the dense formula on one head. A case with a large difference is not timed, and the script
-then fails. Writes attention.csv, a row as soon as it is measured. Needs a GPU and torch of the version of LIBRARY; without
-a GPU it exits with status 77.
+then fails. Writes attention.csv, a row as soon as it is measured. Needs a GPU and torch of the version of LIBRARY;
+without a GPU it exits with status 77.
 
 --rehearse runs all cases on the CPU, with short sequences. LIBRARY then computes the dense formula. It can be left out:
 then a dense formula of torch takes its place.

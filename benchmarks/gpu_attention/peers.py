@@ -42,7 +42,8 @@ def formula(case, device):
         shared = q.size(1) // k.size(1)
         k, v = (x.repeat_interleave(shared, 1) for x in (k, v))
         score = q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.size(-1))  # (N, H, L, S)
-        distance = torch.arange(q.size(2), device=device)[:, None] - torch.arange(k.size(2), device=device)  # query − key
+        queries, keys = (torch.arange(x.size(2), device=device) for x in (q, k))
+        distance = queries[:, None] - keys  # (L, S)
         if case.kind == "table":
             score = score + values[:, distance.abs().clamp(max=DISTANCES - 1)]
         if case.kind == "bounded":

@@ -18,8 +18,8 @@ namespace attend::test {
 /// Copies of a kernel's global memory on a device.
 ///
 /// Ranges of the same name are one allocation, which ends where the last of them ends. Their addresses have the same
-/// remainders by kAlignment as on the host, because the kernel that is chosen depends on them. So each tensor must have a
-/// name of its own.
+/// remainders by kAlignment as on the host, because the kernel that is chosen depends on them. So each tensor must have
+/// a name of its own.
 ///
 /// `Device` has static functions allocate(bytes), copy(to, from, bytes) and free(memory).
 template <class Device>
