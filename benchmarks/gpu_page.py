@@ -118,7 +118,7 @@ def page(folder):
     for name, function, wanted in (("attention", attention, False), ("decoding", decoding, True)):
         chosen = [row for row, decodes in zip(rows, is_decoding) if decodes == wanted]
         parts[name] = function(chosen) if chosen else NOTHING
-    parts["heads"] = next((row["H"] for row in rows), "")
+    parts["heads"] = next((row["H"] for row in rows), "16")
     pages = (folder / name for name in ("experiment_cuda.md", "experiment.md"))
     results = next((path for path in pages if path.is_file()), None)
     parts["experiment"] = experiment(results.read_text()) if results else NOTHING
