@@ -81,11 +81,11 @@ pack_programs() {
   local flags=(-std=c++20 -O2 --diag-error=20011 '-gencode=arch=compute_90,code=sm_90'
                '-gencode=arch=compute_80,code=compute_80' '-Xcompiler=-static-libstdc++,-static-libgcc'
                "-I$folder/source/include" "-I$folder/source/tests" "-I$folder/packages/doctest/include")
-  mkdir "$folder/programs"
+  mkdir -p "$folder/programs/calls"
   # shellcheck disable=SC2016 # the inner shell expands it
-  find "$folder/source/tests/cuda" -name '*.cu' -print0 |
-    xargs -0 -P "$(nproc)" -I {} bash -c 'nvcc "${@:3}" "$1" -o "$2/$(basename "$1" .cu)"' - {} "$folder/programs" \
-      "${flags[@]}"
+  (cd "$folder/source/tests/cuda" && find . -name '*.cu' -print0) |
+    xargs -0 -P "$(nproc)" -I {} bash -c 'nvcc "${@:3}" "$1/source/tests/cuda/$2" -o "$1/programs/${2%.cu}"' \
+      - "$folder" {} "${flags[@]}"
 }
 
 pack() {
@@ -244,7 +244,7 @@ check() {
   for script in gpu_attention/measure.py experiment/measure.py experiment/notebook.py gpu_page.py; do
     "$python" "$folder/source/benchmarks/$script" --help > /dev/null
   done
-  ls "$folder/programs"/{harness,philox,score_mod,forward,backward}
+  ls "$folder"/programs/{harness,philox,score_mod} "$folder"/programs/calls/*
 }
 
 # The targets, with a time limit. Other stages run meanwhile.
@@ -274,16 +274,27 @@ wait_for_builder() {
   note Build $((SECONDS - build_begin)) "$result"
 }
 
-# Two calls of each test under compute-sanitizer.
-sanitize() {  # TOOL PROGRAM
+# A stage that runs programs one after the other, also after a failure. RUN_BY is a command that runs a program.
+stage_of_programs() {  # NAME SECONDS PROGRAM...
+  # shellcheck disable=SC2016 # the inner shell expands it
+  stage "$1" "$2" bash -c 'status=0
+                           for program; do
+                             echo "---- ${program##*/}"
+                             $RUN_BY "$program" || status=$?
+                           done
+                           exit $status' - "${@:3}"
+}
+
+# A stage with two of the random calls of each test under compute-sanitizer.
+sanitize() {  # TOOL SECONDS
   if command -v compute-sanitizer > /dev/null; then
-    stage "compute-sanitizer $1: $2 calls" 30 env ATTEND_TEST_CONFIGURATION=0-1 \
-      compute-sanitizer --tool "$1" --error-exitcode 1 "$folder/programs/$2"
+    ATTEND_TEST_CONFIGURATION=0-1 RUN_BY="compute-sanitizer --tool $1 --error-exitcode 1" \
+      stage_of_programs "Random calls with $1" "$2" "$folder"/programs/calls/*
   elif [[ $is_rehearsal == true ]]; then
     echo "compute-sanitizer is missing: $1 is left out"
-    note "compute-sanitizer $1: $2 calls" 0 skipped
+    note "Random calls with $1" 0 skipped
   else
-    note "compute-sanitizer $1: $2 calls" 0 "compute-sanitizer is missing"
+    note "Random calls with $1" 0 "compute-sanitizer is missing"
   fi
 }
 
@@ -299,7 +310,7 @@ finish() {
 }
 
 run() {
-  local device=cuda attention=() experiment=(--epochs 5 --threads "$(nproc)") name
+  local device=cuda attention=() experiment=(--epochs 5 --threads "$(nproc)")
   if [[ $is_rehearsal == true ]]; then
     device=cpu
     attention=(--rehearse --rounds 1)
@@ -321,12 +332,10 @@ run() {
   fi
 
   start_builder
-  for name in harness philox score_mod; do stage "Kernels and host: $name" 15 "$folder/programs/$name"; done
-  for name in forward backward; do stage "Random calls on the GPU: $name" 40 "$folder/programs/$name"; done
-  for name in forward backward; do
-    sanitize memcheck "$name"
-    sanitize racecheck "$name"
-  done
+  RUN_BY='' stage_of_programs "Kernels and harness" 30 "$folder"/programs/{harness,philox,score_mod}
+  RUN_BY='' stage_of_programs "Random calls" 90 "$folder"/programs/calls/*
+  sanitize memcheck 60
+  sanitize racecheck 75
   wait_for_builder
 
   stage "Tests with LibTorch" 60 "${tests[@]}" --timeout 50 --output-on-failure --output-junit "$out/gpu_tests.xml"

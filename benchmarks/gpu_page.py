@@ -25,7 +25,7 @@ Which tests pass on a GPU, and how fast are attend's CUDA kernels there?
 
 {stages}
 "Random calls" are those by which the harness tests the kernels on the host: every option and dtype, compared with a
-loop in float64. Two calls of each test also run under compute-sanitizer.
+loop in float64. memcheck and racecheck are tools of compute-sanitizer, which got two calls of each test.
 
 ## Attention
 

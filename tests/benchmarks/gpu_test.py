@@ -19,12 +19,9 @@ import time
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PROGRAMS = ["harness", "philox", "score_mod", "forward", "backward"]
-SANITIZED = [f"compute-sanitizer {tool}: {name} calls" for name in ("forward", "backward")
-             for tool in ("memcheck", "racecheck")]
-STAGES = ["Configure", *(f"Kernels and host: {name}" for name in PROGRAMS[:3]),
-          *(f"Random calls on the GPU: {name}" for name in PROGRAMS[3:]), *SANITIZED,
-          "Tests with LibTorch", "The experiment", "Attention", "The page"]
+SANITIZED = ["Random calls with memcheck", "Random calls with racecheck"]
+STAGES = ["Configure", "Kernels and harness", "Random calls", *SANITIZED, "Tests with LibTorch", "The experiment",
+          "Attention", "The page"]
 
 # Programs that do nothing, in place of programs that take minutes. The build takes $BUILD_SECONDS.
 FAKE_PROGRAMS = {
@@ -33,7 +30,7 @@ FAKE_PROGRAMS = {
         -S) mkdir -p "$4" ;;
         esac; echo "cmake $*" """,
     "ctest": """echo "ctest $*"; exit "$TEST_STATUS" """,
-    "compute-sanitizer": """echo "compute-sanitizer $*, calls $ATTEND_TEST_CONFIGURATION" """,
+    "compute-sanitizer": """echo "compute-sanitizer $*, calls $ATTEND_TEST_CONFIGURATION"; exit "$SANITIZER_STATUS" """,
     "ninja": "exit 0",
     "nvcc": "echo a compiler",
     "python": """if [ "$1" = - ]; then printf '%s\\n' "$0" /torch 90; echo '# card a card' > "$3"; else
@@ -42,7 +39,8 @@ FAKE_PROGRAMS = {
 
 # In place of nvcc, when the programs are packed: they exit with $PROGRAM_STATUS.
 FAKE_COMPILER = """for output; do :; done
-printf '#!/bin/sh\\nsleep 0.2; test -e "$BUILDING" && echo while building; exit "$PROGRAM_STATUS"\\n' > "$output"
+printf '#!/bin/sh\\nsleep 0.2; test -e "$BUILDING" && echo while building
+        echo "calls $ATTEND_TEST_CONFIGURATION"; exit "$PROGRAM_STATUS"\\n' > "$output"
 chmod +x "$output" """
 
 
@@ -116,11 +114,13 @@ class Gpu(unittest.TestCase):
         for package in ("doctest", "CLI11"):
             self.assertIn(f"{package}_DIR:PATH={self.carried}/packages/{package}\n", cache)
 
-    def run_all_stages(self, *options, is_rehearsal=True, without=(), build_seconds=0, test_status=0, program_status=0):
+    def run_all_stages(self, *options, is_rehearsal=True, without=(), build_seconds=0, test_status=0, program_status=0,
+                       sanitizer_status=0):
         self.fake(*(name for name in FAKE_PROGRAMS if name not in without))
         return self.run_there(*(["--rehearse"] if is_rehearsal else []), *options, PYTHON=f"{self.programs}/python",
                               BUILD_SECONDS=str(build_seconds), BUILDING=str(self.programs / "building"),
-                              TEST_STATUS=str(test_status), PROGRAM_STATUS=str(program_status))
+                              TEST_STATUS=str(test_status), PROGRAM_STATUS=str(program_status),
+                              SANITIZER_STATUS=str(sanitizer_status))
 
     def result_of(self, stage):
         """The result of a stage on the page."""
@@ -135,8 +135,13 @@ class Gpu(unittest.TestCase):
                 status, output, _ = self.run_all_stages(is_rehearsal=is_rehearsal)
                 self.assertEqual(status, 0, output)
                 self.assert_stages(output, STAGES)
-                self.assertIn("--tool racecheck --error-exitcode 1 "
-                              f"{self.carried}/programs/backward, calls 0-1\n", output)
+                for program in (ROOT / "tests/cuda/calls").glob("*.cu"):
+                    path = f"{self.carried}/programs/calls/{program.stem}"
+                    for tool in ("memcheck", "racecheck"):
+                        self.assertIn(f"compute-sanitizer --tool {tool} --error-exitcode 1 {path}, calls 0-1\n", output)
+                    self.assertIn(f"---- {program.stem}\ncalls \n", output)  # all of them
+                for program in (ROOT / "tests/cuda").glob("*.cu"):
+                    self.assertIn(f"---- {program.stem}\n", output)
                 self.assertEqual(self.result_of("The experiment"), "passed")
                 self.assertEqual(is_rehearsal, "--rehearse" in output)
 
@@ -150,11 +155,17 @@ class Gpu(unittest.TestCase):
     def test_programs_that_need_a_gpu_are_skipped_in_a_rehearsal_only(self):
         status, output, _ = self.run_all_stages(program_status=77)
         self.assertEqual(status, 0, output)
-        self.assertEqual(self.result_of("Kernels and host: harness"), "skipped")
+        self.assertEqual(self.result_of("Kernels and harness"), "skipped")
         status, output, _ = self.run_all_stages(is_rehearsal=False, program_status=77)
         self.assertEqual(status, 1, output)
         self.assert_stages(output, STAGES)
-        self.assertIn("\nRandom calls on the GPU: backward: status 77\n", output)
+        self.assertIn("\nRandom calls: status 77\n", output)
+
+    def test_a_program_that_fails_under_compute_sanitizer_fails_the_script_after_the_others_have_run(self):
+        status, output, _ = self.run_all_stages(sanitizer_status=1)
+        self.assertEqual(status, 1, output)
+        self.assertEqual(output.count("compute-sanitizer --tool"), 2 * len([*(ROOT / "tests/cuda/calls").glob("*.cu")]))
+        self.assertTrue(output.endswith("\nRandom calls with memcheck: status 1\nRandom calls with racecheck: status 1\n"))
 
     def test_without_compute_sanitizer_the_other_stages_run_and_the_script_fails(self):
         if shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin"):
@@ -196,7 +207,7 @@ class Gpu(unittest.TestCase):
                   python=FAKE_PROGRAMS["python"] + '; case "$*" in *gpu_attention*) sleep 100 ;; esac')
         status, output, _ = self.run_there("--rehearse", "--seconds", "18", PYTHON=f"{self.programs}/python",
                                            BUILD_SECONDS="0", BUILDING=str(self.programs / "building"),
-                                           TEST_STATUS="0", PROGRAM_STATUS="0")
+                                           TEST_STATUS="0", PROGRAM_STATUS="0", SANITIZER_STATUS="0")
         self.assertEqual(status, 1, output)
         self.assert_stages(output, STAGES)
         self.assertRegex(output, r"====\nAttention: cut after \d+ s\n$")
