@@ -248,6 +248,16 @@ class Gpu(unittest.TestCase):
                                   "torch .* cannot use a GPU of this machine")
 
 
+class Calls(unittest.TestCase):
+    def test_every_file_with_random_calls_of_the_cuda_kernels_is_in_tests_cuda_calls(self):
+        included = "".join(path.read_text() for path in (ROOT / "tests/cuda/calls").glob("*.cu"))
+        files = [path for path in (ROOT / "tests/kernels/cuda").glob("*_test.cpp")
+                 if re.search("kernels/support/cuda_(forward|backward).h", path.read_text())]
+        self.assertGreater(len(files), 5)
+        for path in files:
+            self.assertIn(f'#include "kernels/cuda/{path.name}"', included)
+
+
 class Measurements(unittest.TestCase):
     def setUp(self):
         temporary = tempfile.TemporaryDirectory()
