@@ -44,7 +44,8 @@ struct BlockMaskView : detail::MaskOperators {
     return is_uniform(queries, keys, first) ? first : MaskCover::kPartial;
   }
   /// Called by attention: `mask` if all entries for these queries and keys are partial, else null. If it is not null,
-  /// the kernel calls `mask` directly instead of reading the table for each score.
+  /// the kernel calls `mask` directly instead of reading the table for each score. Kernels on a GPU do not ask: there
+  /// the table is read from the cache, and a second loop over the scores would cost registers.
   ATTEND_HOST_DEVICE const Mask* only_mask(QueryBlock queries, KeyRange keys) const {
     return is_uniform(queries, keys, MaskCover::kPartial) ? &mask : nullptr;
   }

@@ -156,7 +156,7 @@ TEST_CASE("cuda forward: a grid may have more than 65,535 heads, and at most 2^3
 
 TEST_CASE("cuda call_of: numbers in memory are not read, and a small `saved` is an error") {
   attend::AttentionParams params = params_of(NumberType::kBFloat16, 3, 5, 8);
-  CHECK(attend::cuda::saved_bytes(params) == 16 + 3 * 8 * 2);  // 3 float32, aligned to 16, and output_rest
+  CHECK(attend::cuda::saved_bytes(params) == 2 * 16 + 3 * 8 * 2);  // twice 3 float32, aligned to 16, and output_rest
   params.dtype = NumberType::kFloat64;
   CHECK(attend::cuda::saved_bytes(params) == 32 + 3 * 8);                            // and log_sum_exp_rest
   params.key_lengths = reinterpret_cast<const std::int32_t*>(std::uintptr_t{4096});  // memory of a GPU

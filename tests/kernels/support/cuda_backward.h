@@ -14,6 +14,7 @@
 
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -176,8 +177,12 @@ class CudaBackward {
     });
     if (c_.params.dtype == NumberType::kFloat64) return;
     if (call.output_rest != nullptr) std::memcpy(call.output_rest, rest.view().data, numbers.size() * 2);
-    for (std::size_t row = 0; row < log_sum_exp.size(); ++row)
-      static_cast<float*>(call.saved_log_sum_exp)[row] = static_cast<float>(log_sum_exp[row]);
+    for (std::size_t row = 0; row < log_sum_exp.size(); ++row) {
+      const auto rounded = static_cast<float>(log_sum_exp[row]);
+      static_cast<float*>(call.saved_log_sum_exp)[row] = rounded;
+      static_cast<float*>(call.log_sum_exp_rest)[row] =
+          std::isfinite(rounded) ? static_cast<float>(log_sum_exp[row] - static_cast<double>(rounded)) : 0;
+    }
   }
 
   bool is_tf32_;

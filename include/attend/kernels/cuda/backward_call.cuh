@@ -84,8 +84,7 @@ struct BackwardCall {
   /// The plain kernels' sums of each row, (N, H, L): {largest score, 1 / Σ exp(score − largest), δ}, in the type that
   /// is computed in.
   void* plain_rows;
-  /// The tensor-core kernels' sums of each row, (N, H, L): {log₂ Σ exp(score), δ} in float32. There is room for one
-  /// more.
+  /// The tensor-core kernels' sums of each row, (N, H, L): TensorRow.
   void* rows;
 
   detail::SumJob sum;  ///< the gradient that the kernels of sums.cuh compute

@@ -20,14 +20,14 @@
 //
 //   128 threads; nvcc 13.0, sm_80, Unchanged and Causal, no spills; a step of one warp:
 //   width   step  registers  shared memory   mma  ldmatrix  cp.async  ex2   share of sm_80's peak on paper
-//      32     32  164               16,928    32        16         3   16   0.80
-//      64     32  218               33,312    64        32         5   16   0.84
-//      96     32  234               49,696    96        60         7   16   0.71
-//     128     32  254               66,080   128        80         9   16   0.71
-//     192, dK 32  240               98,848   144        96        13   16   0.65
-//     192, dV 32  215               98,848    96        60        13   16   0.65
-//     256, dK 16  241               98,592    96        80         9    8   0.54
-//     256, dV 16  240               98,592    64        48         9    8   0.56
+//      32     32  164               17,408    32        16         3   16   0.80
+//      64     32  218               33,792    64        32         5   16   0.84
+//      96     32  234               50,176    96        60         7   16   0.71
+//     128     32  254               66,560   128        80         9   16   0.71
+//     192, dK 32  240               99,328   144        96        13   16   0.65
+//     192, dV 32  215               99,328    96        60        13   16   0.65
+//     256, dK 16  241               98,816    96        80         9    8   0.54
+//     256, dV 16  240               98,816    64        48         9    8   0.56
 //
 // The share is mma · 8 clocks, divided by the clocks of shared memory, which limits all of them: an ldmatrix of 4 warps
 // takes 16 clocks, and the copies of a step take its bytes / 128. On sm_90, where mma.sync is up to twice as fast, the
@@ -60,7 +60,7 @@ template <NumberType kType, int kWidth, KeyPart kPart, class Score, class Mask>
 class KeyGradients {
  public:
   using Shape = BackwardShape<kType, kWidth>;
-  static constexpr int kRowsBytes = (Shape::kStep + 2) * static_cast<int>(sizeof(TensorRow));
+  static constexpr int kRowsBytes = Shape::kStep * static_cast<int>(sizeof(TensorRow));
   static constexpr int kSharedBytes = Shape::kSharedBytes + 2 * kRowsBytes;
 
   ATTEND_HOST_DEVICE KeyGradients(const BackwardCall& call, const Score& score, const Mask& mask, const Tile& tile)
@@ -145,12 +145,7 @@ class KeyGradients {
   }
 
   ATTEND_HOST_DEVICE static Shared<TensorRow> rows(int buffer) {
-    return shared_memory<TensorRow>(Shape::kSharedBytes + buffer * kRowsBytes, Shape::kStep + 2);
-  }
-  /// The index of the first row of a step. Rows are copied in pairs, so the copy begins with the row before if it is
-  /// odd.
-  ATTEND_HOST_DEVICE std::int64_t first_row(const Step& step) const {
-    return forward_.row(tile_.sequence.batch, query_head(step.head), step.query);
+    return shared_memory<TensorRow>(Shape::kSharedBytes + buffer * kRowsBytes, Shape::kStep);
   }
 
   ATTEND_HOST_DEVICE void copy(const Step& step, int buffer) const {
@@ -160,11 +155,10 @@ class KeyGradients {
                                Shape::step(buffer, 0));
     copy_rows<Shape::kThreads>(call_.output_gradient, sequence.batch, head, step.query, sequence.queries,
                                forward_.value_dim, Shape::step(buffer, 1));
-    const int pair = thread_index();
-    if (pair > Shape::kStep / 2) return;
-    const std::int64_t row = (first_row(step) & ~std::int64_t{1}) + 2 * pair;
-    const std::int64_t count = std::int64_t{forward_.batch_size} * forward_.heads * forward_.queries;
-    copy_async_16(rows(buffer).sub(2 * pair, 2), static_cast<const TensorRow*>(call_.rows) + row, row < count);
+    const std::int32_t i = thread_index(), query = step.query + i;
+    if (i >= Shape::kStep) return;
+    const auto* const row = static_cast<const TensorRow*>(call_.rows) + forward_.row(sequence.batch, head, query);
+    copy_async_16(rows(buffer).sub(i, 1), row, query < sequence.queries.end);
   }
 
   /// Makes the numbers that have arrived operands of mma.
@@ -184,7 +178,7 @@ class KeyGradients {
     if constexpr (kHasKeys) values_.multiply(Shape::own(1), output_gradients, gradients);
     const std::int32_t first_key = first_ + warp_index() * 16, key = first_key + lane_index() / 4;
     const int column = lane_index() % 4 * 2;
-    const Shared<TensorRow> sums = rows(buffer).sub(static_cast<int>(first_row(step) & 1), Shape::kStep);
+    const Shared<TensorRow> sums = rows(buffer);
     const Scores own_scores = scores(step.head);
     differentiate</*kByProduct=*/true>(
         forward_, own_scores, step.is_full,

@@ -88,7 +88,7 @@ struct BackwardLayout {
     const std::int64_t number = call.dtype == NumberType::kFloat64 ? 8 : 4;
     std::int64_t most = 0;
     for (const WantedSum& sum : wanted_sums(call, gradients)) most = std::max(most, sum.job.rows * sum.job.size);
-    plain_rows = up_to_16((count + 1) * static_cast<std::int64_t>(sizeof(TensorRow)));
+    plain_rows = count * static_cast<std::int64_t>(sizeof(TensorRow));
     partials = plain_rows + up_to_16(count * 3 * number);
     end = partials + most * static_cast<std::int64_t>(sizeof(double));
   }

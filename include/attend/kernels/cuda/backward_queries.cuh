@@ -70,7 +70,7 @@ class QueryGradients {
       row_sums_[half] =
           i < rows_.end
               ? load_global(static_cast<const TensorRow*>(call_.rows) + forward_.row(sequence.batch, scores_.head(), i))
-              : TensorRow{0.0f, 0.0f};
+              : TensorRow{0.0f, 0.0f, 0.0f};
     }
     bool is_first = true;
     for (int buffer = 0; step.key < range_.end; buffer ^= 1) {

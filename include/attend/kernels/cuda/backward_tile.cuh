@@ -160,7 +160,7 @@ ATTEND_HOST_DEVICE void differentiate(const Call& call, const Scores& scores, bo
       ATTEND_UNROLL
       for (int i = 0; i < 4; ++i) {
         const TensorRow sums = row(n, i);
-        products[n][i] = exp2_fast(products[n][i] * unit - sums.log_sum_exp);
+        products[n][i] = exp2_fast(products[n][i] * unit - (sums.log_sum_exp * kLog2e + sums.rest));
         gradients[n][i] = products[n][i] * (gradients[n][i] - sums.delta);
       }
     }
@@ -179,7 +179,7 @@ ATTEND_HOST_DEVICE void differentiate(const Call& call, const Scores& scores, bo
       const TensorRow sums = row(n, i);
       const auto at = place(n, i);
       const auto score = scores.derived(products[n][i], at, is_full);
-      const float weight = score.value == Scores::kMasked ? 0.0f : exp2_fast(score.value * kLog2e - sums.log_sum_exp);
+      const float weight = score.value == Scores::kMasked ? 0.0f : sums.weight(score.value);
       const float weight_gradient = kept[i] == 0.0f ? 0.0f : kept[i] * gradients[n][i];
       products[n][i] = weight * kept[i];
       const float slope = kByProduct ? score.mod_slope * score.option_slope : score.mod_slope;

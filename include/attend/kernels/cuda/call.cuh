@@ -57,8 +57,8 @@ struct Call {
   void* log_sum_exp;
   /// The same numbers, for the backward pass. Null: there is no backward pass.
   void* saved_log_sum_exp;
-  /// The log-sum-exp before rounding, less saved_log_sum_exp, for the backward pass of a float32 or float64 call: an
-  /// error in it affects all keys of a query. Other calls have none.
+  /// The log-sum-exp before rounding, less saved_log_sum_exp, for the backward pass: an error in it affects all keys of
+  /// a query. Null as saved_log_sum_exp.
   void* log_sum_exp_rest;
   /// The output before rounding, less the output: (N, H, L, Dv), contiguous, in `dtype`. Null: not wanted. The backward
   /// pass needs the output to 16 bits, because it subtracts two sums that are nearly equal. A float32 or float64 call
@@ -78,19 +78,23 @@ struct Call {
 
 namespace detail {
 
-/// The saved numbers in AttentionOutputs::saved: the log-sum-exp, then log_sum_exp_rest or output_rest.
+/// The saved numbers in AttentionOutputs::saved: the log-sum-exp, log_sum_exp_rest and output_rest.
 struct SavedLayout {
-  bool is_rounded;         // whether numbers in memory are narrower than those that are computed
-  std::int64_t rest, end;  // in bytes
+  bool is_rounded;  // whether numbers in memory are narrower than those that are computed: there is an output_rest
+  std::int64_t log_sum_exp_rest, output_rest, end;  // in bytes
 
   explicit SavedLayout(const AttentionParams& params) {
     const std::int64_t rows = params.batch_size * params.num_heads * params.query_length;
     const auto computed = static_cast<std::int64_t>(attend::detail::compute_size(params));
     const auto number = static_cast<std::int64_t>(attend::detail::number_size(params));
     is_rounded = number < computed;
-    rest = (rows * computed + 15) / 16 * 16;
-    end = rest + rows * (is_rounded ? params.value_dim * number : computed);
+    log_sum_exp_rest = up_to_16(rows * computed);
+    output_rest = up_to_16(log_sum_exp_rest + rows * computed);
+    end = is_rounded ? output_rest + rows * params.value_dim * number : log_sum_exp_rest + rows * computed;
   }
+
+ private:
+  static std::int64_t up_to_16(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
 };
 
 }  // namespace detail
@@ -154,7 +158,8 @@ inline Call call_of(const AttentionParams& params, const AttentionOutputs& outpu
     const detail::SavedLayout layout(p);
     attend::detail::check_saved_bytes(outputs, layout.end);
     call.saved_log_sum_exp = outputs.saved;
-    (layout.is_rounded ? call.output_rest : call.log_sum_exp_rest) = static_cast<char*>(outputs.saved) + layout.rest;
+    call.log_sum_exp_rest = static_cast<char*>(outputs.saved) + layout.log_sum_exp_rest;
+    if (layout.is_rounded) call.output_rest = static_cast<char*>(outputs.saved) + layout.output_rest;
   }
   return call;
 }

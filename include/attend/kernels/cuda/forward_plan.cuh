@@ -141,8 +141,8 @@ void launch_forward_width(const Call& call, ForwardKernel kernel, void* workspac
 
 /// The kernels on tensor cores of a call.
 template <NumberType kType, int... kWidths, class Launch>
-void launch_widths(const Call& call, ForwardKernel kernel, Widths<kWidths...>, [[maybe_unused]] void* workspace,
-                   const Launch& launch) {
+void launch_widths(const Call& call, [[maybe_unused]] ForwardKernel kernel, Widths<kWidths...>,
+                   [[maybe_unused]] void* workspace, const Launch& launch) {
   [[maybe_unused]] const int width = kernel_width(std::max(call.head_dim, call.value_dim));
   ((width == kWidths ? detail::launch_forward_width<kType, kWidths>(call, kernel, workspace, launch) : void()), ...);
 }

@@ -58,14 +58,15 @@ ATTEND_HOST_DEVICE void store_outputs(const Call& call, std::int32_t n, std::int
   }
 }
 
-/// Sets the log-sum-exp of row (n, h, i) where it is wanted: largest + log(sum), or −∞ if no key is allowed (sum = 0).
+/// Sets the log-sum-exp of row (n, h, i) where it is wanted: largest + log(sum), −∞ if no key is allowed (sum = 0), and
+/// ∞ if a score is ∞.
 template <class T>
 ATTEND_HOST_DEVICE void store_log_sum_exp(const Call& call, std::int32_t n, std::int32_t h, std::int32_t i, T largest,
                                           T sum) {
-  constexpr T kMasked = -simd::FloatFormat<T>::kInfinity;
+  constexpr T kInfinity = simd::FloatFormat<T>::kInfinity;
   const T logarithm = log(Real<T>(sum)).value;
   const bool is_empty = sum == T(0);
-  const T log_sum_exp = is_empty ? kMasked : largest + logarithm;
+  const T log_sum_exp = is_empty ? -kInfinity : largest == kInfinity ? kInfinity : largest + logarithm;
   const std::int64_t row = call.row(n, h, i);
   if (call.log_sum_exp != nullptr) store_global(static_cast<T*>(call.log_sum_exp) + row, log_sum_exp);
   if (call.saved_log_sum_exp != nullptr) store_global(static_cast<T*>(call.saved_log_sum_exp) + row, log_sum_exp);

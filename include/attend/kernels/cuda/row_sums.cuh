@@ -3,11 +3,11 @@
 
 // The sums of each row that the tensor-core kernels of the backward pass read:
 //
-//   δ = Σ dO · O − d(log-sum-exp),   and the log-sum-exp times log₂ e, so that P = 2^(score · log₂ e − it)
+//   δ = Σ dO · O − d(log-sum-exp),   and the log-sum-exp, so that P = 2^((score − log-sum-exp) · log₂ e)
 //
 // One warp per row, one pair of numbers per lane at a time. O is `output` + `output_rest`: an error of δ affects all
 // keys of a query, so that with O rounded to 16 bits the gradients would have several times the error of the dense
-// formula. The kernel reads 3 numbers of 16 bits per output and writes 8 bytes per row; it is limited by memory.
+// formula. The kernel reads 3 numbers of 16 bits per output and writes 16 bytes per row; it is limited by memory.
 //
 // A float32 output has no rest. dO is rounded to tf32, as it is for the products dO · v: δ is subtracted from these, so
 // both must be computed from the same numbers.
@@ -28,9 +28,15 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 
 namespace detail {
 
-/// What the kernels read for a query: log_sum_exp is in units of log 2, and +∞ if the query has no key.
-struct TensorRow {
-  float log_sum_exp, delta;
+/// What the kernels read for a query. log_sum_exp is ∞ if the query has no key.
+///
+/// `rest` is the log-sum-exp before rounding, less log_sum_exp, times log₂ e. It matters where an added mask has the
+/// same large number for all keys, for example −10⁹.
+struct alignas(16) TensorRow {
+  float log_sum_exp, rest, delta, padding = 0;
+
+  /// e^(score − log-sum-exp).
+  ATTEND_HOST_DEVICE float weight(float score) const { return exp2_fast((score - log_sum_exp) * kLog2e - rest); }
 };
 
 }  // namespace detail
@@ -69,13 +75,14 @@ struct TensorCoreRowSums {
     if (call.log_sum_exp_gradient != nullptr)
       sum -= load_global(static_cast<const float*>(call.log_sum_exp_gradient) + row);
     const float log_sum_exp = load_global(static_cast<const float*>(forward.saved_log_sum_exp) + row);
+    const float rest = load_global(static_cast<const float*>(forward.log_sum_exp_rest) + row);
     constexpr float kInfinity = simd::FloatFormat<float>::kInfinity;
     store_global(static_cast<detail::TensorRow*>(call.rows) + row,
-                 {log_sum_exp == -kInfinity ? kInfinity : log_sum_exp * detail::kLog2e, sum});
+                 {log_sum_exp == -kInfinity ? kInfinity : log_sum_exp, rest * detail::kLog2e, sum});
     if (call.plain_rows == nullptr) return;
     float* const plain = static_cast<float*>(call.plain_rows) + 3 * row;
     store_global(plain, log_sum_exp);
-    store_global(plain + 1, 1.0f);
+    store_global(plain + 1, exp2_fast(-rest * detail::kLog2e));
     store_global(plain + 2, sum);
   }
 

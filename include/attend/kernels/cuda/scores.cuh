@@ -259,8 +259,12 @@ class HeadScores {
   ATTEND_HOST_DEVICE bool is_true(const ScorePlace& place) const {
     return load_global(static_cast<const unsigned char*>(call_.attn_mask.data) + mask_place(place)) != 0;
   }
-  /// The sum; −∞ if −∞ is added, even to NaN.
-  ATTEND_HOST_DEVICE static T plus(T score, T added) { return added == kMasked ? kMasked : score + added; }
+  /// The sum; −∞ if −∞ is added, even to NaN. float: numbers below −2¹²⁷ are added as −2¹²⁷, so that a score times
+  /// log₂ e is finite. Many programs mask with the lowest number of a type.
+  ATTEND_HOST_DEVICE static T plus(T score, T added) {
+    constexpr T kLeast = std::is_same_v<T, float> ? T(-0x1p127) : -simd::FloatFormat<T>::kInfinity;
+    return added == kMasked ? kMasked : score + (added < kLeast ? kLeast : added);
+  }
 
   ATTEND_HOST_DEVICE T tangent(T score) const { return tanh(Real<T>(score * inverse_softcap_)).value; }
   ATTEND_HOST_DEVICE T alibi(const ScorePlace& place) const { return -slope_ * static_cast<T>(distance(place)); }

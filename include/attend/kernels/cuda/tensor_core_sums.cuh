@@ -114,7 +114,7 @@ struct TensorCoreEntrySums {
       row_sums[half] = query < queries.end
                            ? load_global(static_cast<const detail::TensorRow*>(call.rows) +
                                          call.forward.row(scores.sequence().batch, scores.head(), query))
-                           : detail::TensorRow{0.0f, 0.0f};
+                           : detail::TensorRow{0.0f, 0.0f, 0.0f};
     }
     const auto place = [&](int n, int i) { return detail::ScorePlace{queries.begin + row(i / 2), key + column(n, i)}; };
     const auto query = [&](int half) { return queries.begin + row(half); };
