@@ -22,8 +22,8 @@ namespace detail {
 
 using attend::detail::smaller;
 
-/// Where a score_mod holds pointers to TensorReads, in bytes after its first. A kernel writes a pointer of its own
-/// thread there.
+/// The offsets, in bytes, of the pointers to TensorReads in a score_mod. A kernel replaces them by pointers to the
+/// TensorReads of each thread.
 struct ReadsPlaces {
   static constexpr int kMost = 8;
   int count = 0;
@@ -48,8 +48,8 @@ ReadsPlaces reads_places(const Score& score_mod, const attend::detail::TensorRea
   return places;
 }
 
-/// The keys whose gradients a block writes that has these keys: those, and those behind key_lengths, which no query
-/// attends to.
+/// The keys whose gradients the block of a tile writes: `keys`, and the keys of the tile behind key_lengths, which no
+/// query attends to. `keys` are the keys of the tile that a query may attend to.
 ATTEND_HOST_DEVICE inline KeyRange written_keys(const Call& call, const KeyRange& keys, std::int32_t tile_rows) {
   if (call.num_sequences > 0) return keys;
   return {keys.begin, smaller(keys.begin + tile_rows, call.keys)};
@@ -66,7 +66,7 @@ struct SumJob {
   bool has_batch = false, has_heads = false, has_queries = false, has_keys = false;
   bool is_of_slopes = false;
 
-  std::int32_t workers = 0;  // of a tensor of the score_mod: the number of blocks
+  std::int32_t workers = 0;  // for a tensor of the score_mod: how many blocks add up its gradient
   ReadsPlaces reads;
 };
 

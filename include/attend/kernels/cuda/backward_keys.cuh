@@ -6,19 +6,19 @@
 //   for a tile of 64 keys, 16 for each of 4 warps, over the query heads of its key head, over their queries, kStep at a
 //   time:
 //     Sᵀ = K Qᵀ,   dPᵀ = V dOᵀ                                  (keys, queries)
-//     P = 2^(score · log₂ e − log-sum-exp),  dS = P (dP − δ) score′
+//     P = 2^((score − log-sum-exp) · log₂ e),  dS = P (dP − δ) score′
 //     dV += Pᵀ dO,   dK += dSᵀ Q                                 (keys, width)
 //
 // Every product is mma.sync m16n8k16 with sums in float32. The tile of keys stays in shared memory, for heads of up to
 // 64 columns in registers. Queries and dO are copied by cp.async into one buffer while the other is read. Sᵀ and dPᵀ
 // are operand A of the last two products as they are, so they never leave the registers. A step in which all scores are
-// masked is skipped. A step in which none is masked, of a call without options, takes the short way of differentiate().
+// masked is skipped. For a step without masked scores, of a call without options, differentiate() has a short branch.
 // The block writes each result once, in a fixed order of additions.
 //
 // Heads of more than 128 columns have one kernel for dK and one for dV, because the sums of both would not fit into the
 // registers. The second kernel computes S only.
 //
-//   128 threads; nvcc 13.0, sm_80, Unchanged and Causal, no spills; a step of one warp:
+//   128 threads; nvcc 13.0, sm_80, Unchanged and Causal, no spills. mma to ex2: how many a step of one warp has.
 //   width   step  registers  shared memory   mma  ldmatrix  cp.async  ex2   share of sm_80's peak on paper
 //      32     32  164               17,408    32        16         3   16   0.80
 //      64     32  218               33,792    64        32         5   16   0.84
@@ -29,9 +29,9 @@
 //     256, dK 16  241               98,816    96        80         9    8   0.54
 //     256, dV 16  240               98,816    64        48         9    8   0.56
 //
-// The share is mma · 8 clocks, divided by the clocks of shared memory, which limits all of them: an ldmatrix of 4 warps
-// takes 16 clocks, and the copies of a step take its bytes / 128. On sm_90, where mma.sync is up to twice as fast, the
-// share is half as large. tf32_tile.cuh has the numbers of float32. Nothing here has run on a GPU.
+// The share is mma · 8 clocks, divided by the clocks of shared memory, which limits all these kernels: an ldmatrix of 4
+// warps takes 16 clocks, and the copies of a step take its bytes / 128. On sm_90, where mma.sync is up to twice as
+// fast, the share is half as large. tf32_tile.cuh has the numbers of float32. Nothing here has run on a GPU.
 
 #include <attend/kernels/attention_params.h>
 #include <attend/macros.h>

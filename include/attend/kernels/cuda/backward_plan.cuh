@@ -33,7 +33,8 @@ namespace detail {
 /// shared memory of all GPUs.
 constexpr int most_backward_columns(NumberType type) { return type == NumberType::kFloat32 ? 192 : 256; }
 
-/// The sums that a backward pass computes, one after the other. `tensor` of each: which tensor of the score_mod, or −1.
+/// One of the sums that a backward pass computes, one after the other. `tensor` is the index of the tensor of the
+/// score_mod, or −1 for the mask and the slopes.
 struct WantedSum {
   SumJob job;
   int tensor = -1;
@@ -176,7 +177,7 @@ void launch_entry_sums(BackwardCall call, const AttentionGradients& gradients, c
   }
 }
 
-/// The same for the tensors of the score_mod.
+/// Launches the sums of the tensors of the score_mod, each with the kernel that adds up its partial sums.
 template <class T, class Score, class Mask, class Marked, class Launch>
 void launch_tensor_sums(BackwardCall call, const AttentionGradients& gradients, const Marked& marked,
                         const Launch& launch) {

@@ -5,7 +5,7 @@
 //
 //   for a tile of 64 queries, 16 for each of 4 warps, over the keys, kStep at a time:
 //     S = Q Kᵀ,   dP = dO Vᵀ                                    (queries, keys)
-//     P = 2^(score · log₂ e − log-sum-exp),  dS = P (dP − δ) score′
+//     P = 2^((score − log-sum-exp) · log₂ e),  dS = P (dP − δ) score′
 //     dQ += dS K                                                 (queries, width)
 //
 // It is built like the kernel of backward_keys.cuh. The operands of Q and dO stay in registers for heads of up to 128
@@ -13,7 +13,7 @@
 //
 // In a step with masked scores, numbers of K that are not finite count as 0 in dS K: a masked key may hold NaN.
 //
-//   128 threads; nvcc 13.0, sm_80, Unchanged and Causal, no spills; a step of one warp:
+//   128 threads; nvcc 13.0, sm_80, Unchanged and Causal, no spills. mma to ex2: how many a step of one warp has.
 //   width   step  registers  shared memory   mma  ldmatrix  cp.async  ex2   share of sm_80's peak on paper
 //      32     32  155               16,384    24        12         2   16   0.86
 //      64     32  249               32,768    48        24         4   16   0.86

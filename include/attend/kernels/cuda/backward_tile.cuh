@@ -146,9 +146,9 @@ ATTEND_HOST_DEVICE void store_rows(const TensorView4d& tensor, std::int32_t batc
   }
 }
 
-/// Turns q·k into weights after dropout, and dO·v into the gradients of scale · q·k, or, without kByProduct, of the
-/// score that the score_mod gets. place(n, i) and row(n, i) are those of products[n][i], and dropout_words(n).words[i]
-/// is its random word. is_full: no score of the tile is masked.
+/// Turns the products q·k into weights after dropout, and the gradients dO·v into gradients of a score. kByProduct: of
+/// scale · q·k; otherwise of the score that the score_mod gets. place(n, i) and row(n, i) are those of products[n][i],
+/// and dropout_words(n).words[i] is its random word. is_full: no score of the tile is masked.
 template <bool kByProduct, int kTiles, class Scores, class Places, class Rows, class DropoutWords>
 ATTEND_HOST_DEVICE void differentiate(const Call& call, const Scores& scores, bool is_full, const Places& place,
                                       const Rows& row, const DropoutWords& dropout_words, float (&products)[kTiles][4],

@@ -57,12 +57,12 @@ struct Call {
   void* log_sum_exp;
   /// The same numbers, for the backward pass. Null: there is no backward pass.
   void* saved_log_sum_exp;
-  /// The log-sum-exp before rounding, less saved_log_sum_exp, for the backward pass: an error in it affects all keys of
-  /// a query. Null as saved_log_sum_exp.
+  /// The log-sum-exp before rounding minus saved_log_sum_exp, for the backward pass: an error in it affects all keys of
+  /// a query. Null if saved_log_sum_exp is null.
   void* log_sum_exp_rest;
-  /// The output before rounding, less the output: (N, H, L, Dv), contiguous, in `dtype`. Null: not wanted. The backward
-  /// pass needs the output to 16 bits, because it subtracts two sums that are nearly equal. A float32 or float64 call
-  /// has none.
+  /// The output before rounding minus the output: (N, H, L, Dv), contiguous, in `dtype`. Null: not wanted. The backward
+  /// pass subtracts two sums that are nearly equal, so it needs more bits than a 16-bit output has. A float32 or
+  /// float64 call has none.
   void* output_rest;
 
   float* partials;      ///< the workspace of decode_block(); null without it

@@ -13,7 +13,7 @@
 namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda::detail {
 
 /// Starts to copy rows `first` and on of a head into a SharedTile or Tf32Tile, by kThreads threads. Rows outside of
-/// `rows` and columns from `columns` on become 0. The rows fit has_aligned_rows().
+/// `rows` and columns from `columns` on become 0. has_aligned_rows() must be true for the tensor.
 template <int kThreads, class SharedTile>
 ATTEND_HOST_DEVICE void copy_rows(const ConstTensorView4d& tensor, std::int32_t batch, std::int32_t head,
                                   std::int32_t first, const KeyRange& rows, std::int32_t columns,

@@ -25,8 +25,8 @@
 // | registers          | 106 | 123 | 142 | 175 | 178 | 214 |
 //
 // For width 128 the loop has 32 mma, 24 ldmatrix and 16 cp.async for 8 KiB of keys and values, in fewer than 800
-// instructions. Four schedulers start 4 of them in a cycle, so on paper a multiprocessor can read 41 bytes a cycle. On
-// an H100 its share of the memory's rate is about 15. The instructions are not the limit.
+// instructions. Four schedulers start 4 of them in a cycle, so on paper a multiprocessor can read 41 bytes a cycle. The
+// memory of an H100 gives each multiprocessor about 15 bytes a cycle. So the instructions are not the limit.
 // tf32_tile.cuh has the numbers of float32.
 
 #include <attend/kernels/attention_params.h>

@@ -72,14 +72,14 @@ constexpr bool has_kernels(NumberType type, int width) {
 /// How many numbers of a type with kernels on tensor cores have 16 bytes.
 constexpr int numbers_of_16_bytes(NumberType type) { return type == NumberType::kFloat32 ? 4 : 8; }
 
-/// The width of the kernels for this number of columns: at least as large. 0: none is.
+/// The smallest width of a kernel with at least this number of columns. 0: there is none.
 constexpr int kernel_width(int columns) {
   for (const int width : {32, 64, 96, 128, 192, 256})
     if (columns <= width) return width;
   return 0;
 }
 
-/// Whether each row of a tensor is made of neighbours, and aligned to 16 bytes.
+/// Whether the numbers of each row of a tensor are neighbours, and the rows are aligned to 16 bytes.
 inline bool has_aligned_rows(const ConstTensorView4d& tensor, NumberType type) {
   bool is_aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0 && tensor.strides[3] == 1 &&
                     std::abs(tensor.strides[2]) <= std::numeric_limits<std::int32_t>::max();

@@ -29,9 +29,9 @@
 // The loop for width 64 has, for each warp and tile: 128 mma, 40 ldmatrix, 8 cp.async, 68 ex2, and about 64 each of
 // fma, add, max and the product of the rescaling, besides 32 packs. On an A100 a scheduler gives the mma 128 · 8 =
 // 1,024 cycles, ex2 68 · 8 = 544, the float32 operations 256 · 2 = 512 and everything else about 200. Two warps share a
-// scheduler, so mma can hide the rest: the paper limit is near the peak if the two alternate, and 1,024 / 2,280 = 45 %
-// if they do not. On an H100 mma.sync takes half as many cycles: 512 / 1,770 = 29 % of the peak of mma.sync if nothing
-// overlaps, and ex2 then limits it to 512 / 544. tf32_tile.cuh has the numbers of float32.
+// scheduler. If they alternate, mma hides the rest, and the limit on paper is near the peak. If nothing overlaps, it is
+// 1,024 / 2,280 = 45 %. On an H100 mma.sync takes half as many cycles: 512 / 1,770 = 29 % of the peak of mma.sync if
+// nothing overlaps. If all overlaps, ex2 is the limit: 512 / 544. tf32_tile.cuh has the numbers of float32.
 
 #include <attend/kernels/attention_params.h>
 #include <attend/macros.h>

@@ -94,7 +94,7 @@ struct Combine {
   }
 };
 
-/// launch(kernel, call), if the grid is not empty.
+/// Launches a kernel. An empty grid is left out, because CUDA refuses it.
 ///
 /// @throws std::invalid_argument if the grid would be larger than a GPU allows.
 template <class Kernel, class Launch>

@@ -8,7 +8,8 @@
 // products read rows in chunks of 32 columns from shared memory, whose rows are padded by one number so that no two
 // lanes of a load use the same bank: 8 loads for 16 multiply-adds.
 //
-// Shared memory, in numbers: two chunks of 32 × 33, or one of 32 × (kColumns + 1); weights and gradients, 32 × 33 each.
+// Shared memory holds two chunks of 32 × 33 numbers, or one of 32 × (kColumns + 1), and the weights and the gradients,
+// 32 × 33 numbers each.
 
 #include <attend/kernels/attention_params.h>
 #include <attend/macros.h>
@@ -130,7 +131,7 @@ class PlainTile {
   ATTEND_HOST_DEVICE const Shared<T>& gradients() const { return gradients_; }
 
   /// sums[·] += Σ_s factor(row(a), s) · numbers(s, first_column + x + 8 b). kIsTransposed: the rows of the sums are
-  /// keys. A factor of 0 excludes a number that is not finite.
+  /// keys. A product with a factor of 0 is 0, even if the other number is not finite.
   template <bool kIsTransposed>
   ATTEND_HOST_DEVICE void add(const Shared<T>& factors, const HeadRows<T>& numbers, int first_column,
                               T (&sums)[kOutputs]) const {

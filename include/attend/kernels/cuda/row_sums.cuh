@@ -5,12 +5,14 @@
 //
 //   δ = Σ dO · O − d(log-sum-exp),   and the log-sum-exp, so that P = 2^((score − log-sum-exp) · log₂ e)
 //
-// One warp per row, one pair of numbers per lane at a time. O is `output` + `output_rest`: an error of δ affects all
-// keys of a query, so that with O rounded to 16 bits the gradients would have several times the error of the dense
-// formula. The kernel reads 3 numbers of 16 bits per output and writes 16 bytes per row; it is limited by memory.
+// One warp per row, one pair of numbers per lane at a time. The kernel reads 3 numbers of 16 bits per output and writes
+// 16 bytes per row; it is limited by memory.
 //
-// A float32 output has no rest. dO is rounded to tf32, as it is for the products dO · v: δ is subtracted from these, so
-// both must be computed from the same numbers.
+// O is `output` + `output_rest`. An error of δ affects all keys of a query. With O rounded to 16 bits, the gradients
+// would have several times the error of the dense formula.
+//
+// A float32 output has no rest. δ is subtracted from the products dO · v, and the two are nearly equal. So both must be
+// computed from the same rounded numbers: O by a forward pass in tf32, and dO rounded to tf32 here, too.
 
 #include <attend/kernels/attention_params.h>
 #include <attend/macros.h>
@@ -28,10 +30,10 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda {
 
 namespace detail {
 
-/// What the kernels read for a query. log_sum_exp is ∞ if the query has no key.
+/// The numbers of a query that the kernels read. log_sum_exp is ∞ if the query has no key.
 ///
-/// `rest` is the log-sum-exp before rounding, less log_sum_exp, times log₂ e. It matters where an added mask has the
-/// same large number for all keys, for example −10⁹.
+/// `rest` is log₂ e times the rounding error: the log-sum-exp before rounding minus log_sum_exp. It matters where an
+/// added mask has the same large number for all keys, for example −10⁹.
 struct alignas(16) TensorRow {
   float log_sum_exp, rest, delta, padding = 0;
 

@@ -3,12 +3,12 @@
 
 // The gradients that are sums over many scores: of an added mask, of ALiBi's slopes, and of the tensors that a
 // score_mod reads. All are summed in float64 and in a fixed order, without atomic additions: each block adds to memory
-// of its own, and add_partials adds up what the blocks have.
+// of its own, and AddPartials adds up the partial sums of the blocks.
 //
 //   mask, slopes:  A block has the scores of 32 queries and 32 keys, over all heads and batch entries that share them.
 //                  If the gradient has no keys, it has all keys. If the gradient has no queries, each tile of queries
 //                  has a row of partial sums.
-//   tensors:       Where a score_mod reads is known only to it. Each warp has a row of partial sums as large as the
+//   tensors:       Only the score_mod knows which numbers it reads. Each warp has a row of partial sums as large as the
 //                  tensor. Lanes that read the same number in the same step are added up by the first of them.
 //
 // The scores are computed again, with plain products (plain_tile.cuh). tensor_core_sums.cuh has the first kernel on

@@ -5,12 +5,12 @@
 //
 //   for a tile of 64 queries and kStep keys, over the heads and batch entries that share it:
 //     S = Q Kᵀ,   dP = dO Vᵀ                                    (queries, keys)
-//     P = 2^(score · log₂ e − log-sum-exp),   sums += P (dP − δ) score_mod′
+//     P = 2^((score − log-sum-exp) · log₂ e),   sums += P (dP − δ) score_mod′
 //
 // The sums are float64, in registers. If the gradient has no keys, the block has all keys, kStep at a time. sums.cuh
 // has the rest. There is one buffer of tiles: other blocks compute while one waits for its copies.
 //
-//   128 threads; nvcc 13.0, sm_80, a score_mod and a window, no spills; a step of one warp:
+//   128 threads; nvcc 13.0, sm_80, a score_mod and a window, no spills. mma to ex2: how many a step of one warp has.
 //   width   step  registers  shared memory   mma  ldmatrix  cp.async  ex2   share of sm_80's peak on paper
 //      32     32  172              29,184    16        12         6   16   0.44
 //      64     32  198              41,472    32        24        12   16   0.44

@@ -18,7 +18,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE::cuda::detail {
 /// - kWidth a multiple of 64: chunk c of row r is at c xor (r mod 8)
 /// - kWidth an odd multiple of 32: at c xor (⌊r / 2⌋ mod 4); rows r and r + 1 are 64 bytes (mod 128) apart
 ///
-/// Each place is a number that only the lane decides, xor or plus constants. So a loop needs few registers for places.
+/// Each place is a number that depends on the lane only, xor or plus a constant. So a loop needs few registers for
+/// places.
 template <int kRows, int kWidth>
 class SharedTile {
   static_assert(kRows % 16 == 0 && kWidth % 32 == 0);
