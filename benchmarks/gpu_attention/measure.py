@@ -239,7 +239,7 @@ def main():
                     row.update(measure(case, attend, device, options.rounds))
                 except Exception as error:  # the other cases run nevertheless
                     traceback.print_exc()
-                    row["note"] = f"not timed: {str(error).splitlines()[0]}"
+                    row["note"] = f"not timed: {(str(error) or type(error).__name__).splitlines()[0]}"
             bad += "note" in row
             writer.writerow({name: f"{value:.4g}" if isinstance(value, float) else value
                              for name, value in row.items()})

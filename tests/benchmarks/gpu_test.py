@@ -300,13 +300,15 @@ class Measurements(unittest.TestCase):
         self.assertEqual(page.count("\n| plain |"), sum(row["case"] == "plain" for row in rows))
         self.assertIn("One query, 2 heads", page)
 
-    def test_gpu_attention_does_not_time_a_case_with_a_difference(self):
+    def test_gpu_attention_does_not_time_a_case_with_a_difference_or_an_error(self):
         script = self.folder / "wrong.py"
         script.write_text(f"""import sys
 sys.path.insert(0, {str(ROOT / "benchmarks/gpu_attention")!r})
 import measure, peers
 formula = peers.formula
 def wrong(case, device):
+    if case.kind == "table":
+        raise MemoryError  # without a message
     right = formula(case, device)
     factor = 1.1 if case.kind == "causal" else float("nan") if case.kind == "decode" else 1
     return lambda q, k, v: factor * right(q, k, v)
@@ -316,12 +318,13 @@ measure.main()
 """)
         result = self.run_script(script)
         self.assertEqual(result.returncode, 1, result.stdout)
-        self.assertIn("measure.py: 8 cases were not timed", result.stdout)
+        self.assertIn("measure.py: 10 cases were not timed", result.stdout)
         with open(self.folder / "attention.csv", newline="") as file:
             for row in csv.DictReader(file):
-                is_wrong = row["case"] in ("causal", "decoding")
-                self.assertEqual(row["note"], "not timed: the results differ" if is_wrong else "")
-                self.assertEqual(row["ratio"] == "", is_wrong)
+                reason = {"causal": "not timed: the results differ", "decoding": "not timed: the results differ",
+                          "a user's score with a table": "not timed: MemoryError"}.get(row["case"], "")
+                self.assertEqual(row["note"], reason)
+                self.assertEqual(row["ratio"] == "", reason != "")
 
     def test_the_page_shows_ratios_beside_goals_and_what_is_missing(self):
         self.write("stages.csv", "# date 2026-12-01\n# card NVIDIA H200, driver 580, CUDA 13.0\n# software torch 2.11\n"
