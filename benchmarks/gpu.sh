@@ -17,9 +17,9 @@
 # system's headers.
 #
 # run needs a GPU, g++, CMake, ninja, nvcc, compute-sanitizer, and a Python with numpy and torch for CUDA: python3, or
-# the one in the environment variable PYTHON. If anything is missing, it stops at once. Exception: without
-# compute-sanitizer all else runs, and then run fails. It builds in FOLDER-build what needs LibTorch. Each stage has a
-# time limit:
+# the one in the environment variable PYTHON. If anything is missing, run stops at once. Exception: without
+# compute-sanitizer the other stages run, and run fails at the end. The programs that need LibTorch are built in
+# FOLDER-build. Each stage has a time limit:
 #
 #   1. Configure.
 #   2. The kernels, while the rest is built:
@@ -30,8 +30,8 @@
 #   5. The benchmark gpu_attention: the kernels compared with SDPA and flex_attention. It gets the time that is left.
 #   6. The page. gpu_page.py writes it from the files in OUT.
 #
-# Nothing else runs during the measurements. It fails if a stage fails or reaches its limit; the other stages run
-# nevertheless. The options:
+# Nothing else runs during the measurements. If a stage fails or reaches its limit, the other stages run nevertheless,
+# and run fails at the end. Exception: after a failure of stage 1, only the page is written. The options:
 #
 #   --seconds N  the total limit in seconds (default: 590); the limits of the stages scale with it
 #   --rehearse   runs the same stages on the CPU, with little data, and without network, cache and ccache. nvcc and
