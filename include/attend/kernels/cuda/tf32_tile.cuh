@@ -14,8 +14,9 @@
 // - Gradients that are sums over many scores are computed without tensor cores (backward_plan.cuh).
 //
 // Tiles, registers (sm_80, no struct and no option) and shared memory of a block. "Share" is the share of the peak of
-// sm_80's tensor cores (156 TFLOPS) on paper: the clocks of mma, 8 for each of a scheduler, divided by the clocks of
-// shared memory, which limits all kernels. On sm_90 mma.sync is up to twice as fast, and the share half as large.
+// sm_80's tensor cores (156 TFLOPS) on paper: the clocks of mma, divided by the clocks of shared memory, which limits
+// all kernels. An mma takes 8 clocks of a scheduler. On sm_90 mma.sync is up to twice as fast, and the share half as
+// large.
 //
 // | width                                |     32 |     64 |    96 |   128 |   192 |   256 |
 // | ------------------------------------ | ------ | ------ | ----- | ----- | ----- | ----- |
