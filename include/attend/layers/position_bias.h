@@ -62,9 +62,9 @@ namespace detail {
 
 /// The bias as a module, which a layer registers.
 inline std::shared_ptr<torch::nn::Module> module_of(const std::shared_ptr<PositionBias>& bias) {
-  auto module = std::dynamic_pointer_cast<torch::nn::Module>(bias);
-  TORCH_CHECK_VALUE(module != nullptr, "attend::PositionBias: the bias must also be a torch::nn::Module");
-  return module;
+  auto as_module = std::dynamic_pointer_cast<torch::nn::Module>(bias);
+  TORCH_CHECK_VALUE(as_module != nullptr, "attend::PositionBias: the bias must also be a torch::nn::Module");
+  return as_module;
 }
 
 /// A copy with parameters of its own.
