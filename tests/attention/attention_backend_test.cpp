@@ -124,7 +124,8 @@ TEST_CASE("AttentionOptions::backend(object): its passes compute output and grad
   CHECK(watched.expired());
 }
 
-TEST_CASE("AttentionOptions::backend(object): nobody waits for a GPU to look for reads outside of a score_mod's tensor") {
+TEST_CASE(
+    "AttentionOptions::backend(object): nobody waits for a GPU to look for reads outside of a score_mod's tensor") {
   Problem problem;
   problem.variant_tensors = {torch::zeros({1})};
   const torch::Tensor elsewhere = torch::empty({1, 1, 1, 1}, torch::kMeta);  // reading it throws, as no number is there

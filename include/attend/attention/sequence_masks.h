@@ -23,8 +23,8 @@ namespace attend::inline ATTEND_VERSION_NAMESPACE {
 /// A mask_mod for several documents in one sequence: a query attends to the keys of its own document.
 ///
 /// Each position has the number of its document, an integer within int32. The tensors are (L) for the queries and (S)
-/// for the keys, or (N, L) and (N, S) if batch entries differ. In self-attention one tensor is enough. Blocks of keys of
-/// other documents are not computed. They are found fastest if the numbers never decrease along the sequence.
+/// for the keys, or (N, L) and (N, S) if batch entries differ. In self-attention one tensor is enough. Blocks of keys
+/// of other documents are not computed. They are found fastest if the numbers never decrease along the sequence.
 ///
 /// The tensors are checked when attention is called; see bind().
 ///
@@ -122,7 +122,8 @@ class Document : public detail::MaskOperators {
   }
 
  private:
-  /// Whether the numbers of each row never decrease, (N) or (). It stays on the device, so that nothing waits for a GPU.
+  /// Whether the numbers of each row never decrease, (N) or (). It stays on the device, so that nothing waits for a
+  /// GPU.
   static at::Tensor never_decrease(const at::Tensor& documents) {
     const at::Tensor wide = documents.to(at::kLong);  // torch does not compare all unsigned types
     return wide.slice(-1, 0, -1).le(wide.slice(-1, 1)).all(-1);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// The random calls in tf32, by which the harness tests the kernels, on a GPU. benchmarks/gpu.sh compiles this file, which
+// Runs the random calls in tf32 on a GPU. Elsewhere the harness runs them. benchmarks/gpu.sh compiles this file, which
 // takes minutes.
 
 #include "cuda/calls/main.cuh"

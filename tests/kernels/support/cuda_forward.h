@@ -132,8 +132,8 @@ class CudaForwardRun {
 };
 
 /// Compares random calls with the loop. float64: 1e-12; otherwise by the house rule. has_pages: keys and values are in
-/// pages, but in packed batches. With kernels of float32 on tensor cores, the dense formula of the house rule rounds the
-/// factors of its products to tf32.
+/// pages, but in packed batches. With kernels of float32 on tensor cores, the dense formula of the house rule rounds
+/// the factors of its products to tf32.
 template <NumberType kType, bool kHasStructs, class Kernels = cuda::EveryKernel, class LaunchAll>
 void check_cuda_forward(std::uint32_t count, const Wishes& wishes, bool has_pages, const LaunchAll& launch_all) {
   constexpr bool kIsTf32 = kType == NumberType::kFloat32 && !std::is_same_v<Kernels, cuda::EveryKernel>;

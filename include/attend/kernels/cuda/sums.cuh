@@ -94,8 +94,8 @@ struct EntryTiles {
       }
   }
 
-  /// Stores the sums of the block, (kRows, kColumns) in rows of kStride. If the gradient has no queries or no keys, they
-  /// are summed over those first.
+  /// Stores the sums of the block, (kRows, kColumns) in rows of kStride. If the gradient has no queries or no keys,
+  /// they are summed over those first.
   ATTEND_HOST_DEVICE static void write(const BackwardCall& call, const Work& work, const Shared<double>& sums) {
     const Call& forward = call.forward;
     const SumJob& sum = call.sum;
