@@ -11,10 +11,10 @@
 #
 # Both can be the same machine.
 #
-# pack compiles the programs of tests/cuda, which need no LibTorch, with nvcc for sm_90: about seven minutes of processor
-# time. They also run on other GPUs from sm_80 on, where the driver compiles them. pack copies the sources and the headers
-# of doctest and CLI11. It searches for the headers in the folders INCLUDE, in the cache of the presets and among the
-# system's headers.
+# pack compiles the programs of tests/cuda, which need no LibTorch, with nvcc for sm_90. That takes about ten minutes of
+# processor time. They also run on other GPUs from sm_80 on, where the driver compiles them. pack copies the sources and
+# the headers of doctest and CLI11. It searches for the headers in the folders INCLUDE, in the cache of the presets and
+# among the system's headers.
 #
 # run needs a GPU, g++, CMake, ninja, nvcc, compute-sanitizer, and a Python with numpy and torch for CUDA: python3, or
 # the one in the environment variable PYTHON. If anything is missing, run stops at once. Exception: without
@@ -76,10 +76,11 @@ END
   die "$header is in none of these folders: ${*:4}. Run 'cmake --preset test' first, which downloads it"
 }
 
-# Compiles the programs of tests/cuda. They hold g++'s library, because the other machine may have an older one.
+# Compiles the programs of tests/cuda. They hold g++'s library, because the other machine may have an older one, and no
+# symbols, because the folder must be small.
 pack_programs() {
   local flags=(-std=c++20 -O2 --diag-error=20011 '-gencode=arch=compute_90,code=sm_90'
-               '-gencode=arch=compute_80,code=compute_80' '-Xcompiler=-static-libstdc++,-static-libgcc'
+               '-gencode=arch=compute_80,code=compute_80' '-Xcompiler=-static-libstdc++,-static-libgcc' -Xlinker=-s
                "-I$folder/source/include" "-I$folder/source/tests" "-I$folder/packages/doctest/include")
   mkdir -p "$folder/programs/calls"
   # shellcheck disable=SC2016 # the inner shell expands it
