@@ -8,7 +8,7 @@
 // attention without.
 
 #include <attend/attention.h>
-#include <attend/positions/detail/rotation.h>
+#include <attend/attention/detail/rotation.h>
 #include <attend/positions/rotary.h>
 
 #include "support/program.h"

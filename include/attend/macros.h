@@ -24,6 +24,13 @@
 #define ATTEND_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/// Keeps a loop of a GPU kernel as a loop, which takes fewer registers.
+#if defined(__CUDA_ARCH__)
+#define ATTEND_NO_UNROLL _Pragma("unroll 1")
+#else
+#define ATTEND_NO_UNROLL
+#endif
+
 /// Marks a function that the library attend::compiled may hold. Only that target defines ATTEND_COMPILED.
 #if defined(ATTEND_COMPILED)
 #define ATTEND_INLINE

@@ -74,6 +74,8 @@ void set_pages(Call& call, const std::int32_t* block_table) {
 // N 2, H 4, G 2, L 5, S 6, D 8, Dv 3
 const Wrong kWrongParams[] = {
     {"AttentionParams::dtype must be from 0 to 3, got 7", [](Call& c) { c.params.dtype = static_cast<NumberType>(7); }},
+    {"AttentionParams::rotary_dim must be 0 on a CPU, got 4; rotate query and key first",
+     [](Call& c) { c.params.rotary_dim = 4; }},
     {"AttentionParams::dtype must be kFloat32, kBFloat16 or kFloat64 on a CPU, got kFloat16",
      [](Call& c) { c.params.dtype = NumberType::kFloat16; }},
     {"AttentionParams::dtype must be kFloat32 or kBFloat16 for T = float, got kFloat64; call attention_forward<double>",

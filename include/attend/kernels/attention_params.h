@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/score/rotary_layout.h>
 #include <attend/version.h>
 
 #include <cstdint>
@@ -56,6 +57,16 @@ inline TensorView4d contiguous(void* data, std::int64_t heads, std::int64_t rows
   return {data, {heads * rows * columns, rows * columns, columns, 1}};
 }
 
+/// The tables of a rotary embedding: a row of R/2 angles for each row of queries or keys. Number k of row i of batch
+/// entry n is n · strides[0] + i · strides[1] + k numbers after `cos` and `sin`.
+///
+/// The numbers are float32, or float64 for float64 tensors.
+struct RotaryView {
+  const void* cos = nullptr;     ///< of the angles
+  const void* sin = nullptr;     ///< the same for the sines
+  std::int64_t strides[2] = {};  ///< of batch entries and rows, in numbers; 0 broadcasts
+};
+
 /// The kinds of numbers in a mask.
 enum class MaskType {
   kNone,           ///< there is no mask
@@ -67,7 +78,7 @@ enum class MaskType {
 /// One call of attention as plain numbers and pointers. The kernels read nothing else.
 ///
 /// The steps, in this order:
-/// 1. score = scale · q·k; query head h reads key head h · G / H
+/// 1. score = scale · q·k; query head h reads key head h · G / H. With rotary_dim, q and k are rotated first
 /// 2. softcap
 /// 3. alibi_slopes
 /// 4. an added attn_mask
@@ -109,6 +120,14 @@ struct AttentionParams {
   std::int64_t block_table_stride = 0;  ///< the distance between two rows of block_table; 0: all entries share one row
   std::int64_t page_size = 0;           ///< the number of rows in a page, at least 1 with block_table
   std::int64_t num_pages = 0;           ///< the number of pages; the entries of block_table are less than it
+
+  /// Rotary embedding: the first R numbers of each query and key are rotated in pairs before q·k. Pair i is (a, b), and
+  /// becomes (a · cosᵢ − b · sinᵢ, b · cosᵢ + a · sinᵢ), rounded to dtype. R is even and at most D; 0: none. It must be
+  /// 0 on a CPU.
+  std::int64_t rotary_dim = 0;
+  RotaryLayout rotary_layout = RotaryLayout::kHalfSplit;  ///< which two numbers are one pair
+  RotaryView query_rotary,                                ///< (N, L, R/2): row i is for query i
+      key_rotary;                                         ///< (N, S, R/2): row j is for key j
 
   std::optional<double> scale;  ///< the factor of q·k; default: 1/√D
   double softcap = 0;           ///< scores become softcap · tanh(score / softcap); 0: no softcap

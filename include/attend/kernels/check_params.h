@@ -124,6 +124,24 @@ inline void check_block_table(const AttentionParams& params, bool is_on_host) {
     }
 }
 
+inline void check_rotary(const AttentionParams& params, bool is_on_host) {
+  if (params.rotary_dim == 0) return;
+  if (is_on_host)
+    throw_invalid("AttentionParams::rotary_dim must be 0 on a CPU, got %" PRId64 "; rotate query and key first",
+                  params.rotary_dim);
+  check_range("rotary_dim", params.rotary_dim, 0, params.head_dim);
+  if (params.rotary_dim % 2 != 0)
+    throw_invalid("AttentionParams::rotary_dim must be even, got %" PRId64, params.rotary_dim);
+  check_range("rotary_layout", static_cast<std::int64_t>(params.rotary_layout), 0, 1);
+  const auto check = [&](const char* cos, const char* sin, const RotaryView& tables, std::int64_t rows) {
+    check_memory(cos, tables.cos, params.batch_size * rows > 0, compute_size(params));
+    check_memory(sin, tables.sin, params.batch_size * rows > 0, compute_size(params));
+  };
+  check("AttentionParams::query_rotary.cos", "AttentionParams::query_rotary.sin", params.query_rotary,
+        params.query_length);
+  check("AttentionParams::key_rotary.cos", "AttentionParams::key_rotary.sin", params.key_rotary, params.key_length);
+}
+
 /// Checks a call, and returns it. A window that masks nothing is returned as an unlimited window.
 ///
 /// is_on_host: the call is for the CPU, which can read all memory. Otherwise the offsets, lengths and pages are not
@@ -198,6 +216,7 @@ inline AttentionParams checked(AttentionParams params, bool is_on_host = true) {
   }
   check_key_lengths(params, is_on_host);
   check_block_table(params, is_on_host);
+  check_rotary(params, is_on_host);
   return params;
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/detail/rotation.h>
 #include <attend/detail/torch/check_dense.h>
-#include <attend/positions/detail/rotation.h>
-#include <attend/positions/rotary_layout.h>
+#include <attend/score/rotary_layout.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>

@@ -7,8 +7,10 @@
 
 namespace {
 
-bool check(int L, int S, bool is_causal, double dropout) {
-  attend::test::SmallBackward pass(L, S, is_causal, dropout);
+using enum attend::RotaryLayout;
+
+bool check(int L, int S, bool is_causal, double dropout, attend::test::SmallRotary rotary = {}) {
+  attend::test::SmallBackward pass(L, S, is_causal, dropout, rotary);
   return attend::test::run_and_print(pass) && pass.check();
 }
 
@@ -17,6 +19,8 @@ bool check(int L, int S, bool is_causal, double dropout) {
 int main() {
   const bool is_right = check(71, 215, /*is_causal=*/false, /*dropout=*/0) &&
                         check(71, 215, /*is_causal=*/true, /*dropout=*/0) &&
-                        check(40, 90, /*is_causal=*/true, /*dropout=*/0.3);
+                        check(40, 90, /*is_causal=*/true, /*dropout=*/0.3) &&
+                        check(71, 130, /*is_causal=*/true, /*dropout=*/0, {64, kHalfSplit}) &&
+                        check(40, 20, /*is_causal=*/false, /*dropout=*/0, {32, kInterleaved});
   return is_right ? 0 : 1;
 }

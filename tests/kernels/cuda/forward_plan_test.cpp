@@ -32,6 +32,13 @@ attend::AttentionParams params_of(NumberType dtype, std::int64_t queries, std::i
   return params;
 }
 
+attend::AttentionParams with_rotary(NumberType dtype, std::int64_t rotary_dim, const attend::RotaryView& tables) {
+  attend::AttentionParams params = params_of(dtype, 64, 64, 64);
+  params.rotary_dim = rotary_dim;
+  params.query_rotary = params.key_rotary = tables;
+  return params;
+}
+
 /// Nothing is read through the pointers.
 Call call_of(const attend::AttentionParams& params) {
   return attend::cuda::call_of(
@@ -74,6 +81,14 @@ TEST_CASE("cuda forward_kernel_of: the kernel and its reason") {
       {kAligned, ForwardKernel::kPlain, columns},
       {kAligned, ForwardKernel::kPlain, offset},
       {kAligned, ForwardKernel::kPlain, row},
+      {"the tensors are of 16-bit numbers with aligned rows", ForwardKernel::kTensorCores,
+       with_rotary(NumberType::kBFloat16, 48, {memory, memory, {0, 24}})},
+      {"rotary_dim is not a multiple of 16", ForwardKernel::kPlain,
+       with_rotary(NumberType::kBFloat16, 24, {memory, memory, {0, 12}})},
+      {"the tables of the rotary embedding have rows that are not aligned to 16 bytes", ForwardKernel::kPlain,
+       with_rotary(NumberType::kBFloat16, 48, {memory, memory, {0, 25}})},
+      {"the tables of the rotary embedding have rows that are not aligned to 16 bytes", ForwardKernel::kPlain,
+       with_rotary(NumberType::kFloat16, 48, {memory, memory + 8, {0, 24}})},
   };
   for (const Case& each : cases) {
     CAPTURE(each.reason);
@@ -152,6 +167,27 @@ TEST_CASE("cuda forward: a grid may have more than 65,535 heads, and at most 2^3
       std::invalid_argument);
   call.batch_size = 0;
   launch_checked(Kernel(), call, [](auto, const Call&) { FAIL("an empty grid was launched"); });
+}
+
+TEST_CASE("cuda call_of: errors of a rotary embedding") {
+  const auto check = [](const char* text, const attend::AttentionParams& params) {
+    CHECK_THROWS_WITH_AS(call_of(params), text, std::invalid_argument);
+  };
+  const attend::RotaryView tables{memory, memory, {0, 24}};
+  check("attend::kernels: AttentionParams::rotary_dim must be from 0 to 64, got 66",
+        with_rotary(NumberType::kFloat16, 66, tables));
+  check("attend::kernels: AttentionParams::rotary_dim must be from 0 to 64, got -2",
+        with_rotary(NumberType::kFloat16, -2, tables));
+  check("attend::kernels: AttentionParams::rotary_dim must be even, got 7",
+        with_rotary(NumberType::kFloat16, 7, tables));
+  check("attend::kernels: AttentionParams::query_rotary.cos must be set, got a null pointer",
+        with_rotary(NumberType::kFloat32, 48, {nullptr, memory, {0, 24}}));
+  attend::AttentionParams params = with_rotary(NumberType::kFloat32, 48, tables);
+  params.key_rotary.sin = nullptr;
+  check("attend::kernels: AttentionParams::key_rotary.sin must be set, got a null pointer", params);
+  params = with_rotary(NumberType::kFloat32, 48, tables);
+  params.rotary_layout = static_cast<attend::RotaryLayout>(2);
+  check("attend::kernels: AttentionParams::rotary_layout must be from 0 to 1, got 2", params);
 }
 
 TEST_CASE("cuda call_of: numbers in memory are not read, and a small `saved` is an error") {

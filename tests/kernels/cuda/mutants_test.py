@@ -70,6 +70,24 @@ FORWARD = [
     Mutant("columns of another lane", "operands", "return run * 8 + lane_index() % 4 * 2;",
            "return run * 8 + lane_index() % 4;", "misaligned"),
     Mutant("dropout words of another lane", "dropout", "words[2 + c], 1)", "words[2 + c], 2)", OUTPUT),
+    Mutant("rotary: angles of another row", "rotate", "*const cos = rows.cos(i), *const sin = rows.sin(i)",
+           "*const cos = rows.cos(i / 2), *const sin = rows.sin(i / 2)", OUTPUT),
+    Mutant("rotary: swapped sign", "rotate", "first * cos - second * sin", "first * cos + second * sin", OUTPUT),
+    Mutant("rotary: the other layout", "rotate", "call.rotary_layout == RotaryLayout::kInterleaved",
+           "call.rotary_layout != RotaryLayout::kInterleaved", OUTPUT),
+    Mutant("rotary: angles of other halves", "rotate", "cos + 8 * k, sin + 8 * k", "cos, sin", OUTPUT),
+    Mutant("rotary: angles of other neighbours", "rotate", "cos + 4 * k, sin + 4 * k", "cos, sin", OUTPUT),
+    Mutant("rotary: no warp_barrier before the rotation", "rotate",
+           "  warp_barrier();  // the copies of the other lanes have arrived", "", READ),
+    Mutant("rotary: rows that other warps have copied", "rotate", "int row = thread / kThreadsPerRow;",
+           "int row = kStep - 1 - thread / kThreadsPerRow;", RACE),
+    Mutant("rotary: queries before their copies have arrived", "forward", "    copy_async_wait<0>();\n    rotate_rows",
+           "    rotate_rows", READ),
+    Mutant("rotary: keys after the barrier", "forward",
+           "      if (rotates<kType>(call_)) rotate_keys(tile.key, buffer);\n      barrier();",
+           "      barrier();\n      if (rotates<kType>(call_)) rotate_keys(tile.key, buffer);", RACE),
+    Mutant("rotary: keys twice", "forward", "      if (rotates<kType>(call_)) rotate_keys(tile.key, buffer);",
+           "      if (rotates<kType>(call_)) rotate_keys(tile.key, buffer), rotate_keys(tile.key, buffer);", OUTPUT),
 ]
 
 DECODE = [
@@ -87,6 +105,11 @@ DECODE = [
     Mutant("rows of other lanes", "decode", "first_row_ + lane_index() / 4 + 8 * r",
            "first_row_ + lane_index() % 8 + 8 * r", "race in global memory"),
     Mutant("parts without their weights", "combine", "exp2_fast((load_global(part) - shift) * kLog2e)", "1", OUTPUT),
+    Mutant("rotary: queries by their rows in the tile", "decode", "? row % call_.queries : -1", "? row : -1", GLOBAL),
+    Mutant("rotary: queries are not rotated", "decode", "if (kHasOptions && rotates<kType>(call_)) rotate_queries();", "",
+           OUTPUT),
+    Mutant("rotary: keys are not rotated", "decode", "if (kHasOptions && rotates<kType>(call_)) rotate_keys(key, buffer);",
+           "", OUTPUT),
 ]
 
 BACKWARD = [
@@ -118,6 +141,25 @@ BACKWARD = [
     Mutant("keys: dropout words of another lane", "dropout", "columns[c][1], 8)", "columns[c][1], 16)",
            GRADIENT + " of key"),
     Mutant("keys: dropout words in another order", "dropout", "g / 2 % 2 * 8}", "g / 2 % 2 * 4}", GRADIENT + " of key"),
+    Mutant("rotary: keys are not rotated back", "backward_keys", "      if (rotates<kType>(forward_))\n        store_rows",
+           "      if (false)\n        store_rows", GRADIENT + " of key"),
+    Mutant("rotary: queries are not rotated back", "backward_queries", "    if (rotates<kType>(forward_))\n      store_rows",
+           "    if (false)\n      store_rows", GRADIENT + " of query"),
+    Mutant("rotary: rotated back by the positive angle", "rotate", "-load_global(sin(i) + pair)",
+           "load_global(sin(i) + pair)", GRADIENT),
+    Mutant("rotary: rotated back by the angles of another row", "backward_tile", "rotary.rotated_back(rotated, i, pair)",
+           "rotary.rotated_back(rotated, first, pair)", GRADIENT),
+    Mutant("rotary: no barrier before the tiles are written", "backward_tile",
+           "  barrier();  // other warps may still read the tiles", "", RACE),
+    Mutant("rotary: no warp_barrier between the lanes of a pair", "backward_tile", "  warp_barrier();", "",
+           "race between lanes"),
+    Mutant("rotary: the tile of the keys is not rotated", "backward_keys",
+           "    if (rotates<kType>(forward_) && step.head < forward_.group) rotate_keys();", "", GRADIENT),
+    Mutant("rotary: keys before their copies have arrived", "backward_keys", "    copy_async_wait<0>();\n    rotate_rows",
+           "    rotate_rows", READ),
+    Mutant("rotary: queries after the barrier", "backward_keys",
+           "      if (rotates<kType>(forward_)) rotate_queries(step, buffer);\n      barrier();",
+           "      barrier();\n      if (rotates<kType>(forward_)) rotate_queries(step, buffer);", RACE),
     Mutant("a sum over half of the lanes", "row_sums", "sum_of_lanes<kWarpSize>", "sum_of_lanes<kWarpSize / 2>",
            GRADIENT),
 ]
@@ -138,13 +180,14 @@ TF32 = [
            "origin = place((thread / kThreadsPerRow) ^ 1, ", "read of an unwritten word"),
     Mutant("rounded before the wait", "forward", WAIT, NO_WAIT + "\n      copy_async_wait<0>();", READ),
     Mutant("rounded after the barrier", "forward", "      finish_copies(buffer, is_first);\n      is_first = false;\n"
-           "      barrier();", "      barrier();\n      finish_copies(buffer, is_first);\n      is_first = false;", RACE),
+           "      if (rotates<kType>(call_)) rotate_keys(tile.key, buffer);\n      barrier();",
+           "      barrier();\n      finish_copies(buffer, is_first);\n      is_first = false;", RACE),
     Mutant("queries: rounded after the barrier", "backward_queries",
-           "      finish_copies(buffer, is_first);\n      barrier();",
-           "      barrier();\n      finish_copies(buffer, is_first);", RACE),
+           "      finish_copies(buffer, is_first);\n      if (rotates<kType>(forward_)) rotate_keys(step, buffer);\n"
+           "      barrier();", "      barrier();\n      finish_copies(buffer, is_first);", RACE),
     Mutant("keys: rounded after the barrier", "backward_keys",
-           "      finish_copies(buffer, is_first);\n      barrier();",
-           "      barrier();\n      finish_copies(buffer, is_first);", RACE),
+           "      finish_copies(buffer, is_first);\n      if (rotates<kType>(forward_)) rotate_queries(step, buffer);\n"
+           "      barrier();", "      barrier();\n      finish_copies(buffer, is_first);", RACE),
 ]
 
 PROGRAMS = {"forward_mutant": FORWARD, "decode_mutant": DECODE, "backward_mutant": BACKWARD, "tf32_mutant": TF32}

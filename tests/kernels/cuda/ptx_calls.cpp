@@ -47,7 +47,7 @@ using attend::test::Rounding;
 using attend::test::Sizes;
 using attend::test::Tensor;
 
-/// What a call is. The other options are set by `change`, packed(), with_lengths() and in_pages().
+/// What a call is. The other options are set by `change`, packed(), with_lengths(), rotated() and in_pages().
 struct Wanted {
   const char* name;
   NumberType dtype;
@@ -59,6 +59,8 @@ struct Wanted {
   std::function<void(AttentionParams&)> change = [](AttentionParams&) {};
   std::vector<std::int32_t> query_offsets = {}, key_offsets = {}, key_lengths = {};
   bool has_pages = false, is_tf32 = false;
+  std::int64_t rotary_dim = 0;
+  attend::RotaryLayout rotary_layout = attend::RotaryLayout::kHalfSplit;
 };
 
 /// The kernels of a call in tf32.
@@ -83,6 +85,12 @@ Wanted in_tf32(Wanted wanted) {
   wanted.is_tf32 = true;
   return wanted;
 }
+/// The call with a rotary embedding.
+Wanted rotated(Wanted wanted, std::int64_t rotary_dim, attend::RotaryLayout layout) {
+  wanted.rotary_dim = rotary_dim;
+  wanted.rotary_layout = layout;
+  return wanted;
+}
 /// The call with keys and values in pages.
 Wanted in_pages(Wanted wanted) {
   wanted.has_pages = true;
@@ -91,6 +99,7 @@ Wanted in_pages(Wanted wanted) {
 
 const std::vector<Wanted>& wanted_calls() {
   using enum NumberType;
+  using enum attend::RotaryLayout;
   const auto causal = [](AttentionParams& p) { p.window_right = 0; };
   const auto dropout = [](AttentionParams& p) {
     p.dropout = 0.25;
@@ -133,6 +142,10 @@ const std::vector<Wanted>& wanted_calls() {
       in_tf32({"tf32, decode, D 128", kFloat32, 1, 4, 1, 2, 200, 128, 128, 0, false, MaskType::kBool}),
       {"bfloat16, decode", kBFloat16, 2, 8, 2, 3, 300, 64, 64, 0, false, MaskType::kNone, false, causal},
       {"float16, decode, structs 4", kFloat16, 1, 4, 1, 2, 200, 128, 128, 4, false, MaskType::kBool},
+      rotated({"plain float32, rotary", kFloat32, 2, 2, 1, 7, 20, 20, 12, 0, true}, 12, kHalfSplit),
+      rotated({"bfloat16, D 64, rotary", kBFloat16, 1, 2, 1, 40, 70, 64, 64, 0, true}, 64, kHalfSplit),
+      rotated({"float16, D 32, rotary", kFloat16, 1, 1, 1, 20, 70, 32, 32, 0, true}, 16, kInterleaved),
+      rotated({"bfloat16, decode, rotary", kBFloat16, 1, 4, 1, 3, 140, 64, 64, 0, false}, 32, kHalfSplit),
   };
   return calls;
 }
@@ -213,6 +226,7 @@ class TypedRun : public Run, attend::test::CallMemory {
       params.mask_type = wanted.mask_type;
       params.attn_mask = mask.view();
     }
+    if (wanted.rotary_dim > 0) set_rotary();
     wanted.change(params);
     if (wanted.has_pages) {
       const CallMemory& call = *this;
@@ -315,6 +329,23 @@ class TypedRun : public Run, attend::test::CallMemory {
   }
 
  private:
+  void set_rotary() {
+    params.rotary_dim = wanted_.rotary_dim;
+    params.rotary_layout = wanted_.rotary_layout;
+    const std::int64_t pairs = params.rotary_dim / 2;
+    const auto make = [&](std::int64_t rows, Tensor& cos, Tensor& sin) -> attend::RotaryView {
+      cos = random_tensor(computed(), {wanted_.N, 1, rows, pairs});
+      sin = random_tensor(computed(), {wanted_.N, 1, rows, pairs});
+      Tensor::for_each(cos.sizes(), [&](auto n, auto, auto i, auto k) {
+        const double angle = 3 * cos.get(n, 0, i, k);
+        cos.set(n, 0, i, k, std::cos(angle));
+        sin.set(n, 0, i, k, std::sin(angle));
+      });
+      return {cos.view().data, sin.view().data, {rows * pairs, pairs}};
+    };
+    params.query_rotary = make(wanted_.L, query_cos, query_sin);
+    params.key_rotary = make(wanted_.S, key_cos, key_sin);
+  }
   Tensor random_tensor(Element element, const Sizes& sizes) {
     Tensor tensor(element, sizes);
     tensor.fill([this] { return random_.normal(); });

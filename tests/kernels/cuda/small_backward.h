@@ -25,8 +25,8 @@ struct SmallBackwardOf : SmallCallOf<kType> {
   GlobalMemory memory;
   cuda::BackwardCall call;
 
-  SmallBackwardOf(int L, int S, bool is_causal, double dropout)
-      : Base(L, S, is_causal, dropout),
+  SmallBackwardOf(int L, int S, bool is_causal, double dropout, SmallRotary rotary = {})
+      : Base(L, S, is_causal, dropout, rotary),
         rounded_output(kHeads, L),
         computed_query(kHeads, L),
         computed_key(1, S),
@@ -52,6 +52,7 @@ struct SmallBackwardOf : SmallCallOf<kType> {
     query.add_to(memory, "query", /*is_output=*/false);
     key.add_to(memory, "key", /*is_output=*/false);
     value.add_to(memory, "value", /*is_output=*/false);
+    this->add_rotary_to(memory);
     output_gradient.add_to(memory, "gradient of output", /*is_output=*/false);
     rounded_output.add_to(memory, "output", /*is_output=*/false);
     memory.add_input(saved.data(), outputs.saved_bytes, "saved");

@@ -9,6 +9,7 @@
 #include <attend/detail/philox.h>
 #include <attend/kernels/attention_params.h>
 #include <attend/score/mask_mod.h>
+#include <attend/score/rotary_layout.h>
 #include <attend/score/score_mod.h>
 #include <attend/kernels/cuda/call.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
@@ -65,6 +66,12 @@ struct SmallRows {
 
 using Bfloat16Rows = SmallRows<NumberType::kBFloat16>;
 
+/// A rotary embedding. R = 0: none.
+struct SmallRotary {
+  int R = 0;
+  RotaryLayout layout = RotaryLayout::kHalfSplit;
+};
+
 /// Two heads of queries with one head of keys and values, and all results in float64.
 template <NumberType kType>
 struct SmallCallOf {
@@ -75,9 +82,10 @@ struct SmallCallOf {
   AttentionParams params;
   std::mt19937 generator{1};
   Rows query, key, value, output_gradient;
+  std::vector<float> query_cos, query_sin, key_cos, key_sin;  // (L, R/2) and (S, R/2)
   std::vector<double> output, log_sum_exp, query_gradient, key_gradient, value_gradient;
 
-  SmallCallOf(int L, int S, bool is_causal, double dropout)
+  SmallCallOf(int L, int S, bool is_causal, double dropout, SmallRotary rotary)
       : L(L),
         S(S),
         query(kHeads, L, generator),
@@ -95,7 +103,14 @@ struct SmallCallOf {
     params.window_right = is_causal ? 0 : -1;
     params.dropout = dropout;
     params.dropout_seed = 5;
+    if (rotary.R > 0) set_rotary(rotary);
     compute();
+  }
+
+  void add_rotary_to(GlobalMemory& memory) const {
+    for (const std::vector<float>* table : {&query_cos, &query_sin, &key_cos, &key_sin})
+      if (!table->empty())
+        memory.add_input(table->data(), static_cast<std::int64_t>(4 * table->size()), "rotary table");
   }
 
  private:
@@ -110,7 +125,65 @@ struct SmallCallOf {
     return block.words[j % 4] < std::llround(params.dropout * 4294967296.0) ? 0 : 1 / (1 - params.dropout);
   }
 
+  void set_rotary(SmallRotary rotary) {
+    params.rotary_dim = rotary.R;
+    params.rotary_layout = rotary.layout;
+    const auto fill = [&](int rows, std::vector<float>& cos, std::vector<float>& sin) -> RotaryView {
+      for (int i = 0; i < rows * rotary.R / 2; ++i) {
+        const float angle = std::normal_distribution<float>(0, 3)(generator);
+        cos.push_back(std::cos(angle));
+        sin.push_back(std::sin(angle));
+      }
+      return {cos.data(), sin.data(), {0, rotary.R / 2}};
+    };
+    params.query_rotary = fill(L, query_cos, query_sin);
+    params.key_rotary = fill(S, key_cos, key_sin);
+  }
+
+  /// Calls action(first, second, table): the places of each pair in (heads, rows, 64), and that of its angle.
+  template <class Action>
+  void for_each_pair(int heads, int rows, const Action& action) const {
+    const int pairs = static_cast<int>(params.rotary_dim / 2);
+    const bool is_split = params.rotary_layout == RotaryLayout::kHalfSplit;
+    for (int row = 0; row < heads * rows; ++row)
+      for (int k = 0; k < pairs; ++k)
+        action(static_cast<std::size_t>(row * kColumns + (is_split ? k : 2 * k)),
+               static_cast<std::size_t>(row * kColumns + (is_split ? k + pairs : 2 * k + 1)),
+               static_cast<std::size_t>(row % rows * pairs + k));
+  }
+
+  /// The numbers as the kernels multiply them: rotated in float32 and rounded.
+  std::vector<double> rotated(const Rows& given, int heads, int rows, const std::vector<float>& cos,
+                              const std::vector<float>& sin) const {
+    std::vector<double> numbers;
+    for (std::size_t i = 0; i < given.numbers.size(); ++i) numbers.push_back(given(i));
+    const auto round = [](float number) {
+      return static_cast<double>(cuda::detail::value_of<kType>(cuda::detail::stored_of<kType>(number)));
+    };
+    for_each_pair(heads, rows, [&](std::size_t first, std::size_t second, std::size_t table) {
+      const float a = static_cast<float>(numbers[first]), b = static_cast<float>(numbers[second]);
+      numbers[first] = round(a * cos[table] - b * sin[table]);
+      numbers[second] = round(b * cos[table] + a * sin[table]);
+    });
+    return numbers;
+  }
+  void rotate_back(std::vector<double>& gradient, int heads, int rows, const std::vector<float>& cos,
+                   const std::vector<float>& sin) const {
+    for_each_pair(heads, rows, [&](std::size_t first, std::size_t second, std::size_t table) {
+      const double a = gradient[first], b = gradient[second], c = static_cast<double>(cos[table]),
+                   s = static_cast<double>(sin[table]);
+      gradient[first] = a * c + b * s;
+      gradient[second] = b * c - a * s;
+    });
+  }
+
   void compute() {
+    const std::vector<double> queries = rotated(query, kHeads, L, query_cos, query_sin),
+                              keys = rotated(key, 1, S, key_cos, key_sin);
+    const auto q = [&](int head, int i, int d) {
+      return queries[static_cast<std::size_t>((head * L + i) * kColumns + d)];
+    };
+    const auto k = [&](int j, int d) { return keys[static_cast<std::size_t>(j * kColumns + d)]; };
     output.resize(static_cast<std::size_t>(kHeads * L * kColumns));
     log_sum_exp.resize(static_cast<std::size_t>(kHeads * L));
     query_gradient.resize(output.size());
@@ -124,7 +197,7 @@ struct SmallCallOf {
         double sum = 0;
         for (int j = 0; j < end; ++j) {
           double product = 0;
-          for (int d = 0; d < kColumns; ++d) product += query(head, i, d) * key(0, j, d);
+          for (int d = 0; d < kColumns; ++d) product += q(head, i, d) * k(j, d);
           sum += weights[static_cast<std::size_t>(j)] = std::exp(product * kScale);
         }
         log_sum_exp[row] = std::log(sum);
@@ -146,11 +219,13 @@ struct SmallCallOf {
           const auto at = static_cast<std::size_t>(j);
           const double gradient = kScale * weights[at] * (gradients[at] - delta);
           for (int d = 0; d < kColumns; ++d) {
-            query_gradient[row * kColumns + static_cast<std::size_t>(d)] += gradient * key(0, j, d);
-            key_gradient[at * kColumns + static_cast<std::size_t>(d)] += gradient * query(head, i, d);
+            query_gradient[row * kColumns + static_cast<std::size_t>(d)] += gradient * k(j, d);
+            key_gradient[at * kColumns + static_cast<std::size_t>(d)] += gradient * q(head, i, d);
           }
         }
       }
+    rotate_back(query_gradient, kHeads, L, query_cos, query_sin);
+    rotate_back(key_gradient, 1, S, key_cos, key_sin);
   }
 };
 

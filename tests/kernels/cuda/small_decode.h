@@ -16,7 +16,8 @@ namespace attend::test {
 struct SmallDecode : SmallForward {
   std::vector<float> partials;
 
-  SmallDecode(int L, int S, bool is_causal, double dropout) : SmallForward(L, S, is_causal, dropout) {
+  SmallDecode(int L, int S, bool is_causal, double dropout, SmallRotary rotary = {})
+      : SmallForward(L, S, is_causal, dropout, rotary) {
     call.splits = cuda::detail::decode_splits(call);
     partials.assign(static_cast<std::size_t>(kHeads * L * call.splits * (kColumns + 2)),
                     std::numeric_limits<float>::quiet_NaN());

@@ -26,13 +26,14 @@ struct SmallForwardOf : SmallCallOf<kType> {
   GlobalMemory memory;
   cuda::Call call;
 
-  SmallForwardOf(int L, int S, bool is_causal, double dropout)
-      : Base(L, S, is_causal, dropout),
+  SmallForwardOf(int L, int S, bool is_causal, double dropout, SmallRotary rotary = {})
+      : Base(L, S, is_causal, dropout, rotary),
         computed_output(kHeads, L),
         computed_log_sum_exp(log_sum_exp.size(), std::numeric_limits<float>::quiet_NaN()) {
     query.add_to(memory, "query", /*is_output=*/false);
     key.add_to(memory, "key", /*is_output=*/false);
     value.add_to(memory, "value", /*is_output=*/false);
+    this->add_rotary_to(memory);
     computed_output.add_to(memory, "output", /*is_output=*/true);
     memory.add_output(computed_log_sum_exp.data(), static_cast<std::int64_t>(4 * log_sum_exp.size()), "log_sum_exp");
     AttentionOutputs outputs;

@@ -4,9 +4,11 @@
 #include "memory.h"
 
 #include <attend/kernels/attention_params.h>
+#include <attend/score/rotary_layout.h>
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -20,6 +22,7 @@ namespace attend::test {
 struct CallMemory {
   AttentionParams params;
   Tensor query, key, value, mask, slopes, output_gradient, log_sum_exp_gradient;
+  Tensor query_cos, query_sin, key_cos, key_sin;  // of a rotary embedding: (N, 1, L or S, R/2)
 
   CallMemory() = default;
   // The views point into the tensors.
@@ -50,6 +53,7 @@ struct Wishes {
   std::optional<NumberType> dtype = {};
   std::vector<std::int64_t> widths = {};  ///< D and Dv; empty: any
   bool has_whole_rows = false;            ///< rows of neighbours, aligned to 16 bytes if the widths are multiples of 8
+  bool has_rotary = false;                ///< a rotary embedding
   bool is_decoding = false;               ///< few queries, many keys, and no packed batch
 };
 
@@ -79,6 +83,7 @@ struct Configuration : CallMemory {
     choose_mask();
     choose_packed();
     choose_key_lengths();
+    if (wishes_.has_rotary) choose_rotary();
     params.query = query.view();
     params.key = key.view();
     params.value = value.view();
@@ -96,6 +101,9 @@ struct Configuration : CallMemory {
            << p.value_dim << ", " << masks[static_cast<int>(p.mask_type)] << ", window " << p.window_left << " "
            << p.window_right << ", softcap " << p.softcap << ", dropout " << p.dropout << ", structs " << c.structs
            << ", threads " << c.threads;
+    if (p.rotary_dim > 0)
+      stream << ", rotary " << p.rotary_dim << " " << p.rotary_layout << ", table strides " << p.query_rotary.strides[0]
+             << " " << p.query_rotary.strides[1];
     if (p.scale) stream << ", scale " << *p.scale;
     if (p.alibi_slopes != nullptr) stream << ", ALiBi";
     for (const std::int32_t offset : c.query_offsets) stream << (offset == 0 ? ", queries at " : " ") << offset;
@@ -246,6 +254,30 @@ struct Configuration : CallMemory {
           random_.chance(70) ? random_.from_to(params.key_length / 2, params.key_length)
                              : random_.from_to(0, std::min<std::int64_t>(params.key_length, 20))));
     params.key_lengths = key_lengths.data();
+  }
+
+  void choose_rotary() {
+    const std::int64_t multiple = wishes_.has_whole_rows ? 16 : 2, most = params.head_dim / multiple;
+    if (most == 0) return;
+    params.rotary_dim = multiple * (random_.chance(50) ? most : random_.from_to(1, most));
+    params.rotary_layout = random_.one_of({RotaryLayout::kHalfSplit, RotaryLayout::kInterleaved});
+    const bool is_broadcast = random_.chance(50);
+    const auto make = [&](std::int64_t rows, Tensor& cos, Tensor& sin) -> RotaryView {
+      const Sizes padding{0, 0, 0, random_.chance(50) ? 0 : wishes_.has_whole_rows ? 4 : 3};
+      for (Tensor* table : {&cos, &sin}) {
+        *table = Tensor(computed(), {params.batch_size, 1, rows, params.rotary_dim / 2}, kByHead, padding, 1);
+        if (is_broadcast) table->broadcast(0);
+      }
+      Tensor::for_each(cos.sizes(), [&](auto n, auto, auto i, auto k) {
+        const double angle = 6.283185307179586 * random_.uniform();
+        cos.set(n, 0, i, k, std::cos(angle));
+        sin.set(n, 0, i, k, std::sin(angle));
+      });
+      const TensorView4d view = cos.view();
+      return {view.data, sin.view().data, {view.strides[0], view.strides[2]}};
+    };
+    params.query_rotary = make(params.query_length, query_cos, query_sin);
+    params.key_rotary = make(params.key_length, key_cos, key_sin);
   }
 
   std::array<int, 4> random_order() {

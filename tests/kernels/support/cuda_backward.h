@@ -132,6 +132,7 @@ class CudaBackward {
     for (const auto& [tensor, name] : std::vector<std::pair<Tensor*, std::string>>{
              {&query, "gradient of query"}, {&key, "gradient of key"}, {&value, "gradient of value"}})
       add_tensor(memory, *tensor, /*is_output=*/true, name);
+    add_rotary(memory, c_);
     add_input(memory, c_.query_offsets, "query_offsets");
     add_input(memory, c_.key_offsets, "key_offsets");
     add_input(memory, c_.key_lengths, "key_lengths");
@@ -164,9 +165,12 @@ class CudaBackward {
   }
 
   /// What the forward pass saves: exact numbers, or those of the dense formula in tf32. In tf32 the gradients are the
-  /// smaller difference of larger numbers, which must be rounded alike.
+  /// smaller difference of larger numbers, which must be rounded alike. For the same reason the numbers are those of
+  /// rounded queries and keys with a rotary embedding.
   void save(const cuda::Call& call, Tensor& output) const {
-    const Results results = is_tf32_ ? dense() : exact_;
+    const Results results = is_tf32_                   ? dense()
+                            : c_.params.rotary_dim > 0 ? Naive<double>(c_, structs_, /*rounds_rotated=*/true).results()
+                                                       : exact_;
     const std::vector<double>&numbers = results.at("output"), &log_sum_exp = results.at("log_sum_exp");
     std::size_t k = 0;
     Tensor rest(c_.number(), output.sizes());
@@ -194,8 +198,8 @@ class CudaBackward {
   Results exact_;
 };
 
-/// Compares configurations with the loop. float64: 1e-12; otherwise by the house rule. is_tf32: the dense formula of the
-/// house rule rounds the factors of its products to tf32.
+/// Compares configurations with the loop. float64: 1e-12; otherwise by the house rule. is_tf32: the dense formula of
+/// the house rule rounds the factors of its products to tf32.
 class BackwardComparison {
  public:
   explicit BackwardComparison(bool is_tf32) : is_tf32_(is_tf32) {}

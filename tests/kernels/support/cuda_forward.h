@@ -70,6 +70,7 @@ class CudaForwardRun {
     for (const auto& [tensor, name] : std::vector<std::pair<Tensor*, std::string>>{
              {&c_.query, "query"}, {&c_.key, "key"}, {&c_.value, "value"}, {&c_.mask, "mask"}, {&c_.slopes, "slopes"}})
       add_tensor(memory, *tensor, /*is_output=*/false, name);
+    add_rotary(memory, c_);
     add_input(memory, c_.query_offsets, "query_offsets");
     add_input(memory, c_.key_offsets, "key_offsets");
     add_input(memory, c_.key_lengths, "key_lengths");

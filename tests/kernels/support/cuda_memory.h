@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "kernels/support/configuration.h"
 #include "kernels/support/memory.h"
 #include "support/cuda_global_memory.h"
 
@@ -25,6 +26,15 @@ inline void add_tensor(GlobalMemory& memory, Tensor& tensor, bool is_output, con
                         size * (n * view.strides[0] + h * view.strides[1] + i * view.strides[2] + d * view.strides[3]);
     is_output ? memory.add_output(entry, bytes, name) : memory.add_input(entry, bytes, name);
   });
+}
+
+/// Allows kernels to read the tables of a rotary embedding.
+inline void add_rotary(GlobalMemory& memory, CallMemory& call) {
+  if (call.params.rotary_dim == 0) return;
+  add_tensor(memory, call.query_cos, /*is_output=*/false, "query_rotary.cos");
+  add_tensor(memory, call.query_sin, /*is_output=*/false, "query_rotary.sin");
+  add_tensor(memory, call.key_cos, /*is_output=*/false, "key_rotary.cos");
+  add_tensor(memory, call.key_sin, /*is_output=*/false, "key_rotary.sin");
 }
 
 /// Allows kernels to read numbers.

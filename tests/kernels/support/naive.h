@@ -28,8 +28,9 @@ enum class Rounding { kNone, kBFloat16, kFloat16, kTf32 };
 template <class V, Rounding kRounding = Rounding::kNone>
 class Naive {
  public:
+  /// rounds_rotated: rotated queries and keys are rounded to the dtype of the call, as kernels do.
   template <class Structs>  // as UserStructs
-  Naive(const CallMemory& c, const Structs& structs) {
+  Naive(const CallMemory& c, const Structs& structs, bool rounds_rotated = false) {
     const AttentionParams& p = c.params;
     const std::int64_t N = p.batch_size, H = p.num_heads, L = p.query_length, D = p.head_dim, Dv = p.value_dim;
     output = zeros(N * H * L * Dv);
@@ -41,9 +42,22 @@ class Naive {
         zeros(p.mask_type == MaskType::kAdded || p.mask_type == MaskType::kAddedBFloat16 ? c.mask_gradient_size() : 0);
     slopes = zeros(p.alibi_slopes == nullptr ? 0 : p.alibi_strides[0] == 0 ? H : N * H);
     for (const std::int64_t size : structs.tensor_sizes()) tensors.push_back(zeros(size));
+    queries = numbers_of(c.query);
+    keys = numbers_of(c.key);
+    if (p.rotary_dim > 0) {
+      rotate(queries, c.query.sizes(), p, c.query_cos, c.query_sin, 1);
+      rotate(keys, c.key.sizes(), p, c.key_cos, c.key_sin, 1);
+    }
+    if (rounds_rotated)
+      for (std::vector<V>* const numbers : {&queries, &keys})
+        for (V& number : *numbers) number = static_cast<V>(rounded(static_cast<double>(number), p.dtype));
     for (std::int64_t n = 0; n < N; ++n)
       for (std::int64_t h = 0; h < H; ++h)
         for (std::int64_t i = 0; i < L; ++i) row(c, structs, n, h, i);
+    if (p.rotary_dim > 0) {
+      rotate(query, c.query.sizes(), p, c.query_cos, c.query_sin, -1);
+      rotate(key, c.key.sizes(), p, c.key_cos, c.key_sin, -1);
+    }
   }
 
   Results results() const {
@@ -60,6 +74,33 @@ class Naive {
 
  private:
   static std::vector<V> zeros(std::int64_t size) { return std::vector<V>(static_cast<std::size_t>(size)); }
+  static std::vector<V> numbers_of(const Tensor& tensor) {
+    std::vector<V> numbers;
+    for (const double number : tensor.values()) numbers.push_back(static_cast<V>(number));
+    return numbers;
+  }
+  /// Rotates pairs of (N, H, rows, D) by the angles of their rows, or by the negative angles if `sign` is −1.
+  static void rotate(std::vector<V>& numbers, const Sizes& sizes, const AttentionParams& p, const Tensor& cos,
+                     const Tensor& sin, int sign) {
+    const std::int64_t pairs = p.rotary_dim / 2;
+    const bool is_split = p.rotary_layout == RotaryLayout::kHalfSplit;
+    Tensor::for_each({sizes[0], sizes[1], sizes[2], pairs}, [&](auto n, auto h, auto i, auto k) {
+      const std::int64_t first = ((n * sizes[1] + h) * sizes[2] + i) * sizes[3];
+      V& a = numbers[static_cast<std::size_t>(first + (is_split ? k : 2 * k))];
+      V& b = numbers[static_cast<std::size_t>(first + (is_split ? k + pairs : 2 * k + 1))];
+      const V c = static_cast<V>(cos.get(n, 0, i, k)), s = static_cast<V>(sign * sin.get(n, 0, i, k));
+      const V old_a = stored(a), old_b = stored(b);
+      a = stored(old_a * c - old_b * s);
+      b = stored(old_b * c + old_a * s);
+    });
+  }
+  static double rounded(double number, NumberType dtype) {
+    if (dtype == NumberType::kFloat64) return number;
+    const auto single = static_cast<float>(number);
+    return static_cast<double>(dtype == NumberType::kBFloat16  ? rounded_to_bfloat16(single)
+                               : dtype == NumberType::kFloat16 ? rounded_to_float16(single)
+                                                               : single);
+  }
   static V as_it_is(V number) { return number; }
   static std::vector<double> doubles(const std::vector<V>& given, V (*stored)(V) = as_it_is) {
     std::vector<double> result;
@@ -119,7 +160,8 @@ class Naive {
       if (!structs.allows(place)) continue;
       V sum = 0;
       for (std::int64_t d = 0; d < D; ++d)
-        sum += factor(static_cast<V>(c.query.get(n, h, i, d))) * factor(static_cast<V>(c.key.get(n, g, j, d)));
+        sum += factor(at(queries, ((n * H + h) * L + i) * D + d)) *
+               factor(at(keys, ((n * G + g) * p.key_length + j) * D + d));
       Score score{j, stored(scale * stored(sum)), 1, 0, {}};
       if (p.softcap > 0) {
         const V cap = static_cast<V>(p.softcap), tangent = stored(std::tanh(stored(score.value / cap)));
@@ -188,14 +230,15 @@ class Naive {
       if (!slopes.empty())
         at(slopes, (p.alibi_strides[0] == 0 ? 0 : n * H) + h) -= static_cast<V>(score.distance) * gradient;
       gradient = factor(stored(stored(gradient * score.softcap_slope) * scale));
+      const std::int64_t key_row = ((n * G + g) * p.key_length + score.key) * D;
       for (std::int64_t d = 0; d < D; ++d) {
-        at(query, query_row + d) += gradient * factor(static_cast<V>(c.key.get(n, g, score.key, d)));
-        at(key, ((n * G + g) * p.key_length + score.key) * D + d) +=
-            gradient * factor(static_cast<V>(c.query.get(n, h, i, d)));
+        at(query, query_row + d) += gradient * factor(at(keys, key_row + d));
+        at(key, key_row + d) += gradient * factor(at(queries, query_row + d));
       }
     }
   }
 
+  std::vector<V> queries, keys;  // rotated
   std::vector<V> output, log_sum_exp, query, key, value, mask, slopes;
   std::vector<std::vector<V>> tensors;
 };

@@ -42,6 +42,7 @@
 #include <attend/kernels/cuda/backward_tile.cuh>
 #include <attend/kernels/cuda/dropout.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
+#include <attend/kernels/cuda/rotate.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
 #include <attend/kernels/cuda/scores.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
@@ -64,12 +65,7 @@ class KeyGradients {
   static constexpr int kSharedBytes = Shape::kSharedBytes + 2 * kRowsBytes;
 
   ATTEND_HOST_DEVICE KeyGradients(const BackwardCall& call, const Score& score, const Mask& mask, const Tile& tile)
-      : call_(call),
-        forward_(call.forward),
-        score_(score),
-        mask_(mask),
-        tile_(tile),
-        first_(tile.rows.begin & ~3) {}
+      : call_(call), forward_(call.forward), score_(score), mask_(mask), tile_(tile), first_(tile.rows.begin & ~3) {}
 
   ATTEND_HOST_DEVICE void run() {
     const Sequence& sequence = tile_.sequence;
@@ -78,15 +74,17 @@ class KeyGradients {
       copy_rows<Shape::kThreads>(forward_.key, sequence.batch, tile_.head, first_, sequence.keys, forward_.head_dim,
                                  Shape::own(0));
       if constexpr (kHasKeys)
-        copy_rows<Shape::kThreads>(forward_.value, sequence.batch, tile_.head, first_, sequence.keys, forward_.value_dim,
-                                   Shape::own(1));
+        copy_rows<Shape::kThreads>(forward_.value, sequence.batch, tile_.head, first_, sequence.keys,
+                                   forward_.value_dim, Shape::own(1));
       copy(step, 0);
     }
     copy_async_commit();
+    if (rotates<kType>(forward_) && step.head < forward_.group) rotate_keys();
     bool is_first = true;
     for (int buffer = 0; step.head < forward_.group; buffer ^= 1) {
       copy_async_wait<0>();
       finish_copies(buffer, is_first);
+      if (rotates<kType>(forward_)) rotate_queries(step, buffer);
       barrier();  // the tiles are there, and nobody reads the other buffer any more
       if (is_first) {
         keys_.keep(Shape::own(0));
@@ -101,12 +99,17 @@ class KeyGradients {
     }
     copy_async_wait<0>();
     const KeyRange written = written_keys(forward_, keys(), Shape::kRows);
-    if constexpr (kHasKeys)
-      store_rows<kType, Shape>(call_.key_gradient, sequence.batch, tile_.head, first_, written, forward_.head_dim,
-                               static_cast<float>(forward_.scale), key_sums_);
     if constexpr (kHasValues)
       store_rows<kType, Shape>(call_.value_gradient, sequence.batch, tile_.head, first_, written, forward_.value_dim,
                                1.0f, value_sums_);
+    if constexpr (kHasKeys) {
+      if (rotates<kType>(forward_))
+        store_rows_rotated_back<kType, Shape>(forward_, forward_.key_rotary, call_.key_gradient, sequence.batch,
+                                              tile_.head, first_, written, key_sums_);
+      else
+        store_rows<kType, Shape>(call_.key_gradient, sequence.batch, tile_.head, first_, written, forward_.head_dim,
+                                 static_cast<float>(forward_.scale), key_sums_);
+    }
   }
 
  private:
@@ -159,6 +162,19 @@ class KeyGradients {
     if (i >= Shape::kStep) return;
     const auto* const row = static_cast<const TensorRow*>(call_.rows) + forward_.row(sequence.batch, head, query);
     copy_async_16(rows(buffer).sub(i, 1), row, query < sequence.queries.end);
+  }
+
+  ATTEND_HOST_DEVICE void rotate_keys() const {
+    const Sequence& sequence = tile_.sequence;
+    copy_async_wait<0>();
+    rotate_rows<kType, Shape::kThreads>(forward_, forward_.key_rotary, sequence.batch, first_, sequence.keys,
+                                        Shape::own(0));
+  }
+
+  ATTEND_HOST_DEVICE void rotate_queries(const Step& step, int buffer) const {
+    const Sequence& sequence = tile_.sequence;
+    rotate_rows<kType, Shape::kThreads>(forward_, forward_.query_rotary, sequence.batch, step.query, sequence.queries,
+                                        Shape::step(buffer, 0));
   }
 
   /// Makes the numbers that have arrived operands of mma.

@@ -13,6 +13,7 @@
 #include <attend/kernels/cuda/every_kernel.cuh>
 #include <attend/kernels/cuda/forward_plan.cuh>
 #include <attend/kernels/cuda/plain_backward.cuh>
+#include <attend/kernels/cuda/rotate.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
 #include <attend/kernels/cuda/sums.cuh>
 #include <attend/kernels/cuda/tensor_core_sums.cuh>

@@ -33,6 +33,7 @@
 #include <attend/kernels/cuda/backward_tile.cuh>
 #include <attend/kernels/cuda/dropout.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
+#include <attend/kernels/cuda/rotate.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
 #include <attend/kernels/cuda/scores.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
@@ -64,6 +65,7 @@ class QueryGradients {
       copy(step, 0);
     }
     copy_async_commit();
+    if (rotates<kType>(forward_) && step.key < range_.end) rotate_queries();
     ATTEND_UNROLL
     for (int half = 0; half < 2; ++half) {
       const std::int32_t i = query(half);
@@ -76,6 +78,7 @@ class QueryGradients {
     for (int buffer = 0; step.key < range_.end; buffer ^= 1) {
       copy_async_wait<0>();
       finish_copies(buffer, is_first);
+      if (rotates<kType>(forward_)) rotate_keys(step, buffer);
       barrier();  // the tiles are there, and nobody reads the other buffer any more
       if (is_first) {
         queries_.keep(Shape::own(0));
@@ -89,8 +92,12 @@ class QueryGradients {
       step = after;
     }
     copy_async_wait<0>();
-    store_rows<kType, Shape>(call_.query_gradient, sequence.batch, scores_.head(), rows_.begin, rows_,
-                             forward_.head_dim, static_cast<float>(forward_.scale), sums_);
+    if (rotates<kType>(forward_))
+      store_rows_rotated_back<kType, Shape>(forward_, forward_.query_rotary, call_.query_gradient, sequence.batch,
+                                            scores_.head(), rows_.begin, rows_, sums_);
+    else
+      store_rows<kType, Shape>(call_.query_gradient, sequence.batch, scores_.head(), rows_.begin, rows_,
+                               forward_.head_dim, static_cast<float>(forward_.scale), sums_);
   }
 
  private:
@@ -121,6 +128,18 @@ class QueryGradients {
                                Shape::step(buffer, 0));
     copy_rows<Shape::kThreads>(forward_.value, sequence.batch, head, step.key, sequence.keys, forward_.value_dim,
                                Shape::step(buffer, 1));
+  }
+
+  ATTEND_HOST_DEVICE void rotate_queries() const {
+    copy_async_wait<0>();
+    rotate_rows<kType, Shape::kThreads>(forward_, forward_.query_rotary, scores_.sequence().batch, rows_.begin, rows_,
+                                        Shape::own(0));
+  }
+
+  ATTEND_HOST_DEVICE void rotate_keys(const Step& step, int buffer) const {
+    const Sequence& sequence = scores_.sequence();
+    rotate_rows<kType, Shape::kThreads>(forward_, forward_.key_rotary, sequence.batch, step.key, sequence.keys,
+                                        Shape::step(buffer, 0));
   }
 
   /// Makes the numbers that have arrived operands of mma.

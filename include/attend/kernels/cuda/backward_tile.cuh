@@ -13,6 +13,7 @@
 #include <attend/kernels/cuda/number.cuh>
 #include <attend/kernels/cuda/operands.cuh>
 #include <attend/kernels/cuda/results.cuh>
+#include <attend/kernels/cuda/rotate.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
 #include <attend/kernels/cuda/scores.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
@@ -142,6 +143,44 @@ ATTEND_HOST_DEVICE void store_rows(const TensorView4d& tensor, std::int32_t batc
         numbers[j] = factor * sums[sum / 4][sum % 4];
       }
       store_run<kType>(row + column, numbers);
+    }
+  }
+}
+
+/// The same for the gradient of queries or keys, rotated back. All warps of the block call it, and the tiles are not
+/// needed any more: the numbers of a pair are in different registers, and they meet in the memory of the tiles.
+template <NumberType kType, class Shape>
+ATTEND_HOST_DEVICE void store_rows_rotated_back(const Call& call, const RotaryView& tables, const TensorView4d& tensor,
+                                                std::int32_t batch, std::int32_t head, std::int32_t first,
+                                                const KeyRange& rows, const float (&sums)[Shape::kOutputs][4]) {
+  constexpr int kColumns = 8 * Shape::kOutputs, kNumbers = 16 * kColumns;  // of a warp
+  static_assert(Shape::kWarps * kNumbers * static_cast<int>(sizeof(float)) <= Shape::kSharedBytes);
+  const Shared<float> numbers =
+      shared_memory<float>(warp_index() * kNumbers * static_cast<int>(sizeof(float)), kNumbers);
+  const int lane = lane_index();
+  barrier();  // other warps may still read the tiles
+  ATTEND_UNROLL
+  for (int n = 0; n < Shape::kOutputs; ++n) {
+    ATTEND_UNROLL
+    for (int i = 0; i < 4; ++i)
+      numbers.store((i / 2 * 8 + lane / 4) * kColumns + n * 8 + lane % 4 * 2 + i % 2, sums[n][i]);
+  }
+  warp_barrier();
+  const RotaryRows<float> rotary(call, tables, batch);
+  const float scale = static_cast<float>(call.scale);
+  ATTEND_NO_UNROLL
+  for (int row = 0; row < 16; ++row) {
+    const std::int32_t i = first + warp_index() * 16 + row;
+    const bool is_written = i >= rows.begin && i < rows.end;
+    if (!is_written) continue;
+    const std::int64_t place = row_place(tensor.strides, batch, head, i);
+    ATTEND_NO_UNROLL
+    for (int pair = lane; pair < call.head_dim / 2; pair += kWarpSize) {
+      const int a = rotary.first_column(pair), b = rotary.second_column(pair);
+      const Pair<float> rotated{scale * numbers.load(row * kColumns + a), scale * numbers.load(row * kColumns + b)};
+      const Pair<float> back = rotary.rotated_back(rotated, i, pair);
+      store_number<kType>(tensor.data, place + a, back.first);
+      store_number<kType>(tensor.data, place + b, back.second);
     }
   }
 }

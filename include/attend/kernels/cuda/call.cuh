@@ -5,6 +5,7 @@
 #include <attend/kernels/attention_params.h>
 #include <attend/kernels/check_params.h>
 #include <attend/macros.h>
+#include <attend/score/rotary_layout.h>
 #include <attend/version.h>
 
 #include <cmath>
@@ -30,6 +31,10 @@ struct Call {
       value_dim;            ///< Dv
 
   ConstTensorView4d query, key, value;  ///< as in AttentionParams
+
+  std::int32_t rotary_dim;              ///< 0: none
+  RotaryLayout rotary_layout;           ///< as in AttentionParams
+  RotaryView query_rotary, key_rotary;  ///< as in AttentionParams
 
   double scale;    ///< the factor of q·k
   double softcap;  ///< 0: none
@@ -70,6 +75,8 @@ struct Call {
 
   /// Whether dropout changes the weights.
   ATTEND_HOST_DEVICE bool has_dropout() const { return dropout_threshold > 0; }
+  /// Whether queries and keys are rotated when they are loaded.
+  ATTEND_HOST_DEVICE bool has_rotary() const { return rotary_dim > 0; }
   /// The index of row (n, h, i) in a contiguous tensor (N, H, L).
   ATTEND_HOST_DEVICE std::int64_t row(std::int32_t n, std::int32_t h, std::int32_t i) const {
     return (static_cast<std::int64_t>(n) * heads + h) * queries + i;
@@ -131,6 +138,10 @@ inline Call call_of(const AttentionParams& params, const AttentionOutputs& outpu
   call.query = p.query;
   call.key = p.key;
   call.value = p.value;
+  call.rotary_dim = narrow(p.rotary_dim);
+  call.rotary_layout = p.rotary_layout;
+  call.query_rotary = p.query_rotary;
+  call.key_rotary = p.key_rotary;
   call.scale = p.scale ? *p.scale : 1 / std::sqrt(static_cast<double>(p.head_dim));
   call.softcap = p.softcap;
   call.alibi_slopes = p.alibi_slopes;

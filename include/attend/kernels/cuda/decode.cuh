@@ -40,6 +40,7 @@
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/number.cuh>
 #include <attend/kernels/cuda/operands.cuh>
+#include <attend/kernels/cuda/rotate.cuh>
 #include <attend/kernels/cuda/scores.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
 #include <attend/kernels/cuda/softmax.cuh>
@@ -97,10 +98,12 @@ class DecodeWarp {
     copy_queries();
     if (key < range_.end) copy_keys_and_values(key, 0);
     copy_async_commit();
+    if (kHasOptions && rotates<kType>(call_)) rotate_queries();
     bool is_first = true;
     for (int buffer = 0; key < range_.end; buffer ^= 1) {
       copy_async_wait<0>();
       finish_copies(buffer, is_first);
+      if (kHasOptions && rotates<kType>(call_)) rotate_keys(key, buffer);
       warp_barrier();  // the tile is there, and no lane reads the other buffer any more
       if (is_first) load_queries();
       is_first = false;
@@ -195,6 +198,18 @@ class DecodeWarp {
                                         const Tile& to) const {
     detail::copy_key_rows<kWarpSize, kHasOptions>(call_, tensor, sequence_.batch, kv_head_, first, sequence_.keys,
                                                   columns, to);
+  }
+
+  ATTEND_HOST_DEVICE void rotate_queries() const {
+    copy_async_wait<0>();
+    rotate_tile<kType, kWarpSize>(call_, call_.query_rotary, sequence_.batch, queries(), [&](int r) {
+      const std::int32_t row = first_row_ + r;
+      return row < decode_rows(call_) ? row % call_.queries : -1;
+    });
+  }
+
+  ATTEND_HOST_DEVICE void rotate_keys(std::int32_t first, int buffer) const {
+    rotate_rows<kType, kWarpSize>(call_, call_.key_rotary, sequence_.batch, first, sequence_.keys, keys(buffer));
   }
 
   /// Makes the numbers that have arrived operands of mma.

@@ -87,6 +87,18 @@ inline bool has_aligned_rows(const ConstTensorView4d& tensor, NumberType type) {
   return is_aligned;
 }
 
+/// Why the kernels on tensor cores cannot rotate queries and keys; null if they can, or need not.
+inline const char* why_not_rotated(const Call& call) {
+  if (!call.has_rotary()) return nullptr;
+  if (call.dtype == NumberType::kFloat32) return "float32 is not rotated on tensor cores";
+  if (call.rotary_dim % 16 != 0) return "rotary_dim is not a multiple of 16";
+  for (const RotaryView& tables : {call.query_rotary, call.key_rotary})
+    for (const void* const table : {tables.cos, tables.sin})
+      if (reinterpret_cast<std::uintptr_t>(table) % 16 != 0 || tables.strides[0] % 4 != 0 || tables.strides[1] % 4 != 0)
+        return "the tables of the rotary embedding have rows that are not aligned to 16 bytes";
+  return nullptr;
+}
+
 /// Why a call uses no tensor cores, or null. `tensors` are those that its kernels copy or write by rows.
 template <class Kernels>
 const char* why_no_tensor_cores(const Call& call, std::initializer_list<ConstTensorView4d> tensors) {
@@ -103,7 +115,7 @@ const char* why_no_tensor_cores(const Call& call, std::initializer_list<ConstTen
   for (const ConstTensorView4d& tensor : tensors)
     if (!has_aligned_rows(tensor, call.dtype))
       return "a tensor has columns that are not neighbours, or rows that are not aligned to 16 bytes";
-  return nullptr;
+  return why_not_rotated(call);
 }
 
 }  // namespace detail

@@ -9,6 +9,7 @@
 //   scale, options and score_mod; masks, unless all of them allow the whole tile
 //   an online softmax in powers of 2; dropout
 //   output (16, Dv) += weights (16, keys) · values, with weights rounded to the type of the tensors
+// With a rotary embedding, a warp rotates the rows that it has copied, before the barrier (rotate.cuh).
 // There are two buffers of keys and values. The next tile is copied (cp.async) while this one is computed, and each
 // tile takes one barrier. A weight is rounded before it is divided by the sum; log-sum-exp and sums are of float32
 // weights.
@@ -21,10 +22,10 @@
 // | ------------------------ | ------ | ------ | ------ | ------ | ------ | ------ |
 // | queries · keys of a tile | 128·64 | 128·64 |  64·64 |  64·64 |  64·32 |  64·32 |
 // | shared memory, KiB       |     24 |     48 |     60 |     80 |     72 |     96 |
-// | registers                |    180 |    235 |    168 |    195 |    218 |    247 |
+// | registers                |    186 |    237 |    172 |    201 |    222 |    245 |
 // | with options: tile       |  64·64 |  64·64 |  64·64 |  64·32 |  64·32 |  64·32 |
 // | with options: KiB        |     20 |     40 |     60 |     48 |     72 |     96 |
-// | with options: registers  |    223 |    236 |    246 |    204 |    236 |    255 |
+// | with options: registers  |    223 |    238 |    246 |    202 |    236 |    255 |
 //
 // The loop for width 64 has, for each warp and tile: 128 mma, 40 ldmatrix, 8 cp.async, 68 ex2, and about 64 each of
 // fma, add, max and the product of the rescaling, besides 32 packs. On an A100 a scheduler gives the mma 128 · 8 =
@@ -47,6 +48,7 @@
 #include <attend/kernels/cuda/operands.cuh>
 #include <attend/kernels/cuda/plain_forward.cuh>
 #include <attend/kernels/cuda/results.cuh>
+#include <attend/kernels/cuda/rotate.cuh>
 #include <attend/kernels/cuda/scores.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
 #include <attend/kernels/cuda/softmax.cuh>
@@ -107,11 +109,13 @@ class ForwardTile {
     copy_queries();
     if (tile.key < range_.end) copy_keys_and_values(tile.key, 0);
     copy_async_commit();
+    if (rotates<kType>(call_)) rotate_queries();
     bool is_first = true;
     for (int buffer = 0; tile.key < range_.end; buffer ^= 1) {
       copy_async_wait<0>();
       finish_copies(buffer, is_first);
       is_first = false;
+      if (rotates<kType>(call_)) rotate_keys(tile.key, buffer);
       barrier();  // the tile is there, and nobody reads the other buffer any more
       const KeyTile next = next_tile(tile.key + kKeys);
       if (next.key < range_.end) copy_keys_and_values(next.key, buffer ^ 1);
@@ -163,6 +167,18 @@ class ForwardTile {
     const Sequence& sequence = scores_.sequence();
     detail::copy_key_rows<Shape::kThreads, kHasOptions>(call_, tensor, sequence.batch, scores_.head() / call_.group,
                                                         first, sequence.keys, columns, to);
+  }
+
+  ATTEND_HOST_DEVICE void rotate_queries() const {
+    const Sequence& sequence = scores_.sequence();
+    copy_async_wait<0>();
+    rotate_rows<kType, Shape::kThreads>(call_, call_.query_rotary, sequence.batch, first_query_, sequence.queries,
+                                        queries());
+  }
+
+  ATTEND_HOST_DEVICE void rotate_keys(std::int32_t first, int buffer) const {
+    const Sequence& sequence = scores_.sequence();
+    rotate_rows<kType, Shape::kThreads>(call_, call_.key_rotary, sequence.batch, first, sequence.keys, keys(buffer));
   }
 
   /// Makes the numbers that have arrived operands of mma.
@@ -327,7 +343,8 @@ class ForwardTile {
 ///
 /// @tparam kType kFloat16 or kBFloat16, or kFloat32, whose numbers are rounded to tf32 for products.
 /// @tparam kWidth At least head_dim and value_dim.
-/// @tparam kHasOptions Whether the call may have softcap, alibi_slopes, attn_mask, dropout or block_table.
+/// @tparam kHasOptions Whether the call may have softcap, alibi_slopes, attn_mask, dropout or block_table. In
+/// decode_block() also a rotary embedding, so that other calls have more registers.
 template <NumberType kType, int kWidth, bool kHasOptions, class Score, class Mask>
 ATTEND_HOST_DEVICE void forward_block(const Call& call, const Score& score, const Mask& mask) {
   using namespace detail;

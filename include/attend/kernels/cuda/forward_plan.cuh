@@ -128,8 +128,8 @@ void launch_decode(const Call& call, void* workspace, const Launch& launch) {
   Call own = call;
   own.partials = static_cast<float*>(workspace);
   own.splits = decode_splits(call);
-  has_options(call) ? launch_checked(Decode<kType, kWidth, true>(), own, launch)
-                    : launch_checked(Decode<kType, kWidth, false>(), own, launch);
+  has_options(call) || call.has_rotary() ? launch_checked(Decode<kType, kWidth, true>(), own, launch)
+                                         : launch_checked(Decode<kType, kWidth, false>(), own, launch);
   launch_checked(Combine<kType>(), own, launch);
 }
 

@@ -148,12 +148,16 @@ struct PlainKeys {
             tile.weights(), {forward.dtype, call.output_gradient, batch, head, queries, forward.value_dim}, column,
             value_sums);
         tile.template add</*kIsTransposed=*/true>(
-            tile.gradients(), {forward.dtype, forward.query, batch, head, queries, forward.head_dim}, column, key_sums);
+            tile.gradients(), {forward, forward.query, forward.query_rotary, batch, head, queries}, column, key_sums);
       });
     }
     const KeyRange rows = detail::written_keys(forward, work.rows, Tile::kRows);
-    tile.store(forward.dtype, call.key_gradient, batch, work.head, rows, column, forward.head_dim,
-               static_cast<T>(forward.scale), key_sums);
+    if (forward.has_rotary())
+      tile.store_rotated_back(forward, forward.key_rotary, call.key_gradient, batch, work.head, rows, column,
+                              static_cast<T>(forward.scale), key_sums);
+    else
+      tile.store(forward.dtype, call.key_gradient, batch, work.head, rows, column, forward.head_dim,
+                 static_cast<T>(forward.scale), key_sums);
     tile.store(forward.dtype, call.value_gradient, batch, work.head, rows, column, forward.value_dim, T(1), value_sums);
   }
 
@@ -191,11 +195,15 @@ struct PlainQueries {
         tile.gradients().store(tile.place(k), one.gradient * one.derived.mod_slope * one.derived.option_slope);
       }
       tile.template add</*kIsTransposed=*/false>(
-          tile.gradients(), {forward.dtype, forward.key, batch, work.head / forward.group, keys, forward.head_dim},
-          column, sums);
+          tile.gradients(), {forward, forward.key, forward.key_rotary, batch, work.head / forward.group, keys}, column,
+          sums);
     });
-    tile.store(forward.dtype, call.query_gradient, batch, work.head, work.rows, column, forward.head_dim,
-               static_cast<T>(forward.scale), sums);
+    if (forward.has_rotary())
+      tile.store_rotated_back(forward, forward.query_rotary, call.query_gradient, batch, work.head, work.rows, column,
+                              static_cast<T>(forward.scale), sums);
+    else
+      tile.store(forward.dtype, call.query_gradient, batch, work.head, work.rows, column, forward.head_dim,
+                 static_cast<T>(forward.scale), sums);
   }
 
  private:

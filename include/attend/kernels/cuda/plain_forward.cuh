@@ -10,6 +10,8 @@
 //   output (4, 256) += weights (4, 32) · values (32, 256): each lane has 8 columns of the values, 32 apart
 // More than 256 columns are computed 256 at a time, each time with the scores anew.
 //
+// With a rotary embedding, each pair is rotated where it is loaded (rotate.cuh).
+//
 // A weight of 0 is not multiplied: a masked key may hold NaN.
 //
 // The block uses no shared memory. A thread has (sm_80) 200 registers for float32, 255 for float64 and 216 for the
@@ -26,6 +28,7 @@
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/number.cuh>
 #include <attend/kernels/cuda/results.cuh>
+#include <attend/kernels/cuda/rotate.cuh>
 #include <attend/kernels/cuda/scores.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
 #include <attend/kernels/cuda/warp.cuh>
@@ -120,11 +123,40 @@ class PlainRows {
       products[r] = 0;
     }
     const std::int64_t key_row = key_place(call_, call_.key, sequence.batch, kv_head_, key);
-    for (std::int32_t d = 0; d < call_.head_dim; ++d) {
+    if (call_.has_rotary()) multiply_rotated(key, key_row, query, products);
+    for (std::int32_t d = call_.rotary_dim; d < call_.head_dim; ++d) {
       const T k = load_number<kType>(call_.key.data, key_row + d * call_.key.strides[3]);
       ATTEND_UNROLL
       for (int r = 0; r < kRows; ++r)
         products[r] += load_number<kType>(call_.query.data, query[r] + d * call_.query.strides[3]) * k;
+    }
+  }
+
+  /// products[r] += q · k in the columns that are rotated.
+  ATTEND_HOST_DEVICE void multiply_rotated(std::int32_t key, std::int64_t key_row, const std::int64_t (&query)[kRows],
+                                           T (&products)[kRows]) const {
+    const std::int32_t batch = scores_.sequence().batch;
+    const RotaryRows<T> of_queries(call_, call_.query_rotary, batch), of_keys(call_, call_.key_rotary, batch);
+    for (std::int32_t pair = 0; pair < of_keys.pairs(); ++pair) {
+      const std::int32_t first = of_keys.first_column(pair), second = of_keys.second_column(pair);
+      const auto load = [&](const ConstTensorView4d& tensor, std::int64_t row, const RotaryRows<T>& tables,
+                            std::int32_t i) {
+        Pair<T> numbers;
+        numbers.first = load_number<kType>(tensor.data, row + first * tensor.strides[3]);
+        numbers.second = load_number<kType>(tensor.data, row + second * tensor.strides[3]);
+        numbers = tables.rotated(numbers, i, pair);
+        numbers.first = value_of<kType>(stored_of<kType>(numbers.first));
+        numbers.second = value_of<kType>(stored_of<kType>(numbers.second));
+        return numbers;
+      };
+      const Pair<T> k = load(call_.key, key_row, of_keys, key);
+      ATTEND_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const std::int32_t i = rows_.begin + r;
+        const Pair<T> q = load(call_.query, query[r], of_queries, i < rows_.end ? i : rows_.end - 1);
+        products[r] += q.first * k.first;
+        products[r] += q.second * k.second;
+      }
     }
   }
 

@@ -19,6 +19,7 @@
 #include <attend/kernels/cuda/backward_call.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/number.cuh>
+#include <attend/kernels/cuda/rotate.cuh>
 #include <attend/kernels/cuda/scores.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
 
@@ -51,6 +52,19 @@ ATTEND_HOST_DEVICE void store_number(NumberType type, void* data, std::int64_t i
   }
 }
 
+/// The value of a number in memory that is nearest to `value`.
+template <class T>
+ATTEND_HOST_DEVICE T rounded(NumberType type, T value) {
+  if constexpr (std::is_same_v<T, double>) {
+    return value;
+  } else {
+    constexpr NumberType kBFloat16 = NumberType::kBFloat16, kFloat16 = NumberType::kFloat16;
+    if (type == NumberType::kFloat32) return value;
+    return type == kBFloat16 ? value_of<kBFloat16>(stored_of<kBFloat16>(value))
+                             : value_of<kFloat16>(stored_of<kFloat16>(value));
+  }
+}
+
 /// Some rows of one head of a tensor.
 template <class T>
 struct HeadRows {
@@ -58,6 +72,10 @@ struct HeadRows {
   const void* data;
   std::int64_t first, row_stride, column_stride;
   int rows, columns;
+  // With a rotary embedding, load() takes columns in the order of the pairs: columns 2p and 2p + 1 are pair p, rotated.
+  const Call* rotated_call = nullptr;
+  const RotaryView* tables = nullptr;
+  std::int32_t own_batch = 0, first_row = 0;
 
   ATTEND_HOST_DEVICE HeadRows(NumberType number_type, const ConstTensorView4d& tensor, std::int32_t batch,
                               std::int32_t head, const KeyRange& range, std::int32_t width)
@@ -69,10 +87,35 @@ struct HeadRows {
         rows(range.end - range.begin),
         columns(width) {}
 
+  /// Queries or keys, rotated if the call has a rotary embedding.
+  ATTEND_HOST_DEVICE HeadRows(const Call& call, const ConstTensorView4d& tensor, const RotaryView& rotary,
+                              std::int32_t batch, std::int32_t head, const KeyRange& range)
+      : HeadRows(call.dtype, tensor, batch, head, range, call.head_dim) {
+    rotated_call = &call;
+    tables = &rotary;
+    own_batch = batch;
+    first_row = range.begin;
+  }
+
   /// The number, or 0 outside of the rows and columns.
   ATTEND_HOST_DEVICE T load(int row, int column) const {
     if (row >= rows || column >= columns) return T(0);
+    if (rotated_call != nullptr && column < rotated_call->rotary_dim) return load_rotated(row, column);
+    return load_in_memory(row, column);
+  }
+
+ private:
+  ATTEND_HOST_DEVICE T load_in_memory(int row, int column) const {
     return load_number<T>(type, data, first + row * row_stride + column * column_stride);
+  }
+  ATTEND_HOST_DEVICE T load_rotated(int row, int column) const {
+    const RotaryRows<T> rotary(*rotated_call, *tables, own_batch);
+    const int pair = column / 2;
+    Pair<T> numbers;
+    numbers.first = load_in_memory(row, rotary.first_column(pair));
+    numbers.second = load_in_memory(row, rotary.second_column(pair));
+    numbers = rotary.rotated(numbers, first_row + row, pair);
+    return rounded(type, column % 2 == 0 ? numbers.first : numbers.second);
   }
 };
 
@@ -169,6 +212,31 @@ class PlainTile {
     }
   }
 
+  /// The same for the gradient of queries or keys, rotated back. first_column and `columns` count as HeadRows::load()
+  /// does, so that the two numbers of a pair are in neighbouring lanes.
+  ATTEND_HOST_DEVICE void store_rotated_back(const Call& call, const RotaryView& tables, const TensorView4d& tensor,
+                                             std::int32_t batch, std::int32_t head, const KeyRange& rows,
+                                             int first_column, T factor, const T (&sums)[kOutputs]) const {
+    const RotaryRows<T> rotary(call, tables, batch);
+    const bool is_second = x_ % 2 != 0;
+    ATTEND_UNROLL
+    for (int a = 0; a < kEach; ++a) {
+      ATTEND_UNROLL
+      for (int b = 0; b < kColumns / 8; ++b) {
+        const T own = factor * sums[a * (kColumns / 8) + b], other = shuffle_xor(own, 1);
+        const int i = rows.begin + row(a), c = first_column + column(b);
+        if (i >= rows.end || c >= call.head_dim) continue;
+        Pair<T> numbers;
+        numbers.first = is_second ? other : own;
+        numbers.second = is_second ? own : other;
+        numbers = rotary.rotated_back(numbers, i, c / 2);
+        const int place = is_second ? rotary.second_column(c / 2) : rotary.first_column(c / 2);
+        store_number<T>(call.dtype, tensor.data, row_place(tensor.strides, batch, head, i) + place * tensor.strides[3],
+                        is_second ? numbers.second : numbers.first);
+      }
+    }
+  }
+
  private:
   Shared<T> chunks_, weights_, gradients_;
   int y_, x_;
@@ -194,8 +262,8 @@ class PlainScores {
       : tile_(tile), call_(call), scores_(scores), queries_(queries), keys_(keys) {
     const Call& forward = call.forward;
     const std::int32_t batch = scores.sequence().batch, head = scores.head(), kv_head = head / forward.group;
-    tile.multiply({forward.dtype, forward.query, batch, head, queries, forward.head_dim},
-                  {forward.dtype, forward.key, batch, kv_head, keys, forward.head_dim}, tile.weights());
+    tile.multiply({forward, forward.query, forward.query_rotary, batch, head, queries},
+                  {forward, forward.key, forward.key_rotary, batch, kv_head, keys}, tile.weights());
     tile.multiply({forward.dtype, call.output_gradient, batch, head, queries, forward.value_dim},
                   {forward.dtype, forward.value, batch, kv_head, keys, forward.value_dim}, tile.gradients());
   }

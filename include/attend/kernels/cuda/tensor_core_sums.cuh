@@ -31,6 +31,7 @@
 #include <attend/kernels/cuda/dropout.cuh>
 #include <attend/kernels/cuda/instructions.cuh>
 #include <attend/kernels/cuda/plain_backward.cuh>
+#include <attend/kernels/cuda/rotate.cuh>
 #include <attend/kernels/cuda/row_sums.cuh>
 #include <attend/kernels/cuda/scores.cuh>
 #include <attend/kernels/cuda/sequence.cuh>
@@ -65,10 +66,12 @@ struct TensorCoreEntrySums {
             scores.cover({work.queries.begin, work.queries.begin + Shape::kRows}, {key, key + Shape::kStep});
         if (cover == MaskCover::kEmpty) continue;
         barrier();  // the tiles may still be read
+        const bool is_new = !has_queries;
         copy(call, scores, work.queries, key, has_queries);
         has_queries = true;
         copy_async_commit();
         copy_async_wait<0>();
+        if (detail::rotates<kType>(call.forward)) rotate(call.forward, sequence, work.queries, key, is_new);
         barrier();
         add(call, scores, work.queries, key, cover == MaskCover::kFull, sums);
       }
@@ -103,6 +106,15 @@ struct TensorCoreEntrySums {
     detail::copy_rows<kThreads>(forward.key, batch, kv_head, key, sequence.keys, forward.head_dim, Shape::step(0, 0));
     detail::copy_rows<kThreads>(forward.value, batch, kv_head, key, sequence.keys, forward.value_dim,
                                 Shape::step(0, 1));
+  }
+
+  ATTEND_HOST_DEVICE static void rotate(const Call& forward, const detail::Sequence& sequence, const KeyRange& queries,
+                                        std::int32_t key, bool has_queries) {
+    if (has_queries)
+      detail::rotate_rows<kType, kThreads>(forward, forward.query_rotary, sequence.batch, queries.begin, queries,
+                                           Shape::own(0));
+    detail::rotate_rows<kType, kThreads>(forward, forward.key_rotary, sequence.batch, key, sequence.keys,
+                                         Shape::step(0, 0));
   }
 
   ATTEND_HOST_DEVICE static void add(const BackwardCall& call, const Scores& scores, const KeyRange& queries,

@@ -24,9 +24,19 @@ template <int kRows, int kWidth>
 class SharedTile {
   static_assert(kRows % 16 == 0 && kWidth % 32 == 0);
 
+ private:
+  static constexpr int kChunks = kWidth / 8;
+  static constexpr int kPermuted = kChunks % 8 == 0 ? 8 : 4;  // chunks that change places with each other
+
  public:
   using Number = std::uint16_t;
-  static constexpr int kBytes = kRows * kWidth * 2;
+  static constexpr int kBytes = kRows * kWidth * 2, kTileRows = kRows;
+
+  /// How many neighbouring threads of kThreads copy a row. At least 8 rows are copied at once.
+  ATTEND_HOST_DEVICE static constexpr int threads_per_row(int threads) {
+    const int most = threads / 8;
+    return kChunks % 16 == 0 && most >= 16 ? 16 : kChunks % 8 == 0 && most >= 8 ? 8 : 4;
+  }
 
   /// @param offset The first byte in the block's shared memory, a multiple of 128.
   ATTEND_HOST_DEVICE explicit SharedTile(int offset) : view_(shared_memory<std::uint16_t>(offset, kRows * kWidth)) {}
@@ -77,6 +87,11 @@ class SharedTile {
     return view_.template as<Words4>().load(moved(place(row, chunk), rows, chunks) / 8);
   }
 
+  /// A chunk of a row.
+  ATTEND_HOST_DEVICE Shared<Words4> chunk(int row, int chunk) const {
+    return view_.sub(place(row, chunk), 8).template as<Words4>();
+  }
+
   /// The 16 × 16 numbers from (row, column) on as operand A of mma. row and column are multiples of 16.
   ATTEND_HOST_DEVICE void load_a(int row, int column, std::uint32_t (&a)[4]) const {
     const int lane = lane_index();
@@ -102,15 +117,6 @@ class SharedTile {
   }
 
  private:
-  static constexpr int kChunks = kWidth / 8;
-  static constexpr int kPermuted = kChunks % 8 == 0 ? 8 : 4;  // chunks that change places with each other
-
-  /// How many of kThreads threads copy a row. At least 8 rows are copied at once.
-  ATTEND_HOST_DEVICE static constexpr int threads_per_row(int threads) {
-    const int most = threads / 8;
-    return kChunks % 16 == 0 && most >= 16 ? 16 : kChunks % 8 == 0 && most >= 8 ? 8 : 4;
-  }
-
   /// The place of a chunk.
   ATTEND_HOST_DEVICE static int place(int row, int chunk) {
     const int swizzle = kPermuted == 8 ? row & 7 : row >> 1 & 3;

@@ -8,7 +8,7 @@
 #include <attend/layers/multihead_attention_call.h>
 #include <attend/layers/multihead_attention_options.h>
 #include <attend/layers/rms_norm.h>
-#include <attend/positions/detail/rotation.h>
+#include <attend/attention/detail/rotation.h>
 #include <attend/positions/rotary.h>
 #include <attend/positions/token_positions.h>
 #include <attend/version.h>

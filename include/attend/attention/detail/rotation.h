@@ -9,10 +9,11 @@
 #include <attend/detail/torch/in_memory.h>
 #include <attend/detail/torch/parallel.h>
 #include <attend/kernels/cpu/rotate.h>
-#include <attend/positions/rotary_layout.h>
+#include <attend/score/rotary_layout.h>
 #include <attend/version.h>
 
 #include <ATen/OpMathType.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/stack.h>
