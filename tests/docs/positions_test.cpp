@@ -61,6 +61,10 @@ TEST_CASE("docs/positions.md: rotary embeddings") {
       attend::attention(rotary(q), rotary(k), v, attend::AttentionOptions().is_causal(true));  // (N, H, L, 64)
 
   CHECK(attended.sizes() == q.sizes());
+  const torch::Tensor before = attended;
+  attended = attend::attention(q, k, v, attend::AttentionOptions().is_causal(true).rotary(rotary->cos_sin(k)));
+
+  CHECK(attended.equal(before));
   auto options = attend::RotaryEmbeddingOptions(64).theta(500000).scaling(attend::Llama3RotaryScaling(8));
   attend::RotaryEmbedding llama3(options);
 

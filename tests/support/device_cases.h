@@ -88,6 +88,13 @@ inline void check_every_option(torch::Device device, const BackendChoice& backen
   const torch::Tensor mask = torch::rand({2, 1, 19, 23}) < 0.6, offsets = integers(torch::tensor({0, 5, 5, 19})),
                       key_offsets = integers(torch::tensor({0, 8, 10, 23})),
                       table = integers(torch::tensor({{2, 0, 0}, {1, 3, 0}}));
+  const auto tables = [device](torch::IntArrayRef sizes, RotaryLayout layout) {
+    const torch::Tensor angles = torch::randn(sizes).to(device);
+    return RotaryTables{angles.cos(), angles.sin(), layout};
+  };
+  const RotaryTables half_split = tables({23, 8}, RotaryLayout::kHalfSplit),
+                     of_keys = tables({2, 23, 3}, RotaryLayout::kInterleaved),
+                     of_queries = tables({19, 3}, RotaryLayout::kInterleaved);
   const Case cases[] = {
       {"plain", with()},
       {"is_causal, scale", with().is_causal(true).scale(0.4)},
@@ -100,6 +107,8 @@ inline void check_every_option(torch::Device device, const BackendChoice& backen
       {"key_lengths", with().key_lengths(integers(torch::tensor({23, 0})))},
       {"block_table", with().key_lengths(integers(torch::tensor({7, 12}))).block_table(table), {}, 4, 3, false},
       {"dropout", with().dropout(0.3)},
+      {"rotary", with().rotary(half_split).is_causal(true)},
+      {"rotary of a part, with query_rotary", with().rotary(of_keys).query_rotary(of_queries).softcap(1.5)},
   };
   for (const auto dtype : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf})
     for (const Case& c : cases) {

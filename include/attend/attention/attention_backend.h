@@ -33,6 +33,9 @@ class AttentionBackend {
   /// Explanation::how.
   virtual std::string how(const Problem& problem) const = 0;
 
+  /// Whether it rotates queries and keys by the tables of the problem. If not, it is given rotated ones.
+  virtual bool rotates(const Problem& /*problem*/) const { return false; }
+
   /// Computes a problem for which can_run() is true. The result is part of torch's autograd graph.
   virtual AttentionResult run(const Problem& problem) const = 0;
 

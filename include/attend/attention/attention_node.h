@@ -4,6 +4,7 @@
 #include <attend/attention/attention_backend.h>
 #include <attend/attention/backend.h>
 #include <attend/attention/detail/problem.h>
+#include <attend/attention/detail/rotated.h>
 #include <attend/attention/reference.h>
 #include <attend/detail/torch/fused_node.h>
 #include <attend/version.h>
@@ -92,7 +93,7 @@ class AttentionNode {
     const Problem problem = problem_of(inputs);
     TORCH_CHECK_NOT_IMPLEMENTED(!backend_.drops_other_weights(problem), "attend::attention: ", backend_.name(),
                                 " has no second derivative with dropout on a GPU");
-    const AttentionResult result = Reference().run(problem);
+    const AttentionResult result = Reference().run(rotated(problem));
     return {result.output, result.log_sum_exp};
   }
 
@@ -110,6 +111,10 @@ class AttentionNode {
     kKeyOffsets,
     kKeyLengths,
     kBlockTable,
+    kQueryCos,
+    kQuerySin,
+    kKeyCos,
+    kKeySin,
     kVariantTensors
   };
   enum Output : std::size_t { kOutput, kLogSumExp };
@@ -121,7 +126,9 @@ class AttentionNode {
   static std::vector<at::Tensor*> tensors_of(AttentionTensors& from) {
     std::vector<at::Tensor*> tensors{&from.query,       &from.key,          &from.value,
                                      &from.attn_mask,   &from.alibi_slopes, &from.query_offsets,
-                                     &from.key_offsets, &from.key_lengths,  &from.block_table};
+                                     &from.key_offsets, &from.key_lengths,  &from.block_table,
+                                     &from.query_cos,   &from.query_sin,    &from.key_cos,
+                                     &from.key_sin};
     for (at::Tensor& tensor : from.variant_tensors) tensors.push_back(&tensor);
     return tensors;
   }

@@ -135,9 +135,10 @@ struct Explanation {
   Backend backend;             ///< The backend that computes the call, never kAuto.
   std::string why_not_faster;  ///< One sentence for each faster backend that is not used; empty if there is none.
 
-  /// The inputs that this backend copies or converts; empty if none. Two conversions are not listed, because they
+  /// The inputs that this backend copies or converts; empty if none. Three conversions are not listed, because they
   /// happen before the backend is called:
   /// - the casts of autocast
+  /// - the rotation of AttentionOptions::rotary()
   /// - the conversion of a float attn_mask to another dtype; see AttentionOptions::attn_mask()
   std::string copies;
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/attention/backend.h>
+#include <attend/attention/rotary_tables.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
@@ -9,6 +10,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <ostream>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE {
@@ -66,12 +68,13 @@ struct Window {
   }
 };
 
-/// Options of attention(). All of them can be combined, except key_lengths and block_table with offsets.
+/// Options of attention(). All of them can be combined. Exceptions: key_lengths and block_table with offsets, and
+/// rotary with block_table.
 ///
 /// Each option is set by `.name(value)`, which returns the options, and read by `.name()`.
 ///
 /// The order of the steps:
-/// 1. scale · q·k
+/// 1. scale · q·k; with rotary, q and k are rotated first
 /// 2. softcap
 /// 3. alibi_slopes
 /// 4. a float attn_mask
@@ -180,10 +183,46 @@ struct AttentionOptions {
   /// Source: Kwon et al., "Efficient memory management for large language model serving with PagedAttention", 2023.
   TORCH_ARG(at::Tensor, block_table);
 
+  /// A rotary embedding: queries and keys are rotated in pairs before q·k, as rotate() does. Key j is rotated by row j
+  /// of the tables, so they are (S, R/2) or (N, S, R/2) with R ≤ D, floating-point, on the device of query. Default:
+  /// none.
+  ///
+  /// - The queries are rotated by query_rotary. Without that option, query i is rotated by row i + S − L.
+  /// - The result is that of attention() with rotated tensors. attend::cuda::backend() rotates float16 and bfloat16
+  /// while
+  ///   it loads them, so that no rotated tensor is written, if R is a multiple of 16. In all other calls queries and
+  ///   keys are rotated first.
+  /// - Pairs are rotated in the dtype that autocast gives the query, with products in float32 or float64.
+  /// - Gradients reach the tables; then queries and keys are rotated first.
+  /// - It cannot be combined with block_table. A KeyValueCache holds rotated keys.
+  ///
+  /// RotaryEmbedding::cos_sin() makes the tables:
+  /// @code
+  /// attend::RotaryEmbedding rotary(64);
+  /// attend::attention(q, k, v, attend::AttentionOptions().is_causal(true).rotary(rotary->cos_sin(k)));
+  /// @endcode
+  ///
+  /// Source: Su et al., "RoFormer", 2021.
+  TORCH_ARG(RotaryTables, rotary);
+  /// The tables of the queries, (L, R/2) or (N, L, R/2): query i is rotated by row i. They have the layout and the
+  /// number of columns of rotary. Default: the last L rows of rotary. query_rotary must be set if L > S, in a packed
+  /// batch, and with key_lengths.
+  TORCH_ARG(RotaryTables, query_rotary);
+
   /// Which backend computes the call: a Backend, or a backend object, see BackendChoice. kAuto follows the active
   /// BackendGuard, and without one takes the fastest backend. Any other backend computes the call or throws
   /// c10::NotImplementedError. Default: kAuto.
   TORCH_ARG(BackendChoice, backend) = Backend::kAuto;
 };
+
+namespace detail {
+
+/// The backend object that computes a call with this option: that of the option or of a guard; null for a built-in
+/// backend.
+inline std::shared_ptr<const AttentionBackend> given_backend(const BackendChoice& choice) {
+  return choice == Backend::kAuto ? BackendGuard::current_object() : choice.object();
+}
+
+}  // namespace detail
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE

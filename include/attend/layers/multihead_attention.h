@@ -350,8 +350,15 @@ class MultiheadAttentionImpl : public torch::nn::Cloneable<MultiheadAttentionImp
     if (!q_norm.is_empty()) step.query = detail::normalized_heads(q_norm, step.query, options.batch_first(), has_data);
     if (!k_norm.is_empty() && step.key.defined())
       step.key = detail::normalized_heads(k_norm, step.key, options.batch_first(), has_data);
-    if (!rotary.is_empty() && has_data)
-      detail::rotate_heads(step, *rotary, detail::positions_of(call, step, /*is_self_attention=*/query.is_same(key)));
+    if (!rotary.is_empty() && has_data) {
+      const detail::HeadTables tables =
+          detail::tables_of(step, *rotary, detail::positions_of(call, step, /*is_self_attention=*/query.is_same(key)));
+      // A backend object may rotate them when it loads them. A cache holds rotated keys.
+      if (call.cache() == nullptr && !step.function && detail::given_backend(options.backend()) != nullptr)
+        step.options.rotary(tables.key).query_rotary(tables.query);
+      else
+        detail::rotate_heads(step, tables);
+    }
     step.options.scale(options.scale()).backend(options.backend()).dropout(is_training() ? options.dropout() : 0.0);
     step.options.softcap(options.softcap()).query_offsets(call.query_offsets()).key_offsets(call.key_offsets());
     if (options.alibi()) step.options.alibi_slopes(slopes(step.query, has_data));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/rotary_tables.h>
 #include <attend/detail/nn/archive.h>
 #include <attend/detail/torch/checks.h>
 #include <attend/positions/detail/table_cache.h>
@@ -58,12 +59,6 @@ struct RotaryEmbeddingOptions {
   /// The number of axes of a position: 1 for a sequence, 2 for rows and columns, 3 for depth, rows and columns. Each
   /// axis has an equal share of the pairs, in this order. Default: 1.
   TORCH_ARG(std::int64_t, axes) = 1;
-};
-
-/// The tables of a rotary embedding.
-struct RotaryTables {
-  torch::Tensor cos,  ///< (L, R/2) or (N, L, R/2)
-      sin;            ///< the same sizes
 };
 
 /// Rotary position embedding: rotates the queries and keys of attention by angles that grow with the position. A score
@@ -153,7 +148,8 @@ class RotaryEmbeddingImpl : public torch::nn::Cloneable<RotaryEmbeddingImpl> {
     return rotate(x, tables.cos, tables.sin, options.layout());
   }
 
-  /// The tables with which forward() rotates x. Use them with rotate() if queries and keys have the same positions.
+  /// The tables with which forward() rotates x. Use them with AttentionOptions::rotary(), or with rotate() if queries
+  /// and keys have the same positions.
   ///
   /// @param x As in forward(). Only its sizes, dtype and device are used.
   /// @param positions As in forward().
@@ -177,7 +173,7 @@ class RotaryEmbeddingImpl : public torch::nn::Cloneable<RotaryEmbeddingImpl> {
       both = kept[0].narrow(0, offset, x.size(2));
     }
     const std::int64_t pairs = rotary_dim() / 2;
-    return {both.narrow(-1, 0, pairs), both.narrow(-1, pairs, pairs)};
+    return {both.narrow(-1, 0, pairs), both.narrow(-1, pairs, pairs), options.layout()};
   }
 
   /// The options that the layer was made with.

@@ -202,6 +202,62 @@ TEST_CASE("attend::cuda::backend: float32 in tf32 with Kernels::Float32, with gr
   }
 }
 
+TEST_CASE("attend::cuda::backend: the option rotary, rotated when the kernels load queries and keys") {
+  const torch::Tensor angles = 3 * torch::randn({70, 16}), own = torch::randn({2, 40, 16});
+  for (const attend::RotaryLayout layout : {attend::RotaryLayout::kHalfSplit, attend::RotaryLayout::kInterleaved})
+    for (const bool has_own : {false, true}) {
+      CAPTURE(layout);
+      CAPTURE(has_own);
+      AttentionOptions options = AttentionOptions().rotary({angles.cos(), angles.sin(), layout}).is_causal(true);
+      if (has_own) options.query_rotary({own.cos(), own.sin(), layout});
+      const std::vector<torch::Tensor> inputs{torch::randn({2, 4, 40, 64}), torch::randn({2, 2, 70, 64}),
+                                              torch::randn({2, 2, 70, 64})};
+      const auto call = [&](const std::vector<torch::Tensor>& given, const BackendChoice& choice) {
+        return attend::attention_with_lse(given[0], given[1], given[2], AttentionOptions(options).backend(choice));
+      };
+      attend::test::compare_on(torch::kCPU, inputs, torch::kBFloat16, call, kernels());
+      const attend::detail::Problem problem = attend::detail::attention_problem(
+          inputs[0].to(torch::kBFloat16), inputs[1].to(torch::kBFloat16), inputs[2].to(torch::kBFloat16),
+          AttentionOptions(options).backend(kernels()));
+      CHECK(problem.has_rotary());
+    }
+}
+
+TEST_CASE("attend::cuda::backend: second derivatives with the option rotary, and calls that are rotated first") {
+  const torch::Tensor angles = 3 * torch::randn({9, 16});
+  const attend::RotaryTables tables{angles.cos(), angles.sin()};
+  const auto second = [&](const BackendChoice& backend) {
+    torch::manual_seed(4);
+    const torch::Tensor x = torch::randn({1, 2, 9, 64}).to(torch::kBFloat16).requires_grad_();
+    const torch::Tensor y = attend::attention(x, x, x, AttentionOptions().rotary(tables).backend(backend));
+    const torch::Tensor first = torch::autograd::grad({y.square().sum()}, {x}, {}, true, /*create_graph=*/true)[0];
+    return torch::autograd::grad({first.square().sum()}, {x})[0].to(torch::kFloat);
+  };
+  const torch::Tensor expected = second(Backend::kReference);
+  CHECK(max_difference(second(kernels()), expected) < 0.05 * expected.abs().max().item<double>());
+
+  const auto is_left = [](at::ScalarType dtype, const attend::RotaryTables& of_call) {
+    const torch::Tensor x = torch::randn({1, 2, 9, 64}).to(dtype);
+    const auto options = AttentionOptions().rotary(of_call).backend(kernels());
+    return attend::detail::attention_problem(x, x, x, options).has_rotary();
+  };
+  CHECK(is_left(torch::kBFloat16, tables));
+  CHECK(is_left(torch::kHalf, tables));
+  CHECK(!is_left(torch::kFloat, tables));
+  CHECK(!is_left(torch::kDouble, tables));
+  CHECK(!is_left(torch::kBFloat16, {angles.narrow(1, 0, 4).cos(), angles.narrow(1, 0, 4).sin()}));
+  CHECK(!is_left(torch::kBFloat16, {angles.cos().requires_grad_(), angles.sin()}));
+}
+
+TEST_CASE("attend::cuda::backend: MultiheadAttention with rotary leaves the rotation to the kernels") {
+  attend::MultiheadAttention layer(
+      attend::MultiheadAttentionOptions(128, 2).rotary(attend::RotaryEmbeddingOptions(64)).is_causal(true));
+  layer->to(torch::kBFloat16);
+  const torch::Tensor x = torch::randn({2, 12, 128}).to(torch::kBFloat16), expected = std::get<0>(layer(x, x, x));
+  const attend::BackendGuard guard(kernels());
+  CHECK(max_difference(std::get<0>(layer(x, x, x)), expected) < 0.02);
+}
+
 TEST_CASE("attend::cuda::backend: it says why it cannot compute a call") {
   const auto refused = [](const BackendChoice& backend, const auto& call) {
     const std::string text = message_of<c10::NotImplementedError>([&] { call(AttentionOptions().backend(backend)); });

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/attention_backend.h>
 #include <attend/attention/backend.h>
+#include <attend/attention/detail/check_rotary.h>
 #include <attend/attention/detail/problem.h>
+#include <attend/attention/detail/rotated.h>
 #include <attend/attention/options.h>
 #include <attend/detail/torch/autocast.h>
 #include <attend/detail/torch/check_dense.h>
@@ -21,6 +24,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 namespace attend::inline ATTEND_VERSION_NAMESPACE::detail {
 
@@ -234,6 +238,14 @@ inline void broadcast(at::Tensor& query, at::Tensor& key, at::Tensor& value, con
   });
 }
 
+/// Whether the backend rotates queries and keys when it loads them. Without values there is none.
+inline bool leaves_rotation_to_backend(const Problem& problem) {
+  if (!problem.has_rotary() || !problem.value.defined() || problem.given_backend == nullptr) return false;
+  for (const at::Tensor* table : {&problem.query_cos, &problem.query_sin, &problem.key_cos, &problem.key_sin})
+    if (needs_gradient(*table) || table->_fw_grad(/*level=*/0).defined()) return false;
+  return problem.given_backend->rotates(problem);
+}
+
 /// Checks a call, and fills a problem. `given_value` is null if the call has none.
 inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& given_key,
                                const at::Tensor* given_value, const AttentionOptions& options,
@@ -243,8 +255,7 @@ inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& 
   if (given_value != nullptr) check_attention_tensor("value", *given_value, "(N, G, S, Dv)");
   Problem problem;
   problem.dimensions = given_query.dim();
-  problem.given_backend =
-      options.backend() == Backend::kAuto ? BackendGuard::current_object() : options.backend().object();
+  problem.given_backend = given_backend(options.backend());
   problem.query = autocast(given_query, purpose);
   problem.key = autocast(given_key, purpose);
   check_same_kind("key", problem.key, problem.query);
@@ -305,7 +316,8 @@ inline Problem checked_problem(const at::Tensor& given_query, const at::Tensor& 
     problem.key_lengths = checked_key_lengths(options.key_lengths(), problem);
   }
   if (problem.has_pages()) check_pages(problem);
-  return problem;
+  set_rotary(options, problem);
+  return leaves_rotation_to_backend(problem) ? problem : rotated(std::move(problem), purpose);
 }
 
 /// Checks a call that has no values.

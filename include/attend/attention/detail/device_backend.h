@@ -64,6 +64,11 @@ class DeviceBackend final : public KernelBackend {
     return has_half_mask(problem) ? "It converts the float16 attn_mask to float32." : "";
   }
 
+  /// Without tensor cores, each key would be rotated again for every 16 queries.
+  bool rotates(const Problem& problem) const override {
+    return c10::elementSize(problem.query.scalar_type()) == 2 && problem.rotary_dim() % 16 == 0;
+  }
+
   std::string how(const Problem&) const override {
     return c10::str(kName, " runs attend's own CUDA kernels, compiled for ", structs(), ".");
   }
@@ -71,6 +76,8 @@ class DeviceBackend final : public KernelBackend {
   Problem readable(const Problem& given) const override {
     Problem problem = given;
     if (has_half_mask(given)) problem.attn_mask = ExpandedCast::apply_to(given.attn_mask, at::kFloat);
+    for (at::Tensor* table : {&problem.query_cos, &problem.query_sin, &problem.key_cos, &problem.key_sin})
+      if (table->defined()) *table = with_aligned_rows(*table);
     return problem;
   }
 
@@ -112,6 +119,12 @@ class DeviceBackend final : public KernelBackend {
 
   static bool has_half_mask(const Problem& problem) {
     return problem.attn_mask.defined() && problem.attn_mask.scalar_type() == at::kHalf;
+  }
+
+  /// A table as the kernels on tensor cores read it, in float32. cos and sin then have the same strides.
+  static at::Tensor with_aligned_rows(const at::Tensor& given) {
+    const at::Tensor table = given.to(at::kFloat).contiguous();
+    return reinterpret_cast<std::uintptr_t>(table.const_data_ptr()) % 16 == 0 ? table : table.clone();
   }
 
   static at::Tensor bytes(std::int64_t count, const Problem& problem) {

@@ -31,6 +31,11 @@ inline TensorView4d view_to_write(const at::Tensor& tensor) {
   return view;
 }
 
+/// Tables with the same strides, whose columns are neighbours.
+inline RotaryView rotary_view(const at::Tensor& cos, const at::Tensor& sin) {
+  return {cos.const_data_ptr(), sin.const_data_ptr(), {cos.size(0) > 1 ? cos.stride(0) : 0, cos.stride(1)}};
+}
+
 /// A problem as plain numbers and pointers, and the tensors that were made for it. The problem must outlive it.
 struct ProblemParams {
   AttentionParams params;
@@ -56,6 +61,12 @@ inline ProblemParams attention_params(const Problem& problem) {
   params.query = view_to_read(problem.query);
   params.key = view_to_read(problem.key);
   params.value = view_to_read(problem.value);
+  if (problem.has_rotary()) {
+    params.rotary_dim = problem.rotary_dim();
+    params.rotary_layout = problem.rotary_layout;
+    params.query_rotary = rotary_view(problem.query_cos, problem.query_sin);
+    params.key_rotary = rotary_view(problem.key_cos, problem.key_sin);
+  }
   params.scale = problem.scale;
   params.softcap = problem.softcap;
   if (problem.alibi_slopes.defined()) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attend/attention/options.h>
+#include <attend/score/rotary_layout.h>
 #include <attend/version.h>
 
 #include <ATen/core/Tensor.h>
@@ -24,9 +25,12 @@ struct AttentionTensors {
   at::Tensor value;         // (N, G, S, Dv); with block_table (num_pages, G, page_size, Dv)
   at::Tensor attn_mask;     // undefined, or 4-d and broadcastable to (N, H, L, S): bool, float32, or the query's dtype
   at::Tensor alibi_slopes;  // undefined, or (1 or N, H)
-  at::Tensor query_offsets, key_offsets;    // undefined, or int32 (sequences + 1)
-  at::Tensor key_lengths;                   // undefined, or int32 (N), contiguous
-  at::Tensor block_table;                   // undefined, or int32 (N, pages of an entry) with rows side by side
+  at::Tensor query_offsets, key_offsets;  // undefined, or int32 (sequences + 1)
+  at::Tensor key_lengths;                 // undefined, or int32 (N), contiguous
+  at::Tensor block_table;                 // undefined, or int32 (N, pages of an entry) with rows side by side
+  // Undefined, or (1 or N, L, R/2) and (1 or N, S, R/2): query and key are not rotated yet, and need no gradient of
+  // them.
+  at::Tensor query_cos, query_sin, key_cos, key_sin;
   std::vector<at::Tensor> variant_tensors;  // those that the variant reads
 };
 
@@ -39,7 +43,8 @@ struct Problem : AttentionTensors {
   std::shared_ptr<const Variant> variant;  // of flex_attention(); null without
   std::shared_ptr<const CpuVariantMaker> cpu_variant;     // the same for the CPU kernels
   std::shared_ptr<const AttentionBackend> given_backend;  // that of the call or its guard; null for built-in ones
-  Window window;                                          // includes is_causal; unlimited where it would mask nothing
+  RotaryLayout rotary_layout = RotaryLayout::kHalfSplit;
+  Window window;  // includes is_causal; unlimited where it would mask nothing
   double scale = 1.0;
   double softcap = 0.0;
   double dropout = 0.0;
@@ -58,6 +63,8 @@ struct Problem : AttentionTensors {
   bool has_window() const { return window.left >= 0 || window.right > 0; }
   bool is_packed() const { return query_offsets.defined(); }
   bool has_pages() const { return block_table.defined(); }
+  bool has_rotary() const { return key_cos.defined(); }
+  std::int64_t rotary_dim() const { return has_rotary() ? 2 * key_cos.size(2) : 0; }
 
   /// Whether a key may be masked for a query of its sequence. Keys of other sequences of a packed batch do not count,
   /// and neither do those beyond key_lengths.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <attend/attention/detail/rotation.h>
+#include <attend/attention/rotary_tables.h>
 #include <attend/detail/torch/without_data.h>
 #include <attend/layers/detail/multihead_options.h>
 #include <attend/layers/detail/multihead_projection.h>
@@ -8,7 +10,6 @@
 #include <attend/layers/multihead_attention_call.h>
 #include <attend/layers/multihead_attention_options.h>
 #include <attend/layers/rms_norm.h>
-#include <attend/attention/detail/rotation.h>
 #include <attend/positions/rotary.h>
 #include <attend/positions/token_positions.h>
 #include <attend/version.h>
@@ -85,17 +86,26 @@ inline HeadPositions positions_of(const MultiheadAttentionCall& call, const Head
   return result;
 }
 
-/// Rotates queries and keys. They are the results of projections or of norms, which no backward pass reads.
-inline void rotate_heads(HeadTensors& heads, RotaryEmbeddingImpl& rotary, const HeadPositions& positions) {
-  const auto rotate_one = [&](torch::Tensor& x, const RotaryTables& tables) {
-    x = Rotation::apply_to_owned(x, tables.cos, tables.sin, rotary.options.layout());
-  };
-  const RotaryTables tables = rotary.cos_sin(heads.query, positions.query);
-  rotate_one(heads.query, tables);
-  if (!heads.key.defined()) return;
+/// The tables of queries and keys. Without keys, the second is empty.
+struct HeadTables {
+  RotaryTables query, key;
+};
+
+inline HeadTables tables_of(const HeadTensors& heads, RotaryEmbeddingImpl& rotary, const HeadPositions& positions) {
+  const RotaryTables of_query = rotary.cos_sin(heads.query, positions.query);
+  if (!heads.key.defined()) return {of_query, {}};
   const bool is_same = positions.query.defined() ? positions.query.is_same(positions.key)
                                                  : !positions.key.defined();  // then the lengths are equal
-  rotate_one(heads.key, is_same ? tables : rotary.cos_sin(heads.key, positions.key));
+  return {of_query, is_same ? of_query : rotary.cos_sin(heads.key, positions.key)};
+}
+
+/// Rotates queries and keys. They are the results of projections or of norms, which no backward pass reads.
+inline void rotate_heads(HeadTensors& heads, const HeadTables& tables) {
+  const auto rotate_one = [](torch::Tensor& x, const RotaryTables& of_x) {
+    x = Rotation::apply_to_owned(x, of_x.cos, of_x.sin, of_x.layout);
+  };
+  rotate_one(heads.query, tables.query);
+  if (heads.key.defined()) rotate_one(heads.key, tables.key);
 }
 
 }  // namespace attend::inline ATTEND_VERSION_NAMESPACE::detail
