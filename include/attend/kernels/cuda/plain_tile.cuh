@@ -212,28 +212,30 @@ class PlainTile {
     }
   }
 
-  /// The same for the gradient of queries or keys, rotated back. first_column and `columns` count as HeadRows::load()
-  /// does, so that the two numbers of a pair are in neighbouring lanes.
+  /// The same for the gradient of queries or keys, rotated back. first_column counts as HeadRows::load() does, so that
+  /// the two numbers of a pair are neighbours. All threads of the block call it.
   ATTEND_HOST_DEVICE void store_rotated_back(const Call& call, const RotaryView& tables, const TensorView4d& tensor,
                                              std::int32_t batch, std::int32_t head, const KeyRange& rows,
                                              int first_column, T factor, const T (&sums)[kOutputs]) const {
-    const RotaryRows<T> rotary(call, tables, batch);
-    const bool is_second = x_ % 2 != 0;
+    barrier();  // the chunk may still be read
     ATTEND_UNROLL
-    for (int a = 0; a < kEach; ++a) {
-      ATTEND_UNROLL
-      for (int b = 0; b < kColumns / 8; ++b) {
-        const T own = factor * sums[a * (kColumns / 8) + b], other = shuffle_xor(own, 1);
-        const int i = rows.begin + row(a), c = first_column + column(b);
-        if (i >= rows.end || c >= call.head_dim) continue;
-        Pair<T> numbers;
-        numbers.first = is_second ? other : own;
-        numbers.second = is_second ? own : other;
-        numbers = rotary.rotated_back(numbers, i, c / 2);
-        const int place = is_second ? rotary.second_column(c / 2) : rotary.first_column(c / 2);
-        store_number<T>(call.dtype, tensor.data, row_place(tensor.strides, batch, head, i) + place * tensor.strides[3],
-                        is_second ? numbers.second : numbers.first);
-      }
+    for (int k = 0; k < kOutputs; ++k)
+      chunks_.store(row(k / (kColumns / 8)) * kWideStride + column(k % (kColumns / 8)), factor * sums[k]);
+    barrier();
+    const RotaryRows<T> rotary(call, tables, batch);
+    ATTEND_NO_UNROLL
+    for (int k = thread_index(); k < kRows * kColumns / 2; k += kThreads) {
+      const int row = k / (kColumns / 2), column = k % (kColumns / 2) * 2;
+      const int i = rows.begin + row, pair = (first_column + column) / 2;
+      if (i >= rows.end || 2 * pair >= call.head_dim) continue;
+      Pair<T> numbers;
+      numbers.first = chunks_.load(row * kWideStride + column);
+      numbers.second = chunks_.load(row * kWideStride + column + 1);
+      numbers = rotary.rotated_back(numbers, i, pair);
+      const std::int64_t first = row_place(tensor.strides, batch, head, i), step = tensor.strides[3];
+      store_number<T>(call.dtype, tensor.data, first + rotary.first_column(pair) * step, numbers.first);
+      if (2 * pair + 1 < call.head_dim)
+        store_number<T>(call.dtype, tensor.data, first + rotary.second_column(pair) * step, numbers.second);
     }
   }
 
