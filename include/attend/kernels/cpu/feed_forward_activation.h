@@ -28,10 +28,10 @@ struct NormalDistribution {
   static ATTEND_ALWAYS_INLINE void cdf(const Vector& x, Vector& result) {
     constexpr float kCoefficients[] = {0.17087277f,  -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f,
                                        -0.18628806f, 0.09678418f,  0.37409196f, 1.00002368f,  -1.26551223f};
-    const Vector z = (x < Vector{} ? -x : x) * (Vector{} + 0.70710678f);
-    const Vector t = (Vector{} + 1.0f) / (1.0f + 0.5f * z);
-    Vector sum = Vector{} + kCoefficients[0];
-    ATTEND_UNROLL for (int k = 1; k < 10; ++k) sum = sum * t + (Vector{} + kCoefficients[k]);
+    const Vector z = (x < Vector{} ? -x : x) * 0.70710678f;
+    const Vector t = 1.0f / (1.0f + 0.5f * z);
+    Vector sum = kCoefficients[0] * t + kCoefficients[1];
+    ATTEND_UNROLL for (int k = 2; k < 10; ++k) sum = sum * t + kCoefficients[k];
     sum -= z * z;
     Vec::exp(sum);
     const Vector tail = 0.5f * t * sum;
@@ -42,7 +42,7 @@ struct NormalDistribution {
   static ATTEND_ALWAYS_INLINE void density(const Vector& x, Vector& result) {
     result = -0.5f * x * x;
     Vec::exp(result);
-    result *= Vector{} + 0.39894228f;
+    result *= 0.39894228f;
   }
 };
 
@@ -126,7 +126,7 @@ struct ActivationGradient {
         Vector gradient, result;
         Vec::load(gradient, gradients + i * kPanel + j);
         Vec::load(result, results + i * kPanel + j);
-        gradient = result == Vector{} ? Vector{} : gradient * (kept - Vector{});
+        gradient = result == Vector{} ? Vector{} : gradient * kept;
         Vec::store(gradients + i * kPanel + j, gradient);
       }
   }
@@ -140,10 +140,13 @@ struct ActivationGradient {
     for (int i = 0; i < rows; ++i) {
       if (dropout.is_active()) FlatDropoutFactors::run<Isa>(dropout, first + i, panel, factors);
       for (int j = 0; j < columns; j += Vec::kLanes) {
-        Vector gradient, x, cdf, density, factor = Vector{} + 1.0f;
+        Vector gradient, x, cdf, density, factor{};
         Vec::load(gradient, gradients + i * kPanel + j);
         Vec::load(x, inputs + i * kPanel + j);
-        if (dropout.is_active()) Vec::load(factor, factors + j);
+        if (dropout.is_active())
+          Vec::load(factor, factors + j);
+        else
+          factor += 1.0f;
         NormalDistribution<Isa>::cdf(x, cdf);
         NormalDistribution<Isa>::density(x, density);
         gradient *= (cdf + x * density) * factor;
