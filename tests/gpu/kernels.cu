@@ -2,7 +2,7 @@
 
 #include "gpu/kernels.h"
 
-#include <attend/attend.h>  // all of it, because a .cu file of a user may include it, and nvcc crashes at some expressions
+#include <attend/attend.h>  // nvcc crashes at some expressions, and a user's .cu file may include any header
 #include <attend/attention/bias.h>
 #include <attend/attention/sequence_masks.h>
 #include <attend/score/mask_operators.h>
