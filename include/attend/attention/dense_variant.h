@@ -190,15 +190,15 @@ class DenseScores : public torch::autograd::Node {
       Bound(const Mod& mod, const AttentionSizes& sizes, const Tensors& tensors,
             const std::vector<Direction>& directions)
           : reads(std::make_unique<TensorReads[]>(2)), function(bind(mod, sizes, tensors, directions, reads.get())) {}
-      static auto bind(const Mod& mod, const AttentionSizes& sizes, const Tensors& tensors,
-                       const std::vector<Direction>& directions, TensorReads* reads) {
+      static attend::detail::Bound<Mod> bind(const Mod& mod, const AttentionSizes& sizes, const Tensors& tensors,
+                                             const std::vector<Direction>& directions, TensorReads* reads) {
         ViewPurpose purpose;
         for (std::size_t depth = 0; depth < directions.size(); ++depth) {
           purpose.differentiated[depth] = static_cast<int>(directions[depth].input) - 1;
           purpose.reads[depth] = &reads[depth];
         }
         Binder binder(sizes, tensors, purpose);
-        return attend::detail::Bound<Mod>(bound(mod, binder));
+        return bound(mod, binder);
       }
       std::unique_ptr<TensorReads[]> reads;
       attend::detail::Bound<Mod> function;

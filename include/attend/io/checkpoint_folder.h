@@ -47,6 +47,8 @@ class CheckpointFolder {
 
     /// Compares the epochs, then the batches.
     friend auto operator<=>(const Position&, const Position&) = default;
+    /// Whether both positions are the same.
+    friend bool operator==(const Position&, const Position&) = default;
   };
 
   /// A folder of checkpoints. It does not have to exist.
