@@ -16,6 +16,8 @@ attend::BackendChoice plain_on_cuda() {
   return attend::cuda::backend<attend::Unchanged, attend::EveryKey, Width64>();
 }
 
+attend::BackendChoice tilted_on_cuda() { return attend::cuda::backend<Tilted, attend::Causal, Width64>(); }
+
 /// The same, and float32 in tf32.
 struct InTf32 : Width64 {
   using Float32 = attend::cuda::Widths<64>;
@@ -24,5 +26,3 @@ struct InTf32 : Width64 {
 attend::BackendChoice tf32_on_cuda() {
   return attend::cuda::backend<attend::Unchanged, attend::EveryKey, InTf32>();
 }
-
-attend::BackendChoice tilted_on_cuda() { return attend::cuda::backend<Tilted, attend::Causal, Width64>(); }
