@@ -18,16 +18,16 @@
 // Heads of more than 128 columns have one kernel for dK and one for dV, because the sums of both would not fit into the
 // registers. The second kernel computes S only.
 //
-//   128 threads; nvcc 13.0, sm_80, Unchanged and Causal, no spills. mma to ex2: how many a step of one warp has.
+//   128 threads; nvcc 13.0, sm_80, Unchanged and EveryKey, no spills. mma to ex2: how many a step of one warp has.
 //   width   step  registers  shared memory   mma  ldmatrix  cp.async  ex2   share of sm_80's peak on paper
-//      32     32  164               17,408    32        16         3   16   0.80
-//      64     32  218               33,792    64        32         5   16   0.84
-//      96     32  234               50,176    96        60         7   16   0.71
+//      32     32  168               17,408    32        16         3   16   0.80
+//      64     32  226               33,792    64        32         5   16   0.84
+//      96     32  229               50,176    96        60         7   16   0.71
 //     128     32  254               66,560   128        80         9   16   0.71
-//     192, dK 32  240               99,328   144        96        13   16   0.65
-//     192, dV 32  215               99,328    96        60        13   16   0.65
-//     256, dK 16  241               98,816    96        80         9    8   0.54
-//     256, dV 16  240               98,816    64        48         9    8   0.56
+//     192, dK 32  235               99,328   144        96        13   16   0.65
+//     192, dV 32  214               99,328    96        60        13   16   0.65
+//     256, dK 16  240               98,816    96        80         9    8   0.54
+//     256, dV 16  239               98,816    64        48         9    8   0.56
 //
 // The share is mma · 8 clocks, divided by the clocks of shared memory, which limits all these kernels: an ldmatrix of 4
 // warps takes 16 clocks, and the copies of a step take its bytes / 128. On sm_90, where mma.sync is up to twice as

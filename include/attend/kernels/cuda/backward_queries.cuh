@@ -13,13 +13,13 @@
 //
 // In a step with masked scores, numbers of K that are not finite count as 0 in dS K: a masked key may hold NaN.
 //
-//   128 threads; nvcc 13.0, sm_80, Unchanged and Causal, no spills. mma to ex2: how many a step of one warp has.
+//   128 threads; nvcc 13.0, sm_80, Unchanged and EveryKey, no spills. mma to ex2: how many a step of one warp has.
 //   width   step  registers  shared memory   mma  ldmatrix  cp.async  ex2   share of sm_80's peak on paper
-//      32     32  155               16,384    24        12         2   16   0.86
-//      64     32  249               32,768    48        24         4   16   0.86
-//      96     32  245               49,152    72        36         6   16   0.86
-//     128     32  255               65,536    96        48         8   16   0.86
-//     192     32  248               98,304   144        96        12   16   0.67
+//      32     32  162               16,384    24        12         2   16   0.86
+//      64     32  233               32,768    48        24         4   16   0.86
+//      96     32  247               49,152    72        36         6   16   0.86
+//     128     32  252               65,536    96        48         8   16   0.86
+//     192     32  252               98,304   144        96        12   16   0.67
 //     256     16  255               98,304    96        80         8    8   0.55
 //
 // The share is computed as in backward_keys.cuh. Nothing here has run on a GPU.

@@ -25,7 +25,7 @@
 // | registers                |    186 |    237 |    172 |    201 |    222 |    245 |
 // | with options: tile       |  64·64 |  64·64 |  64·64 |  64·32 |  64·32 |  64·32 |
 // | with options: KiB        |     20 |     40 |     60 |     48 |     72 |     96 |
-// | with options: registers  |    223 |    238 |    246 |    202 |    236 |    255 |
+// | with options: registers  |    240 |    238 |    248 |    206 |    236 |    255 |
 //
 // The loop for width 64 has, for each warp and tile: 128 mma, 40 ldmatrix, 8 cp.async, 68 ex2, and about 64 each of
 // fma, add, max and the product of the rescaling, besides 32 packs. On an A100 a scheduler gives the mma 128 · 8 =
