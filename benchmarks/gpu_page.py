@@ -18,7 +18,7 @@ PAGE = """# attend on a GPU
 
 Which tests pass on a GPU, and how fast are attend's CUDA kernels there?
 
-`benchmarks/gpu.sh` has run these stages on a machine with one GPU, {card}, on {date}.
+`benchmarks/gpu.sh` has run these stages on this machine: {card}. Date: {date}.
 `benchmarks/gpu_page.py` has written this page from the files of the run.
 {rehearsal}
 ## Tests and measurements
@@ -73,7 +73,8 @@ def read_stages(path):
 
 
 def table(columns, rows):
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)) + "\n"
+    escaped = ([cell.replace("|", "\\|") for cell in cells] for cells in (columns, ["---"] * len(columns), *rows))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in escaped) + "\n"
 
 
 def number(text, digits=None):

@@ -338,7 +338,7 @@ measure.main()
                    'causal,forward,1,16,16,16384,16384,64,"SDPA, flash",0.5,,,,0.6,,,,not timed: the results differ\n'
                    'decoding,forward,1,16,2,1,65536,128,"SDPA, flash",0.001,0.05,0.06,1.2,,,,1342,\n')
         page = self.page()
-        self.assertIn("one GPU, NVIDIA H200, driver 580, CUDA 13.0, on 2026-12-01.", page)
+        self.assertIn(": NVIDIA H200, driver 580, CUDA 13.0. Date: 2026-12-01.", page)
         self.assertNotIn("rehearsal without", page)
         self.assertIn("| Configure | 12 | passed |\n| The experiment | 70 | cut after 70 s |\n", page)
         self.assertIn("1 of 3 goals were reached.", page)
