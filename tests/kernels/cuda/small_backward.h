@@ -72,7 +72,8 @@ struct SmallBackwardOf : SmallCallOf<kType> {
 
   /// Prints what is wrong. Returns whether nothing is.
   bool check() const {
-    constexpr double kLimit = kType == NumberType::kFloat32 ? 0.001 : 0.01;
+    // Four times the root mean square errors of docs/cuda.md. tf32_test.cpp and backward_test.cpp check the accuracy.
+    constexpr double kLimit = kType == NumberType::kFloat32 ? 0.002 : 0.01;
     const bool is_query_right = check_and_print("gradient of query", query_gradient, computed_query, kLimit);
     const bool is_key_right = check_and_print("gradient of key", key_gradient, computed_key, kLimit);
     return check_and_print("gradient of value", value_gradient, computed_value, kLimit) && is_query_right &&
