@@ -189,9 +189,8 @@ struct AttentionOptions {
   ///
   /// - The queries are rotated by query_rotary. Without that option, query i is rotated by row i + S − L.
   /// - The result is that of attention() with rotated tensors. attend::cuda::backend() rotates float16 and bfloat16
-  /// while
-  ///   it loads them, so that no rotated tensor is written, if R is a multiple of 16. In all other calls queries and
-  ///   keys are rotated first.
+  ///   while it loads them, if R is a multiple of 16, so that no rotated tensor is written. In all other calls queries
+  ///   and keys are rotated first.
   /// - Pairs are rotated in the dtype that autocast gives the query, with products in float32 or float64.
   /// - Gradients reach the tables; then queries and keys are rotated first.
   /// - It cannot be combined with block_table. A KeyValueCache holds rotated keys.
